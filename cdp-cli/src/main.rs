@@ -1,0 +1,2 @@
+//! The cdp command.
+fn main() {}

@@ -1,0 +1,6 @@
+//! Everything of the CDP SDK that touches a socket, a thread or a clock: the NBD front end, the protecting process and the
+//! control socket of a replica's owner, on top of the pure logic of [`cdp_core`].
+
+#![deny(unsafe_code)]
+
+pub mod device;
