@@ -10,4 +10,5 @@
 
 #![forbid(unsafe_code)]
 
+pub mod frame;
 pub mod types;
