@@ -2,8 +2,23 @@
 //!
 //! A guest's write becomes one record with one LSN, cut into *parts* that are checksummed once and travel as they are. Parts
 //! are gathered into a [`RawFrame`], which the codec packs into independently decodable *chunks*. A frame is what is sent,
-//! acknowledged and appended; it looks the same on the wire and in the journal.
+//! acknowledged and appended; it looks the same on the wire and in the journal. The bytes are specified in `FORMAT.md`
+//! beside this code.
 
+mod decode;
+mod encode;
+mod info;
+mod layout;
+mod note;
 pub mod record;
+#[cfg(test)]
+mod tests;
 
-pub use record::{GapReason, Mark, Note, Part, Payload, PointKinds, RawFrame, RecordKind, ResyncReason};
+pub use decode::{
+    ChunkInfo, FRAME_BYTES_MAX, FrameError, FrameHead, HEAD_BYTES_MAX, RecordInfo, decode_chunk, decode_chunk_into,
+    verify_part,
+};
+pub use encode::{Compression, EncodedFrame, Encoder};
+pub use info::FrameInfo;
+pub use layout::{HEADER_BYTES, RECORD_BYTES};
+pub use record::{GapReason, Mark, Note, Part, Payload, PayloadError, PointKinds, RawFrame, RecordKind, ResyncReason};

@@ -1,0 +1,245 @@
+//! Packing: from a raw frame to the bytes that are sent and appended.
+
+use super::info::FrameInfo;
+use super::layout::{
+    CHUNK_BYTES, CODEC_RAW, CODEC_ZSTD, CONTENT_DATA, CONTENT_NOTES, ChunkEntry, HEADER_BYTES, Header,
+};
+use super::layout::{MAGIC, MUST_UNDERSTAND, RECORD_BYTES, RecordEntry, VERSION};
+use super::note;
+use super::record::{Part, RawFrame};
+use crate::types::{CHUNK_PLAIN_MAX, GroupId};
+use bytes::Bytes;
+use zerocopy::{FromZeros, IntoBytes};
+
+/// A frame as bytes: the head, and the body as a list to be written one after another without copying.
+#[derive(Clone, Debug)]
+pub struct EncodedFrame {
+    /// What the head says.
+    pub info: FrameInfo,
+    /// Header, record table and chunk table.
+    pub head: Bytes,
+    /// The stored bytes of all chunks in order; a raw chunk is as many pieces as it has parts.
+    pub body: Vec<Bytes>,
+}
+
+impl EncodedFrame {
+    /// Bytes of head and body together.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        u64::from(self.info.head_bytes) + u64::from(self.info.body_bytes)
+    }
+
+    /// Never: a frame has a header.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+/// How hard to compress.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compression {
+    /// Store chunks as they are.
+    None,
+    /// zstd at this level (-7 to 19); a chunk that would not shrink by a sixteenth is stored raw.
+    Zstd(i32),
+}
+
+/// Packs frames; keeps the compressor and its buffers between calls.
+pub struct Encoder {
+    zstd: zstd::bulk::Compressor<'static>,
+    level: i32,
+    gathered: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+impl std::fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Encoder").field("level", &self.level).finish_non_exhaustive()
+    }
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Encoder {
+    /// An encoder with its own compressor.
+    #[must_use]
+    pub fn new() -> Self {
+        let zstd = zstd::bulk::Compressor::default();
+        Self { zstd, level: 0, gathered: Vec::new(), packed: Vec::new() }
+    }
+
+    /// Packs `raw` as a frame of `group`.
+    ///
+    /// # Panics
+    /// When `raw` holds no part: nobody sends such a frame.
+    #[must_use]
+    pub fn encode(&mut self, raw: &RawFrame, group: GroupId, compression: Compression) -> EncodedFrame {
+        let first = raw.parts.first().expect("a frame holds at least one record");
+        let mut packer = Packer {
+            encoder: self,
+            compression,
+            entries: Vec::with_capacity(8),
+            body: Vec::new(),
+            body_bytes: 0,
+            open: 0..0,
+            open_bytes: 0,
+        };
+        let mut head = vec![0; HEADER_BYTES + raw.parts.len() * RECORD_BYTES];
+        let mut notes = Vec::new();
+        let mut noted = Vec::new();
+        for (number, part) in raw.parts.iter().enumerate() {
+            let mut entry = RecordEntry::new_zeroed();
+            entry.lsn_delta.set((part.lsn.0 - first.lsn.0) as u32);
+            entry.time_delta.set(part.time.0.saturating_sub(first.time.0) as u32);
+            entry.offset.set(part.extent.offset);
+            entry.length.set(part.extent.length);
+            entry.crc.set(part.crc);
+            entry.disk.set(part.disk.map_or(0, crate::types::DiskId::get));
+            entry.kind = part.kind as u8;
+            entry.flags = if part.kind.must_understand() { MUST_UNDERSTAND } else { 0 };
+            entry.index.set(part.index);
+            entry.count.set(part.count);
+            if !part.data.is_empty() {
+                let (chunk, offset) = packer.add(&raw.parts, number);
+                entry.chunk.set(chunk);
+                entry.chunk_offset.set(offset);
+                entry.chunk_length.set(part.data.len() as u32);
+            } else if let Some(value) = &part.note {
+                let offset = notes.len();
+                note::encode(value, &mut notes);
+                entry.chunk_offset.set(offset as u32);
+                entry.chunk_length.set((notes.len() - offset) as u32);
+                entry.crc.set(crc32c::crc32c(&notes[offset..]));
+                noted.push(number);
+            }
+            let at = HEADER_BYTES + number * RECORD_BYTES;
+            head[at..at + RECORD_BYTES].copy_from_slice(entry.as_bytes());
+        }
+        packer.close(&raw.parts);
+        if !notes.is_empty() {
+            let chunk = packer.push_notes(notes);
+            for number in noted {
+                let at = HEADER_BYTES + number * RECORD_BYTES + std::mem::offset_of!(RecordEntry, chunk);
+                head[at..at + 2].copy_from_slice(&chunk.to_le_bytes());
+            }
+        }
+        let Packer { entries, body, body_bytes, .. } = packer;
+        head.reserve_exact(entries.len() * CHUNK_BYTES);
+        entries.iter().for_each(|entry| head.extend_from_slice(entry.as_bytes()));
+        let info = FrameInfo::of(raw, group, entries.len(), body_bytes);
+        header(raw, &info, entries.len()).write_to_prefix(&mut head).expect("the head is longer than its header");
+        let crc = crc32c::crc32c(&head);
+        let at = std::mem::offset_of!(Header, crc);
+        head[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+        EncodedFrame { info, head: head.into(), body }
+    }
+
+    fn set_level(&mut self, level: i32) {
+        if self.level != level {
+            // Refused levels leave the one before, which is valid: zstd clamps, so this cannot matter.
+            let _ = self.zstd.set_compression_level(level);
+            self.level = level;
+        }
+    }
+}
+
+fn header(raw: &RawFrame, info: &FrameInfo, chunks: usize) -> Header {
+    let mut header = Header::new_zeroed();
+    header.magic = MAGIC;
+    header.version.set(VERSION);
+    header.group = *info.group.bytes();
+    header.timeline = *raw.timeline.bytes();
+    header.prev_lsn.set(raw.prev_lsn.0);
+    header.first_lsn.set(info.first_lsn.0);
+    header.last_lsn.set(info.last_lsn.0);
+    header.settled.set(raw.settled.0);
+    header.base_time.set(info.first_time.0);
+    header.epoch.set(raw.epoch.0);
+    header.records.set(raw.parts.len() as u32);
+    header.chunks.set(chunks as u32);
+    header.plain_bytes.set(info.plain_bytes);
+    header.body_bytes.set(info.body_bytes);
+    header
+}
+
+/// Fills chunks one after another; a part goes into the open one if it still fits.
+struct Packer<'a> {
+    encoder: &'a mut Encoder,
+    compression: Compression,
+    entries: Vec<ChunkEntry>,
+    body: Vec<Bytes>,
+    body_bytes: u32,
+    /// Numbers of the parts of the open chunk (parts without data in between do not count).
+    open: std::ops::Range<usize>,
+    open_bytes: u32,
+}
+
+impl Packer<'_> {
+    /// Puts part `number` into a chunk: the chunk's number from 1, and where in its plain bytes.
+    fn add(&mut self, parts: &[Part], number: usize) -> (u16, u32) {
+        let length = parts[number].data.len() as u32;
+        if self.open_bytes + length > CHUNK_PLAIN_MAX as u32 {
+            self.close(parts);
+        }
+        if self.open_bytes == 0 {
+            self.open.start = number;
+        }
+        self.open.end = number + 1;
+        let offset = self.open_bytes;
+        self.open_bytes += length;
+        (self.entries.len() as u16 + 1, offset)
+    }
+
+    fn close(&mut self, parts: &[Part]) {
+        if self.open_bytes == 0 {
+            return;
+        }
+        let plain = self.open_bytes;
+        self.open_bytes = 0;
+        let parts = parts[self.open.clone()].iter().filter(|part| !part.data.is_empty());
+        if let Compression::Zstd(level) = self.compression {
+            self.encoder.set_level(level);
+            let Encoder { zstd, gathered, packed, .. } = &mut *self.encoder;
+            gathered.clear();
+            parts.clone().for_each(|part| gathered.extend_from_slice(&part.data));
+            // The output has no room for more than fifteen sixteenths: what does not fit is not worth inflating later.
+            packed.clear();
+            packed.resize(gathered.len() - gathered.len() / 16, 0);
+            if let Ok(length) = zstd.compress_to_buffer(gathered.as_slice(), &mut packed[..]) {
+                let stored = Bytes::copy_from_slice(&packed[..length]);
+                let crc = crc32c::crc32c(&stored);
+                self.push(CODEC_ZSTD, CONTENT_DATA, plain, length as u32, crc);
+                self.body.push(stored);
+                return;
+            }
+        }
+        // A pass over the data is quicker than combining the parts' checksums: that costs a matrix product each.
+        let crc = parts.clone().fold(0, |crc, part| crc32c::crc32c_append(crc, &part.data));
+        self.push(CODEC_RAW, CONTENT_DATA, plain, plain, crc);
+        self.body.extend(parts.map(|part| part.data.clone()));
+    }
+
+    fn push_notes(&mut self, notes: Vec<u8>) -> u16 {
+        let length = notes.len() as u32;
+        self.push(CODEC_RAW, CONTENT_NOTES, length, length, crc32c::crc32c(&notes));
+        self.body.push(notes.into());
+        self.entries.len() as u16
+    }
+
+    fn push(&mut self, codec: u8, content: u8, plain: u32, stored: u32, crc: u32) {
+        let mut entry = ChunkEntry::new_zeroed();
+        entry.offset.set(self.body_bytes);
+        entry.stored_length.set(stored);
+        entry.plain_length.set(plain);
+        entry.crc.set(crc);
+        entry.codec = codec;
+        entry.content = content;
+        self.body_bytes += stored;
+        self.entries.push(entry);
+    }
+}

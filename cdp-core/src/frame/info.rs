@@ -1,0 +1,56 @@
+//! What a frame says about itself, as values.
+
+use super::layout::{CHUNK_BYTES, HEADER_BYTES, RECORD_BYTES};
+use super::record::RawFrame;
+use crate::types::{ClockEpoch, GroupId, Lsn, Timeline, WallTime};
+
+/// The facts of a frame's header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameInfo {
+    /// Whose write order.
+    pub group: GroupId,
+    /// Which branch of history.
+    pub timeline: Timeline,
+    /// The last LSN of the timeline's frame before this one; zero before its first.
+    pub prev_lsn: Lsn,
+    /// The first LSN that has a part here.
+    pub first_lsn: Lsn,
+    /// The last LSN that has a part here.
+    pub last_lsn: Lsn,
+    /// Every LSN up to here completed well at the source (or lies in an open resync) and is whole in this or earlier frames.
+    pub settled: Lsn,
+    /// The clock epoch of every stamp here.
+    pub epoch: ClockEpoch,
+    /// Stamp of the first part.
+    pub first_time: WallTime,
+    /// Stamp of the last part.
+    pub last_time: WallTime,
+    /// Entries of the record table.
+    pub records: u32,
+    /// Bytes of disk data before compression.
+    pub plain_bytes: u32,
+    /// Bytes of header, record table and chunk table.
+    pub head_bytes: u32,
+    /// Bytes of all chunks as stored.
+    pub body_bytes: u32,
+}
+
+impl FrameInfo {
+    pub(super) fn of(raw: &RawFrame, group: GroupId, chunks: usize, body_bytes: u32) -> Self {
+        Self {
+            group,
+            timeline: raw.timeline,
+            prev_lsn: raw.prev_lsn,
+            first_lsn: raw.first_lsn(),
+            last_lsn: raw.last_lsn(),
+            settled: raw.settled,
+            epoch: raw.epoch,
+            first_time: raw.parts.first().map_or(WallTime(0), |part| part.time),
+            last_time: raw.parts.last().map_or(WallTime(0), |part| part.time),
+            records: raw.parts.len() as u32,
+            plain_bytes: raw.plain_bytes as u32,
+            head_bytes: (HEADER_BYTES + raw.parts.len() * RECORD_BYTES + chunks * CHUNK_BYTES) as u32,
+            body_bytes,
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Notes as bytes: what records without disk data say.
+
+use super::record::{GapReason, Mark, Note, PointKinds, RecordKind, ResyncReason};
+use crate::types::{Lsn, MonoTime, NAME_MAX, Timeline};
+
+pub(super) fn encode(note: &Note, out: &mut Vec<u8>) {
+    match note {
+        Note::Mark(mark) => {
+            let PointKinds { short, long, mark: named, app } = mark.kinds;
+            let bits = [short, long, named, app].iter().rev().fold(0, |bits, on| bits << 1 | u8::from(*on));
+            out.extend_from_slice(&[bits, u8::from(mark.on_barrier)]);
+            text(&mark.label, out);
+        }
+        Note::Time { mono } => out.extend_from_slice(&mono.0.to_le_bytes()),
+        Note::Resize { from, to } => {
+            out.extend_from_slice(&from.to_le_bytes());
+            out.extend_from_slice(&to.to_le_bytes());
+        }
+        Note::DiskAdded { name, size } => {
+            out.extend_from_slice(&size.to_le_bytes());
+            text(name, out);
+        }
+        Note::TimelineStart { parent, fork } => {
+            out.extend_from_slice(parent.as_ref().map_or(&[0; 16], Timeline::bytes).as_slice());
+            out.extend_from_slice(&fork.0.to_le_bytes());
+        }
+        Note::GapBegin { from, reason } => {
+            out.extend_from_slice(&from.0.to_le_bytes());
+            out.push(*reason as u8);
+        }
+        Note::ResyncBegin { from, reason } => {
+            out.extend_from_slice(&from.0.to_le_bytes());
+            out.push(*reason as u8);
+        }
+        Note::ResyncEnd { bytes_read, bytes_changed } => {
+            out.extend_from_slice(&bytes_read.to_le_bytes());
+            out.extend_from_slice(&bytes_changed.to_le_bytes());
+        }
+    }
+}
+
+fn text(text: &str, out: &mut Vec<u8>) {
+    let mut end = text.len().min(NAME_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    out.extend_from_slice(&(end as u16).to_le_bytes());
+    out.extend_from_slice(&text.as_bytes()[..end]);
+}
+
+/// The note of a record of this kind; `None` when the bytes are not one.
+pub(super) fn decode(kind: RecordKind, bytes: &[u8]) -> Option<Note> {
+    let mut rest = Cursor(bytes);
+    Some(match kind {
+        RecordKind::Mark => {
+            let [bits, on_barrier] = *rest.take(2)? else { return None };
+            let on = |bit: u8| bits >> bit & 1 == 1;
+            let kinds = PointKinds { short: on(0), long: on(1), mark: on(2), app: on(3) };
+            Note::Mark(Mark { kinds, on_barrier: on_barrier != 0, label: rest.text()? })
+        }
+        RecordKind::Time => Note::Time { mono: MonoTime(rest.number()?) },
+        RecordKind::Resize => Note::Resize { from: rest.number()?, to: rest.number()? },
+        RecordKind::DiskAdded => {
+            let size = rest.number()?;
+            Note::DiskAdded { name: rest.text()?, size }
+        }
+        RecordKind::TimelineStart => {
+            let parent = Timeline::new(rest.take(16)?.try_into().ok()?);
+            Note::TimelineStart { parent, fork: Lsn(rest.number()?) }
+        }
+        RecordKind::GapBegin => {
+            Note::GapBegin { from: Lsn(rest.number()?), reason: GapReason::from_number(rest.take(1)?[0])? }
+        }
+        RecordKind::ResyncBegin => {
+            Note::ResyncBegin { from: Lsn(rest.number()?), reason: ResyncReason::from_number(rest.take(1)?[0])? }
+        }
+        RecordKind::ResyncEnd => Note::ResyncEnd { bytes_read: rest.number()?, bytes_changed: rest.number()? },
+        _ => return None,
+    })
+}
+
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(head)
+    }
+    fn number(&mut self) -> Option<u64> {
+        Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
+    }
+    fn text(&mut self) -> Option<String> {
+        let length = u16::from_le_bytes(self.take(2)?.try_into().ok()?);
+        let bytes = self.take(usize::from(length))?;
+        (bytes.len() <= NAME_MAX).then(|| std::str::from_utf8(bytes).ok().map(str::to_owned)).flatten()
+    }
+}
