@@ -11,4 +11,5 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+pub mod replica;
 pub mod types;
