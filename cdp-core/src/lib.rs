@@ -11,5 +11,6 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+pub mod media;
 pub mod replica;
 pub mod types;

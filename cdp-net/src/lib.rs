@@ -3,4 +3,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod clock;
 pub mod device;
+pub mod source;
+pub mod sys;

@@ -244,15 +244,27 @@ impl Branch {
 
     fn open_bracket(&mut self, from: Lsn, event: &Event, reason: LossReason) {
         let from_time = self.ranges.last().map_or(event.stamp.time, |range| range.to_stamp().time);
-        if !self.bracketed && from > self.frontier.lsn.next() {
-            // What lies between the frontier and the bracket is whole.
-            self.reach(from.prev(), event.stamp);
+        match self.ranges.last().map(Range::to) {
+            // What lies between the last record and the bracket is whole.
+            Some(to) if !self.bracketed && from > to.next() => self.reach(from.prev(), event.stamp),
+            _ => self.cut(from),
         }
         self.close_bracket(event);
         let from = self.gaps.last().map_or(from, |gap| from.max(gap.to.next()));
         let (to, to_time) = (event.lsn, event.stamp.time);
         self.gaps.push(Gap { from, to, from_time, to_time, reason, open: true });
         self.bracketed = true;
+    }
+
+    /// Nothing from `from` on is restorable.
+    fn cut(&mut self, from: Lsn) {
+        self.ranges.retain(|range| range.from() < from);
+        if let Some(range) = self.ranges.last_mut() {
+            range.spans.retain(|span| span.from < from);
+            if let Some(span) = range.spans.last_mut() {
+                span.to = span.to.min(from.prev());
+            }
+        }
     }
 
     /// The bracket that is open ends right before `event`.
@@ -479,3 +491,6 @@ fn first_after(branch: &Branch, lsn: Lsn) -> Option<Moment> {
     let lsn = range.from().max(lsn.next());
     Some(Moment { timeline: branch.timeline, lsn, stamp: range.from_stamp() })
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@
 //! | 16..4096 | 340 entries: LSN of the last writer (u64), checksum (u32) |
 //!
 //! After the last page comes the digest table: 8 bytes a page, `1` and the page's CRC32C, or `2` and zero for an absent page;
-//! the table is padded with zeros to a multiple of 4 KiB.
+//! the table is padded with zeros to a multiple of 4 KiB. The root is the BLAKE3 hash of the table.
 
 use crate::types::{BLOCK, DiskId, Lsn, ReplicaId};
 
@@ -123,8 +123,8 @@ pub enum PageDigest {
 pub struct Root {
     /// Bytes of the disk when the base was made.
     pub size: u64,
-    /// CRC32C of the digest table.
-    pub crc: u32,
+    /// BLAKE3 of the digest table.
+    pub digest: [u8; 32],
 }
 
 /// How many pages a disk of `size` bytes has.
@@ -152,8 +152,8 @@ pub fn encode_table(size: u64, digests: &[PageDigest]) -> (Vec<u8>, Root) {
         bytes.extend_from_slice(&crc.to_le_bytes());
     }
     bytes.resize(table_bytes(size), 0);
-    let crc = crc32c::crc32c(&bytes);
-    (bytes, Root { size, crc })
+    let digest = *blake3::hash(&bytes).as_bytes();
+    (bytes, Root { size, digest })
 }
 
 /// Bytes of the digest table of a disk of `size` bytes.
@@ -165,7 +165,7 @@ pub fn table_bytes(size: u64) -> usize {
 /// The digests of a table whose root the manifest holds; `None` when the bytes are not that table.
 #[must_use]
 pub fn decode_table(bytes: &[u8], root: Root) -> Option<Vec<PageDigest>> {
-    if bytes.len() != table_bytes(root.size) || crc32c::crc32c(bytes) != root.crc {
+    if bytes.len() != table_bytes(root.size) || blake3::hash(bytes) != root.digest {
         return None;
     }
     let digests = bytes.chunks_exact(8).take(pages(root.size) as usize).map(|entry| {
