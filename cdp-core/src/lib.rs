@@ -10,4 +10,5 @@
 
 #![forbid(unsafe_code)]
 
+pub mod buffer;
 pub mod types;
