@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod buffer;
 pub mod frame;
 pub mod media;
 pub mod replica;

@@ -5,5 +5,7 @@
 
 pub mod clock;
 pub mod device;
+pub mod file_device;
+pub mod nbd;
 pub mod source;
 pub mod sys;
