@@ -6,7 +6,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fdatasync, seek};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,6 +20,8 @@ pub struct FileDevice {
     size: AtomicU64,
     read_only: bool,
     block_device: bool,
+    /// Learnt at opening: whether ranges can be given back, so that they read as zeros.
+    can_punch: bool,
 }
 
 impl FileDevice {
@@ -40,8 +42,10 @@ impl FileDevice {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
         }
-        let device = Self { file, size: AtomicU64::new(0), read_only, block_device: kind.is_block_device() };
-        device.refresh_size()?;
+        let block_device = kind.is_block_device();
+        let mut device = Self { file, size: AtomicU64::new(0), read_only, block_device, can_punch: false };
+        let size = device.refresh_size()?;
+        device.can_punch = !read_only && if block_device { device.unmaps()? } else { device.punch(size, 4096)? };
         Ok(device)
     }
 
@@ -81,6 +85,16 @@ impl FileDevice {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Whether the kernel can zero ranges of the block device without writing zeros: its queue says how much at once.
+    fn unmaps(&self) -> io::Result<bool> {
+        let number = self.file.metadata()?.rdev();
+        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+        // A partition has no queue of its own; its disk's is a directory above.
+        let queues = ["queue", "../queue"].map(|queue| format!("/sys/dev/block/{major}:{minor}/{queue}"));
+        let said = queues.iter().find_map(|q| std::fs::read_to_string(format!("{q}/write_zeroes_max_bytes")).ok());
+        Ok(said.is_some_and(|bytes| bytes.trim().parse::<u64>().is_ok_and(|bytes| bytes > 0)))
     }
 
     fn write_zeros(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -168,6 +182,15 @@ impl Device for FileDevice {
             self.write_zeros(offset, length)?;
         }
         self.sync_if(flags.fua)
+    }
+
+    fn can_trim(&self) -> bool {
+        self.can_punch
+    }
+
+    fn can_zero_fast(&self, flags: ZeroFlags) -> bool {
+        // Zeroing that keeps the range allocated may be a writing of zeros inside the kernel: never promised.
+        self.can_punch && !flags.no_hole
     }
 
     fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
