@@ -10,5 +10,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod frame;
 pub mod types;
