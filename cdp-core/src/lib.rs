@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
+pub mod capture;
 pub mod frame;
 pub mod media;
 pub mod replica;
