@@ -4,3 +4,5 @@
 #![deny(unsafe_code)]
 
 pub mod device;
+pub mod owner;
+pub mod report;
