@@ -59,6 +59,12 @@ struct Holds {
 }
 
 impl Connection {
+    /// For an owner that asks itself, without a socket: number 0, and what it holds ends when it is dropped.
+    #[must_use]
+    pub fn local() -> Self {
+        Self { number: 0, peer_pid: std::process::id(), holds: Mutex::default() }
+    }
+
     /// Counted from 1 by this owner, never used again.
     #[must_use]
     pub fn number(&self) -> u64 {
