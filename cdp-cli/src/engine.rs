@@ -8,6 +8,7 @@ use crate::json::{Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verifi
 use crate::progress::Progress;
 use crate::stop::Stop;
 use cdp_core::when::When;
+use cdp_net::nbd::Uri;
 use cdp_net::owner::{Access, Handler, Owner, Side};
 use cdp_net::report::{PointPolicy, Policy};
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ pub struct ProtectSpec {
     /// The replica's directory, made if it is not there.
     pub replica: PathBuf,
     /// Where to serve the disks.
-    pub listen: String,
+    pub listen: Uri,
     /// The group's name, if it was given.
     pub name: Option<String>,
     /// What was given of the policy.
@@ -94,7 +95,7 @@ pub struct MountSpec {
     /// Which neighbour to take if it is not restorable.
     pub nearest: Option<Side>,
     /// Where; `None` is the default address, or the next free port after it.
-    pub listen: Option<String>,
+    pub listen: Option<Uri>,
     /// Take writes.
     pub writable: bool,
     /// The session that writes go to; `None` is one that ends with the mount.

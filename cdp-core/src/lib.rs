@@ -10,6 +10,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod buffer;
 pub mod frame;
+pub mod media;
+pub mod replica;
 pub mod types;
 pub mod when;

@@ -11,6 +11,7 @@ use crate::output::Output;
 use crate::stop::Stop;
 use anyhow::Context as _;
 use cdp_core::when::When;
+use cdp_net::nbd::Uri;
 use cdp_net::owner::Request;
 use clap::Args;
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ pub struct Arguments {
     nearest: Option<Nearest>,
     /// Where to serve: nbd://HOST:PORT or nbd+unix:///?socket=PATH [default: nbd://127.0.0.1:10810 or the next free port]
     #[arg(long, value_name = "URI")]
-    listen: Option<String>,
+    listen: Option<Uri>,
     /// Take writes, into an overlay that is removed at the end
     #[arg(long)]
     writable: bool,

@@ -11,6 +11,7 @@ use crate::stop::Stop;
 use anyhow::Context as _;
 use cdp_core::types::{DISKS_MAX, NAME_MAX};
 use cdp_core::when::{format_bytes, parse_duration};
+use cdp_net::nbd::Uri;
 use clap::Args;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ pub struct Arguments {
     replica: PathBuf,
     /// Where to serve the disks: nbd://HOST:PORT or nbd+unix:///?socket=PATH
     #[arg(long, value_name = "URI", default_value = "nbd://127.0.0.1:10809")]
-    listen: String,
+    listen: Uri,
     /// Name of the group
     #[arg(long, value_parser = name)]
     name: Option<String>,

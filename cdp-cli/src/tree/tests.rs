@@ -123,6 +123,7 @@ fn wrong_usage_is_status_2() {
         &["protect", "x", "y/x", "--replica", "d"],
         &["protect", "x", "--replica", "d", "--rpo", "1ms"],
         &["protect", "x", "--replica", "d", "--trust-source", "--full-check"],
+        &["protect", "x", "--replica", "d", "--listen", "127.0.0.1:10809"],
         &["mount", "d"],
         &["mount", "d", "--at", "latest", "--session", "s"],
         &["mount", "d", "--drop", "s", "--at", "latest"],
