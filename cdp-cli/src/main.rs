@@ -1,2 +1,7 @@
 //! The cdp command.
-fn main() {}
+
+#![forbid(unsafe_code)]
+
+fn main() {
+    println!("cdp {}", env!("CARGO_PKG_VERSION"));
+}

@@ -16,3 +16,4 @@ pub mod frame;
 pub mod media;
 pub mod replica;
 pub mod types;
+pub mod when;

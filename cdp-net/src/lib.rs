@@ -7,5 +7,7 @@ pub mod clock;
 pub mod device;
 pub mod file_device;
 pub mod nbd;
+pub mod owner;
+pub mod report;
 pub mod source;
 pub mod sys;
