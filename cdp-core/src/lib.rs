@@ -11,4 +11,6 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+pub mod journal;
+pub mod media;
 pub mod types;

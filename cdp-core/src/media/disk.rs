@@ -1,0 +1,291 @@
+//! Storage in a real directory, through system calls that say what they did.
+
+use super::{File, MediaError, MediaErrorKind, Operation, Result, Storage, is_inside};
+use crate::types::Extent;
+use rustix::fd::OwnedFd;
+use rustix::fs::{self, FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use std::io::{IoSlice, IoSliceMut};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Buffers per system call: more than Linux's IOV_MAX are refused by it.
+const IOV_MAX: usize = 1024;
+
+/// A real directory.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    root: PathBuf,
+}
+
+impl Disk {
+    /// The directory at `root`, made if it is not there.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `NoSpace`, `Io`.
+    pub fn create(root: impl Into<PathBuf>) -> Result<Self> {
+        let disk = Self { root: root.into() };
+        disk.make_directories("")?;
+        Ok(disk)
+    }
+
+    /// The directory at `root`, which must be there.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
+        let disk = Self { root: root.into() };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fs::open(&disk.root, flags, Mode::empty()).map_err(|e| disk.error(e, Operation::Open, ""))?;
+        Ok(disk)
+    }
+
+    fn error(&self, errno: Errno, operation: Operation, name: &str) -> MediaError {
+        error(errno, operation, &self.root.join(name).to_string_lossy(), 0)
+    }
+
+    fn full(&self, name: &str, operation: Operation) -> Result<PathBuf> {
+        if is_inside(name) { Ok(self.root.join(name)) } else { Err(self.error(Errno::INVAL, operation, name)) }
+    }
+
+    /// Makes the directory and those above it, and makes the name of each new one durable.
+    fn make_directories(&self, name: &str) -> Result<()> {
+        let wanted = self.full(name, Operation::Create)?;
+        let mut missing = Vec::new();
+        for directory in wanted.ancestors().filter(|path| !path.as_os_str().is_empty()) {
+            match fs::stat(directory) {
+                Ok(_) => break,
+                Err(Errno::NOENT) => missing.push(directory),
+                Err(e) => return Err(error(e, Operation::Create, &directory.to_string_lossy(), 0)),
+            }
+        }
+        for directory in missing.iter().rev() {
+            let failed = |e| error(e, Operation::Create, &directory.to_string_lossy(), 0);
+            match fs::mkdir(*directory, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(failed(e)),
+            }
+            let above = directory.parent().filter(|path| !path.as_os_str().is_empty());
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let above = fs::open(above.unwrap_or(std::path::Path::new(".")), flags, Mode::empty()).map_err(failed)?;
+            fs::fsync(above).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn open_file(&self, name: &str, flags: OFlags, operation: Operation) -> Result<Arc<dyn File>> {
+        let path = self.full(name, operation)?;
+        let fd = fs::open(&path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))
+            .map_err(|e| self.error(e, operation, name))?;
+        Ok(Arc::new(DiskFile { fd, path: path.to_string_lossy().into_owned() }))
+    }
+}
+
+impl Storage for Disk {
+    fn create(&self, name: &str) -> Result<Arc<dyn File>> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        match self.open_file(name, flags, Operation::Create) {
+            Err(e) if e.is_not_found() => {
+                let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
+                self.make_directories(directory)?;
+                self.open_file(name, flags, Operation::Create)
+            }
+            other => other,
+        }
+    }
+
+    fn open(&self, name: &str, write: bool) -> Result<Arc<dyn File>> {
+        self.open_file(name, if write { OFlags::RDWR } else { OFlags::RDONLY }, Operation::Open)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let (source, target) = (self.full(from, Operation::Rename)?, self.full(to, Operation::Rename)?);
+        fs::rename(source, target).map_err(|e| self.error(e, Operation::Rename, from))
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        fs::unlink(self.full(name, Operation::Remove)?).map_err(|e| self.error(e, Operation::Remove, name))
+    }
+
+    fn sync_dir(&self, name: &str) -> Result<()> {
+        let failed = |e| self.error(e, Operation::SyncDir, name);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = fs::open(self.full(name, Operation::SyncDir)?, flags, Mode::empty()).map_err(failed)?;
+        fs::fsync(fd).map_err(failed)
+    }
+
+    fn list(&self, name: &str) -> Result<Vec<String>> {
+        let failed = |e| self.error(e, Operation::List, name);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = match fs::open(self.full(name, Operation::List)?, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(Vec::new()),
+            Err(e) => return Err(failed(e)),
+        };
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(fd).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        let stat = fs::statvfs(&self.root).map_err(|e| self.error(e, Operation::Free, ""))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn sub(&self, name: &str) -> Result<Arc<dyn Storage>> {
+        self.make_directories(name)?;
+        Ok(Arc::new(Self { root: self.full(name, Operation::Open)? }))
+    }
+
+    fn path(&self) -> String {
+        self.root.to_string_lossy().into_owned()
+    }
+}
+
+#[derive(Debug)]
+struct DiskFile {
+    fd: OwnedFd,
+    path: String,
+}
+
+impl DiskFile {
+    fn error(&self, errno: Errno, operation: Operation, offset: u64) -> MediaError {
+        error(errno, operation, &self.path, offset)
+    }
+}
+
+impl File for DiskFile {
+    fn read_vectored_at(&self, offset: u64, mut out: &mut [IoSliceMut<'_>]) -> Result<usize> {
+        let mut done = 0;
+        IoSliceMut::advance_slices(&mut out, 0);
+        while !out.is_empty() {
+            let batch = out.len().min(IOV_MAX);
+            let at = offset + done as u64;
+            match rustix::io::preadv(&self.fd, &mut out[..batch], at) {
+                Ok(0) => break,
+                Ok(count) => {
+                    done += count;
+                    IoSliceMut::advance_slices(&mut out, count);
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(self.error(e, Operation::Read, at)),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_vectored_at(&self, offset: u64, data: &[IoSlice<'_>]) -> Result<()> {
+        let mut done = 0;
+        let total: usize = data.iter().map(|slice| slice.len()).sum();
+        let mut first = 0;
+        // Bytes of `data[first]` that are written already: a short transfer ends inside a buffer.
+        let mut inside = 0;
+        while done < total {
+            let at = offset + done as u64;
+            let written = if inside == 0 {
+                rustix::io::pwritev(&self.fd, &data[first..data.len().min(first + IOV_MAX)], at)
+            } else {
+                rustix::io::pwrite(&self.fd, &data[first][inside..], at)
+            };
+            match written {
+                Ok(0) => return Err(self.error(Errno::NOSPC, Operation::Write, at)),
+                Ok(count) => {
+                    done += count;
+                    inside += count;
+                    while first < data.len() && inside >= data[first].len() {
+                        inside -= data[first].len();
+                        first += 1;
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(self.error(e, Operation::Write, at)),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        fs::fdatasync(&self.fd).map_err(|e| self.error(e, Operation::Sync, 0))
+    }
+
+    fn len(&self) -> Result<u64> {
+        let stat = fs::fstat(&self.fd).map_err(|e| self.error(e, Operation::Length, 0))?;
+        Ok(stat.st_size as u64)
+    }
+
+    fn set_len(&self, length: u64) -> Result<()> {
+        fs::ftruncate(&self.fd, length).map_err(|e| self.error(e, Operation::SetLength, length))
+    }
+
+    fn preallocate(&self, range: Extent) -> Result<()> {
+        match fs::fallocate(&self.fd, FallocateFlags::empty(), range.offset, range.length) {
+            Ok(()) => Ok(()),
+            // A file system without it (some network ones): the length alone; lack of room then shows at a write.
+            Err(Errno::OPNOTSUPP) if self.len()? < range.end() => self.set_len(range.end()),
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(e) => Err(self.error(e, Operation::Preallocate, range.offset)),
+        }
+    }
+
+    fn punch(&self, range: Extent) -> Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fs::fallocate(&self.fd, flags, range.offset, range.length) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP) => self.write_zeros(range),
+            Err(e) => Err(self.error(e, Operation::Punch, range.offset)),
+        }
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<Extent>> {
+        let failed = |e| self.error(e, Operation::Seek, offset);
+        let length = self.len()?;
+        if offset >= length {
+            return Ok(None);
+        }
+        let start = match fs::seek(&self.fd, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(Extent::new(offset, length - offset))),
+            Err(e) => return Err(failed(e)),
+        };
+        let end = fs::seek(&self.fd, SeekFrom::Hole(start)).map_err(failed)?;
+        Ok(Some(Extent::new(start, end.max(start) - start)).filter(|run| !run.is_empty()))
+    }
+
+    fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+impl DiskFile {
+    /// Zeros by writing, inside the file's length, where holes cannot be punched.
+    fn write_zeros(&self, range: Extent) -> Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let end = range.end().min(self.len()?);
+        let mut at = range.offset;
+        while at < end {
+            let count = (end - at).min(ZEROS.len() as u64);
+            self.write_all_at(at, &ZEROS[..count as usize])?;
+            at += count;
+        }
+        Ok(())
+    }
+}
+
+fn error(errno: Errno, operation: Operation, path: &str, offset: u64) -> MediaError {
+    let kind = match errno {
+        Errno::NOSPC | Errno::DQUOT => MediaErrorKind::NoSpace,
+        Errno::NOENT | Errno::NOTDIR => MediaErrorKind::NotFound,
+        Errno::EXIST => MediaErrorKind::Exists,
+        Errno::ROFS | Errno::ACCESS | Errno::PERM => MediaErrorKind::ReadOnly,
+        _ => MediaErrorKind::Io,
+    };
+    let message = std::io::Error::from_raw_os_error(errno.raw_os_error()).to_string();
+    MediaError::new(kind, operation, path, offset, &message)
+}

@@ -1,0 +1,87 @@
+//! Both implementations do the same.
+
+use super::*;
+
+fn storages() -> Vec<(Arc<dyn Storage>, Option<tempfile::TempDir>)> {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Disk::create(directory.path().join("a/b")).unwrap();
+    vec![(Arc::new(Memory::new()), None), (Arc::new(disk), Some(directory))]
+}
+
+#[test]
+fn bytes_names_and_holes() {
+    for (storage, _directory) in storages() {
+        let file = storage.create("journal/1.seg").unwrap();
+        assert_eq!(storage.create("journal/1.seg").unwrap_err().kind, MediaErrorKind::Exists);
+        assert_eq!(storage.open("nothing", false).unwrap_err().kind, MediaErrorKind::NotFound);
+        assert_eq!(storage.open("../x", false).unwrap_err().kind, MediaErrorKind::Io);
+        file.preallocate(Extent::new(0, 2 << 20)).unwrap();
+        assert_eq!(file.len().unwrap(), 2 << 20);
+        let pieces: Vec<Bytes> = (0..300u32).map(|n| Bytes::from(vec![n as u8; 100 + n as usize])).collect();
+        file.write_at(5_000, &pieces).unwrap();
+        file.sync().unwrap();
+        let flat: Vec<u8> = pieces.concat();
+        let (mut a, mut b) = (vec![0; 77], vec![0; flat.len() - 77]);
+        let mut out = [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)];
+        assert_eq!(file.read_vectored_at(5_000, &mut out).unwrap(), flat.len());
+        assert_eq!([a, b].concat(), flat);
+        file.set_len(6_000).unwrap();
+        let mut tail = [9; 2_000];
+        assert_eq!(file.read_at(5_500, &mut tail).unwrap(), 500);
+        assert_eq!(file.read_exact_at(5_500, &mut tail).unwrap_err().kind, MediaErrorKind::Short);
+        file.set_len(8_000).unwrap();
+        file.read_exact_at(6_000, &mut tail).unwrap();
+        assert_eq!(tail, [0; 2_000]);
+        storage.rename("journal/1.seg", "journal/2.seg").unwrap();
+        storage.sync_dir("journal").unwrap();
+        assert_eq!(storage.list("journal").unwrap(), ["2.seg"]);
+        assert_eq!(storage.list("").unwrap(), ["journal"]);
+        assert_eq!(storage.sub("journal").unwrap().open("2.seg", true).unwrap().len().unwrap(), 8_000);
+        storage.remove("journal/2.seg").unwrap();
+        assert!(storage.list("journal").unwrap().is_empty());
+        assert!(storage.list("nowhere").unwrap().is_empty());
+        assert!(storage.free_bytes().unwrap() > 0);
+    }
+}
+
+#[test]
+fn data_between_holes() {
+    for (storage, _directory) in storages() {
+        let file = storage.create("disk.img").unwrap();
+        file.set_len(8 << 20).unwrap();
+        assert_eq!(file.next_data(0).unwrap(), None);
+        file.write_all_at(2 << 20, &[7; 1 << 20]).unwrap();
+        file.write_all_at(5 << 20, &[7; 1 << 20]).unwrap();
+        assert_eq!(file.next_data(0).unwrap(), Some(Extent::new(2 << 20, 1 << 20)));
+        assert_eq!(file.next_data(3 << 20).unwrap(), Some(Extent::new(5 << 20, 1 << 20)));
+        file.punch(Extent::new(2 << 20, 1 << 20)).unwrap();
+        assert_eq!(file.next_data(0).unwrap(), Some(Extent::new(5 << 20, 1 << 20)));
+        assert_eq!(file.next_data(6 << 20).unwrap(), None);
+        let mut bytes = [1; 16];
+        file.read_exact_at(2 << 20, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 16]);
+    }
+}
+
+#[test]
+fn full_memory_refuses_and_recovers() {
+    let memory = Memory::with_capacity(1 << 20);
+    let file = memory.create("a").unwrap();
+    assert!(file.preallocate(Extent::new(0, 2 << 20)).unwrap_err().is_no_space());
+    memory.set_capacity(4 << 20);
+    file.preallocate(Extent::new(0, 2 << 20)).unwrap();
+    assert_eq!(memory.free_bytes().unwrap(), 2 << 20);
+}
+
+#[test]
+fn faults_come_and_go() {
+    let faults = Faults::default();
+    let storage = Faulty::new(Arc::new(Memory::new()), faults.clone());
+    let file = storage.create("x.seg").unwrap();
+    let fault = Fault::once(Operation::Write, ".seg", MediaErrorKind::Io);
+    faults.add(Fault { after: 1, range: Some(Extent::new(512, 512)), ..fault });
+    file.write_all_at(0, &[1; 512]).unwrap();
+    file.write_all_at(512, &[1; 512]).unwrap();
+    assert_eq!(file.write_all_at(512, &[1; 512]).unwrap_err().kind, MediaErrorKind::Io);
+    file.write_all_at(512, &[1; 512]).unwrap();
+}
