@@ -13,6 +13,7 @@
 pub mod buffer;
 pub mod capture;
 pub mod frame;
+pub mod journal;
 pub mod media;
 pub mod replica;
 pub mod types;
