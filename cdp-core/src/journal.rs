@@ -14,6 +14,7 @@ mod drive;
 mod effect;
 mod event;
 mod footer;
+mod frontier;
 mod index;
 mod layout;
 mod manifest;
@@ -31,6 +32,7 @@ pub use self::bytes::FormatError;
 pub use drive::{Executor, drain};
 pub use effect::{Effect, EffectId, FileId, Outcome};
 pub use event::Event;
+pub use frontier::Frontier;
 pub use layout::{Envelope, Opening, SegmentHeader, Summary};
 pub use manifest::{
     BaseInfo, DiskInfo, Generation, MANIFEST_NAME, Manifest, PinInfo, PointsMode, Policy, SeedingInfo, SegmentInfo,
