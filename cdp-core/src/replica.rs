@@ -62,15 +62,21 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Reads what the catalogue is made of; reads no data.
+    /// Reads what the catalogue is made of; reads no data. What lies above `safe` is not restorable: an owner says what is
+    /// durable, and where there is none that is everything that was written.
     ///
     /// # Errors
     /// When a footer or a base does not verify.
-    pub fn load(storage: Arc<dyn Storage>, manifest: Manifest, snapshot: Snapshot) -> Result<Self, ReplicaError> {
+    pub fn load(
+        storage: Arc<dyn Storage>,
+        manifest: Manifest,
+        snapshot: Snapshot,
+        safe: Lsn,
+    ) -> Result<Self, ReplicaError> {
         let reader = Arc::new(Reader::new(Arc::clone(&storage), JOURNAL_DIRECTORY, CACHE_BYTES));
         let bases = Arc::new(open_bases(&storage, &manifest)?);
         let mut catalogue = Catalogue::default();
-        add_branches(&mut catalogue, &manifest, &snapshot, &reader)?;
+        add_branches(&mut catalogue, &manifest, &snapshot, &reader, safe)?;
         Ok(Self { storage, manifest, snapshot, reader, bases, catalogue })
     }
 
@@ -95,6 +101,7 @@ impl Replica {
                 None => self.catalogue.insert(branch_of(info)),
             }
         }
+        add_sessions(&mut self.catalogue, &self.manifest);
         Ok(())
     }
 
@@ -195,6 +202,7 @@ fn add_branches(
     manifest: &Manifest,
     snapshot: &Snapshot,
     reader: &Reader,
+    safe: Lsn,
 ) -> Result<(), ReplicaError> {
     let mut events = reader.events(snapshot)?;
     for info in &manifest.timelines {
@@ -204,11 +212,25 @@ fn add_branches(
         own.into_iter().for_each(|event| branch.handle(event));
         // Segment by segment, so that each clock epoch's span ends with the stamp of its own last record.
         for frontier in reader.frontiers(snapshot, info.id)? {
-            branch.advance(frontier.settled.min(snapshot.durable().lsn()), frontier.last);
+            branch.advance(frontier.settled.min(safe), frontier.last);
         }
         catalogue.insert(branch);
     }
+    add_sessions(catalogue, manifest);
     Ok(())
+}
+
+/// Sessions are branches too; what is written in them is in stores of their own.
+fn add_sessions(catalogue: &mut Catalogue, manifest: &Manifest) {
+    let known = |timeline: Timeline| manifest.sessions.iter().any(|session| session.timeline == timeline);
+    let gone = |branch: &&Branch| branch.role == Role::Session && !known(branch.timeline);
+    for timeline in catalogue.branches().into_iter().filter(gone).map(|branch| branch.timeline).collect::<Vec<_>>() {
+        catalogue.remove(timeline);
+    }
+    let trunk = manifest.timelines.len() as u32;
+    for (number, session) in (trunk + 1..).zip(&manifest.sessions) {
+        catalogue.insert(Branch::new(session.timeline, number, Some(session.parent), session.fork, Role::Session));
+    }
 }
 
 /// The disks of a manifest that have no base yet: their first copy is not complete.

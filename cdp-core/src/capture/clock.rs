@@ -36,6 +36,10 @@ impl Clock {
         Self { epoch, last: now.wall, reference: now, period_ns: time_record_period_ns(rpo_ns) }
     }
 
+    pub(super) fn set_rpo(&mut self, rpo_ns: u64) {
+        self.period_ns = time_record_period_ns(rpo_ns);
+    }
+
     pub(super) fn epoch(&self) -> ClockEpoch {
         self.epoch
     }

@@ -24,6 +24,11 @@ impl Points {
         Self { rpo_ns, end: now.after(rpo_ns), closed: false, pending: VecDeque::new() }
     }
 
+    /// The period that is open ends after the new length, counted from now.
+    pub(super) fn set_rpo(&mut self, rpo_ns: u64, now: MonoTime) {
+        (self.rpo_ns, self.end) = (rpo_ns, now.after(rpo_ns));
+    }
+
     /// The end of the running period.
     pub(super) fn due(&self) -> MonoTime {
         self.end

@@ -60,7 +60,8 @@ impl Replica {
             When::Point(point) => self.restorable(self.named(point.timeline)?, point.lsn),
             When::Label(label) => {
                 let found = self.catalogue.labelled(label.as_str());
-                let point = found.first().ok_or_else(|| none(format!("a point with the label {:?}", label.as_str())))?;
+                let point =
+                    found.first().ok_or_else(|| none(format!("a point with the label {:?}", label.as_str())))?;
                 self.exact(point.id.timeline, point.id.lsn)
             }
             When::Back(back) => {

@@ -267,7 +267,9 @@ impl Session {
                     return Ok(());
                 }
                 Err(refused) => match refused.why {
-                    Refusal::NotNow(Hold::NoSpace) => return Err(SessionError::NoSpace { segment_bytes: SEGMENT_BYTES }),
+                    Refusal::NotNow(Hold::NoSpace) => {
+                        return Err(SessionError::NoSpace { segment_bytes: SEGMENT_BYTES });
+                    }
                     Refusal::NotNow(_) => frame = refused.frame,
                     Refusal::Failed(error) => return Err(SessionError::Failed(error)),
                     why => return Err(SessionError::Refused(why)),
@@ -284,7 +286,13 @@ impl State {
         let info = self.writer.manifest().timelines.last().copied();
         let (parent, fork) = info.map_or((None, Lsn::ZERO), |info| (info.parent, info.fork));
         let (lsn, time) = self.next(now);
-        self.waiting.push_back(Part::noted(RecordKind::TimelineStart, None, lsn, time, Note::TimelineStart { parent, fork }));
+        self.waiting.push_back(Part::noted(
+            RecordKind::TimelineStart,
+            None,
+            lsn,
+            time,
+            Note::TimelineStart { parent, fork },
+        ));
     }
 
     fn next(&mut self, now: Now) -> (Lsn, WallTime) {

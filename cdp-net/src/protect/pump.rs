@@ -5,16 +5,20 @@
 //! with little waiting the level is the policy's, with much everything is stored as it is.
 
 use super::engine::Engine;
-use super::shared::Shared;
+use super::failure::Failure;
 use crate::clock;
+use crate::host::Host;
 use cdp_core::capture::Room;
-use cdp_core::frame::{Compression, EncodedFrame, Encoder, RawFrame};
-use cdp_core::journal::{Driver, Effect, EffectId, Hold, Outcome, Refusal, Writer, WriterState};
-use cdp_core::types::{GroupId, Lsn, Stamp};
+use cdp_core::frame::{Compression, EncodedFrame, Encoder, RawFrame, RecordKind};
+use cdp_core::journal::{
+    Effect, EffectId, Event, Executor, FileId, Generation, Hold, Outcome, Refusal, Writer, WriterState,
+};
+use cdp_core::media::File;
+use cdp_core::types::{ClockEpoch, GroupId, Lsn, Stamp};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Plain bytes waiting to be packed above which the next easier level is taken: zstd 1, zstd -3, none.
@@ -30,6 +34,8 @@ pub(super) enum Message {
     Done(EffectId, Outcome),
     /// Something for the writer itself: edits of the manifest, a request to sync.
     Call(Box<dyn FnOnce(&mut Writer) + Send>),
+    /// Nothing more comes: what is not durable stays so.
+    End,
 }
 
 /// A frame that was appended and is not yet durable.
@@ -37,7 +43,7 @@ struct Underway {
     whole: Lsn,
     settled: Lsn,
     stamp: Stamp,
-    events: Vec<cdp_core::journal::Event>,
+    events: Vec<Event>,
 }
 
 /// How many plain bytes are on their way to the pump; kept by both ends.
@@ -53,21 +59,26 @@ impl Backlog {
     }
 }
 
+/// Open files of the journal, shared by the pump and the sync thread.
+pub(super) type Files = Arc<Mutex<Executor>>;
+
+fn files(files: &Mutex<Executor>) -> std::sync::MutexGuard<'_, Executor> {
+    files.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Owner of the journal's writer.
 pub(super) struct Pump {
-    pub(super) group: GroupId,
-    pub(super) writer: Writer,
-    pub(super) driver: Arc<Driver>,
-    pub(super) syncs: Sender<(EffectId, Effect)>,
-    pub(super) engine: Arc<Engine>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) backlog: Arc<Backlog>,
+    parts: Parts,
     encoder: Encoder,
     /// Packed frames that the writer does not take yet.
     held: VecDeque<(EncodedFrame, Underway)>,
     underway: VecDeque<Underway>,
+    /// The file that frames go to, so that the lock on all files is not taken for each.
+    file: Option<(FileId, Arc<dyn File>)>,
     durable: Lsn,
+    generation: Generation,
     stamp: Option<Stamp>,
+    epoch: Option<ClockEpoch>,
     room: Room,
 }
 
@@ -75,29 +86,26 @@ pub(super) struct Pump {
 pub(super) struct Parts {
     pub(super) group: GroupId,
     pub(super) writer: Writer,
-    pub(super) driver: Arc<Driver>,
+    pub(super) files: Files,
     pub(super) syncs: Sender<(EffectId, Effect)>,
     pub(super) engine: Arc<Engine>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) host: Arc<Host>,
     pub(super) backlog: Arc<Backlog>,
+    pub(super) failure: Arc<Failure>,
 }
 
 impl Pump {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { group, writer, driver, syncs, engine, shared, backlog } = parts;
         Self {
-            durable: writer.durable().lsn(),
-            group,
-            writer,
-            driver,
-            syncs,
-            engine,
-            shared,
-            backlog,
+            durable: parts.writer.durable().lsn(),
+            generation: parts.writer.manifest_durable(),
+            parts,
             encoder: Encoder::new(),
             held: VecDeque::new(),
             underway: VecDeque::new(),
+            file: None,
             stamp: None,
+            epoch: None,
             room: Room::Ok,
         }
     }
@@ -106,14 +114,18 @@ impl Pump {
     pub(super) fn run(mut self, queue: &Receiver<Message>) {
         loop {
             let now = clock::mono();
-            let wait = self.writer.next_deadline().map_or(IDLE, |due| Duration::from_nanos(due.since(now)).min(IDLE));
+            let wait =
+                self.parts.writer.next_deadline().map_or(IDLE, |due| Duration::from_nanos(due.since(now)).min(IDLE));
             match queue.recv_timeout(wait) {
+                Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(message) => self.handle(message),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
             }
             // Completions first free the writer's room: take all that is there before driving it.
             while let Ok(message) = queue.try_recv() {
+                if matches!(message, Message::End) {
+                    return;
+                }
                 self.handle(message);
                 if self.held.len() > 16 {
                     break;
@@ -122,7 +134,7 @@ impl Pump {
             self.offer_held();
             self.drive();
             self.report();
-            if self.writer.state() == WriterState::Closed {
+            if self.parts.writer.state() == WriterState::Closed {
                 return;
             }
         }
@@ -131,19 +143,20 @@ impl Pump {
     fn handle(&mut self, message: Message) {
         match message {
             Message::Frame(raw) => self.append(&raw),
-            Message::Done(id, outcome) => self.writer.completed(clock::mono(), id, outcome),
-            Message::Call(call) => call(&mut self.writer),
+            Message::Done(id, outcome) => self.parts.writer.completed(clock::mono(), id, outcome),
+            Message::Call(call) => call(&mut self.parts.writer),
+            Message::End => {}
         }
     }
 
     fn append(&mut self, raw: &RawFrame) {
-        let waiting = self.backlog.take(raw.plain_bytes);
+        let waiting = self.parts.backlog.take(raw.plain_bytes);
         let compression = match EASE_AT.iter().filter(|limit| waiting > **limit).count() {
             0 => Compression::Zstd(1),
             1 => Compression::Zstd(-3),
             _ => Compression::None,
         };
-        let frame = self.encoder.encode(raw, self.group, compression);
+        let frame = self.encoder.encode(raw, self.parts.group, compression);
         let underway = self.underway_of(raw);
         self.held.push_back((frame, underway));
         self.offer_held();
@@ -157,13 +170,13 @@ impl Pump {
         // Where nothing of the frame is settled, the stamp of what was settled before still holds.
         let stamp = settled.or(self.stamp).unwrap_or(stamp_of(raw.parts[0].time));
         self.stamp = Some(stamp);
-        let events = cdp_core::journal::events_of(raw);
-        Underway { whole: Lsn::ZERO, settled: raw.settled, stamp, events }
+        let new_epoch = self.epoch.replace(raw.epoch) != Some(raw.epoch);
+        Underway { whole: Lsn::ZERO, settled: raw.settled, stamp, events: events_of(raw, new_epoch) }
     }
 
     fn offer_held(&mut self) {
         while let Some((frame, mut underway)) = self.held.pop_front() {
-            match self.writer.append(clock::mono(), frame) {
+            match self.parts.writer.append(clock::mono(), frame) {
                 Ok(appended) => {
                     underway.whole = appended.whole;
                     self.underway.push_back(underway);
@@ -174,7 +187,7 @@ impl Pump {
                         Refusal::NotNow(Hold::NoSpace) => Room::NoSpace,
                         Refusal::NotNow(_) => return,
                         why => {
-                            self.shared.failed(&why);
+                            self.parts.failure.set(&why);
                             Room::Lost
                         }
                     };
@@ -182,7 +195,7 @@ impl Pump {
                 }
             }
         }
-        if self.writer.state() == WriterState::Running {
+        if self.parts.writer.state() == WriterState::Running {
             self.set_room(Room::Ok);
         }
     }
@@ -190,51 +203,106 @@ impl Pump {
     fn set_room(&mut self, room: Room) {
         if self.room != room {
             self.room = room;
-            self.engine.with(|filter, now| filter.set_room(now, room));
+            self.parts.engine.with(|filter, _| filter.set_room(room));
         }
     }
 
     /// Carries out what the writer wants: frames here, everything that waits for a disk on the sync thread.
     fn drive(&mut self) {
-        while let Some((id, effect)) = self.writer.poll(clock::mono()) {
-            if matches!(effect, Effect::Write { .. }) {
-                let outcome = self.driver.carry_out(effect);
-                self.writer.completed(clock::mono(), id, outcome);
-            } else if self.syncs.send((id, effect)).is_err() {
+        while let Some((id, effect)) = self.parts.writer.poll(clock::mono()) {
+            if let Effect::Write { file, offset, data } = &effect {
+                let outcome = self.file(*file, &effect).and_then(|file| file.write_at(*offset, data));
+                self.parts.writer.completed(clock::mono(), id, outcome);
+            } else if self.parts.syncs.send((id, effect)).is_err() {
                 return;
             }
         }
-        if let WriterState::Failed(error) = self.writer.state() {
-            self.shared.failed(&error);
-            self.set_room(Room::Lost);
+        match self.parts.writer.state() {
+            WriterState::Failed(error) => {
+                self.parts.failure.set(&error);
+                self.set_room(Room::Lost);
+            }
+            WriterState::NoSpace => self.set_room(Room::NoSpace),
+            _ => {}
         }
+    }
+
+    fn file(&mut self, file: FileId, effect: &Effect) -> Result<Arc<dyn File>, cdp_core::media::MediaError> {
+        if let Some((_, open)) = self.file.as_ref().filter(|(id, _)| *id == file) {
+            return Ok(Arc::clone(open));
+        }
+        let open = files(&self.parts.files).file(file);
+        let Some(open) = open else {
+            // Not one of ours: the executor says what is wrong.
+            return Err(files(&self.parts.files).run(effect).err().unwrap_or_else(|| unopened(file)));
+        };
+        self.file = Some((file, Arc::clone(&open)));
+        Ok(open)
     }
 
     /// Tells catalogue and filter how far everything is durable.
     fn report(&mut self) {
-        let durable = self.writer.durable().lsn();
-        if durable > self.durable {
-            self.durable = durable;
-            let reached = self.underway.iter().take_while(|frame| frame.whole <= durable).count();
-            let mut frontier = None;
-            self.shared.update(&self.writer, |branch| {
-                for frame in self.underway.drain(..reached) {
-                    frame.events.into_iter().for_each(|event| branch.handle(event));
-                    branch.advance(frame.settled.min(durable), frame.stamp);
-                    frontier = Some(frame.stamp);
-                }
-            });
-            self.engine.with(|filter, now| filter.durable(now, durable));
-        } else {
-            self.shared.refresh(&self.writer);
+        let durable = self.parts.writer.durable().lsn();
+        let generation = self.parts.writer.manifest_durable();
+        if durable == self.durable && generation == self.generation {
+            return;
         }
+        let manifest = (generation != self.generation).then(|| self.parts.writer.manifest());
+        let mut replica = self.parts.host.replica_mut();
+        if let Err(error) = replica.update(manifest, self.parts.writer.snapshot()) {
+            self.parts.failure.set(&error);
+        }
+        let reached = self.underway.iter().take_while(|frame| frame.whole <= durable).count();
+        let trunk = replica.catalogue().trunk().map(|branch| branch.timeline);
+        if let Some(branch) = trunk.and_then(|trunk| replica.catalogue_mut().branch_mut(trunk)) {
+            for frame in self.underway.drain(..reached) {
+                frame.events.into_iter().for_each(|event| branch.handle(event));
+                branch.advance(frame.settled.min(durable), frame.stamp);
+            }
+        }
+        drop(replica);
+        (self.durable, self.generation) = (durable, generation);
+        self.parts.engine.with(|filter, _| filter.durable(durable));
     }
 }
 
+/// What the catalogue wants to know of a frame.
+fn events_of(raw: &RawFrame, new_epoch: bool) -> Vec<Event> {
+    let mut first_of_epoch = new_epoch;
+    let wanted = |kind: RecordKind| match kind {
+        RecordKind::Time => std::mem::take(&mut first_of_epoch),
+        kind => !kind.changes_disk() && kind != RecordKind::Barrier,
+    };
+    let mut wanted = wanted;
+    let parts = raw.parts.iter().filter(|part| wanted(part.kind));
+    let event = |part: &cdp_core::frame::Part| Event {
+        timeline: raw.timeline,
+        lsn: part.lsn,
+        stamp: Stamp { epoch: raw.epoch, time: part.time },
+        kind: part.kind,
+        disk: part.disk,
+        note: part.note.as_deref().cloned(),
+    };
+    parts.map(event).collect()
+}
+
+fn unopened(file: FileId) -> cdp_core::media::MediaError {
+    use cdp_core::media::{MediaError, MediaErrorKind, Operation};
+    MediaError::new(MediaErrorKind::NotFound, Operation::Open, &format!("{file:?}"), 0, "the file was never opened")
+}
+
 /// The sync thread: carries out everything that waits for a disk, one after another.
-pub(super) fn run_syncs(driver: &Driver, queue: &Receiver<(EffectId, Effect)>, pump: &Sender<Message>) {
+pub(super) fn run_syncs(shared: &Mutex<Executor>, queue: &Receiver<(EffectId, Effect)>, pump: &Sender<Message>) {
     for (id, effect) in queue {
-        let outcome = driver.carry_out(effect);
+        let synced = match &effect {
+            // The wait for the disk is not under the lock: the pump looks its files up meanwhile.
+            Effect::Sync { file } => files(shared).file(*file),
+            _ => None,
+        };
+        let outcome = match synced {
+            Some(file) => file.sync(),
+            None => files(shared).run(&effect),
+        };
         if pump.send(Message::Done(id, outcome)).is_err() {
             return;
         }

@@ -62,7 +62,7 @@ pub(super) fn run(storage: &Arc<dyn Storage>, seed: &Seed<'_>) -> Result<Option<
     let (sync, syncs) = sync_channel::<()>(1);
     let image = writer.image();
     std::thread::scope(|scope| {
-        scope.spawn(|| read(seed, size, pieces, &buffers));
+        scope.spawn(move || read(seed, size, pieces, &buffers));
         scope.spawn(move || syncs.into_iter().try_for_each(|()| image.sync()));
         let mut synced = 0;
         for piece in incoming {

@@ -8,6 +8,23 @@ use crate::frame::{Note, RecordKind, ResyncReason};
 use crate::types::{DISKS_MAX, DiskId, Extent, Lsn, Now};
 
 impl Filter {
+    /// Another RPO from the next period on.
+    pub fn set_rpo(&mut self, now: Now, rpo_ns: u64) {
+        if rpo_ns == 0 || rpo_ns == self.limits.rpo_ns {
+            return;
+        }
+        self.limits.rpo_ns = rpo_ns;
+        self.clock.set_rpo(rpo_ns);
+        self.points.set_rpo(rpo_ns, now.mono);
+        self.kicked = true;
+    }
+
+    /// How the replica's side can take what is sent, as it was last said.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
     /// How the replica's side can take frames. Without room the filter goes on recording up to its bound, then tracks; it
     /// records again by itself when there is room and the queue has drained to its half.
     pub fn set_room(&mut self, room: Room) {

@@ -47,6 +47,12 @@ impl Filter {
             && (0..self.disks.len()).all(|disk| self.activity.is_flushed(disk))
     }
 
+    /// Whether the log says that the stop was clean.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self.life, Life::Closed { clean: true, told: true })
+    }
+
     pub(super) fn no_op_is_open(&self) -> bool {
         self.order.running_count() == 0 && self.order.held_count() == 0
     }
