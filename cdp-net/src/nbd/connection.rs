@@ -14,7 +14,7 @@ use super::limits::Limits;
 use super::protocol::*;
 use super::stats::Counters;
 use super::tls::TlsServer;
-use super::wire::Wire;
+use super::wire::{InFlight, Wire};
 use super::workers::{self, Job, Workers};
 use bytes::Bytes;
 use receive::{Next, Receiver};
@@ -124,10 +124,7 @@ impl Connection<'_> {
     fn run(mut self) -> io::Result<()> {
         let ended = self.transmission();
         self.send_replies();
-        while self.wire.in_flight().requests > 0 {
-            self.wire.wait(false, None)?;
-        }
-        self.wire.drain(None)?;
+        self.wire.wait_until(None, |now| now.requests == 0 && !now.stalled)?;
         ended
     }
 
@@ -178,15 +175,12 @@ impl Connection<'_> {
 
     /// Waits until `bytes` more may be in flight, and until the client has taken its replies: the promised bounds.
     fn admit(&self, bytes: usize) -> io::Result<()> {
-        loop {
-            let now = self.wire.in_flight();
-            let limits = &self.shared.limits;
+        let limits = &self.shared.limits;
+        let admitted = |now: InFlight| {
             let room = now.requests < limits.requests_max && now.bytes + bytes <= limits.bytes_max;
-            if !now.stalled && (room || now.requests == 0) {
-                return Ok(());
-            }
-            self.wire.wait(false, None)?;
-        }
+            !now.stalled && (room || now.requests == 0)
+        };
+        self.wire.wait_until(None, admitted).map(|_| ())
     }
 
     fn request(&mut self, request: &Request, payload: Bytes) -> io::Result<()> {
@@ -285,7 +279,7 @@ impl Connection<'_> {
             self.replies.length = 0;
             self.replies.count = 0;
             // Only a client that does not read its replies gets here more than once; the socket tells when it is gone.
-            while self.wire.stalled() && self.wire.wait(false, None).is_ok() {}
+            let _ = self.wire.drain(None);
         }
     }
 }

@@ -114,7 +114,7 @@ impl Receiver {
         }
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
-            let ready = self.wire.wait(true, deadline)?;
+            let ready = self.wire.wait(deadline)?;
             if let Some(count) = self.wire.try_recv(&mut self.buffer[self.filled..])? {
                 return Ok(self.received(count));
             }
@@ -225,7 +225,7 @@ fn recv_until(wire: &Wire, buffer: &mut [u8], deadline: Instant) -> io::Result<u
         if let Some(count) = wire.try_recv(buffer)? {
             return Ok(count);
         }
-        if !wire.wait(true, Some(deadline))? && Instant::now() >= deadline {
+        if !wire.wait(Some(deadline))? && Instant::now() >= deadline {
             return Err(io::ErrorKind::TimedOut.into());
         }
     }
