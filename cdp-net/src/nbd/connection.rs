@@ -17,7 +17,7 @@ use super::tls::TlsServer;
 use super::wire::{InFlight, Wire};
 use super::workers::{self, Job, Workers};
 use bytes::Bytes;
-use receive::{Next, Receiver};
+use receive::{Limit, Next, Receiver};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -46,7 +46,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, wire: &Arc<Wire>) {
     match handshake(shared, wire, &mut receiver) {
         Ok(Some(session)) => {
             let replies = Replies { bytes: vec![0; REPLIES_BYTES].into(), length: 0, count: 0 };
-            let connection = Connection { shared, wire, session, receiver, replies };
+            let connection = Connection { shared, wire, session, receiver, replies, complete_by: None };
             if connection.run().is_err() {
                 shared.counters.connections_broken.add(1);
             }
@@ -103,6 +103,8 @@ struct Connection<'a> {
     session: Session,
     receiver: Receiver,
     replies: Replies,
+    /// When the request that has begun to arrive must be complete.
+    complete_by: Option<Instant>,
 }
 
 /// Replies that wait to be sent together.
@@ -132,7 +134,11 @@ impl Connection<'_> {
 
     fn transmission(&mut self) -> io::Result<()> {
         loop {
-            match self.receiver.next().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))? {
+            let next = self.receiver.next().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            if !matches!(next, Next::Incomplete) {
+                self.complete_by = None;
+            }
+            match next {
                 Next::Request(request, payload) if request.command == command::DISC => {
                     drop(payload);
                     return Ok(());
@@ -171,8 +177,14 @@ impl Connection<'_> {
             return self.receiver.receive_now(&self.shared.buffers);
         }
         let limits = &self.shared.limits;
-        let limit = if begun { Some(limits.request) } else { limits.idle };
-        self.receiver.receive(&self.shared.buffers, in_flight.requests > 0, limit, begun)
+        let limit = if begun {
+            // Counted from the first byte, or a client could send one byte a minute.
+            let deadline = *self.complete_by.get_or_insert_with(|| Instant::now() + limits.request);
+            Limit::At(deadline)
+        } else {
+            limits.idle.map_or(Limit::None, Limit::Idle)
+        };
+        self.receiver.receive(&self.shared.buffers, in_flight.requests > 0, limit)
     }
 
     /// Waits until `bytes` more may be in flight, and until the client has taken its replies: the promised bounds.

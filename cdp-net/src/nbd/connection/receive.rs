@@ -32,6 +32,17 @@ pub(super) enum Next {
     Incomplete,
 }
 
+/// How long to wait for more.
+#[derive(Clone, Copy)]
+pub(super) enum Limit {
+    /// For ever.
+    None,
+    /// Until then.
+    At(Instant),
+    /// So long without a request in flight.
+    Idle(Duration),
+}
+
 pub(super) struct Receiver {
     wire: Arc<Wire>,
     /// Requests that were split off the buffer, shared with the payloads that were handed out.
@@ -105,29 +116,27 @@ impl Receiver {
 
     /// Receives what is there, or waits: spinning for a little while first, because waking a thread costs more than a
     /// request. `false` at the end of the stream.
-    pub(super) fn receive(
-        &mut self,
-        buffers: &Buffers,
-        in_flight: bool,
-        limit: Option<Duration>,
-        begun: bool,
-    ) -> io::Result<bool> {
+    pub(super) fn receive(&mut self, buffers: &Buffers, in_flight: bool, limit: Limit) -> io::Result<bool> {
         let room = self.make_room(buffers);
         if let Some(count) = self.spin.run(|| self.wire.try_recv(&mut self.buffer[room.clone()]))? {
             return Ok(self.received(count));
         }
-        if !in_flight && limit.is_none() {
+        if !in_flight && matches!(limit, Limit::None) {
             let count = self.wire.recv(&mut self.buffer[room])?;
             return Ok(self.received(count));
         }
-        let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
+            let deadline = match limit {
+                Limit::None => None,
+                Limit::At(deadline) => Some(deadline),
+                Limit::Idle(limit) => Some(Instant::now() + limit),
+            };
             let ready = self.wire.wait(deadline)?;
             if let Some(count) = self.wire.try_recv(&mut self.buffer[room.clone()])? {
                 return Ok(self.received(count));
             }
-            // The idle limit counts from the last completion.
-            let busy = !begun && self.wire.in_flight().requests > 0;
+            // Who waits for the disk is not idle.
+            let busy = matches!(limit, Limit::Idle(_)) && self.wire.in_flight().requests > 0;
             if !ready && !busy {
                 return Err(io::ErrorKind::TimedOut.into());
             }

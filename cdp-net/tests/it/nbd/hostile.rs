@@ -115,6 +115,21 @@ fn half_a_handshake_and_half_a_request_time_out() {
 }
 
 #[test]
+fn a_byte_now_and_then_is_not_enough() {
+    let served = serve(Memory::new(1 << 20), |options| options.limits.request = Duration::from_millis(200));
+    let mut slow = served.raw();
+    let begin = std::time::Instant::now();
+    for byte in write_request(0, 512).iter().cycle() {
+        if slow.send_all(&[*byte], soon()).is_err() {
+            break;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(served.server.stats().connections_broken, 1);
+}
+
+#[test]
 fn options_without_end() {
     let served = serve(Memory::new(1 << 20), |_| ());
     let mut channel = Channel::connect(&served.uri, Duration::from_secs(5)).unwrap();
