@@ -1,5 +1,6 @@
 //! The NBD server and our own client, over real sockets.
 
+mod bad_servers;
 mod basic;
 mod devices;
 mod hostile;
