@@ -13,4 +13,6 @@
 pub mod frame;
 pub mod journal;
 pub mod media;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod types;
