@@ -16,5 +16,7 @@ pub mod frame;
 pub mod journal;
 pub mod media;
 pub mod replica;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod types;
 pub mod when;

@@ -2,7 +2,9 @@
 
 use super::bytes::FormatError;
 use super::index::{Entry, IndexRun, Place};
-use super::layout::{BLOCK_BYTES, ENVELOPE_BYTES, FIXED_BYTES, Summary, decode_trailer, foreign};
+use super::layout::{
+    BLOCK_BYTES, ENVELOPE_BYTES, FIXED_BYTES, FRAMES_AT, OPENING_AT, Opening, Summary, decode_trailer, foreign, stride,
+};
 use super::manifest::segment_name;
 use super::reader::{ReadError, Reader, parse_head};
 use super::scan::check_header;
@@ -87,11 +89,12 @@ impl Check<'_> {
     fn segment(&mut self) -> Result<(), ReadError> {
         let file = self.reader.file(self.segment.number, self.segment.id)?;
         check_header(file.as_ref(), self.segment.number, self.segment.id)?;
+        self.opening()?;
         if let Content::Sealed(summary) = &self.segment.content {
             self.footer(summary)?;
         }
         let rows = self.reader.frame_rows(self.segment)?;
-        let (mut sequence, mut chunks, mut at) = (1, 0, super::layout::FRAMES_AT);
+        let (mut sequence, mut chunks, mut at) = (1, 0, FRAMES_AT);
         let mut runs = Vec::new();
         for row in &rows {
             let lost = Some((row.first_lsn, row.last_lsn));
@@ -117,6 +120,30 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// What stands between header and first frame.
+    fn opening(&mut self) -> Result<(), ReadError> {
+        let (number, id) = (self.segment.number, self.segment.id);
+        let mut bytes = vec![0; (FRAMES_AT - OPENING_AT) as usize];
+        self.reader.file(number, id)?.read_exact_at(OPENING_AT, &mut bytes)?;
+        let failed = |source| ReadError::Format { segment: number, offset: OPENING_AT, source };
+        let opening = Opening::decode(&bytes).map_err(failed)?;
+        let timeline = self.segment.timeline;
+        if opening.id != id || opening.timeline != timeline {
+            return Err(failed(foreign("segment opening", "timeline", timeline, opening.timeline)));
+        }
+        self.padding(&bytes[FIXED_BYTES..], OPENING_AT + FIXED_BYTES as u64);
+        Ok(())
+    }
+
+    /// What nobody reads is zeros all the same: what is not was changed by somebody else.
+    fn padding(&mut self, bytes: &[u8], offset: u64) {
+        if bytes.iter().any(|byte| *byte != 0) {
+            let source = FormatError::Field { what: "padding", field: "zeros", value: 1 };
+            let error = ReadError::Format { segment: self.segment.number, offset, source };
+            self.report(&error, offset, bytes.len() as u64, None);
+        }
+    }
+
     fn first_chunk(&self, offset: u64) -> Option<u32> {
         let file = self.reader.file(self.segment.number, self.segment.id).ok()?;
         let mut bytes = [0; ENVELOPE_BYTES];
@@ -133,8 +160,10 @@ impl Check<'_> {
     ) -> Result<(IndexRun, u64, u32), ReadError> {
         let (number, id) = (self.segment.number, self.segment.id);
         let broken = |source| ReadError::Format { segment: number, offset, source };
-        let mut bytes = vec![0; ENVELOPE_BYTES + frame_bytes as usize];
+        let mut bytes = vec![0; stride(u64::from(frame_bytes)) as usize];
         self.reader.file(number, id)?.read_exact_at(offset, &mut bytes)?;
+        let padding = bytes.split_off(ENVELOPE_BYTES + frame_bytes as usize);
+        self.padding(&padding, offset + bytes.len() as u64);
         self.out.bytes += bytes.len() as u64;
         let (envelope, head) = parse_head(number, id, offset, &bytes)?;
         let facts = [
@@ -170,6 +199,12 @@ impl Check<'_> {
         let (id, found) = decode_trailer(&trailer).map_err(failed(summary.trailer_at()))?;
         if id != self.segment.id || found != *summary {
             return Err(failed(summary.trailer_at())(foreign("segment trailer", "segment", self.segment.id, id)));
+        }
+        let length = file.len()?;
+        if length > summary.file_bytes {
+            let mut rest = vec![0; (length - summary.file_bytes).min(1 << 20) as usize];
+            file.read_exact_at(summary.file_bytes, &mut rest)?;
+            self.padding(&rest, summary.file_bytes);
         }
         let (mut at, end, mut crc) = (summary.frames_end, summary.trailer_at(), 0);
         let mut block = vec![0; BLOCK_BYTES];

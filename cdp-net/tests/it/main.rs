@@ -2,3 +2,4 @@
 
 mod nbd;
 mod nbd_clients;
+mod protect;
