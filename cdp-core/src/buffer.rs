@@ -131,22 +131,21 @@ impl PooledBuffer {
         self.freeze_front(length)
     }
 
-    /// Takes back what lies directly before the rest and is no longer used by anybody. Only for a caller that holds nothing
-    /// in the rest that must stay at its front: the rest begins earlier afterwards.
-    pub fn reclaim(&mut self) {
+    /// Takes back what lies directly before the rest and is no longer used by anybody; returns how many bytes that is. What
+    /// stood at the front of the rest stands behind them now.
+    pub fn reclaim(&mut self) -> usize {
         if self.offset == 0 {
-            return;
+            return 0;
         }
         let mut pieces = lock(&self.home.pieces);
-        let Some(last) = pieces.last() else { return };
-        if last.offset + last.bytes.len() != self.offset {
-            return;
-        }
-        let Some(mut piece) = pieces.pop() else { return };
+        let adjacent = pieces.last().is_some_and(|last| last.offset + last.bytes.len() == self.offset);
+        let Some(mut piece) = pieces.pop_if(|_| adjacent) else { return 0 };
         drop(pieces);
+        let gained = piece.bytes.len();
         piece.bytes.unsplit(std::mem::take(&mut self.tail));
         self.tail = piece.bytes;
         self.offset = piece.offset;
+        gained
     }
 }
 
@@ -276,10 +275,12 @@ mod tests {
         let pool = BufferPool::new(PAGE, 4);
         let mut buffer = pool.take();
         let bytes = buffer.freeze_front(100);
-        buffer.reclaim();
+        assert_eq!(buffer.reclaim(), 0);
         assert_eq!(buffer.len(), PAGE - 100);
+        buffer[0] = 7;
         drop(bytes);
-        buffer.reclaim();
+        assert_eq!(buffer.reclaim(), 100);
+        assert_eq!(buffer[100], 7);
         assert_eq!(buffer.len(), PAGE);
         assert_eq!(buffer.as_ptr().align_offset(PAGE), 0);
     }

@@ -97,7 +97,7 @@ pub enum MediaErrorKind {
 }
 
 /// An operation on a file that failed.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("cannot {operation} {path} at byte {offset}: {message}")]
 pub struct MediaError {
     /// What a caller may do about it.

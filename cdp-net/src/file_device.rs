@@ -3,15 +3,15 @@
 use crate::device::{BlockStatus, Device, ZeroFlags};
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fdatasync, seek};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Written where nothing better works, a piece at a time.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A raw file or block device.
 #[derive(Debug)]
@@ -146,8 +146,25 @@ impl Device for FileDevice {
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> io::Result<()> {
-        self.file.write_all_at(&data, offset)?;
-        self.sync_if(fua)
+        if !fua {
+            return self.file.write_all_at(&data, offset);
+        }
+        // Syncs this range only; other writes' pages are not waited for.
+        let mut done = 0;
+        while done < data.len() {
+            let slices = [IoSlice::new(&data[done..])];
+            match pwritev2(&self.file, &slices, offset + done as u64, ReadWriteFlags::DSYNC) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    self.file.write_all_at(&data[done..], offset + done as u64)?;
+                    return self.flush();
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -218,5 +235,97 @@ impl Device for FileDevice {
             at = hole;
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SIZE: u64 = 1 << 20;
+
+    fn device() -> FileDevice {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(SIZE).unwrap();
+        FileDevice::new(file, false).unwrap()
+    }
+
+    #[test]
+    fn holes_are_told_and_cover_the_range() {
+        let device = device();
+        device.write(256 << 10, Bytes::from(vec![1; 64 << 10]), true).unwrap();
+        let found = device.block_status(4096, SIZE - 4096, 16).unwrap();
+        assert_eq!(found.iter().map(|status| status.length).sum::<u64>(), SIZE - 4096);
+        assert!(found[0].hole && found[0].zero);
+        assert_eq!(device.block_status(0, SIZE, 1).unwrap().len(), 1);
+        assert!(device.punch(256 << 10, 64 << 10).unwrap());
+        assert_eq!(device.block_status(0, SIZE, 16).unwrap(), [BlockStatus { length: SIZE, hole: true, zero: true }]);
+    }
+
+    #[test]
+    fn it_grows_when_asked_and_refuses_what_is_no_disk() {
+        let device = device();
+        device.file().set_len(2 * SIZE).unwrap();
+        assert_eq!(device.size(), SIZE);
+        assert_eq!(device.refresh_size().unwrap(), 2 * SIZE);
+        assert_eq!(device.size(), 2 * SIZE);
+        let null = FileDevice::open(Path::new("/dev/null"), true).unwrap_err();
+        assert_eq!(null.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Write(u64, u64, u8, bool),
+        Trim(u64, u64),
+        Zero(u64, u64, ZeroFlags),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let sectors = SIZE / 512;
+        let range =
+            (0..sectors).prop_flat_map(move |at| (Just(at * 512), (1..=(sectors - at).min(256)).prop_map(|n| n * 512)));
+        let flags = any::<(bool, bool)>().prop_map(|(fua, no_hole)| ZeroFlags { fua, no_hole, fast: false });
+        prop_oneof![
+            (range.clone(), any::<u8>(), any::<bool>())
+                .prop_map(|((at, length), byte, fua)| Op::Write(at, length, byte, fua)),
+            range.clone().prop_map(|(at, length)| Op::Trim(at, length)),
+            (range, flags).prop_map(|((at, length), flags)| Op::Zero(at, length, flags)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn it_holds_what_a_model_holds(ops in proptest::collection::vec(op(), 1..20)) {
+            let device = device();
+            let mut model = vec![0; SIZE as usize];
+            for op in ops {
+                let (at, length, byte) = match op {
+                    Op::Write(at, length, byte, fua) => {
+                        device.write(at, Bytes::from(vec![byte; length as usize]), fua).unwrap();
+                        (at, length, byte)
+                    }
+                    Op::Trim(at, length) => {
+                        // Where the file system cannot punch, a trim changes nothing: then the model must not either.
+                        if !device.punch(at, length).unwrap() {
+                            continue;
+                        }
+                        (at, length, 0)
+                    }
+                    Op::Zero(at, length, flags) => {
+                        device.write_zeroes(at, length, flags).unwrap();
+                        (at, length, 0)
+                    }
+                };
+                model[at as usize..(at + length) as usize].fill(byte);
+            }
+            let mut read = vec![0; SIZE as usize];
+            device.read(0, &mut read).unwrap();
+            prop_assert!(read == model);
+            if device.read_now(0, &mut read).unwrap() {
+                prop_assert!(read == model);
+            }
+        }
     }
 }

@@ -6,8 +6,11 @@
 pub mod clock;
 pub mod device;
 pub mod file_device;
+pub mod host;
 pub mod nbd;
 pub mod owner;
+pub mod protect;
+pub mod random;
 pub mod report;
 pub mod source;
 pub mod sys;

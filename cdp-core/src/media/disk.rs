@@ -266,7 +266,7 @@ impl File for DiskFile {
 impl DiskFile {
     /// Zeros by writing, inside the file's length, where holes cannot be punched.
     fn write_zeros(&self, range: Extent) -> Result<()> {
-        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let end = range.end().min(self.len()?);
         let mut at = range.offset;
         while at < end {

@@ -92,6 +92,12 @@ impl BaseWriter {
         self.at
     }
 
+    /// The image's file, for whoever syncs what was written while more is being written.
+    #[must_use]
+    pub fn image(&self) -> Arc<dyn File> {
+        Arc::clone(&self.image)
+    }
+
     /// Bytes that took room in the image.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {

@@ -4,22 +4,10 @@
 //! of brackets every LSN is, as far as it is durable and settled (the *frontier*). Times are the source's; each restorable
 //! range is cut into *spans* of one clock epoch, inside which times are ordered.
 
-use crate::frame::{GapReason, Mark, Note, RecordKind, ResyncReason};
+use crate::frame::{GapReason, Mark, Note, ResyncReason};
+use crate::journal::Event;
 use crate::types::{ClockEpoch, Lsn, PointId, Stamp, Timeline, WallTime};
 use std::collections::BTreeMap;
-
-/// A record that the catalogue wants to know of: everything but writes, zeros, discards and repairs.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Event {
-    /// Place in the write order.
-    pub lsn: Lsn,
-    /// When.
-    pub stamp: Stamp,
-    /// What.
-    pub kind: RecordKind,
-    /// What it says.
-    pub note: Option<Note>,
-}
 
 /// What a timeline is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

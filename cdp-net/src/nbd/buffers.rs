@@ -2,11 +2,13 @@
 
 use cdp_core::buffer::{BufferPool, PAGE, PooledBuffer};
 
-/// Size of a receive buffer, in bytes: a burst of 32 writes of 4 KiB fits three times.
-pub(crate) const RECEIVE_BYTES: usize = 512 << 10;
+/// Size of a receive buffer, in bytes: what one send of a client at depth brings fits several times.
+pub(crate) const RECEIVE_BYTES: usize = 1 << 20;
 /// From this payload on a write is received straight into a buffer of its own, page-aligned.
-pub(crate) const LARGE_BYTES: usize = 64 << 10;
+pub(crate) const LARGE_BYTES: usize = 256 << 10;
 const RECEIVE_RETAINED_MAX: usize = 32;
+/// The smallest size of large buffers, in bytes (reads by workers).
+const LARGE_MIN: usize = 64 << 10;
 /// Unused memory that each size of large buffers may hold, in bytes; at least one buffer is kept.
 const LARGE_RETAINED_BYTES: usize = 8 << 20;
 const LARGE_CLASSES: usize = 10;
@@ -21,7 +23,7 @@ pub(crate) struct Buffers {
 impl Buffers {
     pub(crate) fn new() -> Self {
         let large = std::array::from_fn(|class| {
-            let bytes = LARGE_BYTES << class;
+            let bytes = LARGE_MIN << class;
             BufferPool::new(bytes + PAGE, (LARGE_RETAINED_BYTES / bytes).max(1))
         });
         Self { receive: BufferPool::new(RECEIVE_BYTES, RECEIVE_RETAINED_MAX), large }

@@ -42,16 +42,12 @@ impl Channel {
             if !tls.is_handshaking() {
                 break;
             }
-            // A handshake yields no plain bytes, so the empty buffer loses none.
-            match tls::try_recv(tls, &self.socket, &mut [], &mut self.cipher)? {
-                Some(0) if tls.is_handshaking() => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Some(_) => {}
-                None if !tls.is_handshaking() || !self.cipher.is_empty() => {}
-                None => {
-                    if !self.socket.wait(true, false, None, Some(deadline))? {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
+            match tls::fill(tls, &self.socket, &mut self.cipher)? {
+                Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                None if !self.socket.wait(true, false, None, Some(deadline))? => {
+                    return Err(io::ErrorKind::TimedOut.into());
                 }
+                _ => {}
             }
         }
         self.try_send(&[]).map(|_| ())

@@ -144,18 +144,27 @@ pub(crate) fn try_recv(
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Some(0)),
             Err(error) => return Err(error),
         }
-        match tls.read_tls(&mut Now(socket)) {
-            Ok(0) => return Ok(Some(0)),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Err(error),
+        match fill(tls, socket, out)? {
+            None => return Ok(None),
+            Some(0) => return Ok(Some(0)),
+            Some(_) => {}
         }
-        let processed = tls.process_new_packets();
-        while tls.wants_write() {
-            tls.write_tls(out)?;
-        }
-        processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     }
+}
+
+/// Receives and decrypts what is there, without taking plain bytes out: `None` if nothing is, `Some(0)` at the end.
+pub(crate) fn fill(tls: &mut Connection, socket: &Socket, out: &mut Vec<u8>) -> io::Result<Option<usize>> {
+    let count = match tls.read_tls(&mut Now(socket)) {
+        Ok(count) => count,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let processed = tls.process_new_packets();
+    while tls.wants_write() {
+        tls.write_tls(out)?;
+    }
+    processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok(Some(count))
 }
 
 /// Encrypts `parts` and appends what is to be sent to `out`.

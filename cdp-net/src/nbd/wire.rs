@@ -87,7 +87,7 @@ impl Wire {
             if let Some(count) = self.try_recv(buffer)? {
                 return Ok(count);
             }
-            self.wait(true, None)?;
+            self.wait(None)?;
         }
     }
 
@@ -124,9 +124,7 @@ impl Wire {
 
     /// What is in flight.
     pub(crate) fn in_flight(&self) -> InFlight {
-        let state = self.lock();
-        let stalled = !state.queue.is_empty();
-        InFlight { requests: state.requests, bytes: state.bytes, stalled, broken: state.broken }
+        self.lock().in_flight()
     }
 
     /// Whether there is something to receive right now.
@@ -134,12 +132,32 @@ impl Wire {
         self.socket.wait(true, false, None, Some(Instant::now())).unwrap_or(true)
     }
 
-    /// Sleeps until there is input (if wanted), a worker completed something, the queue could move on, or the deadline has
-    /// passed (`false`). Sends from the queue. Only for the connection's thread.
-    pub(crate) fn wait(&self, input: bool, deadline: Option<Instant>) -> io::Result<bool> {
+    /// Sleeps until there is input, a worker completed something, the queue could move on, or the deadline has passed
+    /// (`false`). Sends from the queue. Only for the connection's thread.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> io::Result<bool> {
+        self.sleep(true, deadline, |_| false)
+    }
+
+    /// Sleeps until `done`, sending from the queue meanwhile, or until the deadline has passed (`false`). Only for the
+    /// connection's thread.
+    pub(crate) fn wait_until(&self, deadline: Option<Instant>, done: impl Fn(InFlight) -> bool) -> io::Result<bool> {
+        while !done(self.in_flight()) {
+            if !self.sleep(false, deadline, &done)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sleeps once, unless `done` holds already. That is looked at under the lock under which workers look at `waiting`, so
+    /// that no wake-up is lost in between.
+    fn sleep(&self, input: bool, deadline: Option<Instant>, done: impl Fn(InFlight) -> bool) -> io::Result<bool> {
         let output = {
             let mut state = self.lock();
             state.flush(&self.socket);
+            if done(state.in_flight()) {
+                return Ok(true);
+            }
             state.waiting = true;
             !state.queue.is_empty()
         };
@@ -151,19 +169,9 @@ impl Wire {
         ready
     }
 
-    /// Whether replies wait for the peer to read.
-    pub(crate) fn stalled(&self) -> bool {
-        !self.lock().queue.is_empty()
-    }
-
     /// Sleeps until everything is sent. Only for the connection's thread.
     pub(crate) fn drain(&self, deadline: Option<Instant>) -> io::Result<()> {
-        while self.stalled() {
-            if !self.wait(false, deadline)? {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-        }
-        Ok(())
+        if self.wait_until(deadline, |now| !now.stalled)? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 
     pub(crate) fn shutdown(&self, how: Shutdown) {
@@ -188,6 +196,11 @@ impl Wire {
 }
 
 impl State {
+    fn in_flight(&self) -> InFlight {
+        let stalled = !self.queue.is_empty();
+        InFlight { requests: self.requests, bytes: self.bytes, stalled, broken: self.broken }
+    }
+
     fn send(&mut self, socket: &Socket, bytes: &[u8]) {
         if let Some(connection) = &mut self.tls {
             if tls::encrypt(connection, &[bytes], &mut self.cipher).is_err() {

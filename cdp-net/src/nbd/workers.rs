@@ -131,10 +131,9 @@ pub(crate) fn run(shared: &Shared, job: Job) {
 
 /// Reads into a buffer whose data begin on a page; the header lies directly before them, so that one send does.
 fn read(shared: &Shared, wire: &Wire, request: &Request, session: Session) -> Result<Bytes, NbdError> {
-    if session.structured && request.length >= HOLES_FROM_BYTES && !request.has(command_flag::DF) {
-        if let Some(reply) = read_around_holes(shared, wire, request, session)? {
-            return Ok(reply);
-        }
+    let may_split = session.structured && request.length >= HOLES_FROM_BYTES && !request.has(command_flag::DF);
+    if may_split && let Some(reply) = read_around_holes(shared, wire, request, session)? {
+        return Ok(reply);
     }
     let length = request.length as usize;
     let mut buffer = shared.buffers.large(length);

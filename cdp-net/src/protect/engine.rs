@@ -21,7 +21,7 @@ const TIMER_STEP_NS: u64 = 10_000_000;
 /// Work for the threads beside the guest's.
 pub(super) struct Queues {
     /// Frames, to the pump.
-    pub(super) frames: Box<dyn Fn(RawFrame) + Send + Sync>,
+    pub(super) frames: Box<dyn Fn(RawFrame) + Send>,
     /// Writes of the activity log.
     pub(super) log: Sender<LogWrite>,
     /// Flushes of a source that the filter itself wants.
@@ -34,8 +34,8 @@ pub(super) struct Queues {
 
 /// One group's filter, shared by all threads.
 pub(super) struct Engine {
-    filter: Mutex<Filter>,
-    queues: Queues,
+    /// The queues are under the filter's lock: frames stay in the order in which they were closed.
+    filter: Mutex<(Filter, Option<Queues>)>,
     ready: Mutex<BTreeSet<Ticket>>,
     ready_signal: Condvar,
     timer_stopped: Mutex<bool>,
@@ -50,8 +50,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Engine {
     pub(super) fn new(filter: Filter, queues: Queues) -> Self {
         Self {
-            filter: Mutex::new(filter),
-            queues,
+            filter: Mutex::new((filter, Some(queues))),
             ready: Mutex::new(BTreeSet::new()),
             ready_signal: Condvar::new(),
             timer_stopped: Mutex::new(false),
@@ -61,29 +60,37 @@ impl Engine {
 
     /// Calls the filter and hands on whatever it wants done.
     pub(super) fn with<T>(&self, call: impl FnOnce(&mut Filter, Now) -> T) -> T {
-        let mut filter = lock(&self.filter);
+        let mut held = lock(&self.filter);
+        let (filter, queues) = &mut *held;
         let now = clock::now();
-        let answer = call(&mut filter, now);
+        let answer = call(filter, now);
         while let Some(output) = filter.poll(now) {
-            self.dispatch(output);
+            self.dispatch(output, queues.as_ref());
         }
         answer
     }
 
-    fn dispatch(&self, output: Output) {
-        // A queue whose thread has ended belongs to a protector that is being dropped: nobody needs its work any more.
+    fn dispatch(&self, output: Output, queues: Option<&Queues>) {
+        if let Output::Ready(ticket) = output {
+            lock(&self.ready).insert(ticket);
+            self.ready_signal.notify_all();
+            return;
+        }
+        // Without queues, or with a thread that has ended, the protector is being dropped: nobody needs the work any more.
+        let Some(queues) = queues else { return };
         let _ = match output {
-            Output::Ready(ticket) => {
-                lock(&self.ready).insert(ticket);
-                self.ready_signal.notify_all();
-                return;
-            }
-            Output::Frame(frame) => return (self.queues.frames)(frame),
-            Output::Log(write) => self.queues.log.send(write).is_ok(),
-            Output::Flush(disk, ticket) => self.queues.flushes.send((disk, ticket)).is_ok(),
-            Output::Reread(reread) => self.queues.rereads.send(reread).is_ok(),
-            Output::Event(event) => self.queues.events.send(event).is_ok(),
+            Output::Ready(_) => true,
+            Output::Frame(frame) => return (queues.frames)(frame),
+            Output::Log(write) => queues.log.send(write).is_ok(),
+            Output::Flush(disk, ticket) => queues.flushes.send((disk, ticket)).is_ok(),
+            Output::Reread(reread) => queues.rereads.send(reread).is_ok(),
+            Output::Event(event) => queues.events.send(event).is_ok(),
         };
+    }
+
+    /// Ends the threads that wait for work.
+    pub(super) fn close_queues(&self) {
+        lock(&self.filter).1 = None;
     }
 
     /// Gives an op its place in the order; returns when it may run. The wait is one of the two bounded ones: for an op that

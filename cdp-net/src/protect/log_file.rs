@@ -10,7 +10,8 @@ use std::sync::mpsc::Receiver;
 pub(super) fn run(file: &Arc<dyn File>, queue: &Receiver<LogWrite>, engine: &Engine) {
     for write in queue {
         let result = carry_out(file.as_ref(), &write).map_err(|_| Failed { errno: libc::EIO });
-        engine.with(|filter, now| filter.log_written(now, write.token, result));
+        let known = engine.with(|filter, now| filter.log_written(now, write.token, result));
+        debug_assert!(known.is_ok(), "a log write is answered once");
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the fold says of histories whose answer is plain.
 
 use super::*;
-use crate::frame::PointKinds;
+use crate::frame::{PointKinds, RecordKind};
 use crate::types::MonoTime;
 
 fn timeline(number: u8) -> Timeline {
@@ -14,7 +14,7 @@ fn stamp(epoch: u32, time: u64) -> Stamp {
 
 /// A record whose time is ten times its LSN.
 fn event(lsn: u64, kind: RecordKind, note: Option<Note>) -> Event {
-    Event { lsn: Lsn(lsn), stamp: stamp(1, lsn * 10), kind, note }
+    Event { timeline: timeline(1), lsn: Lsn(lsn), stamp: stamp(1, lsn * 10), kind, disk: None, note }
 }
 
 fn resync_begin(lsn: u64, from: u64, reason: ResyncReason) -> Event {
@@ -136,6 +136,8 @@ fn a_time_in_two_epochs_means_the_later_and_names_the_other() {
     branch.advance(Lsn(40), stamp(1, 400));
     // The wall clock was set back by 20 units: a record says so.
     let step = Event {
+        timeline: timeline(1),
+        disk: None,
         lsn: Lsn(41),
         stamp: stamp(2, 380),
         kind: RecordKind::Time,

@@ -5,8 +5,9 @@ use crate::nbd::protocol::*;
 use crate::nbd::spin::Spin;
 use crate::nbd::wire::Wire;
 use bytes::Bytes;
-use cdp_core::buffer::PooledBuffer;
+use cdp_core::buffer::{PAGE, PooledBuffer};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 const SKIP_MAX: u32 = 64 << 20;
 /// A receive gets at least this much room, in bytes; else a new buffer is begun.
 const ROOM_MIN: usize = 64 << 10;
+/// So many bytes of an incomplete request are moved to the front, to go on in memory that is warm in the cache.
+const MOVE_MAX: usize = 8 << 10;
 /// The longest request that lives in a receive buffer, in bytes.
 const SMALL_MAX: usize = REQUEST_BYTES + LARGE_BYTES;
 
@@ -29,6 +32,17 @@ pub(super) enum Next {
     Incomplete,
 }
 
+/// How long to wait for more.
+#[derive(Clone, Copy)]
+pub(super) enum Limit {
+    /// For ever.
+    None,
+    /// Until then.
+    At(Instant),
+    /// So long without a request in flight.
+    Idle(Duration),
+}
+
 pub(super) struct Receiver {
     wire: Arc<Wire>,
     /// Requests that were split off the buffer, shared with the payloads that were handed out.
@@ -37,12 +51,15 @@ pub(super) struct Receiver {
     /// What was received and not yet consumed of the buffer.
     start: usize,
     filled: usize,
+    /// How much to receive at most: little after a large write, so that the payload of the next one is not received into
+    /// the wrong buffer.
+    receive_max: usize,
     spin: Spin,
 }
 
 impl Receiver {
     pub(super) fn new(wire: Arc<Wire>, buffer: PooledBuffer, spin: Duration) -> Self {
-        Self { wire, batch: Bytes::new(), buffer, start: 0, filled: 0, spin: Spin::new(spin) }
+        Self { wire, batch: Bytes::new(), buffer, start: 0, filled: 0, receive_max: usize::MAX, spin: Spin::new(spin) }
     }
 
     /// What was received and not consumed. Of requests, that is only the incomplete one once `next` has said so.
@@ -64,6 +81,7 @@ impl Receiver {
             let payload = request.payload_bytes();
             if payload == 0 {
                 self.start += REQUEST_BYTES;
+                self.receive_max = usize::MAX;
                 return Ok(Next::Request(request, Bytes::new()));
             }
             if request.length > PAYLOAD_MAX {
@@ -78,6 +96,7 @@ impl Receiver {
             if complete == 0 {
                 return Ok(Next::Incomplete);
             }
+            self.receive_max = usize::MAX;
             self.batch = self.buffer.freeze_front(self.start + complete);
             bytes::Buf::advance(&mut self.batch, self.start);
             self.filled -= self.start + complete;
@@ -97,29 +116,27 @@ impl Receiver {
 
     /// Receives what is there, or waits: spinning for a little while first, because waking a thread costs more than a
     /// request. `false` at the end of the stream.
-    pub(super) fn receive(
-        &mut self,
-        buffers: &Buffers,
-        in_flight: bool,
-        limit: Option<Duration>,
-        begun: bool,
-    ) -> io::Result<bool> {
-        self.make_room(buffers);
-        if let Some(count) = self.spin.run(|| self.wire.try_recv(&mut self.buffer[self.filled..]))? {
+    pub(super) fn receive(&mut self, buffers: &Buffers, in_flight: bool, limit: Limit) -> io::Result<bool> {
+        let room = self.make_room(buffers);
+        if let Some(count) = self.spin.run(|| self.wire.try_recv(&mut self.buffer[room.clone()]))? {
             return Ok(self.received(count));
         }
-        if !in_flight && limit.is_none() {
-            let count = self.wire.recv(&mut self.buffer[self.filled..])?;
+        if !in_flight && matches!(limit, Limit::None) {
+            let count = self.wire.recv(&mut self.buffer[room])?;
             return Ok(self.received(count));
         }
-        let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
-            let ready = self.wire.wait(true, deadline)?;
-            if let Some(count) = self.wire.try_recv(&mut self.buffer[self.filled..])? {
+            let deadline = match limit {
+                Limit::None => None,
+                Limit::At(deadline) => Some(deadline),
+                Limit::Idle(limit) => Some(Instant::now() + limit),
+            };
+            let ready = self.wire.wait(deadline)?;
+            if let Some(count) = self.wire.try_recv(&mut self.buffer[room.clone()])? {
                 return Ok(self.received(count));
             }
-            // The idle limit counts from the last completion.
-            let busy = !begun && self.wire.in_flight().requests > 0;
+            // Who waits for the disk is not idle.
+            let busy = matches!(limit, Limit::Idle(_)) && self.wire.in_flight().requests > 0;
             if !ready && !busy {
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -128,16 +145,15 @@ impl Receiver {
 
     /// Receives only what is there; `false` if nothing is.
     pub(super) fn receive_now(&mut self, buffers: &Buffers) -> io::Result<bool> {
-        self.make_room(buffers);
-        let count = self.wire.try_recv(&mut self.buffer[self.filled..])?.unwrap_or(0);
+        let room = self.make_room(buffers);
+        let count = self.wire.try_recv(&mut self.buffer[room])?.unwrap_or(0);
         Ok(self.received(count))
     }
 
     /// Receives before a deadline; `false` at the end of the stream.
     pub(super) fn receive_until(&mut self, buffers: &Buffers, deadline: Instant) -> io::Result<bool> {
-        self.make_room(buffers);
-        let (wire, filled) = (&self.wire, self.filled);
-        let count = recv_until(wire, &mut self.buffer[filled..], deadline)?;
+        let room = self.make_room(buffers);
+        let count = recv_until(&self.wire, &mut self.buffer[room], deadline)?;
         Ok(self.received(count))
     }
 
@@ -148,6 +164,7 @@ impl Receiver {
         buffers: &Buffers,
         deadline: Instant,
     ) -> io::Result<Bytes> {
+        self.receive_max = PAGE;
         let length = request.length as usize;
         let mut own = buffers.large(length);
         let here = (self.filled - self.start - REQUEST_BYTES).min(length);
@@ -186,12 +203,16 @@ impl Receiver {
         count > 0
     }
 
-    /// Makes sure that a receive has room, and that an incomplete request can be completed in one piece.
-    fn make_room(&mut self, buffers: &Buffers) {
-        if self.start == self.filled {
-            self.start = 0;
-            self.filled = 0;
-            self.buffer.reclaim();
+    /// Makes sure that a receive has room, and that an incomplete request can be completed in one piece; returns where to
+    /// receive into.
+    fn make_room(&mut self, buffers: &Buffers) -> Range<usize> {
+        let unread = self.filled - self.start;
+        if unread <= MOVE_MAX {
+            let gained = self.buffer.reclaim();
+            if unread > 0 && gained + self.start > 0 {
+                self.buffer.copy_within(gained + self.start..gained + self.filled, 0);
+            }
+            (self.start, self.filled) = (0, unread);
         }
         let cramped = self.buffer.len() - self.filled < ROOM_MIN || self.buffer.len() - self.start < SMALL_MAX;
         if cramped {
@@ -202,6 +223,8 @@ impl Receiver {
             self.start = 0;
             self.buffer = fresh;
         }
+        let room = self.buffer.len() - self.filled;
+        self.filled..self.filled + room.min(self.receive_max)
     }
 }
 
@@ -225,7 +248,7 @@ fn recv_until(wire: &Wire, buffer: &mut [u8], deadline: Instant) -> io::Result<u
         if let Some(count) = wire.try_recv(buffer)? {
             return Ok(count);
         }
-        if !wire.wait(true, Some(deadline))? && Instant::now() >= deadline {
+        if !wire.wait(Some(deadline))? && Instant::now() >= deadline {
             return Err(io::ErrorKind::TimedOut.into());
         }
     }

@@ -35,8 +35,11 @@ fn exports() -> Vec<Export> {
     vec![Export::new("one", Arc::new(Fixed(1 << 20))), Export::new("two", Arc::new(Fixed(1024)))]
 }
 
+/// A reply as (option, kind, payload).
+type Reply = (u32, u32, Vec<u8>);
+
 /// Runs a whole conversation: the replies as (option, kind, payload), and the last step.
-fn talk(tls: Tls, input: &[u8]) -> (Vec<(u32, u32, Vec<u8>)>, Result<Step, HandshakeError>) {
+fn talk(tls: Tls, input: &[u8]) -> (Vec<Reply>, Result<Step, HandshakeError>) {
     let exports = exports();
     let mut out = Vec::new();
     let mut handshake = Handshake::new(&exports, tls, &mut out);

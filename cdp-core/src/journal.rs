@@ -1,0 +1,47 @@
+//! What is kept: frames in segments, found again at any moment.
+//!
+//! `FORMAT.md` beside this code specifies every byte and argues, case by case, why a crash at any moment loses nothing that
+//! was called durable. The way in is [`create`], [`open`] or [`look`]; the write side is [`Writer`], a machine that asks for
+//! effects and is told their outcome; the read side is a [`Snapshot`] (what there is), a [`Reader`] (bytes, verified) and a
+//! [`View`] (a disk as it was at one moment).
+//!
+//! Who may call what: a store has one owner, who has its [`Writer`]; snapshots, readers and views are for everybody.
+
+mod bytes;
+mod cache;
+mod decide;
+mod drive;
+mod effect;
+mod event;
+mod footer;
+mod frontier;
+mod index;
+mod layout;
+mod manifest;
+mod reader;
+mod records;
+mod recover;
+mod region;
+mod scan;
+mod snapshot;
+mod verify;
+mod view;
+mod writer;
+
+pub use self::bytes::FormatError;
+pub use drive::{Executor, drain};
+pub use effect::{Effect, EffectId, FileId, Outcome};
+pub use event::Event;
+pub use frontier::Frontier;
+pub use layout::{Envelope, Opening, SegmentHeader, Summary};
+pub use manifest::{
+    BaseInfo, DiskInfo, Generation, MANIFEST_NAME, Manifest, PinInfo, PointsMode, Policy, SeedingInfo, SegmentInfo,
+    SegmentState, SessionInfo, SessionKind, SourceFacts, TimelineInfo, TimelineRole, TimelineState, segment_name,
+};
+pub use reader::{ReadError, Reader};
+pub use records::{Frames, Moment};
+pub use recover::{Damage, OpenError, Opened, Repair, create, look, open, read_manifest};
+pub use snapshot::Snapshot;
+pub use verify::{Finding, Verified};
+pub use view::{Below, Nothing, Origin, PathElement, Piece, View};
+pub use writer::{Appended, Hold, IdSource, Options, Refusal, Refused, Writer, WriterState};

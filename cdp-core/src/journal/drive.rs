@@ -1,0 +1,91 @@
+//! The in-order driver: carries out a writer's effects one after another. For tests, simulation, and whoever has no threads.
+
+use super::effect::{Effect, FileId, Outcome};
+use super::writer::Writer;
+use crate::media::{File, MediaError, MediaErrorKind, Operation, Storage};
+use crate::types::{Extent, MonoTime};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Carries out effects on a storage. Any driver may use [`Executor::run`] for the effects that it does not do otherwise.
+#[derive(Debug)]
+pub struct Executor {
+    storage: Arc<dyn Storage>,
+    files: BTreeMap<FileId, Arc<dyn File>>,
+}
+
+impl Executor {
+    /// An executor on a store's directory.
+    #[must_use]
+    pub fn new(storage: Arc<dyn Storage>) -> Self {
+        Self { storage, files: BTreeMap::new() }
+    }
+
+    /// An open file, for drivers that write and sync on threads of their own.
+    #[must_use]
+    pub fn file(&self, file: FileId) -> Option<Arc<dyn File>> {
+        self.files.get(&file).cloned()
+    }
+
+    /// Carries out one effect.
+    ///
+    /// # Errors
+    /// Whatever the media say; the writer decides what that means.
+    pub fn run(&mut self, effect: &Effect) -> Outcome {
+        match effect {
+            Effect::Create { file, name, preallocate, keep_free, replace } => {
+                self.create(*file, name, *preallocate, *keep_free, *replace)
+            }
+            Effect::Write { file, offset, data } => self.open(*file)?.write_at(*offset, data),
+            Effect::SetLength { file, length } => self.open(*file)?.set_len(*length),
+            Effect::Sync { file } => self.open(*file)?.sync(),
+            Effect::Close { file } => {
+                self.files.remove(file);
+                Ok(())
+            }
+            Effect::Rename { from, to } => self.storage.rename(from, to),
+            Effect::Remove { name } => self.remove(name),
+            Effect::SyncDir { name } => self.storage.sync_dir(name),
+        }
+    }
+
+    fn open(&self, file: FileId) -> Result<&Arc<dyn File>, MediaError> {
+        let lost = || MediaError::new(MediaErrorKind::Io, Operation::Open, "", 0, "the file was never opened");
+        self.files.get(&file).ok_or_else(lost)
+    }
+
+    fn remove(&self, name: &str) -> Outcome {
+        match self.storage.remove(name) {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other,
+        }
+    }
+
+    fn create(&mut self, file: FileId, name: &str, preallocate: u64, keep_free: u64, replace: bool) -> Outcome {
+        let free = if keep_free == 0 { u64::MAX } else { self.storage.free_bytes()? };
+        if free < preallocate.saturating_add(keep_free) {
+            let message = format!("{free} bytes are free, {preallocate} are needed and {keep_free} must be left");
+            return Err(MediaError::new(MediaErrorKind::NoSpace, Operation::Create, name, 0, &message));
+        }
+        if replace {
+            self.remove(name)?;
+        }
+        let made = self.storage.create(name)?;
+        let reserved = if preallocate > 0 { made.preallocate(Extent::new(0, preallocate)) } else { Ok(()) };
+        if let Err(error) = reserved {
+            // Best effort: what stays is removed at the next start, and the error is told either way.
+            let _ = self.storage.remove(name);
+            return Err(error);
+        }
+        self.files.insert(file, made);
+        Ok(())
+    }
+}
+
+/// Carries out everything that the writer wants now, in the order it wants it.
+pub fn drain(writer: &mut Writer, executor: &mut Executor, now: MonoTime) {
+    while let Some((id, effect)) = writer.poll(now) {
+        let outcome = executor.run(&effect);
+        writer.completed(now, id, outcome);
+    }
+}

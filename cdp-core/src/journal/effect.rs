@@ -1,0 +1,78 @@
+//! What the writer wants done to files, and how it is told what came of it.
+
+use crate::media::MediaError;
+use bytes::Bytes;
+
+/// Names an effect until its completion is handed back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct EffectId(pub u64);
+
+/// Names an open file between writer and driver; never used again for another one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FileId(pub u64);
+
+/// One thing to do. Effects that were handed out may be carried out in any order and at once: the writer hands out only what
+/// may be. Each gives one completion, `Close` too.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Make a file, which must not be there (a temporary file's remains are replaced), and reserve room in it; refused with
+    /// `NoSpace` where less than `keep_free` bytes would be left.
+    Create {
+        /// What it is called from now on.
+        file: FileId,
+        /// Its name in the storage.
+        name: String,
+        /// Bytes to reserve; 0: none.
+        preallocate: u64,
+        /// Bytes that must be left.
+        keep_free: u64,
+        /// Whether remains under this name are removed first.
+        replace: bool,
+    },
+    /// Write all buffers one after another.
+    Write {
+        /// Where to.
+        file: FileId,
+        /// First byte.
+        offset: u64,
+        /// What.
+        data: Vec<Bytes>,
+    },
+    /// Give back what was reserved behind `length`.
+    SetLength {
+        /// Of which file.
+        file: FileId,
+        /// Bytes.
+        length: u64,
+    },
+    /// Make every write that completed before this was handed out durable.
+    Sync {
+        /// Of which file.
+        file: FileId,
+    },
+    /// Forget the file.
+    Close {
+        /// Which.
+        file: FileId,
+    },
+    /// Give a file another name; what had the name is replaced.
+    Rename {
+        /// Old name.
+        from: String,
+        /// New name.
+        to: String,
+    },
+    /// Remove a file; one that is not there is as good.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// Make names in a directory durable.
+    SyncDir {
+        /// Which; empty: the storage's own.
+        name: String,
+    },
+}
+
+/// What came of an effect.
+pub type Outcome = Result<(), MediaError>;

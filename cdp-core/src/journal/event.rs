@@ -1,0 +1,107 @@
+//! Records that are not data: what the catalogue is made of. They are kept apart from data, so that it never reads any.
+//!
+//! In a footer they stand as frames without data: one codec, one place that knows it.
+
+use crate::frame::{Compression, Encoder, FrameError, FrameHead, Note, Part, RawFrame, RecordInfo, RecordKind};
+use crate::types::{DiskId, Extent, FRAME_RECORDS_MAX, GroupId, Lsn, Stamp, Timeline};
+
+/// A mark, a gap's or a resync's begin or end, a new clock epoch, a change of disks, or a timeline's start.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// The branch of history.
+    pub timeline: Timeline,
+    /// Place in the write order.
+    pub lsn: Lsn,
+    /// When, by the source's clock.
+    pub stamp: Stamp,
+    /// What. [`RecordKind::Time`] only where a new clock epoch begins in the segment.
+    pub kind: RecordKind,
+    /// The disk it is about.
+    pub disk: Option<DiskId>,
+    /// What it says.
+    pub note: Option<Note>,
+}
+
+/// How far a frame's stamps and LSNs may lie apart; the format has 32 bits for each.
+const SPAN_MAX: u64 = 1 << 31;
+
+/// Whether a record of this kind is an event of its own accord.
+fn is_event(kind: RecordKind) -> bool {
+    !kind.changes_disk() && !matches!(kind, RecordKind::Barrier | RecordKind::Time)
+}
+
+/// The events of a frame whose body begins at `body[0]`. `new_epoch`: no frame before in this segment had its clock epoch.
+pub(super) fn of_frame(head: &FrameHead, body: &[u8], new_epoch: bool) -> Result<Vec<Event>, FrameError> {
+    let mut epoch_open = new_epoch;
+    let mut wanted = |record: &RecordInfo| {
+        let kind = record.kind?;
+        let opens = kind == RecordKind::Time && std::mem::take(&mut epoch_open);
+        (opens || is_event(kind)).then_some(kind)
+    };
+    let mut chosen = Vec::new();
+    for record in &head.records {
+        if let Some(kind) = wanted(record) {
+            chosen.push((record, kind));
+        }
+    }
+    if chosen.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut notes = head.notes(body)?;
+    let event = |(record, kind): (&RecordInfo, RecordKind)| {
+        let note = notes.iter().position(|(noted, _)| noted.lsn == record.lsn).map(|at| notes.swap_remove(at).1);
+        let stamp = Stamp { epoch: head.info.epoch, time: record.time };
+        Event { timeline: head.info.timeline, lsn: record.lsn, stamp, kind, disk: record.disk, note }
+    };
+    Ok(chosen.into_iter().map(event).collect())
+}
+
+/// Events as bytes.
+pub(super) fn encode(group: GroupId, events: &[Event]) -> Vec<u8> {
+    let fits = |first: &Event, next: &Event| {
+        next.stamp.epoch == first.stamp.epoch
+            && next.timeline == first.timeline
+            && next.stamp.time.0.saturating_sub(first.stamp.time.0) < SPAN_MAX
+            && next.lsn.0 - first.lsn.0 < SPAN_MAX
+    };
+    let mut bytes = Vec::new();
+    let mut encoder = Encoder::new();
+    let mut rest = events;
+    while let Some(first) = rest.first() {
+        let count = rest.iter().take(FRAME_RECORDS_MAX).take_while(|event| fits(first, event)).count();
+        let (batch, others) = rest.split_at(count);
+        rest = others;
+        let parts = batch.iter().map(|event| {
+            let plain = Part::plain(event.kind, event.disk, Extent::new(0, 0), event.lsn, event.stamp.time);
+            Part { note: event.note.clone().map(Box::new), ..plain }
+        });
+        let raw = RawFrame {
+            timeline: first.timeline,
+            prev_lsn: Lsn::ZERO,
+            settled: Lsn::ZERO,
+            epoch: first.stamp.epoch,
+            parts: parts.collect(),
+            plain_bytes: 0,
+        };
+        let frame = encoder.encode(&raw, group, Compression::None);
+        bytes.extend_from_slice(&frame.head);
+        frame.body.iter().for_each(|piece| bytes.extend_from_slice(piece));
+    }
+    bytes
+}
+
+/// Events back from bytes.
+pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Event>, FrameError> {
+    let mut events = Vec::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let head = FrameHead::parse(rest)?;
+        let body = &rest[head.info.head_bytes as usize..];
+        let found = body.len();
+        let expected = head.info.body_bytes as usize;
+        let (body, after) = body.split_at_checked(expected).ok_or(FrameError::Short { expected, found })?;
+        events.extend(of_frame(&head, body, true)?);
+        rest = after;
+    }
+    Ok(events)
+}

@@ -1,0 +1,331 @@
+//! The manifest: the whole state of a replica's directory in one small file that is only ever replaced as a whole.
+//!
+//! It names every segment before anything in it is acknowledged, every timeline before its first write, and everything else
+//! that must be found again at the next start. Who owns the journal's writer owns the manifest; others edit through it.
+
+mod codec;
+#[cfg(test)]
+mod tests;
+
+use super::layout::Summary;
+use crate::types::{DiskId, GroupId, Lsn, ReplicaId, SegmentId, Timeline, WallTime};
+
+/// The file's name in the replica's directory.
+pub const MANIFEST_NAME: &str = "MANIFEST";
+/// Its name while it is written.
+pub(super) const MANIFEST_TMP: &str = "MANIFEST.tmp";
+/// The longest source path, in bytes.
+pub(super) const PATH_MAX: usize = 4096;
+/// The most bytes of a manifest.
+pub(super) const MANIFEST_MAX: u64 = 256 << 20;
+
+/// Counts the manifests of a directory, from 1. An edit is durable when its generation is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Generation(pub u64);
+
+/// The state of a replica's directory, or of a session's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Manifest {
+    /// Which manifest of the directory this is.
+    pub generation: Generation,
+    /// This replica.
+    pub replica: ReplicaId,
+    /// Whose write order it keeps.
+    pub group: GroupId,
+    /// The group's name.
+    pub name: String,
+    /// What was durable when this was written.
+    pub durable: Lsn,
+    /// Segments up to this LSN were dropped: their data is in the base, or expired.
+    pub floor: Lsn,
+    /// LSNs up to here may have been given by the filter: the next one starts above.
+    pub reserved: Lsn,
+    /// The next segment's number.
+    pub next_segment: u64,
+    /// Set by a clean stop: nothing was in memory then. Cleared by the next start before it appends.
+    pub clean: bool,
+    /// Generation of the activity log that belongs to this replica; 0: none yet.
+    pub activity_generation: u64,
+    /// The group's disks, in order of their numbers, removed ones too as long as history knows them.
+    pub disks: Vec<DiskInfo>,
+    /// Branches of history, in order of their opening.
+    pub timelines: Vec<TimelineInfo>,
+    /// Segments, in order of their numbers.
+    pub segments: Vec<SegmentInfo>,
+    /// What the owner wants to keep.
+    pub policy: Policy,
+    /// Writable views.
+    pub sessions: Vec<SessionInfo>,
+    /// Disks whose first copy is not complete.
+    pub seeding: Vec<SeedingInfo>,
+    /// Moments that nothing of ours may drop.
+    pub pins: Vec<PinInfo>,
+    /// Sections of a newer version that may be passed over; kept as they are.
+    pub unknown: Vec<(u16, Vec<u8>)>,
+}
+
+/// A disk of the group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskInfo {
+    /// Its number.
+    pub id: DiskId,
+    /// Its name in the group.
+    pub name: String,
+    /// Its size now, in bytes.
+    pub size: u64,
+    /// Where its source was last seen.
+    pub source: String,
+    /// The first LSN at which it is there; zero: from the beginning.
+    pub added: Lsn,
+    /// The LSN from which on it is gone.
+    pub removed: Option<Lsn>,
+    /// What the source looked like at the last clean stop.
+    pub stopped: Option<SourceFacts>,
+    /// The base image, once there is one.
+    pub base: Option<BaseInfo>,
+}
+
+/// What shows whether somebody else wrote to a source file in between.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SourceFacts {
+    /// Bytes.
+    pub size: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Last change of the content, nanoseconds since 1970.
+    pub modified: u64,
+    /// Last change of the inode, nanoseconds since 1970.
+    pub changed: u64,
+}
+
+/// The base image of a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BaseInfo {
+    /// The base holds every record up to here, and none above.
+    pub lsn: Lsn,
+    /// Counts the states of base and sidecar that a manifest named, from 1.
+    pub generation: u64,
+    /// Bytes of the base image.
+    pub size: u64,
+    /// Root of the sidecar's digest table; see `FORMAT.md`.
+    pub root: [u8; 32],
+}
+
+/// Whether a timeline can still grow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum TimelineState {
+    /// It has exactly one writer.
+    Open = 1,
+    /// Nothing is added to it any more.
+    Closed = 2,
+}
+
+/// What a timeline is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum TimelineRole {
+    /// The protected machine's own history.
+    Trunk = 1,
+    /// A writable view.
+    Session = 2,
+    /// A failed over replica's own writes.
+    Failover = 3,
+}
+
+/// A branch of history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TimelineInfo {
+    /// Its identity.
+    pub id: Timeline,
+    /// The number that people see, from 1.
+    pub number: u32,
+    /// The branch it forked from.
+    pub parent: Option<Timeline>,
+    /// The last LSN of the parent that belongs to its past.
+    pub fork: Lsn,
+    /// The last LSN, known once it is closed or cleanly stopped.
+    pub last: Option<Lsn>,
+    /// Whether it can still grow.
+    pub state: TimelineState,
+    /// What it is for.
+    pub role: TimelineRole,
+    /// When it was opened, by the replica host's clock.
+    pub opened: WallTime,
+}
+
+/// Where a segment is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all segments of a journal are sealed")]
+pub enum SegmentState {
+    /// Made, and not yet used as far as the manifest knows. It may hold frames.
+    Prepared,
+    /// Frames are appended to it.
+    Active,
+    /// Nothing will change in it any more.
+    Sealed(Summary),
+}
+
+/// A segment file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentInfo {
+    /// Its number, which is its name in hex.
+    pub number: u64,
+    /// Its identity, never used again.
+    pub id: SegmentId,
+    /// Where it is in its life.
+    pub state: SegmentState,
+}
+
+impl SegmentInfo {
+    /// What is known of a sealed segment.
+    #[must_use]
+    pub fn summary(&self) -> Option<&Summary> {
+        match &self.state {
+            SegmentState::Sealed(summary) => Some(summary),
+            _ => None,
+        }
+    }
+}
+
+/// The file name of a segment.
+#[must_use]
+pub fn segment_name(number: u64) -> String {
+    format!("{number:016x}.seg")
+}
+
+/// Which LSNs stay restorable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum PointsMode {
+    /// Every write.
+    #[default]
+    EveryWrite = 1,
+    /// Only the points.
+    PerPoint = 2,
+}
+
+/// What the owner of a replica wants to keep. Times in milliseconds, amounts in bytes; 0 where it says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// A point is closed so often.
+    pub rpo_ms: u64,
+    /// Short-term points are kept so long.
+    pub window_ms: u64,
+    /// The journal may take so much; 0: no bound.
+    pub max_bytes: u64,
+    /// So much of the file system stays free.
+    pub reserve_bytes: u64,
+    /// Which LSNs stay restorable.
+    pub points: PointsMode,
+    /// A long-term point is made so often; 0: none.
+    pub long_term_ms: u64,
+    /// Long-term points are kept so long.
+    pub keep_ms: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            rpo_ms: 15_000,
+            window_ms: 4 * 3_600_000,
+            max_bytes: 0,
+            reserve_bytes: 256 << 20,
+            points: PointsMode::EveryWrite,
+            long_term_ms: 0,
+            keep_ms: 7 * 24 * 3_600_000,
+        }
+    }
+}
+
+/// How long a session lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum SessionKind {
+    /// Until its reader ends.
+    Temporary = 1,
+    /// Until somebody drops it.
+    Named = 2,
+}
+
+/// A writable view: a journal of its own on a forked timeline.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SessionInfo {
+    /// Its name, and that of its directory.
+    pub name: String,
+    /// Its branch of history.
+    pub timeline: Timeline,
+    /// The branch it forked from.
+    pub parent: Timeline,
+    /// Where.
+    pub fork: Lsn,
+    /// How long it lives.
+    pub kind: SessionKind,
+    /// When it was made, by the replica host's clock.
+    pub created: WallTime,
+}
+
+/// A disk whose first copy is not complete.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SeedingInfo {
+    /// Which.
+    pub disk: DiskId,
+    /// Everything below is in base and sidecar, synced.
+    pub done: u64,
+}
+
+/// A moment that nothing of ours may drop.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PinInfo {
+    /// Its name, may be empty.
+    pub label: String,
+    /// The branch of history.
+    pub timeline: Timeline,
+    /// The moment.
+    pub lsn: Lsn,
+    /// When it was made, by the replica host's clock.
+    pub created: WallTime,
+}
+
+impl Manifest {
+    /// The first manifest of a new replica.
+    #[must_use]
+    pub fn new(replica: ReplicaId, group: GroupId, name: &str) -> Self {
+        Self {
+            generation: Generation(0),
+            replica,
+            group,
+            name: name.to_owned(),
+            durable: Lsn::ZERO,
+            floor: Lsn::ZERO,
+            reserved: Lsn::ZERO,
+            next_segment: 1,
+            clean: true,
+            activity_generation: 0,
+            disks: Vec::new(),
+            timelines: Vec::new(),
+            segments: Vec::new(),
+            policy: Policy::default(),
+            sessions: Vec::new(),
+            seeding: Vec::new(),
+            pins: Vec::new(),
+            unknown: Vec::new(),
+        }
+    }
+
+    /// What is known of a timeline.
+    #[must_use]
+    pub fn timeline(&self, id: Timeline) -> Option<&TimelineInfo> {
+        self.timelines.iter().find(|timeline| timeline.id == id)
+    }
+
+    /// What is known of a disk.
+    #[must_use]
+    pub fn disk(&self, id: DiskId) -> Option<&DiskInfo> {
+        self.disks.iter().find(|disk| disk.id == id)
+    }
+
+    pub(super) fn segment_mut(&mut self, number: u64) -> Option<&mut SegmentInfo> {
+        self.segments.iter_mut().find(|segment| segment.number == number)
+    }
+}

@@ -1,0 +1,121 @@
+//! A manifest comes back as it was; nothing else is taken for one.
+
+use super::*;
+use crate::journal::bytes::FormatError;
+use crate::types::{ClockEpoch, Stamp};
+use proptest::prelude::*;
+
+pub(crate) fn full() -> Manifest {
+    let timeline = Timeline::new([3; 16]).unwrap();
+    let mut manifest = Manifest::new(ReplicaId::new([1; 16]).unwrap(), GroupId::new([2; 16]).unwrap(), "web");
+    manifest.generation = Generation(7);
+    manifest.durable = Lsn(90);
+    manifest.reserved = Lsn(1 << 20);
+    manifest.next_segment = 9;
+    manifest.disks.push(DiskInfo {
+        id: DiskId::new(1).unwrap(),
+        name: "root".into(),
+        size: 1 << 30,
+        source: "/srv/root.img".into(),
+        added: Lsn(0),
+        removed: Some(Lsn(80)),
+        stopped: Some(SourceFacts { size: 1, inode: 2, modified: 3, changed: 4 }),
+        base: Some(BaseInfo { lsn: Lsn(4), generation: 2, size: 1 << 30, root: [9; 32] }),
+    });
+    manifest.timelines.push(TimelineInfo {
+        id: timeline,
+        number: 1,
+        parent: None,
+        fork: Lsn(0),
+        last: None,
+        state: TimelineState::Open,
+        role: TimelineRole::Trunk,
+        opened: WallTime(5),
+    });
+    let stamp = Stamp { epoch: ClockEpoch(1), time: WallTime(6) };
+    let summary = Summary {
+        group: manifest.group,
+        timeline,
+        prev_lsn: Lsn(0),
+        first_lsn: Lsn(1),
+        last_lsn: Lsn(60),
+        whole_lsn: Lsn(60),
+        settled: Lsn(59),
+        first: stamp,
+        last: stamp,
+        frames_end: 8192,
+        file_bytes: 8192 + 4 * 4096 + 512 + 512,
+        frames: 1,
+        chunks: 1,
+        entries: 3,
+        records: 4,
+        plain_bytes: 4096,
+        blocks: [1, 0, 1, 1, 1],
+        events_bytes: 300,
+        footer_crc: 77,
+    };
+    let id = |n| SegmentId::new([n; 16]).unwrap();
+    manifest.segments = vec![
+        SegmentInfo { number: 6, id: id(6), state: SegmentState::Sealed(summary) },
+        SegmentInfo { number: 7, id: id(7), state: SegmentState::Active },
+        SegmentInfo { number: 8, id: id(8), state: SegmentState::Prepared },
+    ];
+    manifest.sessions.push(SessionInfo {
+        name: "test".into(),
+        timeline,
+        parent: timeline,
+        fork: Lsn(50),
+        kind: SessionKind::Named,
+        created: WallTime(8),
+    });
+    manifest.seeding.push(SeedingInfo { disk: DiskId::new(1).unwrap(), done: 4096 });
+    manifest.pins.push(PinInfo { label: "court".into(), timeline, lsn: Lsn(44), created: WallTime(9) });
+    manifest.unknown.push((200, vec![1, 2, 3]));
+    manifest
+}
+
+#[test]
+fn comes_back_whole() {
+    let manifest = full();
+    assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+}
+
+#[test]
+fn every_flipped_byte_is_noticed() {
+    let bytes = full().encode();
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x40;
+        assert!(Manifest::decode(&damaged).is_err(), "byte {at}");
+    }
+    for length in 0..bytes.len() {
+        assert!(Manifest::decode(&bytes[..length]).is_err(), "length {length}");
+    }
+}
+
+#[test]
+fn a_newer_section_that_must_be_understood_is_refused() {
+    let mut manifest = full();
+    manifest.unknown.clear();
+    let mut bytes = manifest.encode();
+    bytes.extend_from_slice(&[201, 0, 1, 0, 0, 0, 0, 0]);
+    bytes[12..16].fill(0);
+    let crc = crc32c::crc32c(&bytes);
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    assert_eq!(Manifest::decode(&bytes), Err(FormatError::Field { what: "manifest", field: "section", value: 201 }));
+}
+
+proptest! {
+    /// Behind a right checksum, whatever the fields say, decoding ends in a value or an error.
+    #[test]
+    fn garbage_fields_never_panic(at in 16usize..900, bytes in prop::collection::vec(any::<u8>(), 1..32)) {
+        let mut damaged = full().encode();
+        let at = at.min(damaged.len() - 1);
+        let end = (at + bytes.len()).min(damaged.len());
+        damaged[at..end].copy_from_slice(&bytes[..end - at]);
+        damaged[12..16].fill(0);
+        let crc = crc32c::crc32c(&damaged);
+        damaged[12..16].copy_from_slice(&crc.to_le_bytes());
+        let _ = Manifest::decode(&damaged);
+    }
+}

@@ -1,0 +1,350 @@
+//! Reading segments: files, footer blocks, chunks, frames; each verified where it is read, some kept in bounded caches.
+
+use super::bytes::FormatError;
+use super::cache::Cache;
+use super::event::Event;
+use super::footer::{self, FENCE_BYTES, Fence, per_block};
+use super::index::{CHUNK_ROW_BYTES, ChunkRow, Entry, FRAME_ROW_BYTES, FrameRow};
+use super::layout::{BLOCK_BYTES, BlockKind, ENVELOPE_BYTES, Envelope, FIXED_BYTES, SegmentHeader, Summary, foreign};
+use super::manifest::segment_name;
+use super::snapshot::{Content, SegmentView, Snapshot};
+use crate::frame::{self, FrameError, FrameHead, RawFrame};
+use crate::media::{self, File, MediaError, Storage};
+use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Why something of a journal cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The media did not give it.
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    /// A block of ours is damaged or belongs elsewhere.
+    #[error("segment {segment} at byte {offset}: {source}")]
+    Format {
+        /// Number of the segment.
+        segment: u64,
+        /// Where in its file.
+        offset: u64,
+        /// What is wrong.
+        source: FormatError,
+    },
+    /// A frame, a chunk or a part is damaged.
+    #[error("segment {segment} at byte {offset}: {source}")]
+    Frame {
+        /// Number of the segment.
+        segment: u64,
+        /// Where in its file.
+        offset: u64,
+        /// What is wrong.
+        source: FrameError,
+    },
+    /// The index names something that the segment does not have.
+    #[error("segment {segment}: the index names {what} {number}, which is not there")]
+    Dangling {
+        /// Number of the segment.
+        segment: u64,
+        /// What it names.
+        what: &'static str,
+        /// Which.
+        number: u64,
+    },
+    /// A view was asked for beyond what the journal has.
+    #[error("timeline {timeline} is written up to LSN {written}, not up to {wanted}")]
+    NotWritten {
+        /// The branch of history.
+        timeline: Timeline,
+        /// What was asked for.
+        wanted: Lsn,
+        /// What there is.
+        written: Lsn,
+    },
+    /// What lies below the journal could not be read.
+    #[error("disk {disk} at byte {offset}: cannot read what lies below the journal: {source}")]
+    Below {
+        /// Which disk.
+        disk: DiskId,
+        /// First byte.
+        offset: u64,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Which block of which segment; ids, because they are never used again.
+type BlockKey = (SegmentId, u32);
+
+/// Reads the segments of one journal. Shared by all views on it; all methods may be called from several threads at once.
+#[derive(Debug)]
+pub struct Reader {
+    storage: Arc<dyn Storage>,
+    directory: String,
+    files: Cache<SegmentId, Arc<dyn File>>,
+    fences: Cache<SegmentId, Arc<Vec<Fence>>>,
+    rows: Cache<BlockKey, Arc<Vec<ChunkRow>>>,
+    chunks: Cache<BlockKey, Bytes>,
+}
+
+/// Files held open at once.
+const FILES_MAX: u64 = 256;
+
+impl Reader {
+    /// A reader of the journal in `directory` of `storage`. Decoded chunks take at most `cache_bytes` of memory, tables a
+    /// quarter more; at most 256 files are open.
+    #[must_use]
+    pub fn new(storage: Arc<dyn Storage>, directory: &str, cache_bytes: u64) -> Self {
+        Self {
+            storage,
+            directory: directory.to_owned(),
+            files: Cache::new(FILES_MAX),
+            fences: Cache::new(cache_bytes / 8),
+            rows: Cache::new(cache_bytes / 8),
+            chunks: Cache::new(cache_bytes),
+        }
+    }
+
+    /// Opens a segment's file and checks that it is the one meant.
+    pub(super) fn file(&self, number: u64, id: SegmentId) -> Result<Arc<dyn File>, ReadError> {
+        self.files.get_or(id, || {
+            let file = self.storage.open(&media::join(&self.directory, &segment_name(number)), false)?;
+            let mut bytes = [0; FIXED_BYTES];
+            file.read_exact_at(0, &mut bytes)?;
+            let failed = |source| ReadError::Format { segment: number, offset: 0, source };
+            let header = SegmentHeader::decode(&bytes).map_err(failed)?;
+            if header.id != id {
+                return Err(failed(foreign("segment header", "segment", id, header.id)));
+            }
+            Ok((file, 1))
+        })
+    }
+
+    fn read(&self, segment: &SegmentView, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
+        let mut bytes = vec![0; length];
+        self.file(segment.number, segment.id)?.read_exact_at(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads neighbouring footer blocks of one kind and gives what `decode` makes of each.
+    fn blocks<T>(
+        &self,
+        segment: &SegmentView,
+        summary: &Summary,
+        kind: BlockKind,
+        range: std::ops::Range<u32>,
+        decode: impl Fn(&[u8], u32) -> Result<Vec<T>, FormatError>,
+    ) -> Result<Vec<T>, ReadError> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (start, number) = summary.block_at(kind, range.start);
+        let bytes = self.read(segment, start, range.len() * BLOCK_BYTES)?;
+        let mut all = Vec::new();
+        for (at, bytes) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
+            let offset = start + (at * BLOCK_BYTES) as u64;
+            let failed = |source| ReadError::Format { segment: segment.number, offset, source };
+            all.extend(decode(bytes, number + at as u32).map_err(failed)?);
+        }
+        Ok(all)
+    }
+
+    fn fences(&self, segment: &SegmentView, summary: &Summary) -> Result<Arc<Vec<Fence>>, ReadError> {
+        self.fences.get_or(segment.id, || {
+            let range = 0..summary.blocks[BlockKind::Fences as usize - 1];
+            let fences = self.blocks(segment, summary, BlockKind::Fences, range, |bytes, number| {
+                footer::decode_rows(bytes, segment.id, number, BlockKind::Fences, FENCE_BYTES, Fence::take)
+            })?;
+            let expected = summary.blocks[0] + summary.blocks[1];
+            if fences.len() as u32 != expected {
+                return Err(dangling(segment, "index block", u64::from(expected)));
+            }
+            let bytes = (fences.len() * size_of::<Fence>()) as u64 + 64;
+            Ok((Arc::new(fences), bytes))
+        })
+    }
+
+    /// Calls `each` for every index entry of the disk that shares a byte with `range`.
+    pub(super) fn overlapping(
+        &self,
+        segment: &SegmentView,
+        disk: DiskId,
+        range: Extent,
+        mut each: impl FnMut(&Entry),
+    ) -> Result<(), ReadError> {
+        let summary = match &segment.content {
+            Content::Active(runs) => {
+                runs.iter().for_each(|run| run.overlapping(disk, range, &mut each));
+                return Ok(());
+            }
+            Content::Sealed(summary) => summary,
+        };
+        let (start, end) = (range.offset / SECTOR, range.end().div_ceil(SECTOR));
+        let fences = self.fences(segment, summary)?;
+        let narrow = summary.blocks[0];
+        let wanted = |fence: &Fence| fence.disk == disk.get() && fence.first < end && fence.end > start;
+        let mut index = 0;
+        while index < fences.len() {
+            let run = fences[index..].iter().take_while(|fence| wanted(fence)).count();
+            if run == 0 {
+                index += 1;
+                continue;
+            }
+            // Neighbours are read at once; narrow and wide blocks lie apart only by their numbers.
+            let wide = index as u32 >= narrow;
+            let stop = if wide { index + run } else { (index + run).min(narrow as usize) };
+            let (kind, first) = if wide { (BlockKind::Wide, narrow) } else { (BlockKind::Narrow, 0) };
+            let blocks = index as u32 - first..stop as u32 - first;
+            let base = summary.first_lsn.0;
+            let entries = self.blocks(segment, summary, kind, blocks, |bytes, number| {
+                footer::decode_entries(bytes, segment.id, number, wide, base)
+            })?;
+            entries.iter().filter(|entry| entry.sector < end && entry.end() > start).for_each(&mut each);
+            index = stop;
+        }
+        Ok(())
+    }
+
+    /// Where a chunk is.
+    pub(super) fn chunk_row(&self, segment: &SegmentView, chunk: u32) -> Result<ChunkRow, ReadError> {
+        let missing = || dangling(segment, "chunk", u64::from(chunk));
+        match &segment.content {
+            Content::Active(runs) => {
+                let at = runs.partition_point(|run| run.first_chunk <= chunk);
+                // A frame without chunks has the number of the next one's first: look back for the one that holds it.
+                let holds = runs[..at].iter().rev().find(|run| !run.chunks.is_empty()).ok_or_else(missing)?;
+                holds.chunks.get((chunk - holds.first_chunk) as usize).copied().ok_or_else(missing)
+            }
+            Content::Sealed(summary) => {
+                let per_block = per_block(CHUNK_ROW_BYTES) as u32;
+                let block = chunk / per_block;
+                if block >= summary.blocks[BlockKind::Chunks as usize - 1] {
+                    return Err(missing());
+                }
+                let rows = self.rows.get_or((segment.id, block), || {
+                    let rows =
+                        self.blocks(segment, summary, BlockKind::Chunks, block..block + 1, |bytes, number| {
+                            footer::decode_rows(
+                                bytes,
+                                segment.id,
+                                number,
+                                BlockKind::Chunks,
+                                CHUNK_ROW_BYTES,
+                                ChunkRow::take,
+                            )
+                        })?;
+                    Ok::<_, ReadError>((Arc::new(rows), BLOCK_BYTES as u64 * 2))
+                })?;
+                rows.get((chunk % per_block) as usize).copied().ok_or_else(missing)
+            }
+        }
+    }
+
+    /// A chunk's plain bytes.
+    pub(super) fn chunk(&self, segment: &SegmentView, chunk: u32, row: &ChunkRow) -> Result<Bytes, ReadError> {
+        self.chunks.get_or((segment.id, chunk), || {
+            let stored = Bytes::from(self.read(segment, row.offset, row.stored_length as usize)?);
+            let failed = |source| ReadError::Frame { segment: segment.number, offset: row.offset, source };
+            let plain = frame::decode_chunk(&row.info(), &stored).map_err(failed)?;
+            let bytes = plain.len() as u64;
+            Ok((plain, bytes))
+        })
+    }
+
+    /// The frames of a segment.
+    pub(super) fn frame_rows(&self, segment: &SegmentView) -> Result<Vec<FrameRow>, ReadError> {
+        match &segment.content {
+            Content::Active(runs) => Ok(runs.iter().flat_map(|run| run.frames.iter().copied()).collect()),
+            Content::Sealed(summary) => {
+                let range = 0..summary.blocks[BlockKind::Frames as usize - 1];
+                self.blocks(segment, summary, BlockKind::Frames, range, |bytes, number| {
+                    footer::decode_rows(bytes, segment.id, number, BlockKind::Frames, FRAME_ROW_BYTES, FrameRow::take)
+                })
+            }
+        }
+    }
+
+    /// A frame's head, verified against its envelope.
+    pub(super) fn frame_head(&self, segment: &SegmentView, row: &FrameRow) -> Result<(Envelope, FrameHead), ReadError> {
+        let length = (ENVELOPE_BYTES + frame::HEAD_BYTES_MAX).min(ENVELOPE_BYTES + row.frame_bytes as usize);
+        let bytes = self.read(segment, row.offset, length)?;
+        parse_head(segment.number, segment.id, row.offset, &bytes)
+    }
+
+    /// A frame with all its records, every checksum verified.
+    pub(super) fn frame(&self, segment: &SegmentView, row: &FrameRow) -> Result<RawFrame, ReadError> {
+        let bytes = Bytes::from(self.read(segment, row.offset, ENVELOPE_BYTES + row.frame_bytes as usize)?);
+        let (_, head) = parse_head(segment.number, segment.id, row.offset, &bytes)?;
+        let failed = |source| ReadError::Frame { segment: segment.number, offset: row.offset, source };
+        let at = ENVELOPE_BYTES + head.info.head_bytes as usize;
+        let expected = head.info.body_bytes as usize;
+        if bytes.len() < at + expected {
+            return Err(failed(FrameError::Short { expected, found: bytes.len().saturating_sub(at) }));
+        }
+        head.unpack(&bytes.slice(at..at + expected)).map_err(failed)
+    }
+
+    /// The events of one segment.
+    pub(super) fn segment_events(&self, segment: &SegmentView) -> Result<Vec<Event>, ReadError> {
+        match &segment.content {
+            Content::Active(runs) => Ok(runs.iter().flat_map(|run| run.events.iter().cloned()).collect()),
+            Content::Sealed(summary) => {
+                let offset = summary.events_at();
+                let bytes = self.read(segment, offset, summary.events_bytes as usize)?;
+                let failed = |source| ReadError::Frame { segment: segment.number, offset, source };
+                let mut events = footer::decode_events(&bytes).map_err(failed)?;
+                if events.iter().any(|event| event.timeline != segment.timeline) {
+                    return Err(failed(FrameError::Field { field: "timeline", value: segment.number }));
+                }
+                events.sort_by_key(|event| event.lsn);
+                Ok(events)
+            }
+        }
+    }
+
+    /// Marks, gaps, resyncs, clock epochs, changes of disks and starts of timelines, in the order of segments and LSNs: what
+    /// a catalogue is made of. Reads no data.
+    ///
+    /// # Errors
+    /// When a footer cannot be read or does not verify.
+    pub fn events(&self, snapshot: &Snapshot) -> Result<Vec<Event>, ReadError> {
+        let mut events = Vec::new();
+        for segment in snapshot.segments() {
+            events.extend(self.segment_events(segment)?);
+        }
+        Ok(events)
+    }
+}
+
+/// Envelope and head at the beginning of `bytes`, which stand at `offset` of the segment.
+pub(super) fn parse_head(
+    number: u64,
+    id: SegmentId,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<(Envelope, FrameHead), ReadError> {
+    let broken = |source| ReadError::Format { segment: number, offset, source };
+    let envelope = Envelope::decode(bytes).map_err(broken)?;
+    if envelope.id != id {
+        return Err(broken(foreign("frame envelope", "segment", id, envelope.id)));
+    }
+    let rest = &bytes[ENVELOPE_BYTES..];
+    let found = rest.len();
+    let expected = envelope.head_bytes as usize;
+    let short = ReadError::Frame { segment: number, offset, source: FrameError::Short { expected, found } };
+    let head_bytes = rest.get(..expected).ok_or(short)?;
+    let found = crc32c::crc32c(head_bytes);
+    if found != envelope.head_crc {
+        let expected = envelope.head_crc;
+        return Err(broken(FormatError::Checksum { what: "frame head", expected, found }));
+    }
+    let head = FrameHead::parse(head_bytes).map_err(|source| ReadError::Frame { segment: number, offset, source })?;
+    let says = head.info.head_bytes + head.info.body_bytes;
+    if says != envelope.frame_bytes {
+        return Err(broken(foreign("frame envelope", "frame_bytes", envelope.frame_bytes, says)));
+    }
+    Ok((envelope, head))
+}
+
+pub(super) fn dangling(segment: &SegmentView, what: &'static str, number: u64) -> ReadError {
+    ReadError::Dangling { segment: segment.number, what, number }
+}

@@ -1,0 +1,441 @@
+//! Opening a store: what is there is looked at, decided about, and made whole; or refused with what is lost and what is good.
+//!
+//! Three ways in: [`create`] makes a new store, [`open`] takes one over (its caller holds the directory's lock), [`look`]
+//! only reads, also while an owner is writing. After `open` every segment is sealed: none is ever appended to again.
+
+use super::decide::{Action, Facts, Loss, decide};
+use super::footer;
+use super::index::IndexRun;
+use super::layout::{FIXED_BYTES, Summary, decode_trailer};
+use super::manifest::{
+    Generation, MANIFEST_MAX, MANIFEST_NAME, MANIFEST_TMP, Manifest, SegmentInfo, SegmentState, segment_name,
+};
+use super::reader::ReadError;
+use super::scan::{Depth, Scan, Stop, check_header, scan};
+use super::snapshot::{SegmentView, Snapshot};
+use crate::journal::bytes::FormatError;
+use crate::media::{self, File, MediaError, MediaErrorKind, Operation, Storage};
+use crate::types::{DurableLsn, Lsn, SegmentId, Timeline};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Why a store does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The media did not let us.
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    /// There is no manifest: no store.
+    #[error("{path} holds no {MANIFEST_NAME}: there is no replica in it")]
+    NoStore {
+        /// Of the directory.
+        path: String,
+    },
+    /// There is a manifest already.
+    #[error("{path} holds a replica already")]
+    Exists {
+        /// Of the directory.
+        path: String,
+    },
+    /// The manifest is damaged or of another version.
+    #[error("{path}/{MANIFEST_NAME}: {source}")]
+    Manifest {
+        /// Of the directory.
+        path: String,
+        /// What is wrong.
+        source: FormatError,
+    },
+    /// A segment could not be read while it was looked at.
+    #[error(transparent)]
+    Segment(#[from] ReadError),
+    /// Data that was acknowledged is missing or damaged.
+    #[error("{0}")]
+    Damaged(Box<Damage>),
+}
+
+/// Acknowledged data that is not there.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "{path} at byte {offset}: {what}; the records after LSN {good} up to LSN {acknowledged} were acknowledged and are lost, \
+     everything up to LSN {good} is good"
+)]
+pub struct Damage {
+    /// Number of the segment.
+    pub segment: u64,
+    /// Of its file, or of the directory.
+    pub path: String,
+    /// Where in it, in bytes.
+    pub offset: u64,
+    /// What is wrong there.
+    pub what: String,
+    /// Everything up to here can be read.
+    pub good: Lsn,
+    /// Everything up to here was acknowledged.
+    pub acknowledged: Lsn,
+    /// The good LSNs by timeline: first and last with a part.
+    pub ranges: Vec<(Timeline, Lsn, Lsn)>,
+}
+
+/// What opening did to a file, for the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Repair {
+    /// The segment had not been sealed; it was, after its last valid frame.
+    Sealed {
+        /// Number of the segment.
+        segment: u64,
+        /// Where its frames end.
+        end: u64,
+        /// What followed them, if it was not nothing: never acknowledged.
+        torn: Option<String>,
+    },
+    /// The file held nothing that was ever acknowledged.
+    Removed {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A store that is open: all its segments are sealed and sound.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// Its state, as it stands on the media.
+    pub manifest: Manifest,
+    /// Everything up to here survives a power cut.
+    pub durable: DurableLsn,
+    /// The last LSN with a part in any segment: new ones start above.
+    pub last_lsn: Lsn,
+    /// What was done.
+    pub repairs: Vec<Repair>,
+}
+
+impl Opened {
+    /// The store as it is, for readers.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let segments = self.manifest.segments.iter().filter_map(SegmentView::sealed).map(Arc::new).collect();
+        Snapshot::new(&self.manifest, segments, self.durable, self.durable.lsn(), Lsn::ZERO)
+    }
+}
+
+/// A segment as it was found.
+struct Found {
+    facts: Facts,
+    scan: Option<Scan>,
+    /// Where it is wrong, and how.
+    wrong: Option<(u64, String)>,
+}
+
+/// Makes a new store with the given state.
+///
+/// # Errors
+/// When there is one already, or the media do not let us.
+pub fn create(storage: &dyn Storage, mut manifest: Manifest) -> Result<Opened, OpenError> {
+    if storage.list("")?.iter().any(|name| name == MANIFEST_NAME) {
+        return Err(OpenError::Exists { path: storage.path() });
+    }
+    manifest.generation = Generation(manifest.generation.0.max(1));
+    write_manifest(storage, &manifest)?;
+    Ok(Opened { manifest, durable: DurableLsn::NONE, last_lsn: Lsn::ZERO, repairs: Vec::new() })
+}
+
+/// Reads a store's manifest and nothing else.
+///
+/// # Errors
+/// When there is none, or it does not verify.
+pub fn read_manifest(storage: &dyn Storage) -> Result<Manifest, OpenError> {
+    let file = match storage.open(MANIFEST_NAME, false) {
+        Err(error) if error.is_not_found() => return Err(OpenError::NoStore { path: storage.path() }),
+        other => other?,
+    };
+    let length = file.len()?;
+    let failed = |source| OpenError::Manifest { path: storage.path(), source };
+    if length > MANIFEST_MAX {
+        return Err(failed(FormatError::Field { what: "manifest", field: "length", value: length }));
+    }
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(0, &mut bytes)?;
+    Manifest::decode(&bytes).map_err(failed)
+}
+
+/// Takes a store over: validates its segments, scans those that were not sealed, cuts torn tails, seals what is whole, and
+/// removes what was half made. `witness` is what the peer was told to be durable, if it remembers.
+///
+/// # Errors
+/// `Damaged` when something acknowledged is missing or damaged; nothing was changed then.
+pub fn open(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Result<Opened, OpenError> {
+    let mut manifest = read_manifest(storage)?;
+    let found = examine(storage, directory, &manifest, Depth::Bodies)?;
+    let facts: Vec<_> = found.iter().map(|found| found.facts).collect();
+    let acknowledged = manifest.durable.max(witness.unwrap_or(Lsn::ZERO));
+    let plan = decide(&facts, manifest.floor, acknowledged)
+        .map_err(|loss| OpenError::Damaged(Box::new(damage(storage, directory, &manifest, &found, loss))))?;
+    let mut repairs = Vec::new();
+    let mut segments = Vec::new();
+    for ((info, found), action) in manifest.segments.iter().zip(found).zip(plan.actions) {
+        match (action, found.scan) {
+            (Action::Keep, _) => segments.push(*info),
+            (Action::Seal, Some(scan)) => {
+                let summary = seal(storage, directory, info, &scan)?;
+                let torn = match &scan.stop {
+                    Stop::Clean => None,
+                    Stop::Torn(error) => Some(error.to_string()),
+                };
+                repairs.push(Repair::Sealed { segment: info.number, end: scan.end, torn });
+                segments.push(SegmentInfo { state: SegmentState::Sealed(summary), ..*info });
+            }
+            _ => {}
+        }
+    }
+    manifest.segments = segments;
+    manifest.durable = plan.whole.max(manifest.durable);
+    manifest.generation = Generation(manifest.generation.0 + 1);
+    write_manifest(storage, &manifest)?;
+    remove_strays(storage, directory, &manifest, &mut repairs)?;
+    let durable = DurableLsn::mint(plan.whole);
+    Ok(Opened { manifest, durable, last_lsn: plan.last, repairs })
+}
+
+/// Reads a store without changing it, also while its owner writes: what was not sealed is scanned by heads, up to where it
+/// ends now. `written` of the snapshot then says how far; what of that is durable only the owner knows.
+///
+/// # Errors
+/// When the manifest or a file cannot be read. Damage is not an error here: segments from the first unsound one on are left
+/// out, and it is given beside.
+pub fn look(storage: &dyn Storage, directory: &str) -> Result<(Manifest, Snapshot, Option<Damage>), OpenError> {
+    let manifest = read_manifest(storage)?;
+    let found = examine(storage, directory, &manifest, Depth::Heads)?;
+    let facts: Vec<_> = found.iter().map(|found| found.facts).collect();
+    let loss = decide(&facts, manifest.floor, manifest.durable).err();
+    let damage = loss.map(|loss| damage(storage, directory, &manifest, &found, loss));
+    let usable = if loss.is_some() { found.iter().take_while(|found| is_sound(found)).count() } else { found.len() };
+    // Without its loss everything is decided as it would be without a witness.
+    let plan = decide(&facts[..usable], manifest.floor, Lsn::ZERO);
+    let mut segments = Vec::new();
+    let (mut whole, mut settled) = (manifest.floor, Lsn::ZERO);
+    for (info, found) in manifest.segments.iter().zip(&found).take(usable) {
+        match (info.summary(), &found.scan) {
+            (Some(summary), _) => {
+                whole = whole.max(summary.whole_lsn);
+                segments.extend(SegmentView::sealed(info).map(Arc::new));
+            }
+            (None, Some(Scan { opening: Some(opening), runs, whole: last_whole, .. })) if is_connected(found) => {
+                whole = last_whole.unwrap_or(whole).max(whole);
+                let last = runs.last().and_then(|run| run.frames.last());
+                settled = settled.max(last.map_or(Lsn::ZERO, |frame| frame.settled));
+                let (timeline, prev_lsn) = (opening.timeline, opening.prev_lsn);
+                let view = SegmentView::active(info.number, info.id, timeline, prev_lsn, runs.clone());
+                segments.push(Arc::new(view));
+            }
+            _ => {}
+        }
+    }
+    let whole = plan.map_or(whole, |plan| plan.whole);
+    let snapshot = Snapshot::new(&manifest, segments, DurableLsn::mint(manifest.durable.min(whole)), whole, settled);
+    Ok((manifest, snapshot, damage))
+}
+
+fn is_sound(found: &Found) -> bool {
+    found.wrong.is_none() && !matches!(found.facts, Facts::Sealed { sound: false, .. })
+}
+
+fn is_connected(found: &Found) -> bool {
+    matches!(found.facts, Facts::Unsealed { there: true, connects: true, frames: true, .. })
+}
+
+/// Looks at every segment that the manifest names.
+fn examine(storage: &dyn Storage, directory: &str, manifest: &Manifest, depth: Depth) -> Result<Vec<Found>, OpenError> {
+    let mut all = Vec::with_capacity(manifest.segments.len());
+    let (mut last, mut last_id, mut connected) = (manifest.floor, None, true);
+    for info in &manifest.segments {
+        let found = match info.summary() {
+            Some(summary) => examine_sealed(storage, directory, info, summary)?,
+            None => examine_unsealed(storage, directory, info, depth, (last, last_id, connected))?,
+        };
+        match found.facts {
+            Facts::Sealed { last: lsn, .. } => (last, last_id) = (lsn, Some(info.id)),
+            Facts::Unsealed { connects: true, frames: true, last: lsn, torn, .. } => {
+                (last, last_id) = (lsn, Some(info.id));
+                connected &= !torn;
+            }
+            Facts::Unsealed { frames, torn, .. } => connected &= !(frames || torn),
+        }
+        all.push(found);
+    }
+    Ok(all)
+}
+
+/// What reading gave; what the media answered for good is a fact, a failing read is none and ends the start.
+fn settle<T>(result: Result<T, ReadError>) -> Result<Result<T, ReadError>, OpenError> {
+    match result {
+        Err(ReadError::Media(error)) if !matches!(error.kind, MediaErrorKind::NotFound | MediaErrorKind::Short) => {
+            Err(error.into())
+        }
+        other => Ok(other),
+    }
+}
+
+fn open_checked(storage: &dyn Storage, directory: &str, info: &SegmentInfo) -> Result<Arc<dyn File>, ReadError> {
+    let file = storage.open(&media::join(directory, &segment_name(info.number)), false)?;
+    check_header(file.as_ref(), info.number, info.id)?;
+    Ok(file)
+}
+
+fn examine_sealed(
+    storage: &dyn Storage,
+    directory: &str,
+    info: &SegmentInfo,
+    summary: &Summary,
+) -> Result<Found, OpenError> {
+    let check = || {
+        let file = open_checked(storage, directory, info)?;
+        let offset = summary.trailer_at();
+        let mut bytes = [0; FIXED_BYTES];
+        file.read_exact_at(offset, &mut bytes)?;
+        let failed = |source| ReadError::Format { segment: info.number, offset, source };
+        let (id, found) = decode_trailer(&bytes).map_err(failed)?;
+        if id != info.id || found != *summary {
+            return Err(failed(super::layout::foreign("segment trailer", "segment", info.id, id)));
+        }
+        Ok(())
+    };
+    let wrong = settle(check())?.err().map(|error| (0, error.to_string()));
+    let (last, whole) = (summary.last_lsn, summary.whole_lsn);
+    Ok(Found { facts: Facts::Sealed { sound: wrong.is_none(), last, whole }, scan: None, wrong })
+}
+
+fn examine_unsealed(
+    storage: &dyn Storage,
+    directory: &str,
+    info: &SegmentInfo,
+    depth: Depth,
+    (last, last_id, connected): (Lsn, Option<SegmentId>, bool),
+) -> Result<Found, OpenError> {
+    let read = || {
+        let file = open_checked(storage, directory, info)?;
+        scan(file.as_ref(), info.number, info.id, depth)
+    };
+    let scan = match settle(read())? {
+        Ok(scan) => scan,
+        Err(error) => {
+            let none = Lsn::ZERO;
+            let (there, connects, frames, torn) = (false, false, false, false);
+            let facts = Facts::Unsealed { there, connects, frames, last: none, whole: none, torn, witness: none };
+            return Ok(Found { facts, scan: None, wrong: Some((0, error.to_string())) });
+        }
+    };
+    let follows = |opening: &super::layout::Opening| {
+        opening.prev_lsn == last && (last_id.is_none() || opening.prev_segment == last_id)
+    };
+    let connects = connected && scan.opening.as_ref().is_some_and(follows);
+    let frames = !scan.runs.is_empty();
+    let wrong = match &scan.stop {
+        Stop::Torn(error) => Some((scan.end, error.to_string())),
+        Stop::Clean if frames && !connects => {
+            Some((0, format!("does not continue the segment before it, which ends at LSN {last}")))
+        }
+        Stop::Clean => None,
+    };
+    let facts = Facts::Unsealed {
+        there: true,
+        connects,
+        frames,
+        last: scan.last_lsn,
+        whole: scan.whole.unwrap_or(Lsn::ZERO),
+        torn: matches!(scan.stop, Stop::Torn(_)),
+        witness: scan.witness,
+    };
+    Ok(Found { facts, scan: Some(scan), wrong })
+}
+
+fn damage(storage: &dyn Storage, directory: &str, manifest: &Manifest, found: &[Found], loss: Loss) -> Damage {
+    let info = manifest.segments.get(loss.at);
+    let name = info.map_or(directory.to_owned(), |info| media::join(directory, &segment_name(info.number)));
+    let end = found.get(loss.at).and_then(|found| found.scan.as_ref()).map_or(0, |scan| scan.end);
+    let nothing = || (end, "nothing follows, though more was acknowledged".to_owned());
+    let (offset, what) = found.get(loss.at).and_then(|found| found.wrong.clone()).unwrap_or_else(nothing);
+    let mut ranges: Vec<(Timeline, Lsn, Lsn)> = Vec::new();
+    for (info, found) in manifest.segments.iter().zip(found).take(loss.at + 1) {
+        let range = match (info.summary(), &found.scan) {
+            (Some(summary), _) if is_sound(found) => (summary.timeline, summary.first_lsn, summary.last_lsn),
+            (None, Some(Scan { opening: Some(opening), runs, last_lsn, .. })) if is_connected(found) => {
+                let first = runs.first().and_then(|run| run.frames.first()).map_or(Lsn::ZERO, |frame| frame.first_lsn);
+                (opening.timeline, first, *last_lsn)
+            }
+            _ => continue,
+        };
+        match ranges.last_mut().filter(|last| last.0 == range.0) {
+            Some(last) => last.2 = range.2,
+            None => ranges.push(range),
+        }
+    }
+    let path = format!("{}/{name}", storage.path());
+    let segment = info.map_or(0, |info| info.number);
+    Damage { segment, path, offset, what, good: loss.good, acknowledged: loss.acknowledged, ranges }
+}
+
+/// Gives a segment its footer behind its valid frames. What of them may not be on the media yet is written again: a page
+/// cache can hold what a failed sync of the process before did not bring down.
+fn seal(storage: &dyn Storage, directory: &str, info: &SegmentInfo, scan: &Scan) -> Result<Summary, OpenError> {
+    let file = storage.open(&media::join(directory, &segment_name(info.number)), true)?;
+    let Some(opening) = scan.opening else {
+        let path = file.path();
+        return Err(MediaError::new(MediaErrorKind::Short, Operation::Read, path, 0, "no opening").into());
+    };
+    let run = IndexRun::merge(&scan.runs);
+    for frame in run.frames.iter().filter(|frame| frame.last_lsn > scan.witness) {
+        let mut bytes = vec![0; super::layout::stride(u64::from(frame.frame_bytes)) as usize];
+        file.read_exact_at(frame.offset, &mut bytes)?;
+        file.write_all_at(frame.offset, &bytes)?;
+    }
+    let facts = footer::Facts {
+        id: info.id,
+        group: opening.group,
+        timeline: opening.timeline,
+        prev_lsn: opening.prev_lsn,
+        whole_lsn: scan.whole.unwrap_or(opening.prev_lsn.min(run.frames[0].first_lsn.prev())),
+        frames_end: scan.end,
+        plain_bytes: scan.plain_bytes,
+    };
+    let (footer, summary) = footer::encode(&run, &facts);
+    file.write_at(scan.end, &footer)?;
+    file.set_len(summary.file_bytes)?;
+    file.sync()?;
+    Ok(summary)
+}
+
+/// Replaces the manifest: written beside, synced, renamed over the old one, directory synced.
+///
+/// # Errors
+/// When the media do not let us; the old one then stands.
+pub(super) fn write_manifest(storage: &dyn Storage, manifest: &Manifest) -> Result<(), MediaError> {
+    match storage.remove(MANIFEST_TMP) {
+        Err(error) if !error.is_not_found() => return Err(error),
+        _ => {}
+    }
+    let file = storage.create(MANIFEST_TMP)?;
+    file.write_at(0, &[Bytes::from(manifest.encode())])?;
+    file.sync()?;
+    storage.rename(MANIFEST_TMP, MANIFEST_NAME)?;
+    storage.sync_dir("")
+}
+
+/// Removes what the manifest does not name: half made segments, those that were dropped, a half written manifest.
+fn remove_strays(
+    storage: &dyn Storage,
+    directory: &str,
+    manifest: &Manifest,
+    repairs: &mut Vec<Repair>,
+) -> Result<(), MediaError> {
+    let named = |name: &str| manifest.segments.iter().any(|segment| segment_name(segment.number) == name);
+    for name in storage.list(directory)? {
+        if name.ends_with(".seg") && !named(&name) {
+            let name = media::join(directory, &name);
+            storage.remove(&name)?;
+            repairs.push(Repair::Removed { name });
+        }
+    }
+    match storage.remove(MANIFEST_TMP) {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
+}

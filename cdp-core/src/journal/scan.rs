@@ -1,0 +1,206 @@
+//! Reading a segment that was not sealed: frame by frame from the front, trusting nothing, up to the first thing that is
+//! not what must come there; and behind that only for what it says about durability.
+
+use super::bytes::FormatError;
+use super::index::{IndexRun, Place};
+use super::layout::{ENVELOPE_BYTES, Envelope, FIXED_BYTES, FRAMES_AT, OPENING_AT, Opening, SegmentHeader, foreign};
+use super::reader::{ReadError, parse_head};
+use crate::frame::{FrameError, FrameHead};
+use crate::media::{File, MediaErrorKind};
+use crate::types::{ClockEpoch, Lsn, SECTOR, SegmentId};
+use std::sync::Arc;
+
+/// How much is verified.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Depth {
+    /// Every stored byte.
+    Bodies,
+    /// Heads only: for readers of a journal that its owner is writing.
+    Heads,
+}
+
+/// Why a scan ended.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// Nothing was ever written there.
+    Clean,
+    /// Something is there that is no frame that belongs there.
+    Torn(Box<ReadError>),
+}
+
+/// What a segment holds.
+#[derive(Debug)]
+pub(super) struct Scan {
+    /// None: no frame was written, or the first write tore.
+    pub(super) opening: Option<Opening>,
+    pub(super) runs: Vec<Arc<IndexRun>>,
+    /// Where the valid frames end.
+    pub(super) end: u64,
+    pub(super) last_lsn: Lsn,
+    /// The last LSN that is whole; none if no part here is the last of its record.
+    pub(super) whole: Option<Lsn>,
+    pub(super) plain_bytes: u64,
+    pub(super) stop: Stop,
+    /// The highest durable LSN that anything valid here tells of.
+    pub(super) witness: Lsn,
+}
+
+/// Checks that the file is the segment that the manifest means.
+pub(super) fn check_header(file: &dyn File, number: u64, id: SegmentId) -> Result<(), ReadError> {
+    let mut bytes = [0; FIXED_BYTES];
+    file.read_exact_at(0, &mut bytes)?;
+    let failed = |source| ReadError::Format { segment: number, offset: 0, source };
+    let header = SegmentHeader::decode(&bytes).map_err(failed)?;
+    if header.id != id || header.number != number {
+        return Err(failed(foreign("segment header", "segment", id, header.id)));
+    }
+    Ok(())
+}
+
+/// Scans a segment whose header was checked.
+pub(super) fn scan(file: &dyn File, number: u64, id: SegmentId, depth: Depth) -> Result<Scan, ReadError> {
+    let mut scan = Scan {
+        opening: None,
+        runs: Vec::new(),
+        end: FRAMES_AT,
+        last_lsn: Lsn::ZERO,
+        whole: None,
+        plain_bytes: 0,
+        stop: Stop::Clean,
+        witness: Lsn::ZERO,
+    };
+    let mut bytes = vec![0; FIXED_BYTES];
+    file.read_exact_at(OPENING_AT, &mut bytes)?;
+    let failed = |source| ReadError::Format { segment: number, offset: OPENING_AT, source };
+    match Opening::decode(&bytes) {
+        Ok(opening) if opening.id == id => {
+            scan.witness = opening.durable;
+            scan.opening = Some(opening);
+        }
+        Ok(opening) => scan.stop = Stop::Torn(failed(foreign("segment opening", "segment", id, opening.id)).into()),
+        Err(source) if bytes.iter().any(|byte| *byte != 0) => scan.stop = Stop::Torn(failed(source).into()),
+        Err(_) => {}
+    }
+    if scan.opening.is_some() {
+        scan.frames(file, number, id, depth)?;
+    }
+    scan.search_behind(file, id)?;
+    Ok(scan)
+}
+
+impl Scan {
+    fn frames(&mut self, file: &dyn File, number: u64, id: SegmentId, depth: Depth) -> Result<(), ReadError> {
+        let (mut sequence, mut chunks, mut epoch) = (1, 0, None);
+        loop {
+            match self.frame(file, number, id, depth, (sequence, chunks, epoch)) {
+                Ok(Some(head)) => {
+                    sequence += 1;
+                    chunks += head.chunks.len() as u32;
+                    epoch = Some(head.info.epoch);
+                }
+                Ok(None) => return Ok(()),
+                // A file that ends early is torn; media that fail are not, and nothing may be concluded from them.
+                Err(ReadError::Media(error)) if error.kind != MediaErrorKind::Short => return Err(error.into()),
+                Err(error) => {
+                    self.stop = Stop::Torn(error.into());
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Takes the frame at `end`; none where nothing was written.
+    fn frame(
+        &mut self,
+        file: &dyn File,
+        number: u64,
+        id: SegmentId,
+        depth: Depth,
+        (sequence, chunks, epoch): (u32, u32, Option<ClockEpoch>),
+    ) -> Result<Option<FrameHead>, ReadError> {
+        let offset = self.end;
+        let mut front = [0; ENVELOPE_BYTES];
+        if file.read_at(offset, &mut front)? < ENVELOPE_BYTES || front == [0; ENVELOPE_BYTES] {
+            return Ok(None);
+        }
+        let broken = |source| ReadError::Format { segment: number, offset, source };
+        let envelope = Envelope::decode(&front).map_err(broken)?;
+        let mut bytes = vec![0; envelope.stride() as usize];
+        file.read_exact_at(offset, &mut bytes)?;
+        let (envelope, head) = parse_head(number, id, offset, &bytes)?;
+        for (field, expected, found) in
+            [("sequence", sequence, envelope.sequence), ("first_chunk", chunks, envelope.first_chunk)]
+        {
+            if expected != found {
+                return Err(broken(foreign("frame envelope", field, expected, found)));
+            }
+        }
+        self.check_chain(&head).map_err(broken)?;
+        let body = &bytes[ENVELOPE_BYTES + head.info.head_bytes as usize..];
+        if depth == Depth::Bodies {
+            check_chunks(&head, body).map_err(|source| ReadError::Frame { segment: number, offset, source })?;
+        }
+        let place = Place { offset, first_chunk: chunks, new_epoch: epoch != Some(head.info.epoch) };
+        let run = IndexRun::of_frame(&head, body, place);
+        let run = run.map_err(|source| ReadError::Frame { segment: number, offset, source })?;
+        self.runs.push(Arc::new(run));
+        self.end += envelope.stride();
+        self.last_lsn = head.info.last_lsn;
+        self.plain_bytes += u64::from(head.info.plain_bytes);
+        self.witness = self.witness.max(envelope.durable);
+        let whole = head.records.iter().rev().find(|record| record.index + 1 == record.count);
+        self.whole = whole.map(|record| record.lsn).or(self.whole);
+        Ok(Some(head))
+    }
+
+    /// Whether a frame continues what is there.
+    fn check_chain(&self, head: &FrameHead) -> Result<(), FormatError> {
+        let Some(opening) = &self.opening else { return Ok(()) };
+        if head.info.timeline != opening.timeline {
+            return Err(foreign("frame", "timeline", opening.timeline, head.info.timeline));
+        }
+        if head.info.group != opening.group {
+            return Err(foreign("frame", "group", opening.group, head.info.group));
+        }
+        let found = head.info.prev_lsn;
+        let first = self.runs.is_empty() && (found == opening.prev_lsn || found == Lsn::ZERO);
+        if !first && (self.runs.is_empty() || found != self.last_lsn) {
+            return Err(foreign("frame", "prev_lsn", self.last_lsn.max(opening.prev_lsn), found));
+        }
+        Ok(())
+    }
+
+    /// Looks behind the end of the valid frames for envelopes of this very segment: what they say was durable was.
+    fn search_behind(&mut self, file: &dyn File, id: SegmentId) -> Result<(), ReadError> {
+        let mut at = self.end;
+        let mut window = vec![0; 256 << 10];
+        while let Some(run) = file.next_data(at)? {
+            at = run.offset.max(at) / SECTOR * SECTOR;
+            let length = file.read_at(at, &mut window)?;
+            if length < ENVELOPE_BYTES {
+                break;
+            }
+            for sector in window[..length].chunks(SECTOR as usize).filter(|sector| Envelope::begins(sector)) {
+                if let Some(envelope) = Envelope::decode(sector).ok().filter(|envelope| envelope.id == id) {
+                    self.witness = self.witness.max(envelope.durable);
+                }
+            }
+            at += (length as u64).next_multiple_of(SECTOR);
+        }
+        Ok(())
+    }
+}
+
+/// Verifies every chunk's stored bytes.
+pub(super) fn check_chunks(head: &FrameHead, body: &[u8]) -> Result<(), FrameError> {
+    for chunk in &head.chunks {
+        let expected = (chunk.offset + chunk.stored_length) as usize;
+        let stored = body.get(chunk.offset as usize..expected);
+        let stored = stored.ok_or(FrameError::Short { expected, found: body.len() })?;
+        let (found, expected) = (crc32c::crc32c(stored), chunk.crc);
+        if found != expected {
+            return Err(FrameError::ChunkChecksum { chunk: chunk.number, expected, found });
+        }
+    }
+    Ok(())
+}

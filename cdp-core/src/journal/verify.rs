@@ -1,0 +1,263 @@
+//! Reading everything: every block, every frame, every chunk, every part, and that the index says what the frames say.
+
+use super::bytes::FormatError;
+use super::index::{Entry, IndexRun, Place};
+use super::layout::{
+    BLOCK_BYTES, ENVELOPE_BYTES, FIXED_BYTES, FRAMES_AT, OPENING_AT, Opening, Summary, decode_trailer, foreign, stride,
+};
+use super::manifest::segment_name;
+use super::reader::{ReadError, Reader, parse_head};
+use super::scan::check_header;
+use super::snapshot::{Content, SegmentView, Snapshot};
+use crate::types::{DISK_MAX, DiskId, Extent, Lsn, Timeline};
+use bytes::Bytes;
+
+/// Something that is not what was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// The file's name.
+    pub file: String,
+    /// Where in it, in bytes.
+    pub offset: u64,
+    /// How many bytes are concerned, at most.
+    pub length: u64,
+    /// What is wrong.
+    pub what: String,
+    /// The timeline whose records are concerned.
+    pub timeline: Timeline,
+    /// The records that cannot be read any more, first and last; none where only the index suffers.
+    pub lost: Option<(Lsn, Lsn)>,
+}
+
+/// What verifying found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Verified {
+    /// Everything that is wrong.
+    pub findings: Vec<Finding>,
+    /// Segments that were read.
+    pub segments: u64,
+    /// Frames that were read and are good.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+}
+
+/// One segment being verified.
+struct Check<'a> {
+    reader: &'a Reader,
+    segment: &'a SegmentView,
+    out: &'a mut Verified,
+}
+
+impl Reader {
+    /// Reads everything that the snapshot has, one segment after another. `progress` is told the bytes read so far after each
+    /// segment and says whether to go on.
+    pub fn verify(&self, snapshot: &Snapshot, mut progress: impl FnMut(u64) -> bool) -> Verified {
+        let mut out = Verified::default();
+        let mut before = None;
+        for segment in snapshot.segments() {
+            let mut check = Check { reader: self, segment, out: &mut out };
+            if let Some(last) = before.replace(segment.last_lsn).filter(|last| *last != segment.prev_lsn) {
+                let source = foreign("segment", "prev_lsn", last, segment.prev_lsn);
+                check.report(&ReadError::Format { segment: segment.number, offset: 0, source }, 0, 0, None);
+            }
+            if let Err(error) = check.segment() {
+                check.report(&error, 0, 0, Some((segment.first_lsn, segment.last_lsn)));
+            }
+            out.segments += 1;
+            if !progress(out.bytes) {
+                break;
+            }
+        }
+        out
+    }
+}
+
+impl Check<'_> {
+    fn report(&mut self, error: &ReadError, offset: u64, length: u64, lost: Option<(Lsn, Lsn)>) {
+        let offset = match error {
+            ReadError::Format { offset, .. } | ReadError::Frame { offset, .. } => *offset,
+            ReadError::Media(error) => error.offset,
+            _ => offset,
+        };
+        let (file, timeline) = (segment_name(self.segment.number), self.segment.timeline);
+        self.out.findings.push(Finding { file, offset, length, what: error.to_string(), timeline, lost });
+    }
+
+    fn segment(&mut self) -> Result<(), ReadError> {
+        let file = self.reader.file(self.segment.number, self.segment.id)?;
+        check_header(file.as_ref(), self.segment.number, self.segment.id)?;
+        self.opening()?;
+        if let Content::Sealed(summary) = &self.segment.content {
+            self.footer(summary)?;
+        }
+        let rows = self.reader.frame_rows(self.segment)?;
+        let (mut sequence, mut chunks, mut at) = (1, 0, FRAMES_AT);
+        let mut runs = Vec::new();
+        for row in &rows {
+            let lost = Some((row.first_lsn, row.last_lsn));
+            let place = Place { offset: row.offset, first_chunk: chunks, new_epoch: true };
+            match self.frame(row.offset, row.frame_bytes, (sequence, place, at)) {
+                Ok((run, stride, count)) => {
+                    runs.push(run);
+                    (at, chunks) = (row.offset + stride, chunks + count);
+                }
+                Err(error) => {
+                    self.report(&error, row.offset, u64::from(row.frame_bytes), lost);
+                    // What follows is judged by where the table says it is.
+                    let next = rows.get(sequence as usize);
+                    at = next.map_or(at, |next| next.offset);
+                    chunks = next.and_then(|next| self.first_chunk(next.offset)).unwrap_or(chunks);
+                }
+            }
+            sequence += 1;
+        }
+        if runs.len() == rows.len() {
+            self.index(&runs)?;
+        }
+        Ok(())
+    }
+
+    /// What stands between header and first frame.
+    fn opening(&mut self) -> Result<(), ReadError> {
+        let (number, id) = (self.segment.number, self.segment.id);
+        let mut bytes = vec![0; (FRAMES_AT - OPENING_AT) as usize];
+        self.reader.file(number, id)?.read_exact_at(OPENING_AT, &mut bytes)?;
+        let failed = |source| ReadError::Format { segment: number, offset: OPENING_AT, source };
+        let opening = Opening::decode(&bytes).map_err(failed)?;
+        let timeline = self.segment.timeline;
+        if opening.id != id || opening.timeline != timeline {
+            return Err(failed(foreign("segment opening", "timeline", timeline, opening.timeline)));
+        }
+        self.padding(&bytes[FIXED_BYTES..], OPENING_AT + FIXED_BYTES as u64);
+        Ok(())
+    }
+
+    /// What nobody reads is zeros all the same: what is not was changed by somebody else.
+    fn padding(&mut self, bytes: &[u8], offset: u64) {
+        if bytes.iter().any(|byte| *byte != 0) {
+            let source = FormatError::Field { what: "padding", field: "zeros", value: 1 };
+            let error = ReadError::Format { segment: self.segment.number, offset, source };
+            self.report(&error, offset, bytes.len() as u64, None);
+        }
+    }
+
+    fn first_chunk(&self, offset: u64) -> Option<u32> {
+        let file = self.reader.file(self.segment.number, self.segment.id).ok()?;
+        let mut bytes = [0; ENVELOPE_BYTES];
+        file.read_exact_at(offset, &mut bytes).ok()?;
+        super::layout::Envelope::decode(&bytes).ok().map(|envelope| envelope.first_chunk)
+    }
+
+    /// One frame with everything in it; gives its index, its stride and how many chunks it has.
+    fn frame(
+        &mut self,
+        offset: u64,
+        frame_bytes: u32,
+        (sequence, place, expected): (u32, Place, u64),
+    ) -> Result<(IndexRun, u64, u32), ReadError> {
+        let (number, id) = (self.segment.number, self.segment.id);
+        let broken = |source| ReadError::Format { segment: number, offset, source };
+        let mut bytes = vec![0; stride(u64::from(frame_bytes)) as usize];
+        self.reader.file(number, id)?.read_exact_at(offset, &mut bytes)?;
+        let padding = bytes.split_off(ENVELOPE_BYTES + frame_bytes as usize);
+        self.padding(&padding, offset + bytes.len() as u64);
+        self.out.bytes += bytes.len() as u64;
+        let (envelope, head) = parse_head(number, id, offset, &bytes)?;
+        let facts = [
+            ("sequence", u64::from(sequence), u64::from(envelope.sequence)),
+            ("first_chunk", u64::from(place.first_chunk), u64::from(envelope.first_chunk)),
+            ("frame_bytes", u64::from(frame_bytes), u64::from(envelope.frame_bytes)),
+            ("offset", expected, offset),
+        ];
+        for (field, expected, found) in facts {
+            if expected != found {
+                return Err(broken(foreign("frame envelope", field, expected, found)));
+            }
+        }
+        if head.info.timeline != self.segment.timeline {
+            return Err(broken(foreign("frame", "timeline", self.segment.timeline, head.info.timeline)));
+        }
+        let body = Bytes::from(bytes).slice(ENVELOPE_BYTES + head.info.head_bytes as usize..);
+        let failed = |source| ReadError::Frame { segment: number, offset, source };
+        head.unpack(&body).map_err(failed)?;
+        let run = IndexRun::of_frame(&head, &body, place).map_err(failed)?;
+        self.out.frames += 1;
+        self.out.records += u64::from(head.info.records);
+        Ok((run, envelope.stride(), head.chunks.len() as u32))
+    }
+
+    /// Trailer, and the checksum over blocks and events.
+    fn footer(&mut self, summary: &Summary) -> Result<(), ReadError> {
+        let number = self.segment.number;
+        let file = self.reader.file(number, self.segment.id)?;
+        let failed = |offset: u64| move |source: FormatError| ReadError::Format { segment: number, offset, source };
+        let mut trailer = [0; FIXED_BYTES];
+        file.read_exact_at(summary.trailer_at(), &mut trailer)?;
+        let (id, found) = decode_trailer(&trailer).map_err(failed(summary.trailer_at()))?;
+        if id != self.segment.id || found != *summary {
+            return Err(failed(summary.trailer_at())(foreign("segment trailer", "segment", self.segment.id, id)));
+        }
+        let length = file.len()?;
+        if length > summary.file_bytes {
+            let mut rest = vec![0; (length - summary.file_bytes).min(1 << 20) as usize];
+            file.read_exact_at(summary.file_bytes, &mut rest)?;
+            self.padding(&rest, summary.file_bytes);
+        }
+        let (mut at, end, mut crc) = (summary.frames_end, summary.trailer_at(), 0);
+        let mut block = vec![0; BLOCK_BYTES];
+        while at < end {
+            let length = (end - at).min(BLOCK_BYTES as u64) as usize;
+            file.read_exact_at(at, &mut block[..length])?;
+            crc = crc32c::crc32c_append(crc, &block[..length]);
+            at += length as u64;
+            self.out.bytes += length as u64;
+        }
+        if crc != summary.footer_crc {
+            let (expected, found) = (summary.footer_crc, crc);
+            let error = failed(summary.frames_end)(FormatError::Checksum { what: "segment footer", expected, found });
+            self.report(&error, summary.frames_end, end - summary.frames_end, None);
+        }
+        Ok(())
+    }
+
+    /// Whether the index has exactly the entries, chunks and events that the frames give.
+    fn index(&mut self, runs: &[IndexRun]) -> Result<(), ReadError> {
+        let mut expected: Vec<Entry> =
+            runs.iter().flat_map(|run| run.narrow.iter().chain(&run.wide)).copied().collect();
+        expected.sort();
+        let mut found = Vec::with_capacity(expected.len());
+        for entries in expected.chunk_by(|a, b| a.disk == b.disk) {
+            let Some(disk) = DiskId::new(entries[0].disk) else { continue };
+            self.reader.overlapping(self.segment, disk, Extent::new(0, DISK_MAX), |entry| found.push(*entry))?;
+        }
+        found.sort();
+        let number = self.segment.number;
+        let broken = |field, expected: usize, found: usize| ReadError::Format {
+            segment: number,
+            offset: 0,
+            source: foreign("segment index", field, expected, found),
+        };
+        if found != expected {
+            let error = broken("entries", expected.len(), found.len());
+            self.report(&error, 0, 0, None);
+        }
+        let rows: Vec<_> = runs.iter().flat_map(|run| run.chunks.iter().copied()).collect();
+        for (chunk, row) in (0..).zip(&rows) {
+            if self.reader.chunk_row(self.segment, chunk)? != *row {
+                let error = broken("chunk row", chunk as usize, chunk as usize);
+                self.report(&error, 0, 0, None);
+            }
+        }
+        let events: usize = self.reader.segment_events(self.segment)?.len();
+        let all: usize = runs.iter().map(|run| run.events.len()).sum();
+        // Time records count only where they begin an epoch; each frame was asked alone here.
+        if events > all {
+            let error = broken("events", all, events);
+            self.report(&error, 0, 0, None);
+        }
+        Ok(())
+    }
+}

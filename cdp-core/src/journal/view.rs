@@ -1,0 +1,323 @@
+//! A disk as it was at one moment: base below, journals above, found by index, verified byte by byte.
+//!
+//! A view is opened on a *path*: for each timeline from the root to the moment, the journal that holds it and the LSN up to
+//! which it counts. Opening reads nothing. What a region of 64 MiB reads as is worked out at its first touch, newest
+//! segment first, and kept within a bound. Many threads may read at once.
+
+use super::cache::Cache;
+use super::index::{ActiveIndex, Entry, IndexRun, What};
+use super::reader::{ReadError, Reader};
+use super::region::{REGION, RegionMap, Span};
+use super::snapshot::{Content, SegmentView, Snapshot};
+use super::writer::Appended;
+use crate::frame::FrameError;
+use crate::types::{DiskId, Extent, Lsn, SECTOR, Timeline};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// One timeline of a path.
+#[derive(Clone, Debug)]
+pub struct PathElement {
+    /// Reads the journal that holds it.
+    pub reader: Arc<Reader>,
+    /// That journal.
+    pub snapshot: Snapshot,
+    /// The timeline.
+    pub timeline: Timeline,
+    /// Its last LSN that counts.
+    pub upto: Lsn,
+}
+
+/// What lies below all journals of a view: base images.
+pub trait Below {
+    /// Fills `out` with the disk's bytes from `offset` on.
+    ///
+    /// # Errors
+    /// When they cannot be read or do not verify: a view never makes bytes up.
+    fn read(&self, disk: DiskId, offset: u64, out: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// Nothing lies below: everything never written reads as zeros.
+#[derive(Clone, Copy, Debug)]
+pub struct Nothing;
+
+impl Below for Nothing {
+    fn read(&self, _: DiskId, _: u64, out: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        out.fill(0);
+        Ok(())
+    }
+}
+
+/// Where the bytes of a piece come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The journal, as written by this record.
+    Data {
+        /// The record.
+        lsn: Lsn,
+    },
+    /// Zeros.
+    Zero {
+        /// The record that says so.
+        lsn: Lsn,
+        /// It was a discard: the range need not be allocated.
+        discarded: bool,
+    },
+    /// What lies below the journals.
+    Below,
+}
+
+/// A run of a disk with one origin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Which bytes of the disk.
+    pub extent: Extent,
+    /// Where they come from.
+    pub origin: Origin,
+}
+
+/// A segment of the view.
+#[derive(Debug)]
+struct Part {
+    reader: Arc<Reader>,
+    segment: Arc<SegmentView>,
+    /// Frames that were added to it since the snapshot.
+    live: ActiveIndex,
+    upto: Lsn,
+}
+
+/// A map and the lock under which it is made and kept up to date.
+type Region = Arc<RwLock<Option<RegionMap>>>;
+
+/// The disks of a group as they were at one moment.
+#[derive(Debug)]
+pub struct View {
+    /// From the oldest to the newest.
+    parts: RwLock<Vec<Arc<RwLock<Part>>>>,
+    regions: Cache<(u16, u64), Region>,
+}
+
+impl View {
+    /// A view of the moment that the path ends at. Region maps take at most `regions_bytes` of memory.
+    ///
+    /// # Errors
+    /// When a journal was not written as far as the path says.
+    pub fn open(path: &[PathElement], regions_bytes: u64) -> Result<Self, ReadError> {
+        let mut parts = Vec::new();
+        for element in path {
+            let (wanted, written, timeline) = (element.upto, element.snapshot.written(), element.timeline);
+            // A timeline without records may be named up to anywhere: nothing of it is shown.
+            if wanted > written && element.snapshot.span(timeline).is_some() {
+                return Err(ReadError::NotWritten { timeline, wanted, written });
+            }
+            for segment in element.snapshot.of(timeline).filter(|segment| segment.first_lsn <= element.upto) {
+                parts.push(Arc::new(RwLock::new(Part {
+                    reader: Arc::clone(&element.reader),
+                    segment: Arc::clone(segment),
+                    live: ActiveIndex::default(),
+                    upto: element.upto,
+                })));
+            }
+        }
+        Ok(Self { parts: RwLock::new(parts), regions: Cache::new(regions_bytes) })
+    }
+
+    /// Shows a frame that was appended after the view was opened: the view now is of that frame's last record. For writable
+    /// sessions; the frame must be written, need not be durable, and `reader` is the session's.
+    pub fn advance(&self, reader: &Arc<Reader>, appended: &Appended) {
+        let source = self.live_part(reader, appended);
+        for ((disk, number), region) in self.regions.values() {
+            let mut map = region.write().unwrap_or_else(PoisonError::into_inner);
+            let Some(map) = map.as_mut() else { continue };
+            let Some(disk) = DiskId::new(disk) else { continue };
+            let range = Extent::new(number * REGION, REGION);
+            let mut entries = Vec::new();
+            appended.run.overlapping(disk, range, |entry| entries.push(*entry));
+            entries.sort_by_key(|entry| entry.lsn);
+            entries.iter().for_each(|entry| map.cover(number, source, entry));
+        }
+    }
+
+    /// The newest part, with the frame added; a new part when the frame went to another segment.
+    fn live_part(&self, reader: &Arc<Reader>, appended: &Appended) -> u32 {
+        let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
+        let same =
+            |part: &Arc<RwLock<Part>>| part.read().unwrap_or_else(PoisonError::into_inner).segment.id == appended.id;
+        if !parts.last().is_some_and(same) {
+            let Appended { segment, id, timeline, prev_lsn, .. } = *appended;
+            let segment = Arc::new(SegmentView::active(segment, id, timeline, prev_lsn, Vec::new()));
+            let (reader, live) = (Arc::clone(reader), ActiveIndex::default());
+            parts.push(Arc::new(RwLock::new(Part { reader, segment, live, upto: Lsn(u64::MAX) })));
+        }
+        let source = parts.len() - 1;
+        let mut part = parts[source].write().unwrap_or_else(PoisonError::into_inner);
+        part.live.push(Arc::clone(&appended.run));
+        part.upto = Lsn(u64::MAX);
+        source as u32
+    }
+
+    /// Lets go of what a newer snapshot of the last journal of the path has in its files: call it now and then on a live
+    /// view, so that the index of sealed segments leaves memory.
+    pub fn refresh(&self, snapshot: &Snapshot) {
+        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
+        for part in parts.iter() {
+            let mut part = part.write().unwrap_or_else(PoisonError::into_inner);
+            let sealed = snapshot.segments().iter().find(|segment| segment.id == part.segment.id);
+            let Some(sealed) = sealed.filter(|segment| matches!(segment.content, Content::Sealed(_))) else { continue };
+            part.segment = Arc::clone(sealed);
+            part.live = ActiveIndex::default();
+        }
+    }
+
+    /// What the bytes of `range` come from, in order, without a gap.
+    ///
+    /// # Errors
+    /// When an index cannot be read or does not verify.
+    pub fn resolve(&self, disk: DiskId, range: Extent) -> Result<Vec<Piece>, ReadError> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        self.runs(disk, range, |extent, span| {
+            let origin = match span.map(|span| (span.what(), Lsn(span.entry.lsn))) {
+                None => Origin::Below,
+                Some((What::Data, lsn)) => Origin::Data { lsn },
+                Some((What::Zero, lsn)) => Origin::Zero { lsn, discarded: false },
+                Some((What::Discard, lsn)) => Origin::Zero { lsn, discarded: true },
+            };
+            match pieces.last_mut().filter(|last| last.origin == origin && last.extent.end() == extent.offset) {
+                Some(last) => last.extent.length += extent.length,
+                None => pieces.push(Piece { extent, origin }),
+            }
+        })?;
+        Ok(pieces)
+    }
+
+    /// Fills `out` with the disk's bytes from `offset` on; any alignment.
+    ///
+    /// # Errors
+    /// When anything that is needed cannot be read or does not verify; what `out` holds then means nothing.
+    pub fn read(&self, disk: DiskId, offset: u64, out: &mut [u8], below: &dyn Below) -> Result<(), ReadError> {
+        let mut runs = Vec::new();
+        self.runs(disk, Extent::new(offset, out.len() as u64), |extent, span| runs.push((extent, span.copied())))?;
+        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut rest = out;
+        for (extent, span) in runs {
+            let (buffer, after) = rest.split_at_mut(extent.length as usize);
+            rest = after;
+            match span {
+                None => {
+                    let failed = |source| ReadError::Below { disk, offset: extent.offset, source };
+                    below.read(disk, extent.offset, buffer).map_err(failed)?;
+                }
+                Some(span) if span.what() != What::Data => buffer.fill(0),
+                Some(span) => {
+                    let part = parts[span.source as usize].read().unwrap_or_else(PoisonError::into_inner);
+                    part.read(extent, &span.entry, buffer)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` for the runs of `range` in order.
+    fn runs(&self, disk: DiskId, range: Extent, mut each: impl FnMut(Extent, Option<&Span>)) -> Result<(), ReadError> {
+        let mut rest = range;
+        while !rest.is_empty() {
+            let number = rest.offset / REGION;
+            let end = ((number + 1) * REGION).min(rest.end());
+            let here = Extent::new(rest.offset, end - rest.offset);
+            let region = self.region(disk, number)?;
+            let map = region.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(map) = map.as_ref() {
+                map.pieces(number, here, &mut each);
+            }
+            rest = Extent::new(end, rest.end() - end);
+        }
+        Ok(())
+    }
+
+    /// The map of a region, made if it is not there.
+    fn region(&self, disk: DiskId, number: u64) -> Result<Region, ReadError> {
+        let key = (disk.get(), number);
+        let region = self.regions.get_or(key, || Ok::<_, ReadError>((Region::default(), 256)))?;
+        if region.read().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(region);
+        }
+        let mut held = region.write().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            let map = self.build(disk, number)?;
+            self.regions.recount(key, map.bytes());
+            *held = Some(map);
+        }
+        drop(held);
+        Ok(region)
+    }
+
+    fn build(&self, disk: DiskId, number: u64) -> Result<RegionMap, ReadError> {
+        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let range = Extent::new(number * REGION, REGION);
+        let mut map = RegionMap::default();
+        for (source, part) in parts.iter().enumerate().rev() {
+            if map.is_full() {
+                break;
+            }
+            let mut entries: Vec<Entry> = Vec::new();
+            let part = part.read().unwrap_or_else(PoisonError::into_inner);
+            let upto = part.upto.0;
+            let mut take = |entry: &Entry| entries.extend((entry.lsn <= upto).then_some(*entry));
+            part.reader.overlapping(&part.segment, disk, range, &mut take)?;
+            part.live.runs().iter().for_each(|run: &Arc<IndexRun>| run.overlapping(disk, range, &mut take));
+            drop(part);
+            entries.sort_by_key(|entry| std::cmp::Reverse(entry.lsn));
+            entries.iter().for_each(|entry| map.fill(number, source as u32, entry));
+        }
+        Ok(map)
+    }
+}
+
+impl Part {
+    /// Fills `out` with the bytes of `extent`, which lies inside the entry's.
+    fn read(&self, extent: Extent, entry: &Entry, out: &mut [u8]) -> Result<(), ReadError> {
+        let whole = Extent::new(entry.sector * SECTOR, entry.sectors * SECTOR);
+        let row = self.chunk_row(entry.chunk)?;
+        let at = u64::from(entry.at) * SECTOR;
+        let end = at + whole.length;
+        if row.notes || end > u64::from(row.plain_length) {
+            return Err(super::reader::dangling(&self.segment, "chunk", u64::from(entry.chunk)));
+        }
+        let offset = row.offset + if row.compressed { 0 } else { at };
+        let verify = |bytes: &[u8]| {
+            let found = crc32c::crc32c(bytes);
+            if found == entry.crc {
+                return Ok(());
+            }
+            let source = FrameError::PartChecksum { lsn: Lsn(entry.lsn), expected: entry.crc, found };
+            Err(ReadError::Frame { segment: self.segment.number, offset, source })
+        };
+        let inside = (extent.offset - whole.offset) as usize;
+        if row.compressed {
+            let plain = self.reader.chunk(&self.segment, entry.chunk, &row)?;
+            let part = &plain[at as usize..end as usize];
+            verify(part)?;
+            out.copy_from_slice(&part[inside..inside + out.len()]);
+            return Ok(());
+        }
+        // Stored bytes are plain ones: the part's own checksum is enough, and nothing else of the chunk is read.
+        let file = self.reader.file(self.segment.number, self.segment.id)?;
+        if extent == whole {
+            file.read_exact_at(offset, out)?;
+            return verify(out);
+        }
+        let mut part = vec![0; whole.length as usize];
+        file.read_exact_at(offset, &mut part)?;
+        verify(&part)?;
+        out.copy_from_slice(&part[inside..inside + out.len()]);
+        Ok(())
+    }
+
+    fn chunk_row(&self, chunk: u32) -> Result<super::index::ChunkRow, ReadError> {
+        let runs = self.live.runs();
+        let live = runs.iter().rev().find(|run| run.first_chunk <= chunk && !run.chunks.is_empty());
+        match live.and_then(|run| run.chunks.get((chunk - run.first_chunk) as usize)) {
+            Some(row) => Ok(*row),
+            None => self.reader.chunk_row(&self.segment, chunk),
+        }
+    }
+}

@@ -1,0 +1,547 @@
+//! The write side: takes frames, gives effects, takes completions back, and alone decides what may be issued before what.
+//!
+//! Calls: [`append`](Writer::append), [`request_sync`](Writer::request_sync), [`edit`](Writer::edit),
+//! [`open_timeline`](Writer::open_timeline), [`roll`](Writer::roll), [`close`](Writer::close) change what is wanted;
+//! [`poll`](Writer::poll) gives the next thing to do until it gives none; [`completed`](Writer::completed) brings back what
+//! came of it, in any order; [`next_deadline`](Writer::next_deadline) says when to poll again if nothing happens.
+//!
+//! What holds: a record is called durable only when its frame, all frames before it and the manifest that names their
+//! segments are; a sync covers what was written when it was issued; after a failed write or sync nothing is issued any more
+//! (the owner opens the store anew, and recovery looks at what is really there). Lack of room for the next segment is a
+//! state that goes by itself.
+//!
+//! Bounds: [`Options::in_flight_bytes`] of frames are held; the index of segments not yet sealed is in memory, at most
+//! [`Options::segment_records`] entries each; there are at most two of them unless media are slower at sealing than at writing.
+
+mod catalog;
+mod commit;
+mod segments;
+
+use super::effect::{Effect, EffectId, FileId, Outcome};
+use super::index::{IndexRun, LSN_SPAN};
+use super::manifest::{Generation, Manifest, SegmentState, TimelineInfo, TimelineState};
+use super::snapshot::{SegmentView, Snapshot};
+use crate::frame::{EncodedFrame, FrameError};
+use crate::media::{MediaError, Operation};
+use crate::types::{DurableLsn, GroupId, Lsn, MonoTime, SegmentId, Timeline};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// How a writer works. Bytes and nanoseconds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// The directory of the segments inside the storage; empty: the storage's own.
+    pub directory: String,
+    /// Segments are made this large, at least 1 MiB.
+    pub segment_bytes: u64,
+    /// A segment closes at so many records whatever their size: its index is in memory until then.
+    pub segment_records: u64,
+    /// A sync is issued when so much is written and not synced.
+    pub commit_bytes: u64,
+    /// A sync is issued when something is not durable for so long.
+    pub commit_ns: u64,
+    /// Frames are refused for the moment while so much is being written.
+    pub in_flight_bytes: u64,
+    /// Segments are made only where so much stays free behind them.
+    pub keep_free_bytes: u64,
+    /// Room is asked for again so often.
+    pub retry_ns: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            directory: "journal".to_owned(),
+            segment_bytes: 256 << 20,
+            segment_records: 1 << 20,
+            commit_bytes: 8 << 20,
+            commit_ns: 20_000_000,
+            in_flight_bytes: 64 << 20,
+            keep_free_bytes: 256 << 20,
+            retry_ns: 1_000_000_000,
+        }
+    }
+}
+
+/// Draws 128 random bits; never twice the same.
+pub type IdSource = Box<dyn FnMut() -> [u8; 16] + Send>;
+
+/// Why a frame cannot be taken just now. It goes by itself; offer the frame again after the next completion or deadline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hold {
+    /// The next segment is being made.
+    Preparing,
+    /// As much as allowed is being written.
+    Busy,
+    /// The media have no room for the next segment.
+    NoSpace,
+    /// The timeline is not yet durable in the manifest.
+    TimelineNotDurable,
+}
+
+/// Why a frame is not taken.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Not now.
+    #[error("not now: {0:?}")]
+    NotNow(Hold),
+    /// The frame does not follow the last one.
+    #[error("frame follows LSN {found}, but the journal ends at LSN {expected}")]
+    Chain {
+        /// The last LSN here.
+        expected: Lsn,
+        /// `prev_lsn` of the frame, or its first LSN where that is too low.
+        found: Lsn,
+    },
+    /// The frame belongs to a timeline that is closed or unknown here.
+    #[error("frame of timeline {found}, which is not the open one")]
+    Timeline {
+        /// The frame's.
+        found: Timeline,
+        /// The open one.
+        open: Option<Timeline>,
+    },
+    /// The frame belongs to another group.
+    #[error("frame of group {found}, this journal is of group {expected}")]
+    Group {
+        /// Whose journal this is.
+        expected: GroupId,
+        /// The frame's.
+        found: GroupId,
+    },
+    /// The frame is not one.
+    #[error("frame is damaged: {0}")]
+    Damaged(#[from] FrameError),
+    /// The journal is closed, or closing.
+    #[error("the journal is closed")]
+    Closed,
+    /// A write or sync failed before; nothing is known about what was not durable then.
+    #[error("the journal stopped after a failure: {0}")]
+    Failed(MediaError),
+}
+
+/// A frame that was not taken, given back.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// The frame.
+    pub frame: EncodedFrame,
+    /// Why.
+    pub why: Refusal,
+}
+
+/// A frame that was taken; what a live view needs to show it at once.
+#[derive(Clone, Debug)]
+pub struct Appended {
+    pub(super) segment: u64,
+    pub(super) id: SegmentId,
+    pub(super) timeline: Timeline,
+    pub(super) prev_lsn: Lsn,
+    pub(super) run: Arc<IndexRun>,
+    /// The last LSN that is whole with it.
+    pub whole: Lsn,
+}
+
+/// How the writer is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum WriterState {
+    /// Takes frames, or will in a moment.
+    Running,
+    /// The media have no room for the next segment; frames are taken while the active one has room.
+    NoSpace,
+    /// [`Writer::close`] was called and is not through.
+    Closing,
+    /// Everything is sealed, durable, and said so in the manifest.
+    Closed,
+    /// A write or sync failed.
+    Failed(MediaError),
+}
+
+/// What an effect was for.
+#[derive(Clone, Debug)]
+enum Purpose {
+    Frame(u64),
+    CommitSync { segment: u64, covers: u64 },
+    Prepare,
+    Seal(u64),
+    Catalog,
+    Remove,
+}
+
+/// The write side of a journal. See the module's text for its contract.
+pub struct Writer {
+    options: Options,
+    ids: IdSource,
+    manifest: Manifest,
+    catalog: catalog::Catalog,
+    commit: commit::Commit,
+    queue: VecDeque<(EffectId, Effect)>,
+    pending: BTreeMap<EffectId, Purpose>,
+    next_effect: u64,
+    next_file: u64,
+    active: Option<segments::Segment>,
+    prepare: segments::Prepare,
+    sealing: VecDeque<segments::Sealing>,
+    /// Sealed segments as snapshots share them.
+    sealed: Arc<Vec<Arc<SegmentView>>>,
+    timeline: Option<(Timeline, Generation)>,
+    /// The last LSN of the open timeline here, whole or not.
+    chain: Lsn,
+    /// The last LSN with a part in any segment.
+    last_lsn: Lsn,
+    last_segment: Option<SegmentId>,
+    /// The last LSN that is whole with what was appended.
+    whole: Lsn,
+    closing: bool,
+    failed: Option<MediaError>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("Writer");
+        out.field("state", &self.state()).field("durable", &self.durable()).field("last_lsn", &self.last_lsn);
+        out.finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    /// A writer on a store that [`open`](super::open) found or made: all its segments are sealed.
+    #[must_use]
+    pub fn new(opened: super::Opened, options: Options, ids: IdSource) -> Self {
+        let manifest = opened.manifest;
+        let open = manifest.timelines.iter().rev().find(|timeline| timeline.state == TimelineState::Open);
+        let timeline = open.map(|timeline| (timeline.id, manifest.generation));
+        let summaries = || manifest.segments.iter().filter_map(|segment| segment.summary());
+        let of_timeline =
+            |id| summaries().filter(move |summary| summary.timeline == id).map(|summary| summary.last_lsn);
+        let kept = timeline.and_then(|(id, _)| of_timeline(id).next_back());
+        let chain = kept.max(open.and_then(|timeline| timeline.last)).unwrap_or(Lsn::ZERO);
+        let sealed = manifest.segments.iter().filter_map(SegmentView::sealed).map(Arc::new).collect();
+        Self {
+            chain,
+            timeline,
+            last_lsn: summaries().map(|summary| summary.last_lsn).max().unwrap_or(Lsn::ZERO),
+            last_segment: manifest.segments.last().map(|segment| segment.id),
+            whole: opened.durable.lsn(),
+            sealed: Arc::new(sealed),
+            catalog: catalog::Catalog::new(manifest.generation),
+            commit: commit::Commit::new(opened.durable),
+            options: Options { segment_bytes: options.segment_bytes.max(1 << 20), ..options },
+            ids,
+            manifest,
+            queue: VecDeque::new(),
+            pending: BTreeMap::new(),
+            next_effect: 1,
+            next_file: 1,
+            active: None,
+            prepare: segments::Prepare::None,
+            sealing: VecDeque::new(),
+            closing: false,
+            failed: None,
+        }
+    }
+
+    /// Takes a frame: it is written by the next effects. Copies no data.
+    ///
+    /// # Errors
+    /// Gives the frame back with the reason; `NotNow` means: offer it again.
+    #[allow(clippy::result_large_err, reason = "the frame goes back to where it came from")]
+    pub fn append(&mut self, now: MonoTime, frame: EncodedFrame) -> Result<Appended, Refused> {
+        match self.admit(&frame) {
+            Ok(head) => match self.take(now, &head, &frame) {
+                Ok(appended) => Ok(appended),
+                Err(error) => Err(Refused { frame, why: error.into() }),
+            },
+            Err(why) => Err(Refused { frame, why }),
+        }
+    }
+
+    /// Decides whether the frame may come now, and makes room for it.
+    fn admit(&mut self, frame: &EncodedFrame) -> Result<crate::frame::FrameHead, Refusal> {
+        let info = &frame.info;
+        if let Some(failure) = &self.failed {
+            return Err(Refusal::Failed(failure.clone()));
+        }
+        if self.closing {
+            return Err(Refusal::Closed);
+        }
+        if info.group != self.manifest.group {
+            return Err(Refusal::Group { expected: self.manifest.group, found: info.group });
+        }
+        let (open, since) = match self.timeline {
+            Some((open, since)) if open == info.timeline => (open, since),
+            other => return Err(Refusal::Timeline { found: info.timeline, open: other.map(|(open, _)| open) }),
+        };
+        if info.prev_lsn != self.chain {
+            return Err(Refusal::Chain { expected: self.chain, found: info.prev_lsn });
+        }
+        if info.first_lsn < self.last_lsn || (info.first_lsn == self.last_lsn && self.whole == self.last_lsn) {
+            return Err(Refusal::Chain { expected: self.last_lsn, found: info.first_lsn });
+        }
+        if since > self.catalog.durable() {
+            return Err(Refusal::NotNow(Hold::TimelineNotDurable));
+        }
+        if self.commit.in_flight_bytes() >= self.options.in_flight_bytes {
+            return Err(Refusal::NotNow(Hold::Busy));
+        }
+        let head = crate::frame::FrameHead::parse(&frame.head)?;
+        let fits =
+            |segment: &segments::Segment| segment.timeline == Some(open) && segment.has_room(&head, &self.options);
+        if self.active.as_ref().is_some_and(|segment| !fits(segment)) {
+            self.roll();
+        }
+        if self.active.is_none() && !self.activate(open) {
+            let hold = if self.prepare.is_waiting() { Hold::NoSpace } else { Hold::Preparing };
+            return Err(Refusal::NotNow(hold));
+        }
+        Ok(head)
+    }
+
+    fn take(
+        &mut self,
+        now: MonoTime,
+        head: &crate::frame::FrameHead,
+        frame: &EncodedFrame,
+    ) -> Result<Appended, FrameError> {
+        let durable = self.durable().lsn();
+        let (group, last_segment, before) = (self.manifest.group, self.last_segment, self.last_lsn);
+        let Some(segment) = self.active.as_mut() else { unreachable!("admit made one") };
+        let (offset, data, run) =
+            segment.add(head, frame, segments::Before { group, durable, last_segment, lsn: before })?;
+        let (file, number, id) = (segment.file, segment.number, segment.id);
+        let (timeline, prev_lsn) = (frame.info.timeline, segment.prev_lsn);
+        self.last_segment = Some(id);
+        self.chain = frame.info.last_lsn;
+        self.last_lsn = frame.info.last_lsn;
+        let whole = head.records.iter().rev().find(|record| record.index + 1 == record.count);
+        self.whole = whole.map_or(self.whole, |record| record.lsn);
+        let run = Arc::new(run);
+        let bytes = data.iter().map(|piece| piece.len() as u64).sum();
+        let settled = frame.info.settled;
+        let sequence = self.commit.add(now, number, self.whole, settled, bytes, Arc::clone(&run));
+        self.issue(Effect::Write { file, offset, data }, Purpose::Frame(sequence));
+        Ok(Appended { segment: number, id, timeline, prev_lsn, run, whole: self.whole })
+    }
+
+    /// Makes everything appended so far durable as soon as it can be.
+    pub fn request_sync(&mut self) {
+        self.commit.request();
+    }
+
+    /// Everything up to here survives a power cut.
+    #[must_use]
+    pub fn durable(&self) -> DurableLsn {
+        self.commit.durable()
+    }
+
+    /// The last LSN that is whole in what was written, durable or not: what a snapshot can show.
+    #[must_use]
+    pub fn written(&self) -> Lsn {
+        self.commit.written()
+    }
+
+    /// The last LSN that was appended.
+    #[must_use]
+    pub fn last_lsn(&self) -> Lsn {
+        self.last_lsn
+    }
+
+    /// How the writer is.
+    #[must_use]
+    pub fn state(&self) -> WriterState {
+        match &self.failed {
+            Some(failure) => WriterState::Failed(failure.clone()),
+            None if self.closing && self.is_through() => WriterState::Closed,
+            None if self.closing => WriterState::Closing,
+            None if self.prepare.is_waiting() || self.catalog.is_waiting() => WriterState::NoSpace,
+            None => WriterState::Running,
+        }
+    }
+
+    /// The manifest with all edits, durable or not.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Changes the manifest; the change is durable when [`Writer::manifest_durable`] reaches what this gives. Segments and
+    /// timelines are the writer's own business.
+    pub fn edit(&mut self, change: impl FnOnce(&mut Manifest)) -> Generation {
+        change(&mut self.manifest);
+        self.catalog.touch(&mut self.manifest)
+    }
+
+    /// The last generation of the manifest that is durable.
+    #[must_use]
+    pub fn manifest_durable(&self) -> Generation {
+        self.catalog.durable()
+    }
+
+    /// Opens a timeline and closes the one that was open. Its frames are taken when the manifest that says so is durable.
+    pub fn open_timeline(&mut self, info: TimelineInfo) -> Generation {
+        let last = self.chain;
+        for timeline in self.manifest.timelines.iter_mut().filter(|timeline| timeline.state == TimelineState::Open) {
+            timeline.state = TimelineState::Closed;
+            timeline.last = Some(last.max(timeline.fork));
+        }
+        self.manifest.timelines.push(info);
+        self.manifest.clean = false;
+        self.roll();
+        self.chain = Lsn::ZERO;
+        let generation = self.catalog.touch(&mut self.manifest);
+        self.timeline = Some((info.id, generation));
+        generation
+    }
+
+    /// Closes the open timeline without opening another.
+    pub fn close_timeline(&mut self) -> Generation {
+        let last = self.chain;
+        for timeline in self.manifest.timelines.iter_mut().filter(|timeline| timeline.state == TimelineState::Open) {
+            timeline.state = TimelineState::Closed;
+            timeline.last = Some(last.max(timeline.fork));
+        }
+        self.timeline = None;
+        self.roll();
+        self.catalog.touch(&mut self.manifest)
+    }
+
+    /// Forgets sealed segments, the oldest ones: out of the manifest, then off the media. Their events go with them.
+    pub fn forget(&mut self, numbers: &[u64]) -> Generation {
+        let sealed = |state: &SegmentState| matches!(state, SegmentState::Sealed(_));
+        let (mut gone, mut floor) = (Vec::new(), self.manifest.floor);
+        self.manifest.segments.retain(|segment| {
+            let stays = !numbers.contains(&segment.number) || !sealed(&segment.state);
+            if !stays {
+                gone.push(segment.number);
+                floor = floor.max(segment.summary().map_or(Lsn::ZERO, |summary| summary.last_lsn));
+            }
+            stays
+        });
+        self.manifest.floor = floor;
+        Arc::make_mut(&mut self.sealed).retain(|segment| !gone.contains(&segment.number));
+        let generation = self.catalog.touch(&mut self.manifest);
+        for number in gone {
+            self.remove_later(generation, number);
+        }
+        generation
+    }
+
+    /// Seals everything, removes what was prepared, and writes a manifest that says `clean`; frames are refused from now on.
+    pub fn close(&mut self, clean: bool) {
+        self.closing = true;
+        self.roll();
+        self.commit.request();
+        let last = self.chain;
+        self.edit(|manifest| {
+            manifest.clean = clean;
+            let open = manifest.timelines.iter_mut().find(|timeline| timeline.state == TimelineState::Open);
+            open.into_iter().for_each(|timeline| timeline.last = Some(last));
+        });
+    }
+
+    /// Everything as it is now, for readers. Cheap; shows what is written, durable or not.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let unsealed = self.sealing.iter().map(segments::Sealing::segment).chain(&self.active);
+        let unsealed = unsealed.filter_map(segments::Segment::view).map(Arc::new);
+        let mut segments: Vec<_> = Vec::with_capacity(self.sealed.len() + 4);
+        segments.extend(self.sealed.iter().cloned().chain(unsealed));
+        segments.sort_by_key(|segment| segment.number);
+        Snapshot::new(&self.manifest, segments, self.durable(), self.commit.written(), self.commit.settled())
+    }
+
+    /// The next effect to carry out; none: come back after a completion, a call, or at the deadline.
+    pub fn poll(&mut self, now: MonoTime) -> Option<(EffectId, Effect)> {
+        if self.failed.is_some() {
+            return None;
+        }
+        if self.queue.is_empty() {
+            self.advance_commit(now);
+            self.advance_segments(now);
+            self.advance_catalog(now);
+        }
+        self.queue.pop_front()
+    }
+
+    /// When to poll again though nothing was completed.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<MonoTime> {
+        let commit =
+            self.active.as_ref().and_then(|segment| self.commit.deadline(segment.number, self.options.commit_ns));
+        [commit, self.prepare.deadline(), self.catalog.deadline()].into_iter().flatten().min()
+    }
+
+    /// Whether nothing is under way and nothing wanted: every effect that was handed out came back.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.queue.is_empty()
+    }
+
+    /// What came of an effect.
+    pub fn completed(&mut self, now: MonoTime, id: EffectId, outcome: Outcome) {
+        let Some(purpose) = self.pending.remove(&id) else { return };
+        if self.failed.is_some() {
+            return;
+        }
+        if let Err(error) = outcome {
+            return self.went_wrong(now, &purpose, &error);
+        }
+        match purpose {
+            Purpose::Frame(sequence) => self.frame_written(sequence),
+            Purpose::CommitSync { segment, covers } => self.commit.synced(segment, covers),
+            Purpose::Prepare => self.prepare_completed(),
+            Purpose::Seal(number) => self.seal_completed(number),
+            Purpose::Catalog => self.catalog_completed(),
+            Purpose::Remove => {}
+        }
+    }
+
+    fn went_wrong(&mut self, now: MonoTime, purpose: &Purpose, error: &MediaError) {
+        let retry = now.after(self.options.retry_ns);
+        match purpose {
+            Purpose::Prepare if error.is_no_space() && self.prepare.is_creating() => {
+                self.prepare = segments::Prepare::Waiting(retry);
+            }
+            // A temporary file that found no room is made again; it never held anything.
+            Purpose::Catalog if error.is_no_space() => self.catalog.wait(retry),
+            // A file that could not be removed is found again at the next start.
+            Purpose::Remove if error.operation == Operation::Remove => {}
+            _ => {
+                self.failed = Some(error.clone());
+                self.queue.clear();
+            }
+        }
+    }
+
+    fn issue(&mut self, effect: Effect, purpose: Purpose) {
+        let id = EffectId(self.next_effect);
+        self.next_effect += 1;
+        self.pending.insert(id, purpose);
+        self.queue.push_back((id, effect));
+    }
+
+    fn new_file(&mut self) -> FileId {
+        self.next_file += 1;
+        FileId(self.next_file)
+    }
+
+    fn frame_written(&mut self, sequence: u64) {
+        for (number, run) in self.commit.written_frame(sequence) {
+            let sealing = self.sealing.iter_mut().map(segments::Sealing::segment_mut);
+            if let Some(segment) = sealing.chain(&mut self.active).find(|segment| segment.number == number) {
+                segment.publish(run);
+            }
+        }
+    }
+
+    /// Whether nothing is left to do.
+    fn is_through(&self) -> bool {
+        self.is_idle()
+            && self.active.is_none()
+            && self.sealing.is_empty()
+            && matches!(self.prepare, segments::Prepare::None)
+            && self.catalog.is_through()
+    }
+}
+
+/// LSNs of a segment are stored as distances from its first one.
+const _: () = assert!(LSN_SPAN > 1 << 32);

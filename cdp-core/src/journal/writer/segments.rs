@@ -1,0 +1,386 @@
+//! A segment's life: prepared ahead of need, opened by its first frame, filled, sealed in the background.
+
+use super::{Effect, IndexRun, Options, Purpose, Writer};
+use crate::frame::{EncodedFrame, FrameError, FrameHead};
+use crate::journal::effect::FileId;
+use crate::journal::footer;
+use crate::journal::index::{ActiveIndex, LSN_SPAN, Place};
+use crate::journal::layout::{Envelope, FRAMES_AT, OPENING_AT, Opening, SegmentHeader, stride};
+use crate::journal::manifest::{Generation, SegmentInfo, SegmentState, segment_name};
+use crate::journal::snapshot::SegmentView;
+use crate::media;
+use crate::types::{ClockEpoch, GroupId, Lsn, MonoTime, SECTOR, SegmentId, Timeline};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// What frames are padded with.
+static ZEROS: [u8; FRAMES_AT as usize] = [0; FRAMES_AT as usize];
+
+/// A segment that frames go to.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) number: u64,
+    pub(super) id: SegmentId,
+    pub(super) file: FileId,
+    pub(super) timeline: Option<Timeline>,
+    /// The last LSN before this segment.
+    pub(super) prev_lsn: Lsn,
+    first_lsn: Option<Lsn>,
+    whole: Lsn,
+    offset: u64,
+    frames: u32,
+    chunks: u32,
+    entries: u64,
+    events: u64,
+    plain_bytes: u64,
+    epoch: Option<ClockEpoch>,
+    /// What is written of it.
+    index: ActiveIndex,
+}
+
+/// What the writer knows at an append.
+pub(super) struct Before {
+    pub(super) group: GroupId,
+    pub(super) durable: Lsn,
+    pub(super) last_segment: Option<SegmentId>,
+    pub(super) lsn: Lsn,
+}
+
+impl Segment {
+    fn new(number: u64, id: SegmentId, file: FileId) -> Self {
+        Self {
+            number,
+            id,
+            file,
+            timeline: None,
+            prev_lsn: Lsn::ZERO,
+            first_lsn: None,
+            whole: Lsn::ZERO,
+            offset: FRAMES_AT,
+            frames: 0,
+            chunks: 0,
+            entries: 0,
+            events: 0,
+            plain_bytes: 0,
+            epoch: None,
+            index: ActiveIndex::default(),
+        }
+    }
+
+    /// Whether frame and footer fit.
+    pub(super) fn has_room(&self, head: &FrameHead, options: &Options) -> bool {
+        let (records, chunks) = (head.records.len() as u64, head.chunks.len() as u64);
+        let notes = if head.chunks.iter().any(|chunk| chunk.notes) { records } else { 0 };
+        let (entries, chunks) = (self.entries + records, u64::from(self.chunks) + chunks);
+        let footer = footer::bound(entries, chunks, u64::from(self.frames) + 1, self.events + notes);
+        let frame = stride(u64::from(head.info.head_bytes) + u64::from(head.info.body_bytes));
+        let span = head.info.last_lsn.0 - self.first_lsn.unwrap_or(head.info.first_lsn).0;
+        let small = self.offset + frame + footer <= options.segment_bytes && entries <= options.segment_records;
+        // An empty segment takes any frame: a file may grow past what was reserved.
+        (small && span < LSN_SPAN) || self.frames == 0
+    }
+
+    fn is_half_full(&self, options: &Options) -> bool {
+        self.offset >= options.segment_bytes / 2 || self.entries >= options.segment_records / 2
+    }
+
+    /// Takes a frame: where it is written, as what, and its index.
+    pub(super) fn add(
+        &mut self,
+        head: &FrameHead,
+        frame: &EncodedFrame,
+        before: Before,
+    ) -> Result<(u64, Vec<Bytes>, IndexRun), FrameError> {
+        let info = &frame.info;
+        let place = Place { offset: self.offset, first_chunk: self.chunks, new_epoch: self.epoch != Some(info.epoch) };
+        // Only frames with notes are looked into, and those come every few seconds.
+        let body = if head.chunks.iter().any(|chunk| chunk.notes) { frame.body.concat() } else { Vec::new() };
+        let run = IndexRun::of_frame(head, &body, place)?;
+        let envelope = Envelope {
+            id: self.id,
+            sequence: self.frames + 1,
+            first_chunk: self.chunks,
+            durable: before.durable,
+            frame_bytes: frame.len() as u32,
+            head_bytes: info.head_bytes,
+            head_crc: crc32c::crc32c(&frame.head),
+        };
+        let mut data = Vec::with_capacity(frame.body.len() + 5);
+        let mut offset = self.offset;
+        if self.frames == 0 {
+            self.prev_lsn = before.lsn;
+            self.first_lsn = Some(info.first_lsn);
+            let (id, prev_lsn, prev_segment) = (self.id, before.lsn, before.last_segment);
+            let (group, timeline, durable) = (before.group, info.timeline, before.durable);
+            let opening = Opening { id, group, timeline, prev_lsn, prev_segment, durable }.encode();
+            let gap = (FRAMES_AT - OPENING_AT) as usize - opening.len();
+            data.push(opening.into());
+            data.push(Bytes::from_static(&ZEROS[..gap]));
+            offset = OPENING_AT;
+        }
+        let padding = (envelope.stride() - frame.len()) as usize - crate::journal::layout::ENVELOPE_BYTES;
+        data.push(envelope.encode().into());
+        data.push(frame.head.clone());
+        data.extend(frame.body.iter().cloned());
+        if padding > 0 {
+            data.push(Bytes::from_static(&ZEROS[..padding]));
+        }
+        self.offset += envelope.stride();
+        self.frames += 1;
+        self.chunks += head.chunks.len() as u32;
+        self.entries += (run.narrow.len() + run.wide.len()) as u64;
+        self.events += run.events.len() as u64;
+        self.plain_bytes += u64::from(info.plain_bytes);
+        self.epoch = Some(info.epoch);
+        if let Some(record) = head.records.iter().rev().find(|record| record.index + 1 == record.count) {
+            self.whole = record.lsn;
+        }
+        Ok((offset, data, run))
+    }
+
+    /// A frame is written: readers may see it.
+    pub(super) fn publish(&mut self, run: Arc<IndexRun>) {
+        self.index.push(run);
+    }
+
+    /// As readers see it now; none while it is empty.
+    pub(super) fn view(&self) -> Option<SegmentView> {
+        let runs = self.index.runs();
+        let timeline = self.timeline.filter(|_| !runs.is_empty())?;
+        Some(SegmentView::active(self.number, self.id, timeline, self.prev_lsn, runs))
+    }
+}
+
+/// How far the next segment is.
+#[derive(Debug)]
+pub(super) enum Prepare {
+    /// Nothing under way.
+    None,
+    /// There was no room.
+    Waiting(MonoTime),
+    Creating(Segment),
+    Writing(Segment),
+    Syncing(Segment),
+    SyncingDirectory(Segment),
+    /// Everything is durable but the manifest that names it.
+    Naming(Segment, Generation),
+}
+
+impl Prepare {
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self, Self::Waiting(_))
+    }
+    pub(super) fn is_creating(&self) -> bool {
+        matches!(self, Self::Creating(_))
+    }
+    pub(super) fn deadline(&self) -> Option<MonoTime> {
+        match self {
+            Self::Waiting(deadline) => Some(*deadline),
+            _ => None,
+        }
+    }
+}
+
+/// How far sealing is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum SealStep {
+    Filling,
+    Writing,
+    Cutting,
+    Syncing,
+    Closing,
+}
+
+/// A segment that gets its footer.
+#[derive(Debug)]
+pub(super) struct Sealing {
+    segment: Segment,
+    step: SealStep,
+    summary: Option<crate::journal::layout::Summary>,
+    covers: u64,
+}
+
+impl Sealing {
+    pub(super) fn segment(&self) -> &Segment {
+        &self.segment
+    }
+    pub(super) fn segment_mut(&mut self) -> &mut Segment {
+        &mut self.segment
+    }
+}
+
+impl Writer {
+    /// Closes the active segment; it is sealed in the background and the next frame opens another.
+    pub fn roll(&mut self) {
+        if let Some(segment) = self.active.take() {
+            let step = SealStep::Filling;
+            self.sealing.push_back(Sealing { segment, step, summary: None, covers: 0 });
+        }
+    }
+
+    /// Makes the prepared segment the active one, if there is one whose name is durable.
+    pub(super) fn activate(&mut self, timeline: Timeline) -> bool {
+        let Prepare::Naming(_, generation) = &self.prepare else { return false };
+        if *generation > self.manifest_durable() {
+            return false;
+        }
+        let Prepare::Naming(mut segment, _) = std::mem::replace(&mut self.prepare, Prepare::None) else { return false };
+        segment.timeline = Some(timeline);
+        if let Some(info) = self.manifest.segment_mut(segment.number) {
+            info.state = SegmentState::Active;
+        }
+        self.active = Some(segment);
+        true
+    }
+
+    pub(super) fn advance_segments(&mut self, now: MonoTime) {
+        self.advance_prepare(now);
+        // One after another: sealed segments come before all others, which recovery relies on.
+        while let Some(first) = self.sealing.front() {
+            if first.step != SealStep::Filling || !self.commit.all_written(first.segment.number) {
+                break;
+            }
+            self.write_footer();
+        }
+    }
+
+    fn advance_prepare(&mut self, now: MonoTime) {
+        let wanted = match &self.prepare {
+            Prepare::None => self.active.as_ref().is_none_or(|segment| segment.is_half_full(&self.options)),
+            Prepare::Waiting(deadline) => *deadline <= now,
+            Prepare::Naming(..) if self.closing => {
+                let Prepare::Naming(segment, _) = std::mem::replace(&mut self.prepare, Prepare::None) else { return };
+                self.drop_prepared(&segment);
+                return;
+            }
+            _ => return,
+        };
+        if self.closing {
+            self.prepare = Prepare::None;
+        } else if wanted && self.timeline.is_some() {
+            self.create_next();
+        }
+    }
+
+    fn create_next(&mut self) {
+        // Zero, or an id that was used before, is as good as impossible; drawing again costs nothing.
+        let id = loop {
+            let Some(id) = SegmentId::new((self.ids)()) else { continue };
+            if self.manifest.segments.iter().all(|segment| segment.id != id) {
+                break id;
+            }
+        };
+        let (number, file) = (self.manifest.next_segment, self.new_file());
+        // The number is taken in memory only: if this fails the file is not named and the number is free again.
+        self.prepare = Prepare::Creating(Segment::new(number, id, file));
+        let name = media::join(&self.options.directory, &segment_name(number));
+        let (preallocate, keep_free) = (self.options.segment_bytes, self.options.keep_free_bytes);
+        self.issue(Effect::Create { file, name, preallocate, keep_free, replace: true }, Purpose::Prepare);
+    }
+
+    pub(super) fn prepare_completed(&mut self) {
+        let (next, effect) = match std::mem::replace(&mut self.prepare, Prepare::None) {
+            Prepare::Creating(segment) => {
+                let header = SegmentHeader { replica: self.manifest.replica, id: segment.id, number: segment.number };
+                let (file, data) = (segment.file, vec![header.encode().into()]);
+                (Prepare::Writing(segment), Effect::Write { file, offset: 0, data })
+            }
+            Prepare::Writing(segment) => {
+                let file = segment.file;
+                (Prepare::Syncing(segment), Effect::Sync { file })
+            }
+            Prepare::Syncing(segment) => {
+                (Prepare::SyncingDirectory(segment), Effect::SyncDir { name: self.options.directory.clone() })
+            }
+            Prepare::SyncingDirectory(segment) => {
+                let (number, id) = (segment.number, segment.id);
+                self.manifest.next_segment = number + 1;
+                self.manifest.segments.push(SegmentInfo { number, id, state: SegmentState::Prepared });
+                let generation = self.catalog.touch(&mut self.manifest);
+                self.prepare = Prepare::Naming(segment, generation);
+                return;
+            }
+            other => {
+                self.prepare = other;
+                return;
+            }
+        };
+        self.prepare = next;
+        self.issue(effect, Purpose::Prepare);
+    }
+
+    /// Takes a segment that was never used out of the manifest, then off the media.
+    fn drop_prepared(&mut self, segment: &Segment) {
+        self.manifest.segments.retain(|info| info.number != segment.number);
+        let generation = self.catalog.touch(&mut self.manifest);
+        self.remove_later(generation, segment.number);
+        self.issue(Effect::Close { file: segment.file }, Purpose::Remove);
+    }
+
+    /// Gives the first segment to be sealed its footer; one without frames is taken away.
+    fn write_footer(&mut self) {
+        if self.sealing.front().is_some_and(|sealing| sealing.segment.frames == 0) {
+            if let Some(sealing) = self.sealing.pop_front() {
+                self.drop_prepared(&sealing.segment);
+            }
+            return;
+        }
+        let group = self.manifest.group;
+        let Some(sealing) = self.sealing.front_mut() else { return };
+        let segment = &sealing.segment;
+        let Some(timeline) = segment.timeline else { return };
+        let facts = footer::Facts {
+            id: segment.id,
+            group,
+            timeline,
+            prev_lsn: segment.prev_lsn,
+            whole_lsn: segment.whole.max(segment.prev_lsn.min(segment.first_lsn.unwrap_or_default().prev())),
+            frames_end: segment.offset,
+            plain_bytes: segment.plain_bytes,
+        };
+        let (data, summary) = footer::encode(&IndexRun::merge(&segment.index.runs()), &facts);
+        let (file, number, offset) = (segment.file, segment.number, segment.offset);
+        debug_assert!(offset.is_multiple_of(SECTOR));
+        sealing.step = SealStep::Writing;
+        sealing.summary = Some(summary);
+        self.issue(Effect::Write { file, offset, data }, Purpose::Seal(number));
+    }
+
+    pub(super) fn seal_completed(&mut self, number: u64) {
+        let Some(at) = self.sealing.iter().position(|sealing| sealing.segment.number == number) else { return };
+        let shown = self.commit.shown();
+        let sealing = &mut self.sealing[at];
+        let Some(summary) = sealing.summary else { return };
+        let file = sealing.segment.file;
+        let (step, effect) = match sealing.step {
+            SealStep::Writing => (SealStep::Cutting, Effect::SetLength { file, length: summary.file_bytes }),
+            SealStep::Cutting => {
+                sealing.covers = shown;
+                (SealStep::Syncing, Effect::Sync { file })
+            }
+            SealStep::Syncing => {
+                let covers = sealing.covers;
+                self.commit.synced(number, covers);
+                (SealStep::Closing, Effect::Close { file })
+            }
+            SealStep::Filling | SealStep::Closing => {
+                self.sealing.remove(at);
+                self.sealed_now(number, summary);
+                return;
+            }
+        };
+        self.sealing[at].step = step;
+        self.issue(effect, Purpose::Seal(number));
+    }
+
+    /// Footer and frames are durable: from here on the segment is read from its file.
+    fn sealed_now(&mut self, number: u64, summary: crate::journal::layout::Summary) {
+        let Some(info) = self.manifest.segment_mut(number) else { return };
+        info.state = SegmentState::Sealed(summary);
+        let view = SegmentView::sealed(info).map(Arc::new);
+        let sealed = Arc::make_mut(&mut self.sealed);
+        sealed.extend(view);
+        sealed.sort_by_key(|segment| segment.number);
+        self.catalog.touch(&mut self.manifest);
+    }
+}

@@ -1,0 +1,5 @@
+//! Simulated parts, so that this crate's tests and vendors' can cut the power at any moment. Behind the feature `sim`.
+
+mod disk;
+
+pub use disk::{SimDisk, Survival};

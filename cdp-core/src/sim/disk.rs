@@ -1,0 +1,399 @@
+//! Storage that forgets what was not synced.
+//!
+//! What a power cut leaves: of each file any subset of the sectors written since its last sync (a torn sector too, which
+//! holds a first part of the new bytes), any of the lengths it had since, and any subset of the names made, changed and
+//! removed since the directory's last sync. What was synced stays. The same seed leaves the same.
+
+use crate::media::{File, MediaError, MediaErrorKind, Operation, Result, Storage};
+use crate::types::{Extent, SECTOR};
+use std::collections::BTreeMap;
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How much of what was not synced survives a power cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Survival {
+    /// Nothing.
+    Nothing,
+    /// Everything.
+    Everything,
+    /// A subset that the seed chooses.
+    Some(u64),
+}
+
+/// A change of a file that was not synced.
+#[derive(Clone, Debug)]
+enum Change {
+    Write { offset: u64, bytes: Vec<u8> },
+    Length(u64),
+    Punch(Extent),
+}
+
+#[derive(Clone, Debug, Default)]
+struct Inode {
+    /// As the running system sees it.
+    live: Vec<u8>,
+    /// As it was at the last sync.
+    synced: Vec<u8>,
+    changes: Vec<Change>,
+}
+
+/// A change of names that was not synced.
+#[derive(Clone, Debug)]
+enum Naming {
+    Made { name: String, inode: usize },
+    Removed { name: String },
+    Renamed { from: String, to: String, inode: usize },
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    inodes: Vec<Inode>,
+    live: BTreeMap<String, usize>,
+    synced: BTreeMap<String, usize>,
+    namings: Vec<Naming>,
+    effects: u64,
+    cut_at: Option<u64>,
+    trace: u64,
+}
+
+/// A simulated directory. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+    prefix: String,
+}
+
+impl SimDisk {
+    /// An empty directory with power on.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The power goes at the `effect`-th change from the beginning (writes, syncs, lengths, names; from 1): that change may
+    /// still have reached the media in part, everything after it fails.
+    pub fn cut_at(&self, effect: u64) {
+        self.state().cut_at = Some(effect);
+    }
+
+    /// Changes so far.
+    #[must_use]
+    pub fn effects(&self) -> u64 {
+        self.state().effects
+    }
+
+    /// Whether the power is gone.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        let state = self.state();
+        state.cut_at.is_some_and(|cut| state.effects >= cut)
+    }
+
+    /// A number that is the same for the same changes in the same order.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        self.state().trace
+    }
+
+    /// What is found when the power comes back.
+    #[must_use]
+    pub fn after_cut(&self, survival: Survival) -> SimDisk {
+        let mut state = self.state().clone();
+        let mut dice = Dice { survival, state: if let Survival::Some(seed) = survival { seed } else { 0 } };
+        let mut names = state.synced.clone();
+        for naming in std::mem::take(&mut state.namings) {
+            if dice.survives() {
+                rename(&mut names, &naming);
+            }
+        }
+        for inode in &mut state.inodes {
+            let changes = std::mem::take(&mut inode.changes);
+            let mut bytes = std::mem::take(&mut inode.synced);
+            changes.iter().for_each(|change| change.survive(&mut bytes, &mut dice));
+            (inode.live, inode.synced) = (bytes.clone(), bytes);
+        }
+        (state.live, state.synced) = (names.clone(), names);
+        (state.effects, state.cut_at) = (0, None);
+        Self { state: Arc::new(Mutex::new(state)), prefix: String::new() }
+    }
+
+    fn full(&self, name: &str) -> String {
+        crate::media::join(&self.prefix, name)
+    }
+
+    /// Counts a change; it is made by `change`, and then the power may go.
+    fn change<T>(&self, operation: Operation, name: &str, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        let mut state = self.state();
+        let cut = || MediaError::new(MediaErrorKind::Io, operation, name, 0, "the power is gone");
+        if state.cut_at.is_some_and(|at| state.effects >= at) {
+            return Err(cut());
+        }
+        state.effects += 1;
+        let text = name.bytes().fold(operation as u64 + 1, |hash, byte| hash.wrapping_mul(31) ^ u64::from(byte));
+        state.trace = state.trace.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ text;
+        // A sync that the power cut meets did nothing; other changes may have happened.
+        let last = state.cut_at == Some(state.effects);
+        if last && matches!(operation, Operation::Sync | Operation::SyncDir) {
+            return Err(cut());
+        }
+        let done = change(&mut state)?;
+        if last { Err(cut()) } else { Ok(done) }
+    }
+}
+
+struct Dice {
+    survival: Survival,
+    state: u64,
+}
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.state >> 33
+    }
+    fn survives(&mut self) -> bool {
+        match self.survival {
+            Survival::Nothing => false,
+            Survival::Everything => true,
+            Survival::Some(_) => self.next().is_multiple_of(2),
+        }
+    }
+    /// How many of `length` bytes of one sector arrive.
+    fn arrives(&mut self, length: usize) -> usize {
+        match self.survives() {
+            true => length,
+            false if matches!(self.survival, Survival::Some(_)) && self.next().is_multiple_of(16) => {
+                self.next() as usize % (length + 1)
+            }
+            false => 0,
+        }
+    }
+}
+
+impl Change {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Write { offset, bytes: data } => {
+                let end = *offset as usize + data.len();
+                if bytes.len() < end {
+                    bytes.resize(end, 0);
+                }
+                bytes[*offset as usize..end].copy_from_slice(data);
+            }
+            Self::Length(length) => bytes.resize(*length as usize, 0),
+            Self::Punch(range) => {
+                let end = (range.end() as usize).min(bytes.len());
+                let start = (range.offset as usize).min(end);
+                bytes[start..end].fill(0);
+            }
+        }
+    }
+
+    fn survive(&self, bytes: &mut Vec<u8>, dice: &mut Dice) {
+        let Self::Write { offset, bytes: data } = self else {
+            if dice.survives() {
+                self.apply(bytes);
+            }
+            return;
+        };
+        let mut at = *offset;
+        let mut rest = data.as_slice();
+        while !rest.is_empty() {
+            let count = ((SECTOR - at % SECTOR) as usize).min(rest.len());
+            let arrives = dice.arrives(count);
+            if arrives > 0 {
+                Self::Write { offset: at, bytes: rest[..arrives].to_vec() }.apply(bytes);
+            }
+            at += count as u64;
+            rest = &rest[count..];
+        }
+    }
+}
+
+fn rename(names: &mut BTreeMap<String, usize>, naming: &Naming) {
+    match naming {
+        Naming::Made { name, inode } => {
+            names.insert(name.clone(), *inode);
+        }
+        Naming::Removed { name } => {
+            names.remove(name);
+        }
+        Naming::Renamed { from, to, inode } => {
+            names.remove(from);
+            names.insert(to.clone(), *inode);
+        }
+    }
+}
+
+fn parent(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(directory, _)| directory)
+}
+
+fn error(kind: MediaErrorKind, operation: Operation, name: &str) -> MediaError {
+    MediaError::new(kind, operation, name, 0, "simulated")
+}
+
+impl Storage for SimDisk {
+    fn create(&self, name: &str) -> Result<Arc<dyn File>> {
+        let name = self.full(name);
+        let inode = self.change(Operation::Create, &name, |state| {
+            if state.live.contains_key(&name) {
+                return Err(error(MediaErrorKind::Exists, Operation::Create, &name));
+            }
+            state.inodes.push(Inode::default());
+            let inode = state.inodes.len() - 1;
+            state.live.insert(name.clone(), inode);
+            state.namings.push(Naming::Made { name: name.clone(), inode });
+            Ok(inode)
+        })?;
+        Ok(Arc::new(SimFile { disk: self.clone(), inode, name }))
+    }
+
+    fn open(&self, name: &str, _write: bool) -> Result<Arc<dyn File>> {
+        let name = self.full(name);
+        let found = self.state().live.get(&name).copied();
+        let inode = found.ok_or_else(|| error(MediaErrorKind::NotFound, Operation::Open, &name))?;
+        Ok(Arc::new(SimFile { disk: self.clone(), inode, name }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let (from, to) = (self.full(from), self.full(to));
+        self.change(Operation::Rename, &from, |state| {
+            let inode = state.live.get(&from).copied();
+            let inode = inode.ok_or_else(|| error(MediaErrorKind::NotFound, Operation::Rename, &from))?;
+            let naming = Naming::Renamed { from: from.clone(), to, inode };
+            rename(&mut state.live, &naming);
+            state.namings.push(naming);
+            Ok(())
+        })
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let name = self.full(name);
+        if !self.state().live.contains_key(&name) {
+            return Err(error(MediaErrorKind::NotFound, Operation::Remove, &name));
+        }
+        self.change(Operation::Remove, &name, |state| {
+            let naming = Naming::Removed { name: name.clone() };
+            rename(&mut state.live, &naming);
+            state.namings.push(naming);
+            Ok(())
+        })
+    }
+
+    fn sync_dir(&self, name: &str) -> Result<()> {
+        let directory = self.full(name);
+        self.change(Operation::SyncDir, &directory, |state| {
+            let here = |naming: &Naming| match naming {
+                Naming::Made { name, .. } | Naming::Removed { name } => parent(name) == directory,
+                Naming::Renamed { to, .. } => parent(to) == directory,
+            };
+            let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut state.namings).into_iter().partition(here);
+            now.iter().for_each(|naming| rename(&mut state.synced, naming));
+            state.namings = later;
+            Ok(())
+        })
+    }
+
+    fn list(&self, name: &str) -> Result<Vec<String>> {
+        let directory = self.full(name);
+        let prefix = if directory.is_empty() { directory } else { directory + "/" };
+        let state = self.state();
+        let below = state.live.keys().filter_map(|path| path.strip_prefix(&prefix));
+        let mut names: Vec<_> = below.map(|rest| rest.split('/').next().unwrap_or(rest).to_owned()).collect();
+        names.dedup();
+        Ok(names)
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        Ok(u64::MAX)
+    }
+
+    fn sub(&self, name: &str) -> Result<Arc<dyn Storage>> {
+        Ok(Arc::new(Self { state: Arc::clone(&self.state), prefix: self.full(name) }))
+    }
+
+    fn path(&self) -> String {
+        crate::media::join("sim:", &self.prefix)
+    }
+}
+
+#[derive(Debug)]
+struct SimFile {
+    disk: SimDisk,
+    inode: usize,
+    name: String,
+}
+
+impl SimFile {
+    fn change(&self, operation: Operation, change: Change) -> Result<()> {
+        self.disk.change(operation, &self.name, |state| {
+            let inode = &mut state.inodes[self.inode];
+            change.apply(&mut inode.live);
+            inode.changes.push(change);
+            Ok(())
+        })
+    }
+}
+
+impl File for SimFile {
+    fn read_vectored_at(&self, offset: u64, out: &mut [IoSliceMut<'_>]) -> Result<usize> {
+        let state = self.disk.state();
+        let bytes = &state.inodes[self.inode].live;
+        let mut at = (offset as usize).min(bytes.len());
+        for buffer in out {
+            let count = buffer.len().min(bytes.len() - at);
+            buffer[..count].copy_from_slice(&bytes[at..at + count]);
+            at += count;
+        }
+        Ok(at.saturating_sub(offset as usize))
+    }
+
+    fn write_vectored_at(&self, offset: u64, data: &[IoSlice<'_>]) -> Result<()> {
+        let bytes = data.iter().flat_map(|slice| slice.iter().copied()).collect();
+        self.change(Operation::Write, Change::Write { offset, bytes })
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.disk.change(Operation::Sync, &self.name, |state| {
+            let inode = &mut state.inodes[self.inode];
+            let changes = std::mem::take(&mut inode.changes);
+            changes.iter().for_each(|change| change.apply(&mut inode.synced));
+            Ok(())
+        })
+    }
+
+    fn len(&self) -> Result<u64> {
+        Ok(self.disk.state().inodes[self.inode].live.len() as u64)
+    }
+
+    fn set_len(&self, length: u64) -> Result<()> {
+        self.change(Operation::SetLength, Change::Length(length))
+    }
+
+    fn preallocate(&self, range: Extent) -> Result<()> {
+        if range.end() <= self.len()? {
+            Ok(())
+        } else {
+            self.change(Operation::Preallocate, Change::Length(range.end()))
+        }
+    }
+
+    fn punch(&self, range: Extent) -> Result<()> {
+        self.change(Operation::Punch, Change::Punch(range))
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<Extent>> {
+        let length = self.len()?;
+        Ok((offset < length).then(|| Extent::new(offset, length - offset)))
+    }
+
+    fn path(&self) -> &str {
+        &self.name
+    }
+}

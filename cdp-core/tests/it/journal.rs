@@ -1,0 +1,7 @@
+//! The journal as its users see it.
+
+mod corruption;
+mod crash;
+mod kit;
+mod life;
+mod model;

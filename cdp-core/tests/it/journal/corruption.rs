@@ -1,0 +1,185 @@
+//! Whatever is done to the bytes of a store: it is noticed, and no wrong byte is ever given.
+
+use super::kit::*;
+use cdp_core::frame::{Compression, Mark, Note, RecordKind};
+use cdp_core::journal::*;
+use cdp_core::media::{Memory, Storage};
+use cdp_core::types::*;
+use std::sync::Arc;
+
+/// A store with several segments; the last one is sealed only if `clean`.
+fn store(clean: bool) -> (Memory, Source, Lsn) {
+    let storage = Memory::new();
+    let mut rig = Rig::create(Arc::new(storage.clone()));
+    let mut source = Source::new(11, timeline(1));
+    source.size = 256 << 10;
+    rig.start(timeline(1), None, Lsn::ZERO);
+    for round in 0..24 {
+        (0..6).for_each(|_| source.any());
+        let label = format!("mark {round}");
+        source.note(RecordKind::Mark, None, Note::Mark(Mark { label, ..Mark::default() }));
+        let compression = if round % 2 == 0 { Compression::None } else { Compression::Zstd(1) };
+        source.frames(compression).into_iter().for_each(|frame| drop(rig.append(frame)));
+        if round % 8 == 7 {
+            rig.writer.roll();
+        }
+    }
+    rig.sync();
+    let durable = rig.writer.durable().lsn();
+    if clean {
+        rig.close();
+    }
+    (storage, source, durable)
+}
+
+fn copy(from: &Memory) -> Memory {
+    let to = Memory::new();
+    for directory in ["", DIRECTORY] {
+        for name in from.list(directory).unwrap().into_iter().filter(|name| name != DIRECTORY) {
+            let name = if directory.is_empty() { name } else { format!("{directory}/{name}") };
+            let bytes = read(from, &name);
+            to.create(&name).unwrap().write_all_at(0, &bytes).unwrap();
+        }
+    }
+    to
+}
+
+fn read(storage: &Memory, name: &str) -> Vec<u8> {
+    let file = storage.open(name, false).unwrap();
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    file.read_exact_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+fn names(storage: &Memory) -> Vec<String> {
+    let segments = storage.list(DIRECTORY).unwrap().into_iter().map(|name| format!("{DIRECTORY}/{name}"));
+    segments.chain(["MANIFEST".to_owned()]).collect()
+}
+
+/// Damages one file; gives what was done, and whether anything is different at all.
+fn damage(storage: &Memory, dice: &mut Dice) -> (String, bool) {
+    let names = names(storage);
+    let name = &names[dice.below(names.len() as u64) as usize];
+    let before = read(storage, name);
+    let mut bytes = before.clone();
+    let length = bytes.len() as u64;
+    let (at, other) = (dice.below(length), dice.below(length));
+    let most = if dice.below(2) == 0 { 16 } else { 9000 };
+    let count = (1 + dice.below(most)).min(length - at.max(other)) as usize;
+    let (at, other) = (at as usize, other as usize);
+    let what = match dice.below(6) {
+        0 => {
+            bytes[at] ^= 1 << dice.below(8);
+            "flip"
+        }
+        1 => {
+            bytes[at..at + count].fill(0);
+            "zero"
+        }
+        2 => {
+            bytes.truncate(at);
+            "truncate"
+        }
+        3 => {
+            let from = bytes[other..other + count].to_vec();
+            bytes[at..at + count].copy_from_slice(&from);
+            "duplicate"
+        }
+        4 => {
+            // Whole sectors trade places, which checksums of their content alone would not notice.
+            let (a, b) = (at / 512 * 512, other / 512 * 512);
+            let count = 512.min(bytes.len() - a.max(b));
+            let from = bytes[a..a + count].to_vec();
+            bytes.copy_within(b..b + count, a);
+            bytes[b..b + count].copy_from_slice(&from);
+            "swap sectors"
+        }
+        _ => {
+            let other = &names[dice.below(names.len() as u64) as usize];
+            let theirs = read(storage, other);
+            replace(storage, other, &bytes);
+            bytes = theirs;
+            "swap files"
+        }
+    };
+    let changed = bytes != before;
+    replace(storage, name, &bytes);
+    (format!("{what} {name} at {at} {other} {count}"), changed)
+}
+
+fn replace(storage: &Memory, name: &str, bytes: &[u8]) {
+    storage.remove(name).unwrap();
+    storage.create(name).unwrap().write_all_at(0, bytes).unwrap();
+}
+
+/// Reads both disks at a moment: an error, or what the model says.
+fn read_right(reader: &Arc<Reader>, snapshot: &Snapshot, source: &Source, lsn: Lsn, what: &str) -> bool {
+    let elements = [(timeline(1), lsn)];
+    let Ok(view) = View::open(&path(reader, snapshot, &elements), 1 << 20) else { return false };
+    let mut all = true;
+    for number in 1..=2 {
+        match restore(&view, number, source.size) {
+            Ok(bytes) => {
+                assert!(bytes == source.model.at(&elements, number, source.size as usize), "wrong bytes: {what}")
+            }
+            Err(_) => all = false,
+        }
+    }
+    all
+}
+
+#[test]
+fn damage_to_a_stopped_store_is_noticed_and_never_gives_a_wrong_byte() {
+    let (intact, source, durable) = store(true);
+    let rounds: u64 = std::env::var("CDP_CORRUPTIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
+    for seed in 0..rounds {
+        let mut dice = Dice(seed);
+        let storage = copy(&intact);
+        let (what, changed) = damage(&storage, &mut dice);
+        let reader = Arc::new(Reader::new(Arc::new(storage.clone()), DIRECTORY, 1 << 20));
+        let noticed = match open(&storage, DIRECTORY, None) {
+            Err(_) => true,
+            Ok(opened) => {
+                let snapshot = opened.snapshot();
+                let lsn = Lsn(1 + dice.below(durable.0));
+                let read = [lsn, durable].map(|lsn| read_right(&reader, &snapshot, &source, lsn, &what));
+                let findings = reader.verify(&snapshot, |_| true).findings;
+                assert!(read == [true, true] || !findings.is_empty(), "read fails, verify is silent: {what}");
+                let _ = (reader.events(&snapshot), reader.moments(&snapshot, timeline(1), lsn, WallTime(1 << 60)));
+                !findings.is_empty()
+            }
+        };
+        assert_eq!(noticed, changed, "seed {seed}: {what}");
+        // Who only looks gets what is good, and never a wrong byte.
+        if let Ok((_, snapshot, _)) = look(&storage, DIRECTORY) {
+            read_right(&reader, &snapshot, &source, snapshot.written(), &what);
+        }
+    }
+}
+
+#[test]
+fn damage_to_what_was_not_sealed_is_refused_or_was_never_acknowledged() {
+    let (intact, source, durable) = store(false);
+    let mut refused = 0;
+    for seed in 1000..1300 {
+        let mut dice = Dice(seed);
+        let storage = copy(&intact);
+        let (what, _) = damage(&storage, &mut dice);
+        let reader = Arc::new(Reader::new(Arc::new(storage.clone()), DIRECTORY, 1 << 20));
+        // The peer remembers what was acknowledged: then nothing of it can go unnoticed.
+        match open(&storage, DIRECTORY, Some(durable)) {
+            Ok(opened) => {
+                assert!(opened.durable.lsn() >= durable, "{what}");
+                read_right(&reader, &opened.snapshot(), &source, durable, &what);
+            }
+            Err(OpenError::Damaged(damage)) => {
+                refused += 1;
+                assert!(damage.good < damage.acknowledged && damage.acknowledged >= durable, "{what}: {damage}");
+                let (_, snapshot, _) = look(&storage, DIRECTORY).unwrap();
+                read_right(&reader, &snapshot, &source, snapshot.written().min(damage.good), &what);
+            }
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 50, "{refused}");
+}

@@ -1,0 +1,214 @@
+//! A power cut at every storage effect of a life, and again in the life after it: what was durable is there, and what is
+//! there is what a model says, at every LSN that is looked at.
+
+use super::kit::*;
+use cdp_core::frame::Compression;
+use cdp_core::journal::*;
+use cdp_core::media::Storage;
+use cdp_core::sim::{SimDisk, Survival};
+use cdp_core::types::*;
+use std::sync::Arc;
+
+/// A mistake that a driver could make; the test has to notice it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mistake {
+    None,
+    /// Says that a file is synced when it is not.
+    NoSync,
+    /// Says that a directory is synced when it is not.
+    NoSyncDir,
+    /// Says that a write is through when it was only begun.
+    EarlyWrites,
+}
+
+/// What somebody outside believes.
+#[derive(Default)]
+struct Believed {
+    durable: Lsn,
+    generation: Generation,
+}
+
+/// A driver that carries effects out and completes them in any order.
+fn shuffle(rig: &mut Rig, dice: &mut Dice, mistake: Mistake) {
+    loop {
+        let mut batch = Vec::new();
+        while batch.len() < 4 {
+            let Some(effect) = rig.writer.poll(rig.now) else { break };
+            batch.push(effect);
+        }
+        if batch.is_empty() {
+            return;
+        }
+        let mut late = Vec::new();
+        while !batch.is_empty() {
+            let (id, effect) = batch.swap_remove(dice.below(batch.len() as u64) as usize);
+            let outcome = match (&effect, mistake) {
+                (Effect::Sync { .. }, Mistake::NoSync) | (Effect::SyncDir { .. }, Mistake::NoSyncDir) => Ok(()),
+                (Effect::Write { .. }, Mistake::EarlyWrites) => {
+                    late.push(effect);
+                    Ok(())
+                }
+                _ => rig.executor.run(&effect),
+            };
+            rig.writer.completed(rig.now, id, outcome);
+            // Somebody may look, and sync, between any two completions.
+            if let Some((id, effect)) = rig.writer.poll(rig.now) {
+                batch.push((id, effect));
+            }
+        }
+        for effect in late {
+            let _ = rig.executor.run(&effect);
+        }
+    }
+}
+
+/// Lives on one timeline until the power goes or the life is over.
+fn live(rig: &mut Rig, source: &mut Source, dice: &mut Dice, mistake: Mistake, believed: &mut Believed) {
+    let note = |rig: &Rig, believed: &mut Believed| {
+        believed.durable = believed.durable.max(rig.writer.durable().lsn());
+        believed.generation = believed.generation.max(rig.writer.manifest_durable());
+    };
+    for round in 0..14u64 {
+        (0..1 + dice.below(4)).for_each(|_| source.any());
+        for frame in source.frames(if dice.below(2) == 0 { Compression::None } else { Compression::Zstd(1) }) {
+            let mut frame = Some(frame);
+            for _ in 0..50 {
+                let Some(offered) = frame.take() else { break };
+                match rig.writer.append(rig.now, offered) {
+                    Ok(_) => break,
+                    Err(Refused { frame: back, why: Refusal::NotNow(_) }) => frame = Some(back),
+                    Err(_) => return note(rig, believed),
+                }
+                shuffle(rig, dice, mistake);
+                note(rig, believed);
+            }
+        }
+        match dice.below(6) {
+            0 | 1 => rig.writer.request_sync(),
+            2 => rig.writer.roll(),
+            3 => drop(rig.writer.edit(|manifest| manifest.name = format!("round {round}"))),
+            _ => {}
+        }
+        rig.now = rig.now.after(dice.below(30_000_000));
+        shuffle(rig, dice, mistake);
+        note(rig, believed);
+    }
+    if dice.below(2) == 0 {
+        rig.writer.close(true);
+        shuffle(rig, dice, mistake);
+        note(rig, believed);
+    }
+}
+
+/// One story: a life, a cut, what is found, another life, another cut, what is found. Gives the number of effects of the
+/// first life, or what was wrong.
+fn story(seed: u64, cut: u64, mistake: Mistake) -> Result<(u64, u64), String> {
+    let mut dice = Dice(seed);
+    let mut disk = SimDisk::new();
+    let mut source = Source::new(seed, timeline(1));
+    source.size = 256 << 10;
+    let mut path_so_far: Vec<(Timeline, Lsn)> = Vec::new();
+    let mut first = (0, 0);
+    let mut believed = Believed::default();
+    for life in 1..=3u8 {
+        disk.cut_at(if life == 1 { cut } else { 1 + dice.below(120) });
+        let opened = if life == 1 {
+            let manifest = Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test");
+            create(&disk, manifest)
+        } else {
+            open(&disk, DIRECTORY, None)
+        };
+        match opened {
+            Ok(opened) => {
+                let durable = opened.durable.lsn();
+                if durable < believed.durable {
+                    return Err(format!("life {life}: LSN {durable} is there, {} was durable", believed.durable));
+                }
+                if opened.manifest.generation < believed.generation {
+                    return Err(format!("life {life}: a durable manifest is gone"));
+                }
+                if let Some(last) = path_so_far.last_mut() {
+                    last.1 = durable;
+                }
+                check(&disk, &opened.snapshot(), &source, &path_so_far, &mut dice)
+                    .map_err(|e| format!("life {life}: {e}"))?;
+                believed.durable = durable;
+                let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+                let mut rig = Rig::on(storage, opened, dice.next());
+                let id = timeline(life);
+                let parent = path_so_far.last().map(|(parent, _)| *parent);
+                let number = u32::from(life);
+                let (state, role) = (TimelineState::Open, TimelineRole::Trunk);
+                source.fork(id, durable);
+                path_so_far.push((id, durable));
+                let info =
+                    TimelineInfo { id, number, parent, fork: durable, last: None, state, role, opened: WallTime(1) };
+                rig.writer.open_timeline(info);
+                shuffle(&mut rig, &mut dice, mistake);
+                live(&mut rig, &mut source, &mut dice, mistake, &mut believed);
+            }
+            // The power went while the store was made or opened: it opens at the next attempt.
+            Err(_) if disk.is_cut() => {}
+            Err(OpenError::NoStore { .. }) if believed.generation == Generation(0) => return Ok(first),
+            Err(error) => return Err(format!("life {life}: {error}")),
+        }
+        if life == 1 {
+            first = (disk.effects(), disk.trace());
+        }
+        disk = disk.after_cut(match dice.below(4) {
+            0 => Survival::Nothing,
+            1 => Survival::Everything,
+            _ => Survival::Some(dice.next()),
+        });
+    }
+    Ok(first)
+}
+
+fn check(
+    disk: &SimDisk,
+    snapshot: &Snapshot,
+    source: &Source,
+    path_so_far: &[(Timeline, Lsn)],
+    dice: &mut Dice,
+) -> Result<(), String> {
+    let reader = Arc::new(Reader::new(Arc::new(disk.clone()), DIRECTORY, 1 << 20));
+    let Some((on, upto)) = path_so_far.last().copied() else { return Ok(()) };
+    for lsn in [upto, Lsn(dice.below(upto.0 + 1))] {
+        let cut = |(timeline, end): &(Timeline, Lsn)| (*timeline, (*end).min(lsn));
+        let elements: Vec<_> = path_so_far.iter().map(cut).collect();
+        let view = View::open(&path(&reader, snapshot, &elements), 1 << 20).map_err(|error| error.to_string())?;
+        let number = 1 + dice.below(2) as u16;
+        let found = restore(&view, number, source.size).map_err(|error| error.to_string())?;
+        if found != source.model.at(&elements, number, source.size as usize) {
+            return Err(format!("disk {number} is wrong at LSN {lsn} of timeline {on}"));
+        }
+    }
+    let findings = reader.verify(snapshot, |_| true).findings;
+    findings.first().map_or(Ok(()), |finding| Err(format!("verify: {}", finding.what)))
+}
+
+/// Crash points per seed are all effects of the first life; `CDP_CRASH_SEEDS` asks for more seeds.
+#[test]
+fn a_cut_at_every_effect_loses_nothing_that_was_durable() {
+    let seeds: u64 = std::env::var("CDP_CRASH_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6);
+    let mut points = 0;
+    for seed in 0..seeds {
+        let (effects, trace) =
+            story(seed, u64::MAX, Mistake::None).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+        assert_eq!(story(seed, u64::MAX, Mistake::None), Ok((effects, trace)), "the same seed gives the same trace");
+        for cut in 1..=effects {
+            let told = story(seed, cut, Mistake::None);
+            assert!(told.is_ok(), "seed {seed}, power cut at effect {cut}: {}", told.unwrap_err());
+            points += 1;
+        }
+    }
+    println!("{points} crash points, seeds 0..{seeds}");
+}
+
+#[test]
+fn a_driver_that_lies_is_caught() {
+    for mistake in [Mistake::NoSync, Mistake::NoSyncDir, Mistake::EarlyWrites] {
+        let caught = (0..20).any(|seed| (1..100).step_by(3).any(|cut| story(seed, cut, mistake).is_err()));
+        assert!(caught, "{mistake:?} goes unnoticed");
+    }
+}

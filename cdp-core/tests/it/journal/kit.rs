@@ -1,0 +1,286 @@
+//! What the tests share: a journal with its driver, a source of records, and a model of the disks.
+
+use bytes::Bytes;
+use cdp_core::frame::{Compression, EncodedFrame, Encoder, Note, Part, Payload, RawFrame, RecordKind};
+use cdp_core::journal::*;
+use cdp_core::media::Storage;
+use cdp_core::types::*;
+use std::sync::Arc;
+
+pub(crate) const DIRECTORY: &str = "journal";
+
+pub(crate) fn disk(number: u16) -> DiskId {
+    DiskId::new(number).unwrap()
+}
+
+pub(crate) fn group() -> GroupId {
+    GroupId::new([7; 16]).unwrap()
+}
+
+pub(crate) fn timeline(number: u8) -> Timeline {
+    Timeline::new([number; 16]).unwrap()
+}
+
+/// A small, good enough and repeatable source of numbers.
+#[derive(Clone, Debug)]
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+pub(crate) fn options() -> Options {
+    Options {
+        directory: DIRECTORY.to_owned(),
+        segment_bytes: 1 << 20,
+        keep_free_bytes: 0,
+        commit_bytes: 256 << 10,
+        ..Options::default()
+    }
+}
+
+/// A journal with the in-order driver.
+pub(crate) struct Rig {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) writer: Writer,
+    pub(crate) executor: Executor,
+    pub(crate) now: MonoTime,
+    pub(crate) repairs: Vec<Repair>,
+}
+
+impl Rig {
+    pub(crate) fn create(storage: Arc<dyn Storage>) -> Self {
+        let manifest = Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test");
+        let opened = create(storage.as_ref(), manifest).unwrap();
+        Self::on(storage, opened, 1)
+    }
+
+    pub(crate) fn on(storage: Arc<dyn Storage>, opened: Opened, seed: u64) -> Self {
+        let mut dice = Dice(seed);
+        let ids = Box::new(move || {
+            let (a, b) = (dice.next(), dice.next());
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&a.to_le_bytes());
+            id[8..].copy_from_slice(&b.to_le_bytes());
+            id
+        });
+        let repairs = opened.repairs.clone();
+        let writer = Writer::new(opened, options(), ids);
+        Self { executor: Executor::new(Arc::clone(&storage)), storage, writer, now: MonoTime(1), repairs }
+    }
+
+    pub(crate) fn open(storage: Arc<dyn Storage>, seed: u64) -> Result<Self, OpenError> {
+        let opened = open(storage.as_ref(), DIRECTORY, None)?;
+        Ok(Self::on(storage, opened, seed))
+    }
+
+    pub(crate) fn drain(&mut self) {
+        drain(&mut self.writer, &mut self.executor, self.now);
+    }
+
+    pub(crate) fn start(&mut self, id: Timeline, parent: Option<Timeline>, fork: Lsn) {
+        let number = self.writer.manifest().timelines.len() as u32 + 1;
+        let (state, role) = (TimelineState::Open, TimelineRole::Trunk);
+        let info = TimelineInfo { id, number, parent, fork, last: None, state, role, opened: WallTime(1) };
+        self.writer.open_timeline(info);
+        self.drain();
+    }
+
+    /// Appends, giving the driver its turns while the writer says "not now".
+    pub(crate) fn append(&mut self, frame: EncodedFrame) -> Appended {
+        let mut frame = frame;
+        for _ in 0..100 {
+            match self.writer.append(self.now, frame) {
+                Ok(appended) => return appended,
+                Err(Refused { frame: back, why: Refusal::NotNow(_) }) => frame = back,
+                Err(refused) => panic!("{}", refused.why),
+            }
+            self.drain();
+        }
+        panic!("never taken");
+    }
+
+    pub(crate) fn sync(&mut self) {
+        self.writer.request_sync();
+        self.drain();
+    }
+
+    pub(crate) fn close(&mut self) {
+        self.writer.close(true);
+        self.drain();
+        assert_eq!(self.writer.state(), WriterState::Closed);
+    }
+
+    pub(crate) fn reader(&self) -> Arc<Reader> {
+        Arc::new(Reader::new(Arc::clone(&self.storage), DIRECTORY, 1 << 20))
+    }
+}
+
+/// One disk's bytes, and what every LSN made of them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Model {
+    /// State after each LSN: what changed, so that any moment can be played.
+    pub(crate) history: Vec<(Lsn, Timeline, u16, Extent, Option<Bytes>)>,
+}
+
+impl Model {
+    pub(crate) fn at(&self, path: &[(Timeline, Lsn)], disk: u16, size: usize) -> Vec<u8> {
+        let mut bytes = vec![0; size];
+        for (lsn, timeline, of, extent, data) in &self.history {
+            let counts = path.iter().any(|(on, upto)| on == timeline && lsn <= upto);
+            if !counts || *of != disk {
+                continue;
+            }
+            let end = (extent.end() as usize).min(size);
+            let start = (extent.offset as usize).min(end);
+            match data {
+                Some(data) => bytes[start..end].copy_from_slice(&data[..end - start]),
+                None => bytes[start..end].fill(0),
+            }
+        }
+        bytes
+    }
+}
+
+/// Makes records and frames of them, and plays them on the model.
+pub(crate) struct Source {
+    pub(crate) dice: Dice,
+    pub(crate) lsn: Lsn,
+    pub(crate) prev: Lsn,
+    pub(crate) timeline: Timeline,
+    pub(crate) time: u64,
+    pub(crate) epoch: u32,
+    pub(crate) size: u64,
+    pub(crate) model: Model,
+    pub(crate) stamps: Vec<(Lsn, Stamp)>,
+    encoder: Encoder,
+    parts: Vec<Part>,
+}
+
+impl Source {
+    pub(crate) fn new(seed: u64, timeline: Timeline) -> Self {
+        Self {
+            dice: Dice(seed),
+            lsn: Lsn(0),
+            prev: Lsn(0),
+            timeline,
+            time: 1_700_000_000_000_000_000,
+            epoch: 1,
+            size: 1 << 20,
+            model: Model::default(),
+            stamps: Vec::new(),
+            encoder: Encoder::new(),
+            parts: Vec::new(),
+        }
+    }
+
+    /// Goes on on another timeline, with a jump of LSNs as a filter makes it.
+    pub(crate) fn fork(&mut self, timeline: Timeline, above: Lsn) {
+        self.timeline = timeline;
+        self.lsn = Lsn(above.0.max(self.lsn.0) + 1000);
+        self.prev = Lsn::ZERO;
+        self.parts.clear();
+    }
+
+    fn stamp(&mut self) -> (Lsn, WallTime) {
+        self.lsn = self.lsn.next();
+        self.time += self.dice.below(1_000_000);
+        let time = WallTime(self.time);
+        self.stamps.push((self.lsn, Stamp { epoch: ClockEpoch(self.epoch), time }));
+        (self.lsn, time)
+    }
+
+    pub(crate) fn write(&mut self, number: u16, extent: Extent, fill: u8) {
+        let random = fill.is_multiple_of(3);
+        let mut noise = Dice(u64::from(fill) * 77 + self.lsn.0);
+        let data: Bytes =
+            (0..extent.length).map(|at| if random { noise.next() as u8 } else { fill ^ (at >> 9) as u8 }).collect();
+        let payload = Payload::new(extent.offset, data.clone()).unwrap();
+        let (lsn, time) = self.stamp();
+        self.parts.extend(payload.into_parts(RecordKind::Write, disk(number), lsn, time));
+        self.model.history.push((lsn, self.timeline, number, extent, Some(data)));
+    }
+
+    pub(crate) fn clear(&mut self, kind: RecordKind, number: u16, extent: Extent) {
+        let (lsn, time) = self.stamp();
+        self.parts.push(Part::plain(kind, Some(disk(number)), extent, lsn, time));
+        self.model.history.push((lsn, self.timeline, number, extent, None));
+    }
+
+    pub(crate) fn note(&mut self, kind: RecordKind, number: Option<u16>, note: Note) -> Lsn {
+        let (lsn, time) = self.stamp();
+        self.parts.push(Part::noted(kind, number.map(disk), lsn, time, note));
+        lsn
+    }
+
+    /// Any record that changes a disk.
+    pub(crate) fn any(&mut self) {
+        let number = 1 + self.dice.below(2) as u16;
+        let sectors = self.size / SECTOR;
+        let start = self.dice.below(sectors);
+        let most = if self.dice.below(8) == 0 { 200 } else { 20 };
+        let count = (1 + self.dice.below(most)).min(sectors - start);
+        let extent = Extent::new(start * SECTOR, count * SECTOR);
+        match self.dice.below(10) {
+            0 => self.clear(RecordKind::Zero, number, extent),
+            1 => {
+                let all = (sectors - start) * SECTOR;
+                self.clear(RecordKind::Discard, number, Extent::new(extent.offset, all.min(extent.length * 40)));
+            }
+            _ => {
+                let fill = self.dice.next() as u8;
+                self.write(number, extent, fill);
+            }
+        }
+    }
+
+    /// What was made since, as frames: as few as hold it.
+    pub(crate) fn frames(&mut self, compression: Compression) -> Vec<EncodedFrame> {
+        let mut frames = Vec::new();
+        let mut parts = std::mem::take(&mut self.parts).into_iter().peekable();
+        while parts.peek().is_some() {
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            while let Some(part) = parts.next_if(|part| bytes + part.data.len() as u64 <= FRAME_PLAIN_MAX) {
+                bytes += part.data.len() as u64;
+                batch.push(part);
+                if batch.len() == FRAME_RECORDS_MAX {
+                    break;
+                }
+            }
+            let last = batch.last().unwrap().clone();
+            let settled = if last.is_last() { last.lsn } else { last.lsn.prev() };
+            let (timeline, prev_lsn, epoch) = (self.timeline, self.prev, ClockEpoch(self.epoch));
+            let raw = RawFrame { timeline, prev_lsn, settled, epoch, parts: batch, plain_bytes: bytes };
+            self.prev = last.lsn;
+            frames.push(self.encoder.encode(&raw, group(), compression));
+        }
+        frames
+    }
+}
+
+/// Reads a whole disk of a view.
+pub(crate) fn restore(view: &View, number: u16, size: u64) -> Result<Vec<u8>, ReadError> {
+    let mut bytes = vec![0xee; size as usize];
+    view.read(disk(number), 0, &mut bytes, &Nothing)?;
+    Ok(bytes)
+}
+
+/// A path inside one journal.
+pub(crate) fn path(reader: &Arc<Reader>, snapshot: &Snapshot, elements: &[(Timeline, Lsn)]) -> Vec<PathElement> {
+    let element = |(timeline, upto): &(Timeline, Lsn)| PathElement {
+        reader: Arc::clone(reader),
+        snapshot: snapshot.clone(),
+        timeline: *timeline,
+        upto: *upto,
+    };
+    elements.iter().map(element).collect()
+}

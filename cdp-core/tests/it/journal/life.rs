@@ -1,0 +1,203 @@
+//! Stops of every kind, room that runs out, media that fail, times and events.
+
+use super::kit::*;
+use cdp_core::frame::{Compression, Mark, Note, PointKinds, RecordKind};
+use cdp_core::journal::*;
+use cdp_core::media::*;
+use cdp_core::types::*;
+use std::sync::Arc;
+
+fn fill(rig: &mut Rig, source: &mut Source, rounds: u32) {
+    for _ in 0..rounds {
+        (0..4).for_each(|_| source.any());
+        source.frames(Compression::Zstd(1)).into_iter().for_each(|frame| drop(rig.append(frame)));
+    }
+}
+
+#[test]
+fn an_unclean_stop_loses_nothing_that_was_durable() {
+    let storage = Arc::new(Memory::new());
+    let mut rig = Rig::create(storage.clone());
+    let mut source = Source::new(1, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    fill(&mut rig, &mut source, 80);
+    rig.sync();
+    let durable = rig.writer.durable().lsn();
+    drop(rig);
+    let rig = Rig::open(storage.clone(), 2).unwrap();
+    assert!(rig.writer.durable().lsn() >= durable);
+    assert!(rig.repairs.iter().any(|repair| matches!(repair, Repair::Sealed { torn: None, .. })), "{:?}", rig.repairs);
+    let elements = [(timeline(1), durable)];
+    let view = View::open(&path(&rig.reader(), &rig.writer.snapshot(), &elements), 1 << 20).unwrap();
+    for number in 1..=2 {
+        assert!(
+            restore(&view, number, source.size).unwrap() == source.model.at(&elements, number, source.size as usize)
+        );
+    }
+    // Opening once more finds nothing to do.
+    assert_eq!(open(storage.as_ref(), DIRECTORY, None).unwrap().repairs, []);
+}
+
+#[test]
+fn no_room_is_a_state_that_goes_by_itself() {
+    let storage = Arc::new(Memory::with_capacity(3 << 20));
+    let mut rig = Rig::create(storage.clone());
+    let mut source = Source::new(1, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    let mut held = None;
+    'full: for _ in 0..200 {
+        (0..4).for_each(|_| source.any());
+        for frame in source.frames(Compression::None) {
+            let mut frame = Some(frame);
+            for _ in 0..10 {
+                match rig.writer.append(rig.now, frame.take().unwrap()) {
+                    Ok(_) => break,
+                    Err(refused) => frame = Some(refused.frame),
+                }
+                rig.drain();
+            }
+            if frame.is_some() {
+                held = frame;
+                break 'full;
+            }
+        }
+    }
+    let held = held.expect("three megabytes fill up");
+    assert_eq!(rig.writer.state(), WriterState::NoSpace);
+    let refused = rig.writer.append(rig.now, held).unwrap_err();
+    assert_eq!(refused.why, Refusal::NotNow(Hold::NoSpace));
+    rig.sync();
+    assert_eq!(rig.writer.durable().lsn().next(), refused.frame.info.first_lsn.max(rig.writer.durable().lsn().next()));
+    storage.set_capacity(64 << 20);
+    let deadline = rig.writer.next_deadline().expect("it asks again");
+    rig.now = deadline;
+    rig.drain();
+    rig.append(refused.frame);
+    rig.sync();
+    assert_eq!(rig.writer.state(), WriterState::Running);
+}
+
+#[test]
+fn a_failed_write_or_sync_ends_everything_and_the_next_start_sees_what_is_there() {
+    for operation in [Operation::Write, Operation::Sync] {
+        let memory = Arc::new(Memory::new());
+        let faults = Faults::default();
+        let storage: Arc<dyn Storage> = Arc::new(Faulty::new(memory.clone(), faults.clone()));
+        let mut rig = Rig::create(storage);
+        let mut source = Source::new(1, timeline(1));
+        rig.start(timeline(1), None, Lsn::ZERO);
+        fill(&mut rig, &mut source, 3);
+        rig.sync();
+        let durable = rig.writer.durable();
+        faults.add(Fault::once(operation, ".seg", MediaErrorKind::Io));
+        source.any();
+        source.frames(Compression::None).into_iter().for_each(|frame| drop(rig.append(frame)));
+        rig.sync();
+        assert!(matches!(rig.writer.state(), WriterState::Failed(_)), "{operation:?}");
+        assert!(rig.writer.poll(rig.now).is_none(), "nothing is tried again");
+        assert_eq!(rig.writer.durable(), durable);
+        source.any();
+        let frame = source.frames(Compression::None).remove(0);
+        assert!(matches!(rig.writer.append(rig.now, frame).unwrap_err().why, Refusal::Failed(_)));
+        let rig = Rig::open(memory, 3).unwrap();
+        assert!(rig.writer.durable() >= durable);
+    }
+}
+
+#[test]
+fn frames_that_do_not_follow_are_refused() {
+    let mut rig = Rig::create(Arc::new(Memory::new()));
+    let mut source = Source::new(1, timeline(1));
+    source.any();
+    let first = source.frames(Compression::None).remove(0);
+    let refused = rig.writer.append(rig.now, first).unwrap_err();
+    assert!(matches!(refused.why, Refusal::Timeline { open: None, .. }));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    rig.append(refused.frame.clone());
+    let again = rig.writer.append(rig.now, refused.frame).unwrap_err();
+    assert_eq!(again.why, Refusal::Chain { expected: source.lsn, found: Lsn::ZERO });
+    let mut stranger = Source::new(1, timeline(9));
+    stranger.any();
+    let frame = stranger.frames(Compression::None).remove(0);
+    assert!(matches!(rig.writer.append(rig.now, frame).unwrap_err().why, Refusal::Timeline { .. }));
+}
+
+#[test]
+fn times_and_events_come_back() {
+    let storage = Arc::new(Memory::new());
+    let mut rig = Rig::create(storage.clone());
+    let mut source = Source::new(4, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    let mut marks = Vec::new();
+    for round in 0..60u64 {
+        if round == 30 {
+            // The wall clock is set back: a new epoch.
+            source.time -= 5_000_000;
+            source.epoch += 1;
+            source.note(RecordKind::Time, None, Note::Time { mono: MonoTime(round) });
+        }
+        (0..5).for_each(|_| source.any());
+        let kinds = PointKinds { short: true, ..PointKinds::default() };
+        let mark = Note::Mark(Mark { kinds, on_barrier: false, label: format!("m{round}") });
+        marks.push((source.note(RecordKind::Mark, None, mark.clone()), mark));
+        source.frames(Compression::Zstd(1)).into_iter().for_each(|frame| drop(rig.append(frame)));
+    }
+    rig.sync();
+    let check = |reader: &Reader, snapshot: &Snapshot| {
+        let events = reader.events(snapshot).unwrap();
+        let of_marks = events.iter().filter(|event| event.kind == RecordKind::Mark);
+        let found: Vec<_> = of_marks.map(|event| (event.lsn, event.note.clone().unwrap())).collect();
+        assert_eq!(found, marks);
+        assert_eq!(events.iter().filter(|event| event.kind == RecordKind::Time).count(), 1);
+        for (_, stamp) in source.stamps.iter().step_by(7) {
+            for time in [stamp.time.0 - 1, stamp.time.0, stamp.time.0 + 1] {
+                let moments = reader.moments(snapshot, timeline(1), source.lsn, WallTime(time)).unwrap();
+                for epoch in 1..=2 {
+                    let of = || source.stamps.iter().filter(|(_, stamp)| stamp.epoch.0 == epoch);
+                    let expected = of().filter(|(_, stamp)| stamp.time.0 <= time).map(|(lsn, _)| *lsn).max();
+                    let found = moments.iter().find(|moment| moment.stamp.epoch.0 == epoch);
+                    assert_eq!(found.map(|moment| moment.lsn), expected, "time {time} epoch {epoch}");
+                    let inside = of().any(|(_, stamp)| stamp.time.0 >= time);
+                    assert!(found.is_none_or(|moment| moment.inside == inside));
+                }
+            }
+        }
+        for (lsn, stamp) in source.stamps.iter().step_by(11) {
+            assert_eq!(reader.stamp(snapshot, timeline(1), *lsn).unwrap(), Some(*stamp));
+        }
+        let frames = reader.frames(snapshot, timeline(1), Lsn::ZERO).unwrap();
+        let lsns: Vec<_> = frames.flat_map(|frame| frame.unwrap().parts).map(|part| part.lsn).collect();
+        let mut made: Vec<_> = source.stamps.iter().map(|(lsn, _)| *lsn).collect();
+        let mut read = lsns;
+        read.dedup();
+        made.dedup();
+        assert_eq!(read, made);
+    };
+    check(&rig.reader(), &rig.writer.snapshot());
+    // As another process sees it while the owner writes, and after a clean stop.
+    let (_, looked, damage) = look(storage.as_ref(), DIRECTORY).unwrap();
+    assert_eq!(damage, None);
+    check(&rig.reader(), &looked);
+    rig.close();
+    let opened = open(storage.as_ref(), DIRECTORY, Some(source.lsn)).unwrap();
+    check(&Reader::new(storage, DIRECTORY, 1 << 20), &opened.snapshot());
+}
+
+#[test]
+fn dropped_segments_go_and_stay_away() {
+    let storage = Arc::new(Memory::new());
+    let mut rig = Rig::create(storage.clone());
+    let mut source = Source::new(1, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    fill(&mut rig, &mut source, 100);
+    rig.sync();
+    let sealed: Vec<_> = rig.writer.manifest().segments.iter().filter(|s| s.summary().is_some()).collect();
+    let numbers: Vec<_> = sealed.iter().take(2).map(|segment| segment.number).collect();
+    rig.writer.forget(&numbers);
+    rig.drain();
+    let names = storage.list(DIRECTORY).unwrap();
+    assert!(numbers.iter().all(|number| !names.contains(&segment_name(*number))));
+    let durable = rig.writer.durable();
+    drop(rig);
+    assert!(Rig::open(storage, 2).unwrap().writer.durable() >= durable);
+}
