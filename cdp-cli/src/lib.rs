@@ -7,6 +7,7 @@
 
 pub mod ask;
 pub mod command;
+pub mod demo;
 pub mod engine;
 pub mod exit;
 pub mod human;

@@ -1,5 +1,6 @@
 //! The lock of a replica directory.
 
+use crate::clock;
 use cdp_core::types::WallTime;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
 use rustix::io::Errno;
@@ -8,7 +9,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use thiserror::Error;
 
 /// The file whose lock makes a process the owner.
@@ -73,7 +74,7 @@ impl Owner {
             let (pid, since) = read_text(&mut lock);
             return Err(OwnerError::Owned { dir: dir.to_owned(), pid, since });
         }
-        let since = now();
+        let since = clock::wall();
         write_text(&mut lock, since).map_err(|source| io_error(dir, source))?;
         Ok(Self { dir: dir.to_owned(), dir_fd, since, _lock: lock })
     }
@@ -140,11 +141,6 @@ fn try_lock(lock: &File, operation: FlockOperation) -> io::Result<bool> {
         wait.into_iter().for_each(sleep);
     }
     Ok(false)
-}
-
-fn now() -> WallTime {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    WallTime(u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn write_text(lock: &mut File, since: WallTime) -> io::Result<()> {
