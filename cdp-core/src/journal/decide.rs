@@ -18,7 +18,7 @@ pub(super) enum Facts {
     Unsealed {
         /// The file is there and its header is the one meant.
         there: bool,
-        /// There is an opening, and it continues the segment before.
+        /// There is an opening, and the segment before it ends where that says, whatever stands behind its frames.
         connects: bool,
         /// At least one frame is valid.
         frames: bool,
@@ -70,7 +70,7 @@ pub(super) struct Plan {
 pub(super) fn decide(facts: &[Facts], floor: Lsn, witness: Lsn) -> Result<Plan, Loss> {
     let mut plan = Plan { actions: Vec::with_capacity(facts.len()), whole: floor, last: floor };
     let mut acknowledged = witness;
-    let mut broken = None;
+    let (mut broken, mut torn_at) = (None, None);
     for (at, facts) in facts.iter().enumerate() {
         let action = match *facts {
             Facts::Sealed { sound, last, whole } => {
@@ -90,9 +90,14 @@ pub(super) fn decide(facts: &[Facts], floor: Lsn, witness: Lsn) -> Result<Plan, 
                 if follows {
                     (plan.whole, plan.last) = (plan.whole.max(whole), plan.last.max(last));
                 }
-                // An empty segment is no break: prepared ones come last, and one that follows it does not connect past it.
-                if torn || (there && frames && !follows) {
-                    broken.get_or_insert(at);
+                if follows {
+                    // What stands behind the frames before it is no part of the journal: a footer that was being written.
+                    torn_at = None;
+                } else if there && frames {
+                    broken.get_or_insert(torn_at.unwrap_or(at));
+                }
+                if torn {
+                    torn_at.get_or_insert(at);
                 }
                 if follows { Action::Seal } else { Action::Remove }
             }
@@ -100,7 +105,7 @@ pub(super) fn decide(facts: &[Facts], floor: Lsn, witness: Lsn) -> Result<Plan, 
         plan.actions.push(action);
     }
     if acknowledged > plan.whole {
-        let at = broken.unwrap_or(facts.len().saturating_sub(1));
+        let at = broken.or(torn_at).unwrap_or(facts.len().saturating_sub(1));
         return Err(Loss { at, good: plan.whole, acknowledged });
     }
     Ok(plan)
