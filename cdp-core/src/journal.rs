@@ -15,6 +15,7 @@ mod effect;
 mod event;
 mod footer;
 mod index;
+mod inspect;
 mod layout;
 mod manifest;
 mod reader;
@@ -23,6 +24,8 @@ mod recover;
 mod region;
 mod scan;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod view;
 mod writer;
@@ -31,6 +34,7 @@ pub use self::bytes::FormatError;
 pub use drive::{Executor, drain};
 pub use effect::{Effect, EffectId, FileId, Outcome};
 pub use event::Event;
+pub use inspect::inspect;
 pub use layout::{Envelope, Opening, SegmentHeader, Summary};
 pub use manifest::{
     BaseInfo, DiskInfo, Generation, MANIFEST_NAME, Manifest, PinInfo, PointsMode, Policy, SeedingInfo, SegmentInfo,
