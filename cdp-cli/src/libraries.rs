@@ -89,7 +89,11 @@ impl Engine for Libraries {
         stop: &Stop,
         events: &mut dyn FnMut(MountEvent),
     ) -> Result<(), Failure> {
-        if spec.writable { mount_session(dir, spec, access, stop, events) } else { mount_view(dir, spec, access, stop, events) }
+        if spec.writable {
+            mount_session(dir, spec, access, stop, events)
+        } else {
+            mount_view(dir, spec, access, stop, events)
+        }
     }
 
     fn restore(
@@ -102,13 +106,13 @@ impl Engine for Libraries {
     ) -> Result<Restored, Failure> {
         let reading = Reading::open(dir, access, &spec.at, spec.nearest)?;
         let view = reading.view()?;
-        let options =
-            RestoreOptions { output: spec.output.clone(), disk: spec.disk.clone(), force: spec.force };
+        let options = RestoreOptions { output: spec.output.clone(), disk: spec.disk.clone(), force: spec.force };
         let written = restore(&view, &options, &mut |done, total| {
             progress(Progress { done, total });
             !stop.is_wished()
         })?;
-        let outputs = written.into_iter().map(|disk| RestoredDisk { disk: disk.disk, path: disk.path, bytes: disk.bytes });
+        let outputs =
+            written.into_iter().map(|disk| RestoredDisk { disk: disk.disk, path: disk.path, bytes: disk.bytes });
         Ok(Restored { at: reading.at.clone(), outputs: outputs.collect() })
     }
 
@@ -118,7 +122,8 @@ impl Engine for Libraries {
             Access::Client(ref_client) => {
                 let mut client = ref_client;
                 let pinned: PinReply = client.call(&Request::PinAll).map_err(not_answered)?;
-                let found = verify(&storage, Some(pinned.at.lsn), &mut |done, total| progress(Progress { done, total }))?;
+                let found =
+                    verify(&storage, Some(pinned.at.lsn), &mut |done, total| progress(Progress { done, total }))?;
                 return Ok(verified(found));
             }
             Access::Owner(_owner) => None,

@@ -37,7 +37,8 @@ impl From<ProtectError> for Failure {
 }
 
 fn options(spec: &ProtectSpec) -> ProtectOptions {
-    let source = |source: &crate::engine::SourceSpec| SourceOptions { name: source.name.clone(), path: source.path.clone() };
+    let source =
+        |source: &crate::engine::SourceSpec| SourceOptions { name: source.name.clone(), path: source.path.clone() };
     let mut options = ProtectOptions::new(spec.sources.iter().map(source).collect(), spec.replica.clone());
     options.name.clone_from(&spec.name);
     options.rpo_ms = spec.policy.rpo.map(|rpo| u64::try_from(rpo.as_millis()).unwrap_or(u64::MAX));
@@ -51,11 +52,7 @@ fn options(spec: &ProtectSpec) -> ProtectOptions {
 }
 
 /// Protects until `stop` is wished.
-pub(super) fn run(
-    spec: &ProtectSpec,
-    stop: &Stop,
-    events: &mut dyn FnMut(ProtectEvent),
-) -> Result<Stopped, Failure> {
+pub(super) fn run(spec: &ProtectSpec, stop: &Stop, events: &mut dyn FnMut(ProtectEvent)) -> Result<Stopped, Failure> {
     let (notices, noticed) = channel();
     let protector = Protector::start(&options(spec), move |notice| {
         // Who showed them has ended: nobody misses the rest.
