@@ -59,7 +59,7 @@ pub(in crate::capture) struct Writer {
     /// The generation that is durable in each header copy.
     copies: [u64; 2],
     phase: Phase,
-    /// Was good once: the header on disk is of this filter, or not believed.
+    /// Was good or lost once: the header on disk is of this filter, or not believed.
     ready: bool,
     in_flight: Option<InFlight>,
     tokens: u64,
@@ -125,10 +125,10 @@ impl Writer {
         self.wait_ns_max
     }
 
-    /// Whether LSNs up to this one may be given. When the log is lost it does not limit them: the next start will not believe
-    /// it and begin [`super::super::LSN_JUMP`] above everything that is known.
+    /// Whether LSNs up to this one may leave the filter. While the log is lost it does not limit them: the next start will not
+    /// believe it and begin [`super::super::LSN_JUMP`] above everything that is known.
     pub(in crate::capture) fn may_give(&self, lsn: Lsn) -> bool {
-        lsn <= self.reserved || !self.holds()
+        lsn <= self.reserved || !(self.phase == Phase::Good || self.trust.is_none())
     }
 
     /// Renews the reservation when half of it is used. Returns the LSN at which to ask again.
@@ -138,7 +138,8 @@ impl Writer {
             self.header.reserved_through = Lsn(last_lsn.0 + RESERVATION);
             self.renew_header();
         }
-        Lsn(self.header.reserved_through.0 - RESERVATION / 2)
+        let half = Lsn(self.header.reserved_through.0 - RESERVATION / 2);
+        if self.phase == Phase::Good { half.min(self.reserved.next()) } else { half }
     }
 
     /// The header says something new.
@@ -188,7 +189,7 @@ impl Writer {
 
     /// Since when the log is not yet good for the first time and everything waits for it.
     pub(in crate::capture) fn settling_since(&self) -> Option<MonoTime> {
-        self.begun.filter(|_| !self.ready && self.holds())
+        self.begun.filter(|_| self.trust.is_none())
     }
 
     /// The write under way says nothing about these regions: their sectors lie elsewhere now.
@@ -220,6 +221,7 @@ impl Writer {
             region.safe.fill(0);
             region.stale.fill(true);
         }
+        self.ready = true;
         self.pause_ns = (self.pause_ns * 2).clamp(RETRY_NS_MIN, RETRY_NS_MAX);
         self.phase = Phase::Lost { retry_at: now.after(self.pause_ns) };
         if was_believed {

@@ -198,7 +198,7 @@ impl Filter {
     }
 
     fn flush_failed(&mut self, now: Now, disk: usize) {
-        let lost = self.activity.flush_failed(disk);
+        let lost = self.activity.flush_failed(disk, self.order.running_on(disk));
         if lost.is_empty() || matches!(self.life, Life::Closed { .. }) {
             return;
         }
