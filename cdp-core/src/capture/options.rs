@@ -47,6 +47,9 @@ pub enum Start {
         parent: Timeline,
         /// Its last LSN that belongs to this one's past.
         fork: Lsn,
+        /// The highest LSN that the replica knows of on the parent's path: at least the fork, and the parent's
+        /// [`super::Filter::first_lsn`], kept there when the parent was opened. It counts when the log does not say more.
+        above: Lsn,
         /// The last clock epoch of the path.
         epoch: ClockEpoch,
         /// The log as it was found; `None` if it is lost, unreadable or not to be believed: everything is compared.

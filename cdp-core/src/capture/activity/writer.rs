@@ -248,7 +248,9 @@ impl Writer {
                 {
                     self.header.generation += 1;
                 }
-                self.header.reserved_through = Lsn(self.last_lsn.0 + RESERVATION);
+                if self.header.state != LogState::Clean {
+                    self.header.reserved_through = Lsn(self.last_lsn.0 + RESERVATION);
+                }
                 self.copies = [0; 2];
             }
             _ => {}

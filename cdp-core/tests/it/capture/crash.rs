@@ -66,6 +66,15 @@ fn check_cover(world: &World, replica: &[Tags], log: Option<&LogContents>) {
         for sector in (0..disk.content.len()).filter(differs) {
             let offset = sector as u64 * SECTOR;
             let marked = log.disks[at].hot.iter().any(|run| run.offset <= offset && offset < run.end());
+            if !marked {
+                world.history(at, sector);
+                eprintln!(
+                    "fork {:?} taken {} log {:?}",
+                    model::restorable(&world.frames[..world.taken]),
+                    world.taken,
+                    log
+                );
+            }
             assert!(marked, "sector {sector} of disk {at} differs and the log does not mark it ({:?})", log.state);
         }
     }
@@ -95,7 +104,8 @@ impl Left {
         let epoch = old.frames.last().map_or(ClockEpoch(1), |frame| frame.epoch);
         let given = old.frames.last().map_or(Lsn::ZERO, |frame| frame.last_lsn());
         let timeline = Timeline::new(old.rng.identity()).expect("not 0");
-        let start = Start::Unclean { parent: old.options.timeline, fork, epoch, log };
+        let above = old.filter.first_lsn();
+        let start = Start::Unclean { parent: old.options.timeline, fork, above, epoch, log };
         let options = FilterOptions { timeline, start, ..old.options };
         let mut world = World::new(old.rng, hostility, old.disks, base, options);
         (world.log_file, world.witness) = (old.log_file, old.witness);

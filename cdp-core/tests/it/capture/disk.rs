@@ -52,7 +52,14 @@ impl SimDisk {
             }
         }
         let flushed = content.clone();
-        Self { content, flushed, lost: vec![false; count.div_ceil(PAGE_SECTORS)], running: Vec::new(), flushes: 0, newest_flushed: 0 }
+        Self {
+            content,
+            flushed,
+            lost: vec![false; count.div_ceil(PAGE_SECTORS)],
+            running: Vec::new(),
+            flushes: 0,
+            newest_flushed: 0,
+        }
     }
 
     /// An op reaches the disk; two that overlap never do so at once.

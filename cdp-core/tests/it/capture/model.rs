@@ -69,7 +69,12 @@ pub fn whole(frames: &[RawFrame]) -> Lsn {
 /// The last LSN that a reader of these frames may restore.
 pub fn restorable(frames: &[RawFrame]) -> Lsn {
     let settled = frames.last().map_or(Lsn::ZERO, |frame| frame.settled).min(whole(frames));
-    windows(frames).iter().filter(|(from, end)| *from <= settled && settled < *end).map(|(from, _)| from.prev()).min().unwrap_or(settled)
+    windows(frames)
+        .iter()
+        .filter(|(from, end)| *from <= settled && settled < *end)
+        .map(|(from, _)| from.prev())
+        .min()
+        .unwrap_or(settled)
 }
 
 /// Applies what records up to `last` say.
@@ -95,7 +100,11 @@ pub struct Shape {
 
 impl Shape {
     pub fn check(&mut self, frame: &RawFrame, chain_start: Lsn) {
-        let (last, settled, stamp) = self.last.unwrap_or((chain_start, chain_start, cdp_core::types::Stamp { epoch: frame.epoch, time: frame.parts[0].time }));
+        let (last, settled, stamp) = self.last.unwrap_or((
+            chain_start,
+            chain_start,
+            cdp_core::types::Stamp { epoch: frame.epoch, time: frame.parts[0].time },
+        ));
         assert_eq!(frame.prev_lsn, last, "frames chain");
         assert!(frame.settled >= settled, "settled falls from {settled} to {}", frame.settled);
         assert!(frame.parts.len() <= FRAME_RECORDS_MAX && frame.plain_bytes <= FRAME_PLAIN_MAX);
@@ -169,11 +178,23 @@ pub fn check_every_lsn(
         }
         if !windows.iter().any(|(from, end)| from <= lsn && lsn < end) {
             checked += 1;
-            if pair.differing > 0 { for d in 0..pair.replica.len() { for x in 0..pair.replica[d].len() { if pair.replica[d][x] != pair.source[d][x] {
-                eprintln!("disk {d} sector {x} replica {:x} source {:x}; windows {windows:?} call {call}", pair.replica[d][x], pair.source[d][x]);
-                panic!("HIST {d} {x}");
-            }}}}
-            assert_eq!(pair.differing, 0, "at LSN {lsn} the replica is not what a reader of the source could have seen");
+            if pair.differing > 0 {
+                for d in 0..pair.replica.len() {
+                    for x in 0..pair.replica[d].len() {
+                        if pair.replica[d][x] != pair.source[d][x] {
+                            eprintln!(
+                                "disk {d} sector {x} replica {:x} source {:x}; windows {windows:?} call {call}",
+                                pair.replica[d][x], pair.source[d][x]
+                            );
+                            panic!("HIST {d} {x}");
+                        }
+                    }
+                }
+            }
+            assert_eq!(
+                pair.differing, 0,
+                "at LSN {lsn} the replica is not what a reader of the source could have seen"
+            );
         }
     }
     checked

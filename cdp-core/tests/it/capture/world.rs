@@ -121,7 +121,13 @@ pub fn index(disk: DiskId) -> usize {
 }
 
 impl World {
-    pub fn new(mut rng: Rng, hostility: Hostility, disks: Vec<SimDisk>, base: Vec<Tags>, options: FilterOptions) -> Self {
+    pub fn new(
+        mut rng: Rng,
+        hostility: Hostility,
+        disks: Vec<SimDisk>,
+        base: Vec<Tags>,
+        options: FilterOptions,
+    ) -> Self {
         let now = rng.between(1, 1000) * S;
         let wall_offset = 1_700_000_000 * S;
         let both = Now { wall: WallTime(now + wall_offset), mono: MonoTime(now) };
@@ -231,7 +237,12 @@ impl World {
             assert!(stuck < 10_000, "time stands still: timer {timer} at {}, {:#?}", self.now, self.filter);
             if next > deadline {
                 self.now = deadline;
-                assert!(done(self), "not reached: {:#?} {:?}", self.filter, &self.events[self.events.len().saturating_sub(12)..]);
+                assert!(
+                    done(self),
+                    "not reached: {:#?} {:?}",
+                    self.filter,
+                    &self.events[self.events.len().saturating_sub(12)..]
+                );
                 return;
             }
             self.now = next;
@@ -305,7 +316,9 @@ impl World {
     fn take_frame(&mut self, frame: RawFrame) {
         self.shape.check(&frame, self.chain_start);
         for part in &frame.parts {
-            for value in [part.lsn.0, part.time.0, part.kind as u64, part.extent.offset, part.extent.length, part.crc.into()] {
+            for value in
+                [part.lsn.0, part.time.0, part.kind as u64, part.extent.offset, part.extent.length, part.crc.into()]
+            {
                 self.hash(value);
             }
             let op = tags_of(&part.data).first().map_or(0, |tag| tag >> 16);
@@ -321,7 +334,8 @@ impl World {
 
     /// Zeros and discards carry no tag: they come in the order in which they went.
     fn match_hole(&mut self, lsn: Lsn, disk: usize, extent: Extent) {
-        let waiting = |change: &&mut Change| change.tags.is_empty() && change.lsn == Some(Lsn(u64::MAX)) && !change.torn;
+        let waiting =
+            |change: &&mut Change| change.tags.is_empty() && change.lsn == Some(Lsn(u64::MAX)) && !change.torn;
         let change = self.changes.iter_mut().find(waiting).expect("a zero or discard went");
         assert_eq!((change.disk, change.extent), (disk, extent));
         change.lsn = Some(lsn);
@@ -339,8 +353,9 @@ impl World {
     fn check_waits(&mut self) {
         let open: Vec<(u64, usize, Extent)> = self.ops.values().map(|op| (op.sequence, op.disk, op.extent)).collect();
         for op in self.ops.values_mut().filter(|op| !op.running) {
-            let blocked =
-                open.iter().any(|(sequence, disk, extent)| *sequence < op.sequence && *disk == op.disk && extent.overlaps(&op.extent));
+            let blocked = open.iter().any(|(sequence, disk, extent)| {
+                *sequence < op.sequence && *disk == op.disk && extent.overlaps(&op.extent)
+            });
             if blocked {
                 op.unblocked = self.now;
             }
@@ -349,4 +364,3 @@ impl World {
         }
     }
 }
-

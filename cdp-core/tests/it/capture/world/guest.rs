@@ -11,7 +11,9 @@ impl World {
             0..60 => self.rng.between(1, 16),
             60..90 => self.rng.between(1, 160),
             _ if kind < 2 => self.rng.between(1, 4096),
-            _ if self.hostility.large_one_in > 0 && self.rng.one_in(self.hostility.large_one_in) => self.rng.between(4096, 12288),
+            _ if self.hostility.large_one_in > 0 && self.rng.one_in(self.hostility.large_one_in) => {
+                self.rng.between(4096, 12288)
+            }
             _ => self.rng.between(1, 1024),
         }
         .min(total);
@@ -39,7 +41,8 @@ impl World {
         let (disk, extent, kind) = self.pick();
         let sequence = self.next_op;
         self.next_op += 1;
-        let tags: Tags = if kind < 2 { Vec::new() } else { (0..extent.length / SECTOR).map(|at| sequence << 16 | at).collect() };
+        let tags: Tags =
+            if kind < 2 { Vec::new() } else { (0..extent.length / SECTOR).map(|at| sequence << 16 | at).collect() };
         let op = match kind {
             0 => Op::Zero(extent),
             1 => Op::Discard(extent),

@@ -125,7 +125,11 @@ impl World {
         self.calm = true;
         let done = |world: &Self| {
             let status = world.filter.status(world.both());
-            world.ops.is_empty() && status.state == State::Protecting && status.dirty_bytes == 0 && status.queued_bytes == 0 && status.restorable >= world.last_change()
+            world.ops.is_empty()
+                && status.state == State::Protecting
+                && status.dirty_bytes == 0
+                && status.queued_bytes == 0
+                && status.restorable >= world.last_change()
         };
         self.run_until(done, self.now + 120 * S);
         self.check();
@@ -133,23 +137,37 @@ impl World {
         for (at, (disk, tags)) in source.iter().zip(replica).enumerate() {
             let differs = (0..tags.len()).find(|sector| disk.content[*sector] != tags[*sector]);
             if let Some(sector) = differs {
-                if std::env::var("CDP_SEED").is_ok() { self.history(at, sector); }
+                if std::env::var("CDP_SEED").is_ok() {
+                    self.history(at, sector);
+                }
                 let (here, there) = (disk.content[sector], tags[sector]);
                 panic!("sector {sector} of disk {at} is {here:x} at the source, {there:x} at the replica");
             }
         }
     }
 
-    fn history(&self, disk: usize, sector: usize) {
+    pub fn history(&self, disk: usize, sector: usize) {
         let inside = |extent: &Extent| sectors(*extent).contains(&sector);
         for change in self.changes.iter().filter(|change| change.disk == disk && inside(&change.extent)) {
             let tag = change.tags.get(sector - sectors(change.extent).start);
-            eprintln!("source: call {} lsn {:?} {} tag {tag:x?} torn {}", change.call, change.lsn, change.extent, change.torn);
+            eprintln!(
+                "source: call {} lsn {:?} {} tag {tag:x?} torn {}",
+                change.call, change.lsn, change.extent, change.torn
+            );
         }
         for (at, frame) in self.frames.iter().enumerate() {
-            for part in frame.parts.iter().filter(|part| part.disk.is_some_and(|id| index(id) == disk) && inside(&part.extent)) {
+            for part in
+                frame.parts.iter().filter(|part| part.disk.is_some_and(|id| index(id) == disk) && inside(&part.extent))
+            {
                 let tag = tags_of(&part.data).get(sector - sectors(part.extent).start).copied();
-                eprintln!("replica: frame {at} of {} (taken {}) lsn {} {:?} {} tag {tag:x?}", self.frames.len(), self.taken, part.lsn, part.kind, part.extent);
+                eprintln!(
+                    "replica: frame {at} of {} (taken {}) lsn {} {:?} {} tag {tag:x?}",
+                    self.frames.len(),
+                    self.taken,
+                    part.lsn,
+                    part.kind,
+                    part.extent
+                );
             }
         }
         eprintln!("base {:x}, events {:?}", self.base[disk][sector], self.events);
@@ -167,11 +185,34 @@ impl World {
         for event in &self.events {
             if let Event::PointDurable { lsn } = event {
                 assert!(*lsn <= limit || windows.iter().any(|(from, _)| from > lsn), "a durable point can be restored");
-                assert!(!windows.iter().any(|(from, end)| from <= lsn && lsn < end), "a durable point lies in no resync");
+                assert!(
+                    !windows.iter().any(|(from, end)| from <= lsn && lsn < end),
+                    "a durable point lies in no resync"
+                );
             }
         }
-        let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| model::check_every_lsn(self.base.clone(), self.start_content.clone(), &self.changes, frames, &self.lsn_after_call, index)));
-        match r { Ok(n) => n, Err(e) => { if let Some(s) = e.downcast_ref::<String>() { let v: Vec<&str> = s.split(' ').collect(); if v[0]=="HIST" { self.history(v[1].parse().unwrap(), v[2].parse().unwrap()); } } std::panic::resume_unwind(e) } }
+        let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            model::check_every_lsn(
+                self.base.clone(),
+                self.start_content.clone(),
+                &self.changes,
+                frames,
+                &self.lsn_after_call,
+                index,
+            )
+        }));
+        match r {
+            Ok(n) => n,
+            Err(e) => {
+                if let Some(s) = e.downcast_ref::<String>() {
+                    let v: Vec<&str> = s.split(' ').collect();
+                    if v[0] == "HIST" {
+                        self.history(v[1].parse().unwrap(), v[2].parse().unwrap());
+                    }
+                }
+                std::panic::resume_unwind(e)
+            }
+        }
     }
 
     /// A clean stop, from a converged world. Returns the log.
