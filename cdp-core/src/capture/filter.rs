@@ -167,10 +167,12 @@ fn beginnings(start: &Start) -> (Lsn, Option<crate::types::ClockEpoch>, Option<&
     match start {
         Start::First => (Lsn::ZERO, None, None),
         Start::Clean { after, epoch, log } => (*after, Some(*epoch), Some(log)),
-        Start::Unclean { fork, epoch, log: Some(log), .. } => {
-            (*fork.max(&log.reserved_through), Some(*epoch), Some(log))
+        Start::Unclean { fork, above, epoch, log: Some(log), .. } => {
+            (*fork.max(above).max(&log.reserved_through), Some(*epoch), Some(log))
         }
-        Start::Unclean { fork, epoch, log: None, .. } => (Lsn(fork.0.saturating_add(LSN_JUMP)), Some(*epoch), None),
+        Start::Unclean { fork, above, epoch, log: None, .. } => {
+            (Lsn(fork.max(above).0.saturating_add(LSN_JUMP)), Some(*epoch), None)
+        }
     }
 }
 
