@@ -171,7 +171,7 @@ impl Activity {
     ) -> Self {
         Self {
             regions: Vec::new(),
-            writer: Writer::new(group, timeline, found, limits.wait_ns_max),
+            writer: Writer::new(group, timeline, found, limits),
             hot_ns_min: limits.hot_ns_min,
             slice: (0, 0),
             slice_due: now.after(CLEAN_PASS_NS),
@@ -425,9 +425,10 @@ impl Activity {
     }
 }
 
-/// The log's limits of time.
+/// The log's limits of time, and what the replica knows of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) wait_ns_max: u64,
     pub(super) hot_ns_min: u64,
+    pub(super) witness: LogWitness,
 }

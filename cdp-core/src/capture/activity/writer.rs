@@ -13,13 +13,16 @@
 use super::codec::{
     Entry, Header, LogContents, LogState, SECTOR_WORDS, encode_header, encode_sector, header_offset, sector_offset,
 };
-use super::{FACTS_MAX, Region};
+use super::{FACTS_MAX, Limits, Region};
 use crate::capture::output::{Failed, LogToken, LogTrust, LogWrite};
 use crate::types::{DiskId, GroupId, Lsn, MonoTime, SECTOR, Timeline};
 use bytes::Bytes;
 
 /// How many LSNs are reserved at a time, ahead of need.
 pub(crate) const RESERVATION: u64 = 1 << 24;
+/// How far above the generations that the replica knows a log begins when none was found (or none that is believed): an older
+/// one that was only unreadable for a while, and comes back, is below.
+const GENERATION_JUMP: u64 = 1 << 32;
 /// The first pause after the log was lost, in nanoseconds; it doubles.
 const RETRY_NS_MIN: u64 = 1_000_000_000;
 /// The longest pause before the log is tried again, in nanoseconds.
@@ -76,12 +79,13 @@ pub(in crate::capture) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(group: GroupId, timeline: Timeline, found: Option<&LogContents>, wait_ns_max: u64) -> Self {
+    pub(super) fn new(group: GroupId, timeline: Timeline, found: Option<&LogContents>, limits: Limits) -> Self {
         let mut copies = [0; 2];
         if let Some(found) = found {
             copies[found.copy] = found.generation;
         }
-        let generation = copies[0].max(copies[1]) + 1;
+        let above = limits.witness.good.max(limits.witness.lost);
+        let generation = found.map_or(above.saturating_add(GENERATION_JUMP), |found| found.generation.max(above)) + 1;
         let header = Header {
             state: LogState::Open,
             group,
@@ -100,7 +104,7 @@ impl Writer {
             in_flight: None,
             tokens: 0,
             pause_ns: 0,
-            wait_ns_max,
+            wait_ns_max: limits.wait_ns_max,
             begun: None,
             reserved: Lsn::ZERO,
             last_lsn: Lsn::ZERO,

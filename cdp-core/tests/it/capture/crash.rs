@@ -1,6 +1,6 @@
 //! The end of the machine: what is left of disks, activity log and replica, and the next filter on top of it.
 
-use super::disk::Tags;
+use super::disk::{SimDisk, Tags};
 use super::model;
 use super::world::*;
 use cdp_core::capture::*;
@@ -38,6 +38,7 @@ pub fn crash(mut world: World, end: End) -> Left {
         world.disks.iter_mut().for_each(|disk| disk.power_cut(rng));
     }
     world.disks.iter_mut().for_each(|disk| disk.running.clear());
+    world.disks.iter_mut().for_each(SimDisk::reopen);
     tear_log(&mut world);
     let frames = &world.frames[..world.taken];
     // Both are forks that a replica may choose: all that is durable, or all that can be restored.
@@ -106,7 +107,7 @@ impl Left {
         let timeline = Timeline::new(old.rng.identity()).expect("not 0");
         let above = old.filter.first_lsn();
         let start = Start::Unclean { parent: old.options.timeline, fork, above, epoch, log };
-        let options = FilterOptions { timeline, start, ..old.options };
+        let options = FilterOptions { timeline, start, witness: old.witness, ..old.options };
         let mut world = World::new(old.rng, hostility, old.disks, base, options);
         (world.log_file, world.witness) = (old.log_file, old.witness);
         let first = world.filter.status(world.both()).lsn;

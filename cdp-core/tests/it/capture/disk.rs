@@ -107,6 +107,16 @@ impl SimDisk {
         }
     }
 
+    /// A new process opens the disk and drops what the cache holds and would not write: a driver does so before it re-reads.
+    pub fn reopen(&mut self) {
+        for page in 0..self.lost.len() {
+            let sectors = page * PAGE_SECTORS..((page + 1) * PAGE_SECTORS).min(self.content.len());
+            if std::mem::take(&mut self.lost[page]) {
+                self.content[sectors.clone()].copy_from_slice(&self.flushed[sectors]);
+            }
+        }
+    }
+
     /// The machine lost power: each page is what was flushed, or what was in memory.
     pub fn power_cut(&mut self, rng: &mut Rng) {
         for page in 0..self.lost.len() {
