@@ -14,6 +14,7 @@ mod drive;
 mod effect;
 mod event;
 mod footer;
+mod frontier;
 mod index;
 mod inspect;
 mod layout;
@@ -34,6 +35,7 @@ pub use self::bytes::FormatError;
 pub use drive::{Executor, drain};
 pub use effect::{Effect, EffectId, FileId, Outcome};
 pub use event::Event;
+pub use frontier::Frontier;
 pub use inspect::inspect;
 pub use layout::{Envelope, Opening, SegmentHeader, Summary};
 pub use manifest::{

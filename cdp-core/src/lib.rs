@@ -10,9 +10,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod buffer;
+pub mod capture;
 pub mod frame;
 pub mod journal;
 pub mod media;
+pub mod replica;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod types;
+pub mod when;

@@ -78,6 +78,17 @@ pub trait Device: Send + Sync {
     /// As [`Device::write`]; `ErrorKind::Unsupported` with `fast` where it would be slow, nothing was changed then.
     fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags) -> io::Result<()>;
 
+    /// Whether [`Device::trim`] makes a range read as zeros; where it does not it is a hint that changes nothing.
+    fn can_trim(&self) -> bool {
+        true
+    }
+
+    /// Whether [`Device::write_zeroes`] with these flags is quicker than writing zeros byte by byte.
+    fn can_zero_fast(&self, flags: ZeroFlags) -> bool {
+        let _ = flags;
+        true
+    }
+
     /// Reads the range into whatever cache there is.
     ///
     /// # Errors

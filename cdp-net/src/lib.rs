@@ -3,4 +3,18 @@
 
 #![deny(unsafe_code)]
 
+pub mod clock;
 pub mod device;
+pub mod file_device;
+pub mod host;
+pub mod mount;
+pub mod nbd;
+pub mod owner;
+pub mod protect;
+pub mod random;
+pub mod reading;
+pub mod report;
+pub mod restore;
+pub mod source;
+pub mod sys;
+pub mod verify;

@@ -1,0 +1,33 @@
+//! Small questions to a replica: to its owner if it has one, else to the replica itself.
+
+use crate::engine::Engine;
+use crate::exit::{Exit, Failure};
+use cdp_net::owner::{Access, Connection, Request};
+use serde::de::DeserializeOwned;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a directory may be locked by somebody who does not answer: an owner that opens or leaves its replica.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A way to the replica in `dir`.
+///
+/// # Errors
+/// When it has an owner that does not answer, or cannot be opened.
+pub fn access(dir: &Path) -> Result<Access, Failure> {
+    Ok(Access::open(dir, PATIENCE)?)
+}
+
+/// Asks and waits for the answer.
+///
+/// # Errors
+/// What the owner, or the replica, says.
+pub fn ask<T: DeserializeOwned>(engine: &dyn Engine, dir: &Path, request: Request) -> Result<T, Failure> {
+    let answer = match access(dir)? {
+        Access::Client(mut client) => return Ok(client.call(&request)?),
+        Access::Owner(owner) => engine.open(owner)?.handle(request, &Connection::local())?,
+    };
+    serde_json::from_value(answer).map_err(|error| {
+        Failure::new(Exit::Failed, "internal", format!("the replica's answer has another form: {error}"))
+    })
+}

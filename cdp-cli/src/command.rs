@@ -1,0 +1,67 @@
+//! One file a command: its arguments, what it asks for, and how the answer looks to people.
+
+pub mod inspect;
+pub mod mark;
+pub mod mount;
+pub mod points;
+pub mod policy;
+pub mod protect;
+pub mod restore;
+pub mod status;
+pub mod verify;
+
+use cdp_net::owner::Side;
+use cdp_net::report::{Gap, PointPolicy, Range, RangeKind};
+use clap::ValueEnum;
+
+/// `--nearest`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Nearest {
+    /// The last restorable moment before it
+    Before,
+    /// The first restorable moment after it
+    After,
+}
+
+impl From<Nearest> for Side {
+    fn from(nearest: Nearest) -> Self {
+        match nearest {
+            Nearest::Before => Self::Before,
+            Nearest::After => Self::After,
+        }
+    }
+}
+
+/// `--points`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Keep {
+    /// Any write can be restored
+    EveryWrite,
+    /// Only points can
+    PerPoint,
+}
+
+impl From<Keep> for PointPolicy {
+    fn from(keep: Keep) -> Self {
+        match keep {
+            Keep::EveryWrite => Self::EveryWrite,
+            Keep::PerPoint => Self::PerPoint,
+        }
+    }
+}
+
+/// A line about a restorable run.
+fn range_line(range: &Range) -> String {
+    let (from, to) = (crate::human::local_time(range.from_time), crate::human::local_time(range.to_time));
+    match range.kind {
+        RangeKind::Every => format!("every write from {from} to {to} (lsn {}..{})\n", range.from_lsn, range.to_lsn),
+        RangeKind::Only => format!("only {to} (lsn {})\n", range.to_lsn),
+    }
+}
+
+/// A line about a gap.
+fn gap_line(gap: &Gap) -> String {
+    let (from, to) = (crate::human::local_time(gap.from_time), crate::human::local_time(gap.to_time));
+    let cause = gap.cause.as_ref().map(|cause| format!(" after {cause}")).unwrap_or_default();
+    format!("{}{cause}: nothing from {from} to {to} (lsn {}..{})\n", gap.reason, gap.from_lsn, gap.to_lsn)
+}

@@ -1,0 +1,120 @@
+//! `cdp points`: what can be restored, and what cannot.
+
+use super::{gap_line, range_line};
+use crate::ask::ask;
+use crate::engine::Engine;
+use crate::exit::{Exit, Failure};
+use crate::human;
+use crate::json::{Point, PointKind, Points};
+use crate::output::Output;
+use crate::table::{Side, Table};
+use cdp_core::when::When;
+use cdp_net::owner::Request;
+use clap::Args;
+use std::path::PathBuf;
+
+/// Points in one answer where `--limit` says nothing.
+const LIMIT_DEFAULT: u32 = 1000;
+
+/// List restorable ranges, points and gaps, newest first
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Directory of the replica
+    dir: PathBuf,
+    /// Only from this moment on
+    #[arg(long, value_name = "T", allow_hyphen_values = true)]
+    since: Option<When>,
+    /// Only up to this moment
+    #[arg(long, value_name = "T", allow_hyphen_values = true)]
+    until: Option<When>,
+    /// At most so many points
+    #[arg(long, value_name = "N", default_value_t = LIMIT_DEFAULT)]
+    limit: u32,
+}
+
+impl Arguments {
+    /// Lists them.
+    ///
+    /// # Errors
+    /// What the owner or the replica says.
+    pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
+        let request = Request::Points { since: self.since, until: self.until, limit: Some(self.limit) };
+        let points: Points = ask(engine, &self.dir, request)?;
+        output.answer(&points, for_people);
+        Ok(Exit::Done)
+    }
+}
+
+fn for_people(points: &Points) -> String {
+    let mut text = format!("group {}\n\nrestorable:\n", points.group);
+    if points.ranges.is_empty() {
+        text.push_str("  nothing yet\n");
+    }
+    points.ranges.iter().for_each(|range| text.push_str(&format!("  {}", range_line(range))));
+    if !points.gaps.is_empty() {
+        text.push_str("\nnot restorable:\n");
+        points.gaps.iter().for_each(|gap| text.push_str(&format!("  {}", gap_line(gap))));
+    }
+    if !points.points.is_empty() {
+        text.push_str(&format!("\n{}", table(&points.points).render()));
+    }
+    if let Some(next) = &points.next {
+        text.push_str(&format!("\nolder points: --until {next}\n"));
+    }
+    text
+}
+
+fn table(points: &[Point]) -> Table {
+    let mut table =
+        Table::new(&[("TIME", Side::Left), ("POINT", Side::Left), ("KIND", Side::Left), ("LABEL", Side::Left)]);
+    for point in points {
+        let mut kinds: Vec<&str> = point.kinds.iter().map(|kind| word(*kind)).collect();
+        kinds.extend(
+            [(point.on_barrier, "flushed"), (point.pinned, "pinned")]
+                .iter()
+                .filter_map(|(on, word)| on.then_some(*word)),
+        );
+        let label = point.label.clone().unwrap_or_default();
+        table.row([human::local_time(point.time), point.id.to_string(), kinds.join(","), label]);
+    }
+    table
+}
+
+fn word(kind: PointKind) -> &'static str {
+    match kind {
+        PointKind::Short => "short",
+        PointKind::Long => "long",
+        PointKind::Mark => "mark",
+        PointKind::App => "app",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::tests::{gap, point, range};
+
+    #[test]
+    fn everything_has_its_place() {
+        let points = Points {
+            group: "web".into(),
+            ranges: vec![range()],
+            points: vec![point()],
+            gaps: vec![gap()],
+            next: Some(cdp_core::types::WallTime(0)),
+            ..Points::default()
+        };
+        let text = for_people(&points);
+        for part in [
+            "group web\n",
+            "every write from ",
+            "(lsn 1..9)",
+            "resync after unclean-stop: nothing from ",
+            "mark,flushed  before upgrade",
+            "--until 1970-01-01T00:00:00.000000000Z",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        assert!(for_people(&Points::default()).contains("nothing yet"));
+    }
+}

@@ -1,0 +1,270 @@
+//! `cdp protect`: serve disks, keep every write.
+
+use super::{Keep, gap_line};
+use crate::engine::{Engine, PolicySpec, ProtectSpec, SourceSpec, SourceTrust};
+use crate::exit::{Exit, Failure};
+use crate::human;
+use crate::json::{Compared, PointKind, ProtectEvent, Stopped};
+use crate::output::Output;
+use crate::progress::{Meter, Progress};
+use crate::stop::Stop;
+use anyhow::Context as _;
+use cdp_core::types::{DISKS_MAX, NAME_MAX};
+use cdp_core::when::{format_bytes, parse_duration};
+use cdp_net::nbd::Uri;
+use clap::Args;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Protect disks: serve them over NBD and keep every write in a replica
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Raw images or block devices, in one write order; NAME=SOURCE names the disk
+    #[arg(required = true, value_name = "SOURCE", value_parser = source)]
+    sources: Vec<SourceSpec>,
+    /// Directory of the replica; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    replica: PathBuf,
+    /// Where to serve the disks: nbd://HOST:PORT or nbd+unix:///?socket=PATH
+    #[arg(long, value_name = "URI", default_value = "nbd://127.0.0.1:10809")]
+    listen: Uri,
+    /// Directory of server-cert.pem, server-key.pem and, to know clients by their certificates, ca-cert.pem
+    #[arg(long, value_name = "DIR")]
+    tls_certificates: Option<PathBuf>,
+    /// Name of the group
+    #[arg(long, value_parser = name)]
+    name: Option<String>,
+    #[command(flatten)]
+    policy: PolicyFlags,
+    /// Believe that nobody changed the sources since the last clean stop
+    #[arg(long, conflicts_with = "full_check")]
+    trust_source: bool,
+    /// Compare everything with the replica in the background
+    #[arg(long)]
+    full_check: bool,
+    /// At the end, wait at most so long until everything is durable
+    #[arg(long, value_name = "D", default_value = "30s", value_parser = parse_duration)]
+    drain: Duration,
+}
+
+/// Flags of the policy, for `protect` and `policy`.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct PolicyFlags {
+    /// Close a point this often, such as 15s
+    #[arg(long, value_name = "D", value_parser = rpo)]
+    rpo: Option<Duration>,
+    /// Which moments are kept
+    #[arg(long, value_enum)]
+    points: Option<Keep>,
+}
+
+impl From<PolicyFlags> for PolicySpec {
+    fn from(flags: PolicyFlags) -> Self {
+        Self { rpo: flags.rpo, points: flags.points.map(Into::into) }
+    }
+}
+
+/// The shortest and the longest RPO.
+const RPO: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);
+
+fn rpo(text: &str) -> Result<Duration, String> {
+    let rpo = parse_duration(text).map_err(|error| error.to_string())?;
+    if RPO.contains(&rpo) { Ok(rpo) } else { Err("an RPO lies between 100ms and 1d".into()) }
+}
+
+/// A name of a disk, a group or a session.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > NAME_MAX || matches!(text, "." | "..") {
+        Err(format!("a name has 1 to {NAME_MAX} bytes and is neither \".\" nor \"..\""))
+    } else if text.chars().any(|c| c == '/' || c.is_control()) {
+        Err("a name holds neither a slash nor control characters".into())
+    } else {
+        Ok(text.into())
+    }
+}
+
+/// `NAME=SOURCE` or `SOURCE`. Before the `=` there is no slash, so that a path may hold one.
+fn source(text: &str) -> Result<SourceSpec, String> {
+    if let Some((before, path)) = text.split_once('=').filter(|(before, _)| !before.contains('/')) {
+        return match path {
+            "" => Err("after NAME= a path is missing".into()),
+            _ => Ok(SourceSpec { name: name(before)?, path: path.into() }),
+        };
+    }
+    let stem = Path::new(text).file_stem().and_then(|stem| stem.to_str());
+    let stem = stem.ok_or("the path has no file name to call the disk by: give NAME=SOURCE")?;
+    Ok(SourceSpec { name: name(stem)?, path: text.into() })
+}
+
+impl Arguments {
+    fn spec(self) -> Result<ProtectSpec, Failure> {
+        let usage = |message: String| Failure::new(Exit::Usage, "usage", message);
+        let mut names = BTreeSet::new();
+        if let Some(twice) = self.sources.iter().find(|source| !names.insert(source.name.as_str())) {
+            let message = format!("two disks are called {:?}", twice.name);
+            return Err(usage(message).hint("name one of them otherwise with NAME=SOURCE"));
+        }
+        if self.sources.len() > DISKS_MAX {
+            return Err(usage(format!("{} disks are more than the {DISKS_MAX} of a group", self.sources.len())));
+        }
+        let trust = match (self.trust_source, self.full_check) {
+            (true, _) => SourceTrust::Trust,
+            (_, true) => SourceTrust::Check,
+            _ => SourceTrust::Default,
+        };
+        let Self { sources, replica, listen, tls_certificates: tls, name, policy, drain, .. } = self;
+        Ok(ProtectSpec { sources, replica, listen, tls, name, policy: policy.into(), trust, drain })
+    }
+
+    /// Protects until a signal.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
+        let spec = self.spec()?;
+        let stop = Stop::on_signals().context("cannot handle signals")?;
+        run(&spec, &stop, engine, output)
+    }
+}
+
+/// Protects until `stop` is wished; status 1 when something was left in the activity log.
+///
+/// # Errors
+/// What the engine says.
+pub fn run(spec: &ProtectSpec, stop: &Stop, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
+    let meter = Meter::new("seeding", output.shows_progress());
+    let stopped = engine.protect(spec, stop, &mut |event| {
+        show_progress(&meter, &event);
+        output.answer(&event, for_people);
+    })?;
+    meter.finish();
+    let drained = stopped.drained;
+    output.answer(&ProtectEvent::Stopped(stopped), for_people);
+    Ok(if drained { Exit::Done } else { Exit::Failed })
+}
+
+fn show_progress(meter: &Meter, event: &ProtectEvent) {
+    match event {
+        ProtectEvent::Seeding { done, total, .. } if done < total => {
+            meter.set(Progress { done: *done, total: *total });
+        }
+        ProtectEvent::Seeding { .. } => meter.finish(),
+        _ => {}
+    }
+}
+
+/// People see what needs their eyes; the points that the policy closes are only counted at the end.
+fn for_people(event: &ProtectEvent) -> String {
+    match event {
+        ProtectEvent::Opened { timeline, resumed, clean, compared } => {
+            opened(*resumed, *clean, *compared, &timeline.to_string())
+        }
+        ProtectEvent::Ready { exports } => {
+            let line = |export: &crate::json::Export| {
+                format!("{} ({}) is served at {}\n", export.name, format_bytes(export.size), export.uri)
+            };
+            exports.iter().map(line).collect()
+        }
+        ProtectEvent::Seeding { done, total, bytes_per_s } if done >= total => {
+            format!("seeded: {} at {}\n", format_bytes(*total), human::rate(*bytes_per_s))
+        }
+        ProtectEvent::Point { point } if point.kinds.iter().any(|kind| *kind != PointKind::Short) => {
+            let label = point.label.as_deref().unwrap_or("without a label");
+            format!("point {} at {}: {label}\n", point.id, human::local_time(point.time))
+        }
+        ProtectEvent::Seeding { .. } | ProtectEvent::Point { .. } => String::new(),
+        ProtectEvent::Gap { gap } => gap_line(gap),
+        ProtectEvent::State { state, reason } => match reason {
+            Some(reason) => format!("{}: {reason}\n", state.as_str()),
+            None => format!("{}\n", state.as_str()),
+        },
+        ProtectEvent::Stopped(stopped) => summary(stopped),
+    }
+}
+
+fn opened(resumed: bool, clean: bool, compared: Compared, timeline: &str) -> String {
+    let mut text = match (resumed, clean) {
+        (false, _) => format!("new replica, timeline {timeline}\n"),
+        (true, true) => format!("resumed on timeline {timeline}\n"),
+        (true, false) => format!("the last stop was unclean: resumed on the new timeline {timeline}\n"),
+    };
+    text.push_str(match compared {
+        Compared::Nothing => "",
+        Compared::ActivityLog => {
+            "what the activity log names is read again; changes that others made to the source in between would be found \
+             only with --full-check\n"
+        }
+        Compared::Everything => "the whole source is compared with the replica in the background\n",
+    });
+    text
+}
+
+fn summary(stopped: &Stopped) -> String {
+    let Stopped { lsn, durable_lsn, written_bytes, stored_bytes, hot_bytes, points, seconds, drained } = stopped;
+    let mut text = format!(
+        "stopped after {}: {} written, {} stored, {}, durable up to LSN {durable_lsn}\n",
+        human::span(Duration::from_secs(*seconds)),
+        format_bytes(*written_bytes),
+        format_bytes(*stored_bytes),
+        human::count(usize::try_from(*points).unwrap_or(usize::MAX), "point"),
+    );
+    if !drained {
+        text.push_str(&format!(
+            "not durable: LSN {} to {lsn}; the activity log names {} that the next start reads again\n",
+            durable_lsn.next(),
+            format_bytes(*hot_bytes)
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdp_core::types::Lsn;
+
+    #[test]
+    fn names_of_disks() {
+        for (text, name, path) in [
+            ("disk.img", "disk", "disk.img"),
+            ("/dev/sdb", "sdb", "/dev/sdb"),
+            ("root=/dev/sdb", "root", "/dev/sdb"),
+            ("a=b=c", "a", "b=c"),
+            ("/x=y/disk.raw", "disk", "/x=y/disk.raw"),
+            ("./a=b.img", "a=b", "./a=b.img"),
+        ] {
+            assert_eq!(source(text), Ok(SourceSpec { name: name.into(), path: path.into() }), "{text}");
+        }
+        for text in ["", "/", "..", "=x", "name=", ".=x"] {
+            assert!(source(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_rpo_has_bounds() {
+        assert_eq!(rpo("15s"), Ok(Duration::from_secs(15)));
+        for text in ["0s", "99ms", "2d", "x"] {
+            assert!(rpo(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_end_says_what_was_not_durable() {
+        let clean =
+            Stopped { drained: true, lsn: Lsn(9), durable_lsn: Lsn(9), seconds: 61, points: 1, ..Stopped::default() };
+        assert_eq!(
+            summary(&clean),
+            "stopped after 1 min 01 s: 0 B written, 0 B stored, 1 point, durable up to LSN 9\n"
+        );
+        let unclean = Stopped { drained: false, lsn: Lsn(12), hot_bytes: 4 << 20, ..clean };
+        let expect = "not durable: LSN 10 to 12; the activity log names 4.00 MiB that the next start reads again\n";
+        assert!(summary(&unclean).ends_with(expect));
+    }
+
+    #[test]
+    fn an_unclean_start_says_what_it_cannot_see() {
+        let text = opened(true, false, Compared::ActivityLog, "00ff");
+        assert!(text.contains("unclean") && text.contains("--full-check"), "{text}");
+    }
+}

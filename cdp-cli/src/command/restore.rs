@@ -1,0 +1,81 @@
+//! `cdp restore`: write the disks of a moment into files or devices.
+
+use super::Nearest;
+use crate::ask::access;
+use crate::engine::{Engine, RestoreSpec};
+use crate::exit::{Exit, Failure};
+use crate::human;
+use crate::json::Restored;
+use crate::output::Output;
+use crate::progress::Meter;
+use crate::stop::Stop;
+use anyhow::Context as _;
+use cdp_core::when::{When, format_bytes};
+use clap::Args;
+use std::path::PathBuf;
+
+/// Write the disks of a moment
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Directory of the replica
+    dir: PathBuf,
+    /// The moment: latest, a time, -15m, lsn:N, point:ID or a label
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    at: When,
+    /// If the moment is not restorable, take its neighbour
+    #[arg(long, value_enum)]
+    nearest: Option<Nearest>,
+    /// The file or block device to write; for several disks a directory
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Only this disk
+    #[arg(long, value_name = "NAME")]
+    disk: Option<String>,
+    /// Overwrite a file that exists, or a block device
+    #[arg(long)]
+    force: bool,
+}
+
+impl Arguments {
+    /// Writes them.
+    ///
+    /// # Errors
+    /// What the owner or the engine says.
+    pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
+        let Self { dir, at, nearest, output: target, disk, force } = self;
+        let spec = RestoreSpec { at, nearest: nearest.map(Into::into), output: target, disk, force };
+        let stop = Stop::on_signals().context("cannot handle signals")?;
+        let meter = Meter::new("restoring", output.shows_progress());
+        let restored = engine.restore(&dir, &spec, access(&dir)?, &stop, &mut |progress| meter.set(progress))?;
+        meter.finish();
+        output.answer(&restored, for_people);
+        Ok(Exit::Done)
+    }
+}
+
+fn for_people(restored: &Restored) -> String {
+    let mut text = format!("restored {}\n", human::moment(&restored.at));
+    for written in &restored.outputs {
+        text.push_str(&format!(
+            "{} ({}) is in {}\n",
+            written.disk,
+            format_bytes(written.bytes),
+            written.path.display()
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::RestoredDisk;
+    use crate::json::tests::at;
+
+    #[test]
+    fn a_restore_in_words() {
+        let disk = RestoredDisk { disk: "root".into(), path: "out.img".into(), bytes: 1 << 30 };
+        let text = for_people(&Restored { at: at(), outputs: vec![disk] });
+        assert!(text.ends_with("root (1.00 GiB) is in out.img\n"), "{text}");
+    }
+}

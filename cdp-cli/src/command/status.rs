@@ -1,0 +1,110 @@
+//! `cdp status`: how a replica is.
+
+use super::range_line;
+use crate::ask::ask;
+use crate::engine::Engine;
+use crate::exit::{Exit, Failure};
+use crate::human;
+use crate::json::{Session, Status};
+use crate::output::Output;
+use cdp_core::when::format_bytes;
+use cdp_net::owner::Request;
+use clap::Args;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Show state, RPO, ranges, space, rates and holds
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Directory of the replica
+    dir: PathBuf,
+}
+
+impl Arguments {
+    /// Shows it.
+    ///
+    /// # Errors
+    /// What the owner or the replica says.
+    pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
+        let status: Status = ask(engine, &self.dir, Request::Status)?;
+        output.answer(&status, for_people);
+        Ok(Exit::Done)
+    }
+}
+
+fn for_people(status: &Status) -> String {
+    let owner = status.owner_pid.map(|pid| format!(" by process {pid}")).unwrap_or_default();
+    let rpo = status.rpo_ms.map_or_else(|| "-".into(), |ms| human::span(Duration::from_millis(ms)));
+    let space = &status.space;
+    let quota = space.quota.map(|quota| format!(" of {}", format_bytes(quota))).unwrap_or_default();
+    let all = space.base + space.layers + space.segments + space.overlays;
+    let mut text = format!(
+        "state   {}{owner}\ngroup   {}\nRPO     {rpo}\ndurable LSN {} of {}\nspace   {}{quota}: base {}, layers {}, \
+         segments {}, overlays {}, pinned {}\nrates   {} written, {} stored\n",
+        status.state.as_str(),
+        status.group,
+        status.durable_lsn,
+        status.lsn,
+        format_bytes(all),
+        format_bytes(space.base),
+        format_bytes(space.layers),
+        format_bytes(space.segments),
+        format_bytes(space.overlays),
+        format_bytes(space.pinned),
+        human::rate(status.rates.write_bytes_per_s),
+        human::rate(status.rates.stored_bytes_per_s),
+    );
+    for disk in &status.disks {
+        let place = disk.uri.as_ref().map(|uri| format!(", served at {uri}")).unwrap_or_default();
+        text.push_str(&format!("disk    {} ({}){place}\n", disk.name, format_bytes(disk.size)));
+    }
+    status.ranges.iter().for_each(|range| text.push_str(&format!("keeps   {}", range_line(range))));
+    status.sessions.iter().for_each(|session| text.push_str(&session_line(session)));
+    if status.pins > 0 {
+        text.push_str(&format!("held    by {}\n", human::count(status.pins as usize, "reader")));
+    }
+    text
+}
+
+fn session_line(session: &Session) -> String {
+    let name = session.name.as_deref().unwrap_or("(temporary)");
+    let open = if session.open { ", open" } else { "" };
+    format!("session {name}: {} since {}{open}\n", format_bytes(session.bytes), human::moment(&session.at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::tests::{at, range};
+    use crate::json::{Disk, Space, State};
+
+    #[test]
+    fn a_status_in_words() {
+        let at = at();
+        let session = Session { name: Some("lab".into()), timeline: at.timeline, at, bytes: 4096, open: true };
+        let status = Status {
+            state: State::Protecting,
+            group: "web".into(),
+            rpo_ms: Some(1500),
+            owner_pid: Some(7),
+            pins: 2,
+            space: Space { base: 1 << 30, quota: Some(2 << 30), ..Space::default() },
+            disks: vec![Disk { name: "root".into(), size: 1 << 30, uri: Some("nbd://h".into()) }],
+            ranges: vec![range()],
+            sessions: vec![session],
+            ..Status::default()
+        };
+        let text = for_people(&status);
+        for part in [
+            "state   protecting by process 7\n",
+            "RPO     1.5 s\n",
+            "space   1.00 GiB of 2.00 GiB: base 1.00 GiB,",
+            "disk    root (1.00 GiB), served at nbd://h\n",
+            "keeps   every write",
+            "session lab: 4.00 KiB since point 0011",
+            "held    by 2 readers\n",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+}

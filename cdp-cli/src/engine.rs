@@ -1,0 +1,165 @@
+//! What the commands ask of the libraries: the narrow border behind which everything real happens.
+//!
+//! Small questions (status, points, mark, policy, sessions) are [`cdp_net::owner::Request`]s and take the same way with and
+//! without another owner: [`Engine::open`] gives the handler that an owner has. The long jobs are calls of their own.
+
+use crate::exit::Failure;
+use crate::json::{Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
+use crate::progress::Progress;
+use crate::stop::Stop;
+use cdp_core::when::When;
+use cdp_net::nbd::Uri;
+use cdp_net::owner::{Access, Handler, Owner, Side};
+use cdp_net::report::{PointPolicy, Policy};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A disk to protect.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SourceSpec {
+    /// Its name in the group, and its export's.
+    pub name: String,
+    /// A raw image or a block device.
+    pub path: PathBuf,
+}
+
+/// What to believe of a source that may have been changed by others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SourceTrust {
+    /// Files by size, inode and times; block devices never.
+    #[default]
+    Default,
+    /// All.
+    Trust,
+    /// None: everything is compared.
+    Check,
+}
+
+/// What to protect, and how.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProtectSpec {
+    /// The disks, in their order; at least one.
+    pub sources: Vec<SourceSpec>,
+    /// The replica's directory, made if it is not there.
+    pub replica: PathBuf,
+    /// Where to serve the disks.
+    pub listen: Uri,
+    /// Directory of the certificates; with it only clients that use TLS are served.
+    pub tls: Option<PathBuf>,
+    /// The group's name, if it was given.
+    pub name: Option<String>,
+    /// What was given of the policy.
+    pub policy: PolicySpec,
+    /// What to believe of the sources.
+    pub trust: SourceTrust,
+    /// How long the end may take.
+    pub drain: Duration,
+}
+
+/// What was given of a policy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PolicySpec {
+    /// How often a point is closed.
+    pub rpo: Option<Duration>,
+    /// Which moments are kept.
+    pub points: Option<PointPolicy>,
+}
+
+impl PolicySpec {
+    /// The policy with what was given in place of what it says.
+    #[must_use]
+    pub fn over(&self, policy: Policy) -> Policy {
+        let rpo_ms = self.rpo.map(|rpo| u64::try_from(rpo.as_millis()).unwrap_or(u64::MAX));
+        Policy { rpo_ms: rpo_ms.unwrap_or(policy.rpo_ms), points: self.points.unwrap_or(policy.points) }
+    }
+}
+
+/// What to write where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RestoreSpec {
+    /// The moment.
+    pub at: When,
+    /// Which neighbour to take if it is not restorable.
+    pub nearest: Option<Side>,
+    /// The file, block device or directory.
+    pub output: PathBuf,
+    /// One disk of several.
+    pub disk: Option<String>,
+    /// Overwrite.
+    pub force: bool,
+}
+
+/// What to serve, and where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountSpec {
+    /// The moment; a session that exists has its own.
+    pub at: Option<When>,
+    /// Which neighbour to take if it is not restorable.
+    pub nearest: Option<Side>,
+    /// Where; `None` is the default address, or the next free port after it.
+    pub listen: Option<Uri>,
+    /// Directory of the certificates; with it only clients that use TLS are served.
+    pub tls: Option<PathBuf>,
+    /// Take writes.
+    pub writable: bool,
+    /// The session that writes go to; `None` is one that ends with the mount.
+    pub session: Option<String>,
+}
+
+/// The libraries, as the commands see them.
+pub trait Engine: Sync {
+    /// Opens the replica of a directory that this process owns, to answer what an owner answers.
+    ///
+    /// # Errors
+    /// When it is none, or damaged.
+    fn open(&self, owner: Owner) -> Result<Box<dyn Handler>, Failure>;
+
+    /// Protects until `stop` is wished or nothing can be protected any more.
+    ///
+    /// # Errors
+    /// When it cannot begin, or a source cannot be served any more.
+    fn protect(
+        &self,
+        spec: &ProtectSpec,
+        stop: &Stop,
+        events: &mut dyn FnMut(ProtectEvent),
+    ) -> Result<Stopped, Failure>;
+
+    /// Serves a moment until `stop` is wished. `access` is kept all the while.
+    ///
+    /// # Errors
+    /// When the moment is not restorable or cannot be served.
+    fn mount(
+        &self,
+        dir: &Path,
+        spec: &MountSpec,
+        access: Access,
+        stop: &Stop,
+        events: &mut dyn FnMut(MountEvent),
+    ) -> Result<(), Failure>;
+
+    /// Writes the disks of a moment; when `stop` is wished nothing is left behind.
+    ///
+    /// # Errors
+    /// When the moment is not restorable or the output cannot be written.
+    fn restore(
+        &self,
+        dir: &Path,
+        spec: &RestoreSpec,
+        access: Access,
+        stop: &Stop,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Restored, Failure>;
+
+    /// Reads and checks everything in `dir`. Damage is an answer, not an error.
+    ///
+    /// # Errors
+    /// When it cannot be read at all.
+    fn verify(&self, dir: &Path, access: Access, progress: &mut dyn FnMut(Progress)) -> Result<Verified, Failure>;
+
+    /// Says what is in a file of ours.
+    ///
+    /// # Errors
+    /// When it cannot be read or is none of ours.
+    fn inspect(&self, path: &Path) -> Result<Inspected, Failure>;
+}

@@ -1,0 +1,235 @@
+//! The documents of `--json`: those that the owner answers too ([`cdp_net::report`]) and those that only commands print.
+//!
+//! Fields may be added, never renamed or removed.
+
+pub use cdp_net::report::{At, Disk, Gap, Point, PointKind, Points, Policy, Range, Session, Space, State, Status};
+
+use crate::exit::Failure;
+use cdp_core::types::Lsn;
+use cdp_core::when::TimelineName;
+use cdp_net::report::text;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What stands on stdout when a command failed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ErrorDocument {
+    /// The failure.
+    pub error: ErrorBody,
+}
+
+/// Why a command failed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ErrorBody {
+    /// A word, never changed once released.
+    pub code: String,
+    /// One sentence.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+    /// Restorable moments on both sides of the one that was asked for.
+    pub nearest: Vec<At>,
+}
+
+impl From<&Failure> for ErrorDocument {
+    fn from(failure: &Failure) -> Self {
+        let Failure { code, message, hint, nearest, .. } = failure.clone();
+        Self { error: ErrorBody { code, message, hint, nearest } }
+    }
+}
+
+/// A disk that is served.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Export {
+    /// The disk and the export.
+    pub name: String,
+    /// Where.
+    pub uri: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// How much of the source was compared with the replica at a start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compared {
+    /// Nothing: the replica was made, or the stop was clean and the source is as it was left.
+    Nothing,
+    /// What the activity log names: changes that others made in between would not be seen.
+    ActivityLog,
+    /// All of it.
+    Everything,
+}
+
+/// A line of `protect --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ProtectEvent {
+    /// The replica is open.
+    Opened {
+        /// The branch of history that writes will be on.
+        #[serde(with = "text")]
+        timeline: TimelineName,
+        /// It was there before.
+        resumed: bool,
+        /// The last stop was clean (true for a new replica).
+        clean: bool,
+        /// How much of the source is compared with the replica.
+        compared: Compared,
+    },
+    /// The first copy, or a comparison of everything, goes on.
+    Seeding {
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+        /// The present rate.
+        bytes_per_s: u64,
+    },
+    /// The disks are served.
+    Ready {
+        /// Where.
+        exports: Vec<Export>,
+    },
+    /// A point was made and is durable.
+    Point {
+        /// It.
+        point: Point,
+    },
+    /// Something that nobody can restore.
+    Gap {
+        /// It.
+        gap: Gap,
+    },
+    /// The protection does something else now.
+    State {
+        /// What.
+        state: State,
+        /// Why, for people.
+        reason: Option<String>,
+    },
+    /// The end.
+    Stopped(Stopped),
+}
+
+/// How a protection ended.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Stopped {
+    /// Everything is durable; else the rest is left in the activity log.
+    pub drained: bool,
+    /// The last LSN that was given.
+    #[serde(with = "text::lsn")]
+    pub lsn: Lsn,
+    /// The last durable one.
+    #[serde(with = "text::lsn")]
+    pub durable_lsn: Lsn,
+    /// Bytes that guests wrote.
+    pub written_bytes: u64,
+    /// Bytes that the journal stored for them.
+    pub stored_bytes: u64,
+    /// Bytes of the disk that the activity log names and a start will read again.
+    pub hot_bytes: u64,
+    /// Points that were made.
+    pub points: u64,
+    /// Seconds that it lasted.
+    pub seconds: u64,
+}
+
+/// The answer of `mark`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Marked {
+    /// The point.
+    pub at: At,
+    /// Its name.
+    pub label: String,
+}
+
+/// A file that `restore` wrote.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RestoredDisk {
+    /// The disk.
+    pub disk: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// The answer of `restore`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Restored {
+    /// The moment.
+    pub at: At,
+    /// What was written.
+    pub outputs: Vec<RestoredDisk>,
+}
+
+/// A line of `mount --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum MountEvent {
+    /// The disks of the moment are served.
+    Ready {
+        /// The moment.
+        at: At,
+        /// Where.
+        exports: Vec<Export>,
+        /// The name of the session that writes go to.
+        session: Option<String>,
+        /// Writes are taken.
+        writable: bool,
+    },
+    /// The end.
+    Stopped {
+        /// The session that writes went to is kept.
+        kept: bool,
+    },
+    /// A named session was forgotten.
+    Dropped {
+        /// Its name.
+        session: String,
+    },
+}
+
+/// Something stored that is not what was stored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Damage {
+    /// The file.
+    pub file: PathBuf,
+    /// Where in it.
+    pub offset: u64,
+    /// How many bytes.
+    pub length: u64,
+    /// What is wrong.
+    pub what: String,
+    /// The moments that cannot be restored for it.
+    pub lost: Vec<Range>,
+}
+
+/// The answer of `verify`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Verified {
+    /// There is no damage.
+    pub ok: bool,
+    /// What is wrong.
+    pub damage: Vec<Damage>,
+    /// The moments that are still good.
+    pub good: Vec<Range>,
+    /// Bytes that were read and checked.
+    pub bytes: u64,
+}
+
+/// The answer of `inspect`: a file of ours in words.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Inspected {
+    /// The file.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: String,
+    /// What stands in it, a fact a line.
+    pub lines: Vec<String>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,149 @@
+use super::*;
+use crate::engine::{MountSpec, ProtectSpec, RestoreSpec};
+use crate::json::tests::at;
+use crate::json::{Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
+use crate::output::tests::capture;
+use crate::progress::Progress;
+use crate::stop::Stop;
+use cdp_net::owner::{Access, Connection, ControlServer, Handler, Owner, Request, reply};
+use cdp_net::report::{Policy, Problem, ProblemClass};
+use clap::CommandFactory;
+use serde_json::Value;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Answers as a replica would that knows one label.
+struct Replica;
+
+impl Handler for Replica {
+    fn handle(&self, request: Request, _: &Connection) -> Result<Value, Problem> {
+        match request {
+            Request::Mark { label, .. } if label.as_str() == "taken" => {
+                Err(Problem::new(ProblemClass::Refused, "label-taken", "the label is taken"))
+            }
+            Request::Mark { .. } => reply(at()),
+            Request::Policy { change } => {
+                reply(Policy { rpo_ms: change.rpo_ms.unwrap_or(15_000), ..Policy::default() })
+            }
+            _ => reply(()),
+        }
+    }
+}
+
+struct Fake;
+
+impl Engine for Fake {
+    fn open(&self, _: Owner) -> Result<Box<dyn Handler>, Failure> {
+        Ok(Box::new(Replica))
+    }
+    fn protect(&self, _: &ProtectSpec, _: &Stop, _: &mut dyn FnMut(ProtectEvent)) -> Result<Stopped, Failure> {
+        Ok(Stopped { drained: false, ..Stopped::default() })
+    }
+    fn mount(
+        &self,
+        _: &Path,
+        _: &MountSpec,
+        _: Access,
+        _: &Stop,
+        events: &mut dyn FnMut(MountEvent),
+    ) -> Result<(), Failure> {
+        events(MountEvent::Stopped { kept: false });
+        Ok(())
+    }
+    fn restore(
+        &self,
+        _: &Path,
+        spec: &RestoreSpec,
+        _: Access,
+        _: &Stop,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Restored, Failure> {
+        progress(Progress { done: 1, total: 1 });
+        assert_eq!(spec.at, "-15m".parse().unwrap());
+        Ok(Restored { at: at(), outputs: vec![] })
+    }
+    fn verify(&self, _: &Path, _: Access, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
+        Ok(Verified::default())
+    }
+    fn inspect(&self, path: &Path) -> Result<Inspected, Failure> {
+        Err(Failure::new(Exit::Failed, "not-ours", format!("{} is no file of ours", path.display())))
+    }
+}
+
+/// Exit status, stdout and stderr of a command line.
+fn cdp(line: &[&str]) -> (u8, String, String) {
+    let mut exit = None;
+    let json = line.contains(&"--json");
+    let (out, err) = capture(json, |output| {
+        exit = Some(match Cli::try_parse_from([&["cdp"], line].concat()) {
+            Ok(cli) => finish(cli.command.run(&Fake, output), output),
+            Err(error) => end_of_parsing(&error, output),
+        });
+    });
+    (exit.unwrap() as u8, out, err)
+}
+
+#[test]
+fn the_tree_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_command_by_its_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    assert_eq!(cdp(&["mark", path, "--label", "x", "--json"]).0, 0);
+    assert_eq!(cdp(&["mark", path, "--label", "taken"]).0, 4);
+    assert_eq!(cdp(&["mark", path, "--label", "a:b"]).0, 2);
+    assert_eq!(cdp(&["policy", path, "--rpo", "2s"]).1, "RPO     2s\npoints  every write\n");
+    assert_eq!(cdp(&["restore", path, "--at", "-15m", "--output", "x"]).0, 0);
+    assert_eq!(cdp(&["mount", path, "--at", "latest"]).1, "stopped\n");
+    assert_eq!(cdp(&["mount", path, "--drop", "lab"]).1, "the session \"lab\" is gone\n");
+    assert_eq!(cdp(&["verify", path]).0, 5);
+    assert_eq!(cdp(&["protect", "disk.img", "--replica", path]).0, 1, "not drained");
+    let (status, out, err) = cdp(&["inspect", "x", "--json"]);
+    assert_eq!((status, err.as_str()), (1, "cdp: x is no file of ours\n"));
+    assert!(out.starts_with("{\"error\":{\"code\":\"not-ours\""), "{out}");
+}
+
+#[test]
+fn another_owner_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let owner = Owner::acquire(dir.path()).unwrap();
+    let (status, _, err) = cdp(&["mark", path, "--label", "x"]);
+    assert_eq!(status, 4, "an owner that never answers");
+    assert!(err.contains(&format!("belongs to process {}", std::process::id())), "{err}");
+    let _server = ControlServer::start(&owner, Arc::new(Replica)).unwrap();
+    let (status, out, _) = cdp(&["mark", path, "--label", "x", "--json"]);
+    assert_eq!(status, 0);
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["at"]["lsn"], 7);
+    assert_eq!(cdp(&["mark", path, "--label", "taken", "--json"]).0, 4);
+}
+
+#[test]
+fn wrong_usage_is_status_2() {
+    for line in [
+        &[][..],
+        &["nothing"],
+        &["protect"],
+        &["protect", "x"],
+        &["protect", "x", "y/x", "--replica", "d"],
+        &["protect", "x", "--replica", "d", "--rpo", "1ms"],
+        &["protect", "x", "--replica", "d", "--trust-source", "--full-check"],
+        &["protect", "x", "--replica", "d", "--listen", "127.0.0.1:10809"],
+        &["mount", "d"],
+        &["mount", "d", "--at", "latest", "--session", "s"],
+        &["mount", "d", "--drop", "s", "--at", "latest"],
+        &["restore", "d", "--at", "latest"],
+        &["restore", "d", "--at", "-5", "--output", "x"],
+        &["restore", "d", "--at", "2026-01-01T00:00:00", "--output", "x"],
+        &["points", "d", "--since", "--json"],
+    ] {
+        assert_eq!(cdp(line).0, 2, "{line:?}");
+    }
+    let (status, out, err) = cdp(&["restore", "d", "--json"]);
+    assert_eq!(status, 2);
+    assert!(out.starts_with("{\"error\":{\"code\":\"usage\""), "{out}");
+    assert!(err.starts_with("cdp: "), "{err}");
+}

@@ -1,0 +1,322 @@
+//! Pooled, page-aligned buffers whose front can be shared as [`Bytes`] while the rest is still being filled.
+//!
+//! A receiver takes one buffer, fills it from the front, and hands out what is complete with [`PooledBuffer::freeze_front`];
+//! nothing is copied. When the last [`Bytes`] of a piece is dropped, the piece goes back to its buffer; a buffer whose pieces
+//! are all back goes back to its pool, still initialised, so that steady state neither allocates nor clears memory.
+//! A piece that is back and lies directly before the unfilled rest can be used again at once ([`PooledBuffer::reclaim`]):
+//! where nobody keeps the data, a connection works in the same few cache-warm pages all the time.
+//!
+//! The pieces are [`BytesMut`]s split from one allocation, which makes all of this safe code.
+
+use bytes::{Bytes, BytesMut};
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// The alignment of every buffer, in bytes: what direct I/O demands at most.
+pub const PAGE: usize = 4096;
+
+/// A source of equal, page-aligned buffers. Clones share one pool.
+///
+/// Bound: at most `retained_max` unused buffers are kept; a buffer that comes back to a full pool is freed. How many are in
+/// use is the caller's to bound: `take` never waits.
+#[derive(Clone)]
+pub struct BufferPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    buffer_bytes: usize,
+    retained_max: usize,
+    free: Mutex<Vec<(BytesMut, Arc<Home>)>>,
+}
+
+/// Where the pieces of one buffer come back to.
+struct Home {
+    pool: Weak<Shared>,
+    buffer_bytes: usize,
+    /// Sorted by offset, neighbours joined.
+    pieces: Mutex<Vec<Piece>>,
+}
+
+struct Piece {
+    offset: usize,
+    bytes: BytesMut,
+}
+
+impl BufferPool {
+    /// A pool of buffers of `buffer_bytes` (rounded up to whole pages), of which it keeps at most `retained_max` unused ones.
+    #[must_use]
+    pub fn new(buffer_bytes: usize, retained_max: usize) -> Self {
+        let buffer_bytes = buffer_bytes.max(1).next_multiple_of(PAGE);
+        Self {
+            shared: Arc::new(Shared { buffer_bytes, retained_max, free: Mutex::new(Vec::with_capacity(retained_max)) }),
+        }
+    }
+
+    /// The size of each buffer, in bytes.
+    #[must_use]
+    pub fn buffer_bytes(&self) -> usize {
+        self.shared.buffer_bytes
+    }
+
+    /// How many unused buffers the pool holds.
+    #[must_use]
+    pub fn retained(&self) -> usize {
+        lock(&self.shared.free).len()
+    }
+
+    /// A whole buffer; what it holds is unspecified (an earlier user's bytes).
+    #[must_use]
+    pub fn take(&self) -> PooledBuffer {
+        let free = lock(&self.shared.free).pop();
+        let (tail, home) = free.unwrap_or_else(|| {
+            let home = Home {
+                pool: Arc::downgrade(&self.shared),
+                buffer_bytes: self.shared.buffer_bytes,
+                pieces: Mutex::new(Vec::new()),
+            };
+            (aligned(self.shared.buffer_bytes), Arc::new(home))
+        });
+        PooledBuffer { tail, offset: 0, home }
+    }
+}
+
+impl fmt::Debug for BufferPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufferPool")
+            .field("buffer_bytes", &self.shared.buffer_bytes)
+            .field("retained", &self.retained())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Zeroed bytes that begin on a page: over-allocated, the odd front cut off.
+fn aligned(bytes: usize) -> BytesMut {
+    let mut buffer = BytesMut::zeroed(bytes + PAGE);
+    let odd = buffer.as_ptr().align_offset(PAGE);
+    drop(buffer.split_to(odd.min(PAGE)));
+    buffer.truncate(bytes);
+    buffer
+}
+
+/// A buffer, or what is left of it behind the pieces that were frozen. Dereferences to the writable rest.
+pub struct PooledBuffer {
+    tail: BytesMut,
+    offset: usize,
+    home: Arc<Home>,
+}
+
+impl PooledBuffer {
+    /// Splits the first `length` bytes off and shares them, without copying. The buffer goes on behind them.
+    ///
+    /// # Panics
+    /// If fewer than `length` bytes are left.
+    #[must_use]
+    pub fn freeze_front(&mut self, length: usize) -> Bytes {
+        if length == 0 {
+            return Bytes::new();
+        }
+        let piece = Piece { offset: self.offset, bytes: self.tail.split_to(length) };
+        self.offset += length;
+        Bytes::from_owner(Frozen { piece: Some(piece), home: Arc::clone(&self.home) })
+    }
+
+    /// Shares the first `length` bytes and gives the rest back.
+    ///
+    /// # Panics
+    /// If fewer than `length` bytes are left.
+    #[must_use]
+    pub fn freeze(mut self, length: usize) -> Bytes {
+        self.freeze_front(length)
+    }
+
+    /// Takes back what lies directly before the rest and is no longer used by anybody; returns how many bytes that is. What
+    /// stood at the front of the rest stands behind them now.
+    pub fn reclaim(&mut self) -> usize {
+        if self.offset == 0 {
+            return 0;
+        }
+        let mut pieces = lock(&self.home.pieces);
+        let adjacent = pieces.last().is_some_and(|last| last.offset + last.bytes.len() == self.offset);
+        let Some(mut piece) = pieces.pop_if(|_| adjacent) else { return 0 };
+        drop(pieces);
+        let gained = piece.bytes.len();
+        piece.bytes.unsplit(std::mem::take(&mut self.tail));
+        self.tail = piece.bytes;
+        self.offset = piece.offset;
+        gained
+    }
+}
+
+impl Deref for PooledBuffer {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.tail
+    }
+}
+
+impl DerefMut for PooledBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.tail
+    }
+}
+
+impl Drop for PooledBuffer {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.tail);
+        Home::give_back(&self.home, Piece { offset: self.offset, bytes });
+    }
+}
+
+impl fmt::Debug for PooledBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PooledBuffer").field("offset", &self.offset).field("length", &self.tail.len()).finish()
+    }
+}
+
+/// The owner behind the shared bytes of one piece.
+struct Frozen {
+    piece: Option<Piece>,
+    home: Arc<Home>,
+}
+
+impl AsRef<[u8]> for Frozen {
+    fn as_ref(&self) -> &[u8] {
+        self.piece.as_ref().map_or(&[], |piece| &piece.bytes)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if let Some(piece) = self.piece.take() {
+            Home::give_back(&self.home, piece);
+        }
+    }
+}
+
+impl Home {
+    fn give_back(home: &Arc<Home>, piece: Piece) {
+        if piece.bytes.is_empty() {
+            return;
+        }
+        let mut pieces = lock(&home.pieces);
+        let at = pieces.partition_point(|other| other.offset < piece.offset);
+        pieces.insert(at, piece);
+        join_with_next(&mut pieces, at);
+        if at > 0 {
+            join_with_next(&mut pieces, at - 1);
+        }
+        if pieces[0].bytes.len() < home.buffer_bytes {
+            return;
+        }
+        let whole = pieces.pop();
+        drop(pieces);
+        let (Some(whole), Some(pool)) = (whole, home.pool.upgrade()) else { return };
+        let mut free = lock(&pool.free);
+        if free.len() < pool.retained_max {
+            free.push((whole.bytes, Arc::clone(home)));
+        }
+    }
+}
+
+fn join_with_next(pieces: &mut Vec<Piece>, at: usize) {
+    let joins = pieces.get(at + 1).is_some_and(|next| pieces[at].offset + pieces[at].bytes.len() == next.offset);
+    if joins {
+        let next = pieces.remove(at + 1);
+        pieces[at].bytes.unsplit(next.bytes);
+    }
+}
+
+/// No code of ours panics while it holds one of these locks, and what they guard is whole at every step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn buffers_are_page_aligned_and_come_back() {
+        let pool = BufferPool::new(10_000, 2);
+        assert_eq!(pool.buffer_bytes(), 12_288);
+        let buffers: Vec<_> = (0..3).map(|_| pool.take()).collect();
+        for buffer in &buffers {
+            assert_eq!(buffer.as_ptr().align_offset(PAGE), 0);
+            assert_eq!(buffer.len(), 12_288);
+        }
+        drop(buffers);
+        assert_eq!(pool.retained(), 2, "the third found the pool full");
+        assert_eq!(pool.take().as_ptr().align_offset(PAGE), 0);
+    }
+
+    #[test]
+    fn frozen_bytes_share_the_buffer_and_keep_it() {
+        let pool = BufferPool::new(PAGE, 4);
+        let mut buffer = pool.take();
+        buffer[..3].copy_from_slice(b"abc");
+        let address = buffer.as_ptr();
+        let first = buffer.freeze_front(3);
+        assert_eq!(first.as_ptr(), address);
+        buffer[0] = b'd';
+        let second = buffer.freeze(1);
+        let slice = first.slice(1..2);
+        drop(first);
+        assert_eq!((&slice[..], &second[..]), (&b"b"[..], &b"d"[..]));
+        assert_eq!(pool.retained(), 0);
+        drop((slice, second));
+        assert_eq!(pool.retained(), 1);
+    }
+
+    #[test]
+    fn reclaim_takes_the_front_back_only_when_nobody_uses_it() {
+        let pool = BufferPool::new(PAGE, 4);
+        let mut buffer = pool.take();
+        let bytes = buffer.freeze_front(100);
+        assert_eq!(buffer.reclaim(), 0);
+        assert_eq!(buffer.len(), PAGE - 100);
+        buffer[0] = 7;
+        drop(bytes);
+        assert_eq!(buffer.reclaim(), 100);
+        assert_eq!(buffer[100], 7);
+        assert_eq!(buffer.len(), PAGE);
+        assert_eq!(buffer.as_ptr().align_offset(PAGE), 0);
+    }
+
+    #[test]
+    fn bytes_outlive_their_pool() {
+        let pool = BufferPool::new(PAGE, 4);
+        let bytes = pool.take().freeze(10);
+        drop(pool);
+        assert_eq!(bytes.len(), 10);
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_of_drops_gives_the_whole_buffer_back(
+            lengths in proptest::collection::vec(1usize..900, 1..12),
+            order in any::<u64>(),
+        ) {
+            let pool = BufferPool::new(3 * PAGE, 4);
+            let mut buffer = pool.take();
+            let mut frozen = Vec::new();
+            for (index, &length) in lengths.iter().enumerate() {
+                let value = u8::try_from(index).unwrap();
+                buffer[..length].fill(value);
+                frozen.push((value, buffer.freeze_front(length)));
+            }
+            drop(buffer);
+            let mut order = order;
+            while !frozen.is_empty() {
+                let at = usize::try_from(order % frozen.len() as u64).unwrap();
+                order = order.rotate_right(7);
+                let (value, bytes) = frozen.swap_remove(at);
+                prop_assert!(bytes.iter().all(|&byte| byte == value));
+            }
+            prop_assert_eq!(pool.retained(), 1);
+            prop_assert_eq!(pool.take().len(), 3 * PAGE);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The guest's path: submission, completion, flushes.
+
+use super::{Filter, Life};
+use crate::capture::options::{NotOpen, PART_COST, SubmitError};
+use crate::capture::order::{Op, Stage};
+use crate::capture::output::{Event, Failed, FlushTicket, Submitted, Ticket};
+use crate::frame::{Part, RecordKind, ResyncReason};
+use crate::types::{DiskId, Extent, Lsn, Now, PART_MAX, SECTOR};
+
+/// What an op costs of the queue's bound, in bytes.
+fn cost(op: &Op) -> u64 {
+    match op {
+        Op::Write(payload) => payload.extent().length + payload.extent().length.div_ceil(PART_MAX) * PART_COST,
+        Op::Zero(_) | Op::Discard(_) => PART_COST,
+    }
+}
+
+impl Filter {
+    /// Takes an op. `Go`: it has its place in the order, do it now. `Hold`: another op overlaps it, or the activity log has to
+    /// mark its extent first; [`crate::capture::Output::Ready`] comes with its ticket.
+    ///
+    /// # Errors
+    /// When the request is not one for this disk; nothing was taken then.
+    pub fn submit(&mut self, now: Now, disk: DiskId, op: Op) -> Result<Submitted, SubmitError> {
+        let at = self.find_disk(disk).ok_or(SubmitError::UnknownDisk { disk })?;
+        let extent = op.extent();
+        self.check_op(at, extent)?;
+        let blockers = self.order.overlapping(at, extent);
+        let covered = self.activity.prepare(at, extent, now.mono);
+        let writer = self.activity.writer();
+        let wants_log = writer.holds() && !(covered && writer.is_ready());
+        if blockers == 0 && !wants_log {
+            let ticket = self.order.insert(at, extent, Stage::Going { recorded: true });
+            self.go(now, ticket, at, op);
+            return Ok(Submitted::Go(ticket));
+        }
+        self.counters.holds_overlap += u64::from(blockers > 0);
+        self.counters.holds_log += u64::from(wants_log);
+        let log_since = wants_log.then_some(now.mono);
+        let ticket = self.order.insert(at, extent, Stage::Held { op: Box::new(op), blockers, log_since });
+        if wants_log {
+            self.kicked = true;
+        }
+        Ok(Submitted::Hold(ticket))
+    }
+
+    fn check_op(&self, disk: usize, extent: Extent) -> Result<(), SubmitError> {
+        let size = self.disks[disk].size;
+        if extent.is_empty() || !extent.is_aligned(SECTOR) {
+            return Err(SubmitError::Unaligned { extent });
+        }
+        if extent.length > size || extent.offset > size - extent.length {
+            return Err(SubmitError::OutOfBounds { extent, size });
+        }
+        if matches!(self.life, Life::Closed { .. }) {
+            return Err(SubmitError::Closed);
+        }
+        Ok(())
+    }
+
+    /// Gives an op its place in the order: a record, or only its extent while writes are tracked.
+    fn go(&mut self, now: Now, ticket: Ticket, disk: usize, op: Op) {
+        let extent = op.extent();
+        if self.gap.is_none() && self.gather.queued() + cost(&op) > self.limits.queue_bytes_max {
+            self.begin_gap(now);
+        }
+        let lsn = if self.gap.is_some() {
+            let lsn = self.give_lsn(now);
+            self.order.started(ticket, lsn, false);
+            self.mend.mark(disk, extent);
+            self.counters.ops_tracked += 1;
+            lsn
+        } else {
+            self.record_op(now, ticket, disk, op)
+        };
+        self.mend.touch(disk, extent);
+        self.activity.touched(disk, extent, lsn, now.mono);
+    }
+
+    fn record_op(&mut self, now: Now, ticket: Ticket, disk: usize, op: Op) -> Lsn {
+        let time = self.stamp(now);
+        let lsn = self.give_lsn(now);
+        self.order.started(ticket, lsn, true);
+        self.counters.ops_recorded += 1;
+        let id = self.disks[disk].id;
+        match op {
+            Op::Write(payload) => {
+                self.counters.bytes_recorded += payload.extent().length;
+                payload.into_parts(RecordKind::Write, id, lsn, time).for_each(|part| self.gather(now, part));
+            }
+            Op::Zero(extent) => self.gather(now, Part::plain(RecordKind::Zero, Some(id), extent, lsn, time)),
+            Op::Discard(extent) => self.gather(now, Part::plain(RecordKind::Discard, Some(id), extent, lsn, time)),
+        }
+        lsn
+    }
+
+    /// An op that went is done at the source, well or not. Lets go those that waited for it.
+    ///
+    /// # Errors
+    /// When the ticket is not one of an op that runs.
+    pub fn complete(&mut self, now: Now, ticket: Ticket, result: Result<(), Failed>) -> Result<(), NotOpen> {
+        let op = self.order.running(ticket).ok_or(NotOpen)?;
+        match result {
+            Ok(()) if op.recorded => {
+                if !self.mend.is_clean() {
+                    self.mend.supersede(op.disk, op.extent);
+                }
+            }
+            Ok(()) => self.mend.mark(op.disk, op.extent),
+            Err(_) => {
+                self.counters.ops_failed += 1;
+                if op.recorded {
+                    // While it still counts as running, no frame says that its LSN is settled.
+                    let oldest = self.order.oldest_lsn().unwrap_or(self.last_lsn.next());
+                    self.open_bracket(now, oldest, ResyncReason::WriteFailed);
+                    self.mend.fail(op.disk, op.extent);
+                } else {
+                    self.mend.mark(op.disk, op.extent);
+                }
+                self.kicked = true;
+            }
+        }
+        self.activity.completed(op.disk, op.extent, now.mono);
+        self.order.complete(ticket);
+        if self.order.held_count() > 0 {
+            self.release(now);
+        }
+        if !op.recorded {
+            // The resync may end with the last of them.
+            self.kicked |= self.gap.is_none() && self.order.tracked_count() == 0;
+        } else if self.tell_due.is_none() && self.gather.may_have_untold() {
+            self.arm_tell(now);
+        }
+        Ok(())
+    }
+
+    /// An op that is held will never be done (its client is gone).
+    ///
+    /// # Errors
+    /// When it is not held: then it went, and is to be done and completed.
+    pub fn withdraw(&mut self, now: Now, ticket: Ticket) -> Result<(), NotOpen> {
+        self.order.withdraw(ticket).ok_or(NotOpen)?;
+        self.release(now);
+        Ok(())
+    }
+
+    /// Lets go every held op that waits for nothing any more, in the order of submission.
+    pub(super) fn release(&mut self, now: Now) {
+        loop {
+            let (activity, writer) = (&self.activity, self.activity.writer());
+            let covers = |disk, extent| !writer.holds() || (writer.is_ready() && activity.covers(disk, extent));
+            let Some((ticket, disk, op)) = self.order.release(now.mono, covers) else { break };
+            self.go(now, ticket, disk, op);
+            self.ready.push_back(ticket);
+        }
+        if self.order.log_wanted_since().is_some() {
+            self.kicked = true;
+        }
+    }
+
+    /// A guest's flush of a disk begins. The ticket vouches for what completed before this call.
+    ///
+    /// # Errors
+    /// When there is no such disk.
+    pub fn flush_begin(&mut self, disk: DiskId) -> Result<FlushTicket, SubmitError> {
+        let at = self.find_disk(disk).ok_or(SubmitError::UnknownDisk { disk })?;
+        Ok(self.flush_ticket(at, true))
+    }
+
+    /// A flush ended. A guest's flush that ended well is recorded as a barrier, and may close the period's point. After one
+    /// that failed the source may have lost what was written since the last good one: it is read again.
+    pub fn flushed(&mut self, now: Now, ticket: FlushTicket, result: Result<(), Failed>) {
+        self.kicked = true;
+        match result {
+            Ok(()) => {
+                self.activity.flush_ended(ticket.disk, ticket.generation);
+                if ticket.guest && self.gap.is_none() && !matches!(self.life, Life::Closed { .. }) {
+                    self.barrier(now, ticket.disk);
+                }
+            }
+            Err(error) => {
+                let disk = self.disks[ticket.disk].id;
+                self.events.push_back(Event::FlushFailed { disk, error });
+                self.flush_failed(now, ticket.disk);
+            }
+        }
+    }
+
+    fn barrier(&mut self, now: Now, disk: usize) {
+        let id = self.disks[disk].id;
+        let time = self.stamp(now);
+        let lsn = self.give_lsn(now);
+        self.gather(now, Part::plain(RecordKind::Barrier, Some(id), Extent::new(0, 0), lsn, time));
+        if self.is_protecting() && self.points.barrier_closes(now.mono) && self.points.has_room() {
+            self.short_point(now, true);
+            self.points.close();
+        }
+    }
+
+    fn flush_failed(&mut self, now: Now, disk: usize) {
+        let lost = self.activity.flush_failed(disk);
+        if lost.is_empty() || matches!(self.life, Life::Closed { .. }) {
+            return;
+        }
+        lost.iter().for_each(|extent| self.mend.mark(disk, *extent));
+        let oldest = self.order.oldest_lsn().unwrap_or(self.last_lsn.next());
+        self.open_bracket(now, oldest, ResyncReason::WriteFailed);
+    }
+}

@@ -1,0 +1,156 @@
+//! Orders from outside: room, pause, disks that come and grow; and what the filter says about itself.
+
+use super::{Filter, Life, Room};
+use crate::capture::options::{DiskSpec, OptionsError, check_disk};
+use crate::capture::output::Event;
+use crate::capture::status::{Counters, Status};
+use crate::frame::{Note, RecordKind, ResyncReason};
+use crate::types::{DISKS_MAX, DiskId, Extent, Lsn, Now};
+
+impl Filter {
+    /// Another RPO from the next period on.
+    pub fn set_rpo(&mut self, now: Now, rpo_ns: u64) {
+        if rpo_ns == 0 || rpo_ns == self.limits.rpo_ns {
+            return;
+        }
+        self.limits.rpo_ns = rpo_ns;
+        self.clock.set_rpo(rpo_ns);
+        self.points.set_rpo(rpo_ns, now.mono);
+        self.kicked = true;
+    }
+
+    /// How the replica's side can take what is sent, as it was last said.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
+    /// How the replica's side can take frames. Without room the filter goes on recording up to its bound, then tracks; it
+    /// records again by itself when there is room and the queue has drained to its half.
+    pub fn set_room(&mut self, room: Room) {
+        self.room = room;
+        self.kicked = true;
+    }
+
+    /// Stops recording: writes are tracked until [`Filter::resume`].
+    pub fn pause(&mut self, now: Now) {
+        if self.paused || matches!(self.life, Life::Closed { .. }) {
+            return;
+        }
+        self.paused = true;
+        if self.gap.is_none() {
+            self.begin_gap(now);
+        }
+        self.kicked = true;
+    }
+
+    /// Records again, as soon as the queue allows.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        self.kicked = true;
+    }
+
+    /// A disk joins the group: from here on its ops are taken, and all of it is read into the replica as repairs.
+    ///
+    /// # Errors
+    /// When it cannot be a disk of this group.
+    pub fn add_disk(&mut self, now: Now, disk: DiskSpec) -> Result<Lsn, OptionsError> {
+        self.check_running()?;
+        check_disk(&disk)?;
+        if self.find_disk(disk.id).is_some() {
+            return Err(OptionsError::DuplicateDisk { disk: disk.id });
+        }
+        if self.disks.len() == DISKS_MAX {
+            return Err(OptionsError::DiskCount { count: DISKS_MAX + 1 });
+        }
+        let at = self.disks.len();
+        let (id, name, size) = (disk.id, disk.name.clone(), disk.size);
+        self.activity.add_disk(id, size);
+        self.mend.add_disk(size);
+        self.disks.push(disk);
+        let lsn = self.control(now, RecordKind::DiskAdded, Some(id), Note::DiskAdded { name, size });
+        self.read_in(now, at, Extent::new(0, size), lsn);
+        Ok(lsn)
+    }
+
+    /// A disk has grown at the source. What is new reads as zeros at the replica until it was read.
+    ///
+    /// # Errors
+    /// When the size is not a larger one of a disk of this group.
+    pub fn grow(&mut self, now: Now, disk: DiskId, size: u64) -> Result<Lsn, OptionsError> {
+        self.check_running()?;
+        let at = self.find_disk(disk).ok_or(OptionsError::UnknownDisk { disk })?;
+        check_disk(&DiskSpec { size, ..self.disks[at].clone() })?;
+        let from = self.disks[at].size;
+        if size <= from {
+            return Err(OptionsError::Shrink { disk, size: from, to: size });
+        }
+        self.disks[at].size = size;
+        self.activity.grow(at, size);
+        self.mend.grow(at, size);
+        let lsn = self.control(now, RecordKind::Resize, Some(disk), Note::Resize { from, to: size });
+        self.read_in(now, at, Extent::new(from, size - from), lsn);
+        Ok(lsn)
+    }
+
+    fn check_running(&self) -> Result<(), OptionsError> {
+        if matches!(self.life, Life::Closed { .. }) { Err(OptionsError::Closed) } else { Ok(()) }
+    }
+
+    /// Nothing of a range is at the replica; it may be compared there only behind the record that announced it.
+    fn read_in(&mut self, now: Now, disk: usize, extent: Extent, announced: Lsn) {
+        self.mend.mark(disk, extent);
+        self.activity.mark_hot(disk, extent, now.mono);
+        self.activity.touched(disk, extent, announced, now.mono);
+        let oldest = self.order.oldest_lsn().map_or(announced, |oldest| oldest.min(announced));
+        self.open_bracket(now, oldest, ResyncReason::Seeding);
+        self.kicked = true;
+    }
+
+    /// The filter as it is now.
+    #[must_use]
+    pub fn status(&self, now: Now) -> Status {
+        let queued_bytes = self.gather.queued();
+        let lasts = self.rates.lasts_ns(self.limits.queue_bytes_max.saturating_sub(queued_bytes));
+        Status {
+            state: self.state(),
+            gap: self.gap.map(|gap| gap.reason),
+            resync: self.bracket.map(|bracket| bracket.reason),
+            lsn: self.last_lsn,
+            settled: self.gather.settled(),
+            durable: self.durable,
+            restorable: self.restorable,
+            queued_bytes,
+            queue_bytes_max: self.limits.queue_bytes_max,
+            dirty_bytes: self.mend.dirty_bytes(),
+            hot_bytes: self.activity.hot_bytes(),
+            rpo_ns: self.rpo_ns(now),
+            time_until_tracking_ns: if self.gap.is_some() { Some(0) } else { lasts },
+            write_bytes_per_s: self.rates.write_bytes_per_s,
+            durable_bytes_per_s: self.rates.durable_bytes_per_s,
+            ops_running: self.order.running_count(),
+            ops_held: self.order.held_count(),
+            rereads_failing: self.mend.failing(),
+            log: self.activity.writer().trust(),
+            counters: Counters {
+                frames: self.gather.frames_closed,
+                log_writes: self.activity.writer().writes,
+                ..self.counters
+            },
+        }
+    }
+
+    /// Age of the last restorable record by the steady clock, in nanoseconds.
+    pub(super) fn rpo_ns(&self, now: Now) -> Option<u64> {
+        self.restorable_made.map(|made| now.mono.since(made))
+    }
+
+    /// Tells when what the group is doing has changed.
+    pub(super) fn tell_state(&mut self) {
+        let to = self.state();
+        let from = std::mem::replace(&mut self.told_state, to);
+        if from != to {
+            self.events.push_back(Event::State { from, to });
+        }
+    }
+}

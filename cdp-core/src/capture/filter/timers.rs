@@ -1,0 +1,169 @@
+//! What is due: the timers, and the one drain loop of outputs.
+
+use super::{Doubt, Filter, Life, Room};
+use crate::capture::activity::LogState;
+use crate::capture::options::NotOpen;
+use crate::capture::output::{Event, Failed, LogToken, LogTrust, Output};
+use crate::types::{MonoTime, Now};
+
+impl Filter {
+    /// The next thing to do, or `None` until the next call or deadline.
+    pub fn poll(&mut self, now: Now) -> Option<Output> {
+        loop {
+            if std::mem::take(&mut self.kicked) || now.mono >= self.timer_due {
+                self.timer_due = MonoTime(u64::MAX);
+                self.tick(now);
+                self.working = true;
+            }
+            if let Some(ticket) = self.ready.pop_front() {
+                return Some(Output::Ready(ticket));
+            }
+            if self.working {
+                if let Some(output) = self.work(now) {
+                    return Some(output);
+                }
+                self.working = false;
+                self.timer_due = self.next_deadline().unwrap_or(MonoTime(u64::MAX));
+            }
+            if !self.kicked {
+                break;
+            }
+        }
+        if let Some(event) = self.events.pop_front() {
+            return Some(Output::Event(event));
+        }
+        let writer = self.activity.writer();
+        self.gather.frames.pop_front_if(|frame| writer.may_give(frame.last_lsn())).map(Output::Frame)
+    }
+
+    fn work(&mut self, now: Now) -> Option<Output> {
+        let waiting = self.order.log_wanted_since().is_some();
+        if let Some(write) = self.activity.next_write(now.mono, self.durable, waiting) {
+            return Some(Output::Log(write));
+        }
+        if let Some(disk) = self.activity.next_flush() {
+            return Some(Output::Flush(self.disks[disk].id, self.flush_ticket(disk, false)));
+        }
+        self.next_reread(now).map(Output::Reread)
+    }
+
+    /// When `poll` has something to do again, if nothing else is called before.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<MonoTime> {
+        let running = self.life == Life::Running;
+        let closed = matches!(self.life, Life::Closed { .. });
+        let frame = self.gather.opened().map(|opened| opened.after(self.limits.frame_age_ns_max));
+        let time = (running && self.gap.is_none()).then(|| self.clock.due());
+        let point = running.then(|| self.points.due());
+        let clean = (!closed).then(|| self.activity.clean_due());
+        let retry = self.activity.writer().retry_due();
+        [frame, time, point, clean, retry, self.log_wait_due(), self.tell_due, self.reread_wait]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// When ops have waited long enough for the log.
+    fn log_wait_due(&self) -> Option<MonoTime> {
+        let writer = self.activity.writer();
+        let op = self.order.log_wanted_since().filter(|_| writer.holds());
+        let since = op.into_iter().chain(writer.settling_since()).min()?;
+        Some(since.after(writer.wait_ns_max()))
+    }
+
+    fn tick(&mut self, now: Now) {
+        self.rates.sample(now.mono.0, self.bytes_gathered, self.bytes_gathered.saturating_sub(self.gather.queued()));
+        self.tick_log(now);
+        if !matches!(self.life, Life::Closed { .. }) {
+            self.tick_records(now);
+        }
+        self.tell_state();
+        self.tell_closed();
+    }
+
+    fn tick_log(&mut self, now: Now) {
+        if self.log_wait_due().is_some_and(|due| due <= now.mono) {
+            self.activity.lose(now.mono);
+        }
+        if let Some(trust) = self.activity.writer_mut().take_untold() {
+            self.events.push_back(Event::Log(trust));
+            if matches!(trust, LogTrust::Lost { .. }) {
+                self.release(now);
+            }
+        }
+        let over = |lsn, flushes: &[u64]| lsn <= self.restorable && self.activity.flushed_beyond(flushes);
+        if let Some(Doubt::Ended { lsn, flushes }) = &self.doubt
+            && over(*lsn, flushes)
+        {
+            self.doubt = None;
+            self.activity.writer_mut().set_state(LogState::Open);
+        }
+        if now.mono >= self.activity.clean_due() && !matches!(self.life, Life::Closed { .. }) {
+            self.activity.clean(now.mono, self.restorable, &self.order, &self.mend);
+        }
+    }
+
+    fn tick_records(&mut self, now: Now) {
+        let drained_enough = self.gather.queued() <= self.limits.queue_bytes_max / 2;
+        if self.gap.is_some() && !self.paused && self.room == Room::Ok && drained_enough {
+            self.end_gap(now);
+        }
+        self.try_close_bracket(now);
+        if self.life == Life::Running {
+            self.tick_periodic(now);
+        }
+        self.drain(now);
+        if self.tell_due.is_some_and(|due| due <= now.mono) {
+            self.tell_due = None;
+            if self.gather.has_untold(&self.order) {
+                self.time_record(now);
+                self.close_frame();
+            }
+        }
+        if self.gather.opened().is_some_and(|opened| opened.after(self.limits.frame_age_ns_max) <= now.mono) {
+            self.close_frame();
+        }
+    }
+
+    fn tick_periodic(&mut self, now: Now) {
+        if self.gap.is_none() && self.clock.due() <= now.mono {
+            self.stamp(now);
+            if self.clock.due() <= now.mono {
+                self.time_record(now);
+            }
+        }
+        if self.points.due() > now.mono {
+            return;
+        }
+        let without_point = self.points.period_ended(now.mono);
+        let can_be = self.is_protecting() && self.points.has_room();
+        if without_point && can_be {
+            self.short_point(now, false);
+        }
+        let rpo_ns = self.rpo_ns(now);
+        if !can_be || rpo_ns.is_none_or(|rpo_ns| rpo_ns > self.limits.rpo_ns) {
+            self.events.push_back(Event::RpoViolated { rpo_ns });
+        }
+    }
+
+    fn tell_closed(&mut self) {
+        if let Life::Closed { clean: true, told } = &mut self.life
+            && !*told
+            && self.activity.writer().is_written()
+        {
+            *told = true;
+            self.events.push_back(Event::Closed);
+        }
+    }
+
+    /// A write of the activity log is synced, or failed. Ops that waited for it may go.
+    ///
+    /// # Errors
+    /// When no such write is under way.
+    pub fn log_written(&mut self, now: Now, token: LogToken, result: Result<(), Failed>) -> Result<(), NotOpen> {
+        self.activity.written(now.mono, token, result).ok_or(NotOpen)?;
+        self.release(now);
+        self.kicked = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,252 @@
+//! What a filter is made with, its bounds, and why it may refuse.
+
+use super::activity::LogContents;
+use crate::types::{ClockEpoch, DISK_MAX, DISKS_MAX, DiskId, Extent, GroupId, Lsn, NAME_MAX, SECTOR, Timeline};
+
+/// The smallest bound for what is not yet durable, in bytes: one re-read of 1 MiB must fit into a quarter of it.
+pub const QUEUE_BYTES_MIN: u64 = 4 << 20;
+/// Re-reads under way at once, at most.
+pub const REREADS_MAX: usize = 4;
+/// The longest re-read, in bytes.
+pub const REREAD_BYTES_MAX: u64 = 1 << 20;
+/// What a part costs beside its data, in bytes of the queue's bound.
+pub const PART_COST: u64 = std::mem::size_of::<crate::frame::Part>() as u64;
+/// How far a filter whose predecessor's LSN reservation is not known begins above everything that is.
+///
+/// At a million records a second a filter would need nine years to give out so many.
+pub const LSN_JUMP: u64 = 1 << 48;
+
+/// A disk of the group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskSpec {
+    /// Its number, never used again in this group.
+    pub id: DiskId,
+    /// Its name in the group.
+    pub name: String,
+    /// Its size in bytes, a multiple of 512.
+    pub size: u64,
+}
+
+/// Where the filter's history begins.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// A group's first filter: the disks are not at the replica yet (seeding).
+    First,
+    /// The last stop was clean, and the driver knows that nobody changed the sources since.
+    Clean {
+        /// The last LSN, durable at the replica.
+        after: Lsn,
+        /// The last clock epoch.
+        epoch: ClockEpoch,
+        /// The log that says `clean`.
+        log: LogContents,
+    },
+    /// Anything else: a new timeline; what was hot is compared.
+    Unclean {
+        /// The timeline that was open.
+        parent: Timeline,
+        /// Its last LSN that belongs to this one's past.
+        fork: Lsn,
+        /// The last clock epoch of the path.
+        epoch: ClockEpoch,
+        /// The log as it was found; `None` if it is lost, unreadable or not to be believed: everything is compared.
+        log: Option<LogContents>,
+    },
+}
+
+/// What a filter is made with. [`FilterOptions::new`] fills in the usual bounds.
+#[derive(Clone, Debug)]
+pub struct FilterOptions {
+    /// The group.
+    pub group: GroupId,
+    /// The timeline of the records: new, but for [`Start::Clean`].
+    pub timeline: Timeline,
+    /// Where it begins.
+    pub start: Start,
+    /// Compare the whole source with the replica in the background (not for [`Start::First`], which seeds).
+    pub full_check: bool,
+    /// The group's disks.
+    pub disks: Vec<DiskSpec>,
+    /// One short-term point is closed in each period of this length.
+    pub rpo_ns: u64,
+    /// Bound of what was recorded and is not yet durable, in bytes of data plus [`PART_COST`] a part. What would pass it is
+    /// tracked instead (a gap). Control records are exempt: they are few.
+    pub queue_bytes_max: u64,
+    /// A frame closes when its first part is this old.
+    pub frame_age_ns_max: u64,
+    /// The longest a guest's op waits for the activity log; then everything is unknown and the op runs.
+    pub log_wait_ns_max: u64,
+    /// An extent's bit in the activity log stays set for at least so long after the last write.
+    pub hot_ns_min: u64,
+    /// Re-reads are issued at this rate at most.
+    pub reread_bytes_per_s_max: u64,
+    /// Ops that are open at once in steady state; the table is allocated for so many (it grows if there are more).
+    pub ops_expected: usize,
+}
+
+impl FilterOptions {
+    /// The usual bounds: RPO 15 s, queue 1 GiB, frames of 20 ms, log wait 100 ms, hot for 10 s, re-reads at 512 MiB/s.
+    #[must_use]
+    pub fn new(group: GroupId, timeline: Timeline, start: Start, disks: Vec<DiskSpec>) -> Self {
+        Self {
+            group,
+            timeline,
+            start,
+            full_check: false,
+            disks,
+            rpo_ns: 15_000_000_000,
+            queue_bytes_max: 1 << 30,
+            frame_age_ns_max: 20_000_000,
+            log_wait_ns_max: 100_000_000,
+            hot_ns_min: 10_000_000_000,
+            reread_bytes_per_s_max: 512 << 20,
+            ops_expected: 256,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), OptionsError> {
+        if self.disks.is_empty() || self.disks.len() > DISKS_MAX {
+            return Err(OptionsError::DiskCount { count: self.disks.len() });
+        }
+        for (at, disk) in self.disks.iter().enumerate() {
+            check_disk(disk)?;
+            if self.disks[..at].iter().any(|other| other.id == disk.id) {
+                return Err(OptionsError::DuplicateDisk { disk: disk.id });
+            }
+        }
+        if self.queue_bytes_max < QUEUE_BYTES_MIN {
+            return Err(OptionsError::QueueTooSmall { bytes: self.queue_bytes_max });
+        }
+        if self.rpo_ns == 0 || self.frame_age_ns_max == 0 || self.reread_bytes_per_s_max == 0 {
+            return Err(OptionsError::Zero);
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn check_disk(disk: &DiskSpec) -> Result<(), OptionsError> {
+    if disk.size == 0 || disk.size > DISK_MAX || !disk.size.is_multiple_of(SECTOR) {
+        return Err(OptionsError::DiskSize { disk: disk.id, size: disk.size });
+    }
+    if disk.name.is_empty() || disk.name.len() > NAME_MAX {
+        return Err(OptionsError::DiskName { disk: disk.id, bytes: disk.name.len() });
+    }
+    Ok(())
+}
+
+/// Why there is no filter with these options.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum OptionsError {
+    /// None, or too many.
+    #[error("a group has 1 to {DISKS_MAX} disks, not {count}")]
+    DiskCount {
+        /// How many were given.
+        count: usize,
+    },
+    /// Two disks have one number.
+    #[error("disk {disk} is there already")]
+    DuplicateDisk {
+        /// The number.
+        disk: DiskId,
+    },
+    /// Not a size of a disk.
+    #[error("disk {disk} cannot have {size} bytes: it takes a multiple of 512, at most {DISK_MAX}")]
+    DiskSize {
+        /// The disk.
+        disk: DiskId,
+        /// What was given, in bytes.
+        size: u64,
+    },
+    /// Not a name.
+    #[error("the name of disk {disk} has {bytes} bytes; it takes 1 to {NAME_MAX}")]
+    DiskName {
+        /// The disk.
+        disk: DiskId,
+        /// The name's length.
+        bytes: usize,
+    },
+    /// Less than [`QUEUE_BYTES_MIN`].
+    #[error("a queue of {bytes} bytes is too small: it takes at least {QUEUE_BYTES_MIN}")]
+    QueueTooSmall {
+        /// What was given.
+        bytes: u64,
+    },
+    /// A time or rate that may not be 0 is.
+    #[error("RPO, frame age and re-read rate must not be 0")]
+    Zero,
+    /// No such disk.
+    #[error("the group has no disk {disk}")]
+    UnknownDisk {
+        /// The number.
+        disk: DiskId,
+    },
+    /// A disk may grow only.
+    #[error("disk {disk} has {size} bytes and cannot shrink to {to}")]
+    Shrink {
+        /// The disk.
+        disk: DiskId,
+        /// What it has.
+        size: u64,
+        /// What was asked for.
+        to: u64,
+    },
+    /// The filter was closed.
+    #[error("the filter is closed")]
+    Closed,
+}
+
+/// Why an op is no op. The guest's request is bad, or the disk is not ours: the front end answers EINVAL or ENOSPC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// No such disk.
+    #[error("the group has no disk {disk}")]
+    UnknownDisk {
+        /// The number.
+        disk: DiskId,
+    },
+    /// Empty, or not on multiples of 512 bytes.
+    #[error("{extent} (offset+bytes) is empty or not on multiples of {SECTOR} bytes")]
+    Unaligned {
+        /// What was asked for.
+        extent: Extent,
+    },
+    /// Beyond the disk's end.
+    #[error("{extent} (offset+bytes) does not lie inside the disk's {size} bytes")]
+    OutOfBounds {
+        /// What was asked for.
+        extent: Extent,
+        /// The disk's size.
+        size: u64,
+    },
+    /// After `close`.
+    #[error("the filter is closed")]
+    Closed,
+}
+
+/// The ticket or token is not one that is open: it was used before, or is held and did not go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no such thing is under way")]
+pub struct NotOpen;
+
+/// Why no point is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MarkError {
+    /// Nothing can be restored at this moment.
+    #[error("the group is {state}: this moment could not be restored")]
+    NotRestorable {
+        /// What it is doing.
+        state: super::State,
+    },
+    /// The label is too long.
+    #[error("a label of {bytes} bytes is too long: at most {NAME_MAX}")]
+    Label {
+        /// Its length.
+        bytes: usize,
+    },
+    /// Too many points are not durable yet.
+    #[error("{} points wait for the replica; no more are made until it takes them", super::PENDING_POINTS_MAX)]
+    TooMany,
+    /// After `close`.
+    #[error("the filter is closed")]
+    Closed,
+}

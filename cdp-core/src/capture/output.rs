@@ -1,0 +1,214 @@
+//! What a filter wants done, and the numbers by which what was done comes back.
+
+use super::status::State;
+use crate::frame::{GapReason, PointKinds, RawFrame, ResyncReason};
+use crate::types::{ClockEpoch, DiskId, Extent, Lsn};
+use bytes::Bytes;
+
+/// Names an op between its submission and its completion; never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Ticket(u64);
+
+impl Ticket {
+    pub(super) fn new(slot: u32, generation: u32) -> Self {
+        Self(u64::from(generation) << 32 | u64::from(slot))
+    }
+    pub(super) fn slot(self) -> usize {
+        (self.0 & 0xffff_ffff) as usize
+    }
+    pub(super) fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// Names a flush between its beginning and its end: it vouches only for what completed before it began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a flush that is not reported keeps the activity log from being cleared"]
+pub struct FlushTicket {
+    pub(super) disk: usize,
+    pub(super) generation: u64,
+    pub(super) guest: bool,
+}
+
+/// Names a write of the activity log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogToken(pub(super) u64);
+
+/// Names a re-read of the source.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct RereadToken(pub(super) u64);
+
+/// An I/O that failed, as the operating system says it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("I/O failed with OS error {errno}")]
+pub struct Failed {
+    /// The error's number there; 0 where there is none.
+    pub errno: i32,
+}
+
+/// Whether a submitted op may run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "an op that may go has its place in the order and must be completed"]
+pub enum Submitted {
+    /// Do it now, then call `complete`.
+    Go(Ticket),
+    /// Wait for [`Output::Ready`] with this ticket.
+    Hold(Ticket),
+}
+
+impl Submitted {
+    /// The op's ticket, either way.
+    #[must_use]
+    pub fn ticket(self) -> Ticket {
+        match self {
+            Self::Go(ticket) | Self::Hold(ticket) => ticket,
+        }
+    }
+}
+
+/// Sectors of the activity log to write in place, then to sync. All writes of one `LogWrite` may be issued in any order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogWrite {
+    /// Comes back with `log_written`.
+    pub token: LogToken,
+    /// Offsets in the file, ascending, and what to write there: whole sectors.
+    pub writes: Vec<(u64, Bytes)>,
+}
+
+/// A range of the source to read again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reread {
+    /// Comes back with `reread_done`.
+    pub token: RereadToken,
+    /// The disk.
+    pub disk: DiskId,
+    /// At most [`super::REREAD_BYTES_MAX`].
+    pub extent: Extent,
+    /// `Some(n)`: every record that touches the range is at or below `n`, and `n` is durable, so that the driver may compare
+    /// with the replica's state at `n` (or any later one) and hand back only what differs. `None`: it must not compare,
+    /// records that touch the range are still on their way.
+    pub compare_at: Option<Lsn>,
+}
+
+/// What happened to the activity log's trust. The driver keeps the last of each at the replica (see [`super::LogWitness`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogTrust {
+    /// The log on disk is whole and current from this generation on.
+    Good {
+        /// The header's generation.
+        generation: u64,
+    },
+    /// It could not be written (in time): everything is unknown. No log of this generation or below is to be believed.
+    Lost {
+        /// The highest generation that may be on disk.
+        generation: u64,
+        /// What the write failed with; `None`: it did not end in time, or LSNs ran out of their reservation.
+        error: Option<Failed>,
+    },
+}
+
+/// What happened, for people and for the catalogue's watchers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The filter is in another state.
+    State {
+        /// Before.
+        from: State,
+        /// From here on.
+        to: State,
+    },
+    /// A point's record was made. It is a point only when [`Event::PointDurable`] follows.
+    PointClosed {
+        /// The mark's LSN.
+        lsn: Lsn,
+        /// What for.
+        kinds: PointKinds,
+        /// Directly after a flush of the guest.
+        on_barrier: bool,
+    },
+    /// Everything up to this point's LSN is durable and settled: it can be restored.
+    PointDurable {
+        /// The mark's LSN.
+        lsn: Lsn,
+    },
+    /// A write before this point failed before the point was durable: it lies in a resync and cannot be restored.
+    PointLost {
+        /// The mark's LSN.
+        lsn: Lsn,
+    },
+    /// A period ended without a point, or what is durable is older than the RPO.
+    RpoViolated {
+        /// Age of the last restorable record; `None` before the first.
+        rpo_ns: Option<u64>,
+    },
+    /// From here on writes are tracked, not recorded.
+    GapBegan {
+        /// First LSN that has no record.
+        from: Lsn,
+        /// Why.
+        reason: GapReason,
+    },
+    /// Writes are recorded again.
+    GapEnded {
+        /// Of the record that says so.
+        lsn: Lsn,
+    },
+    /// Nothing from here on can be restored until the resync ends.
+    ResyncBegan {
+        /// First LSN that is not restorable.
+        from: Lsn,
+        /// Why.
+        reason: ResyncReason,
+    },
+    /// The replica is what the source is.
+    ResyncEnded {
+        /// Of the record that says so; restorable.
+        lsn: Lsn,
+        /// Bytes that were read again.
+        bytes_read: u64,
+        /// Bytes that were recorded.
+        bytes_changed: u64,
+    },
+    /// A re-read failed; it is tried again.
+    RereadFailed {
+        /// The disk.
+        disk: DiskId,
+        /// What could not be read.
+        extent: Extent,
+        /// With what.
+        error: Failed,
+    },
+    /// The activity log is trusted, or is not.
+    Log(LogTrust),
+    /// The wall clock stepped.
+    ClockStepped {
+        /// The epoch that began.
+        epoch: ClockEpoch,
+    },
+    /// A flush of the source failed: what was written since the last good one may be lost there and is read again.
+    FlushFailed {
+        /// The disk.
+        disk: DiskId,
+        /// With what.
+        error: Failed,
+    },
+    /// The activity log says that the stop was clean; nothing follows.
+    Closed,
+}
+
+/// One thing to do, in the order in which they should be done.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Output {
+    /// A held op may run now.
+    Ready(Ticket),
+    /// Write and sync the activity log.
+    Log(LogWrite),
+    /// Flush this disk's source (fdatasync); the answer goes to `flushed`.
+    Flush(DiskId, FlushTicket),
+    /// Read the source again.
+    Reread(Reread),
+    /// Hand this frame on, in order.
+    Frame(RawFrame),
+    /// Tell whoever listens.
+    Event(Event),
+}

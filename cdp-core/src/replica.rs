@@ -1,0 +1,240 @@
+//! What is kept of one group: base disks, the journal above them, and the catalogue of what can be restored.
+//!
+//! A [`Replica`] is a directory as its readers see it at one moment. Whoever owns the directory keeps one up to date from the
+//! journal's writer; others load theirs from the files under the owner's pin. It gives moments (from times, LSNs, labels) and
+//! views of the disks at a moment.
+
+pub mod base;
+pub mod catalogue;
+mod resolve;
+pub mod session;
+pub mod sidecar;
+mod view;
+
+pub use resolve::{NotRestorable, ResolveError};
+pub use view::{Bases, ReplicaView, Run, ViewDisk};
+
+use self::base::{Base, BaseError};
+use self::catalogue::{Branch, Catalogue, Role};
+use self::sidecar::Root;
+use crate::journal::{Manifest, PathElement, ReadError, Reader, Snapshot, TimelineRole, TimelineState};
+use crate::media::{MediaError, Storage};
+use crate::types::{DiskId, Lsn, Timeline};
+use std::sync::Arc;
+
+/// Directory of the trunk's segments inside the replica's.
+pub const JOURNAL_DIRECTORY: &str = "journal";
+/// Memory for decoded chunks of a reader, in bytes.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// Why a replica cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] ReadError),
+    /// The store.
+    #[error(transparent)]
+    Open(#[from] crate::journal::OpenError),
+    /// A base.
+    #[error(transparent)]
+    Base(#[from] BaseError),
+    /// The media.
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    /// Asked for a timeline that is not there.
+    #[error("there is no timeline {timeline} in this replica")]
+    UnknownTimeline {
+        /// Which.
+        timeline: Timeline,
+    },
+}
+
+/// A replica as it is at one moment.
+#[derive(Debug)]
+pub struct Replica {
+    storage: Arc<dyn Storage>,
+    manifest: Manifest,
+    snapshot: Snapshot,
+    reader: Arc<Reader>,
+    bases: Arc<Bases>,
+    catalogue: Catalogue,
+}
+
+impl Replica {
+    /// Reads what the catalogue is made of; reads no data. What lies above `safe` is not restorable: an owner says what is
+    /// durable, and where there is none that is everything that was written.
+    ///
+    /// # Errors
+    /// When a footer or a base does not verify.
+    pub fn load(
+        storage: Arc<dyn Storage>,
+        manifest: Manifest,
+        snapshot: Snapshot,
+        safe: Lsn,
+    ) -> Result<Self, ReplicaError> {
+        let reader = Arc::new(Reader::new(Arc::clone(&storage), JOURNAL_DIRECTORY, CACHE_BYTES));
+        let bases = Arc::new(open_bases(&storage, &manifest)?);
+        let mut catalogue = Catalogue::default();
+        add_branches(&mut catalogue, &manifest, &snapshot, &reader, safe)?;
+        Ok(Self { storage, manifest, snapshot, reader, bases, catalogue })
+    }
+
+    /// Takes over what the owner's writer says now. The catalogue's newest events are the caller's to hand in.
+    ///
+    /// # Errors
+    /// When a base that the manifest names does not open.
+    pub fn update(&mut self, manifest: Option<&Manifest>, snapshot: Snapshot) -> Result<(), ReplicaError> {
+        self.snapshot = snapshot;
+        let Some(manifest) = manifest.filter(|manifest| manifest.generation != self.manifest.generation) else {
+            return Ok(());
+        };
+        let roots = |manifest: &Manifest| manifest.disks.iter().map(|disk| disk.base).collect::<Vec<_>>();
+        let new_bases = roots(manifest) != roots(&self.manifest);
+        self.manifest.clone_from(manifest);
+        if new_bases {
+            self.bases = Arc::new(open_bases(&self.storage, &self.manifest)?);
+        }
+        for info in &self.manifest.timelines {
+            match self.catalogue.branch_mut(info.id) {
+                Some(branch) => branch.open = info.state == TimelineState::Open,
+                None => self.catalogue.insert(branch_of(info)),
+            }
+        }
+        add_sessions(&mut self.catalogue, &self.manifest);
+        Ok(())
+    }
+
+    /// The files.
+    #[must_use]
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// The directory's state.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The journal.
+    #[must_use]
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Reads the journal.
+    #[must_use]
+    pub fn reader(&self) -> &Arc<Reader> {
+        &self.reader
+    }
+
+    /// The base disks.
+    #[must_use]
+    pub fn bases(&self) -> &Arc<Bases> {
+        &self.bases
+    }
+
+    /// What can be restored.
+    #[must_use]
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// What can be restored, for the owner to keep up to date.
+    pub fn catalogue_mut(&mut self) -> &mut Catalogue {
+        &mut self.catalogue
+    }
+
+    /// The disks of the group, as a view at any moment shows them.
+    #[must_use]
+    pub fn disks(&self) -> Vec<ViewDisk> {
+        let disks = self.manifest.disks.iter().filter(|disk| disk.removed.is_none());
+        disks.map(|disk| ViewDisk { id: disk.id, name: disk.name.clone(), size: disk.size }).collect()
+    }
+
+    /// The way to an LSN of a timeline through the trunk's journal.
+    ///
+    /// # Errors
+    /// When the timeline is not known.
+    pub fn path(&self, timeline: Timeline, lsn: Lsn) -> Result<Vec<PathElement>, ReplicaError> {
+        let path = self.catalogue.path(timeline);
+        if path.is_empty() {
+            return Err(ReplicaError::UnknownTimeline { timeline });
+        }
+        let element = |(branch, upto): &(&Branch, Lsn)| PathElement {
+            reader: Arc::clone(&self.reader),
+            snapshot: self.snapshot.clone(),
+            timeline: branch.timeline,
+            upto: lsn.min(*upto),
+        };
+        Ok(path.iter().rev().map(element).collect())
+    }
+
+    /// The disks as they were at an LSN of a timeline of the trunk. Whether it is restorable is for the caller to ask first.
+    ///
+    /// # Errors
+    /// When the timeline is not known or the journal does not reach so far.
+    pub fn view(&self, timeline: Timeline, lsn: Lsn) -> Result<ReplicaView, ReplicaError> {
+        Ok(ReplicaView::open(&self.path(timeline, lsn)?, Arc::clone(&self.bases), self.disks())?)
+    }
+}
+
+fn open_bases(storage: &Arc<dyn Storage>, manifest: &Manifest) -> Result<Bases, BaseError> {
+    let mut bases = Bases::default();
+    for (disk, base) in manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base?))) {
+        let root = Root { size: base.size, digest: base.root };
+        bases.insert(disk, Arc::new(Base::open(storage.as_ref(), manifest.replica, disk, root)?));
+    }
+    Ok(bases)
+}
+
+fn branch_of(info: &crate::journal::TimelineInfo) -> Branch {
+    let role = if info.role == TimelineRole::Trunk { Role::Trunk } else { Role::Session };
+    let mut branch = Branch::new(info.id, info.number, info.parent, info.fork, role);
+    branch.open = info.state == TimelineState::Open;
+    branch
+}
+
+/// Folds what the journal holds into the catalogue.
+fn add_branches(
+    catalogue: &mut Catalogue,
+    manifest: &Manifest,
+    snapshot: &Snapshot,
+    reader: &Reader,
+    safe: Lsn,
+) -> Result<(), ReplicaError> {
+    let mut events = reader.events(snapshot)?;
+    for info in &manifest.timelines {
+        let mut branch = branch_of(info);
+        let (own, others): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.timeline == info.id);
+        events = others;
+        own.into_iter().for_each(|event| branch.handle(event));
+        // Segment by segment, so that each clock epoch's span ends with the stamp of its own last record.
+        for frontier in reader.frontiers(snapshot, info.id)? {
+            branch.advance(frontier.settled.min(safe), frontier.last);
+        }
+        catalogue.insert(branch);
+    }
+    add_sessions(catalogue, manifest);
+    Ok(())
+}
+
+/// Sessions are branches too; what is written in them is in stores of their own.
+fn add_sessions(catalogue: &mut Catalogue, manifest: &Manifest) {
+    let known = |timeline: Timeline| manifest.sessions.iter().any(|session| session.timeline == timeline);
+    let gone = |branch: &&Branch| branch.role == Role::Session && !known(branch.timeline);
+    for timeline in catalogue.branches().into_iter().filter(gone).map(|branch| branch.timeline).collect::<Vec<_>>() {
+        catalogue.remove(timeline);
+    }
+    let trunk = manifest.timelines.len() as u32;
+    for (number, session) in (trunk + 1..).zip(&manifest.sessions) {
+        catalogue.insert(Branch::new(session.timeline, number, Some(session.parent), session.fork, Role::Session));
+    }
+}
+
+/// The disks of a manifest that have no base yet: their first copy is not complete.
+#[must_use]
+pub fn unseeded(manifest: &Manifest) -> Vec<DiskId> {
+    manifest.disks.iter().filter(|disk| disk.base.is_none()).map(|disk| disk.id).collect()
+}

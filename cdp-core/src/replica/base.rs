@@ -1,0 +1,423 @@
+//! A base image with its sidecar: the disk as it was below everything that the journal holds.
+//!
+//! [`BaseWriter`] makes one in a single ascending pass (seeding); [`Base`] reads it and never gives a byte that does not verify.
+
+use super::sidecar::{self, PAGE_BLOCKS, PAGE_BYTES, PAGE_COVERS, Page, PageDigest, Root, Seed};
+use crate::media::{File, MediaError, Storage};
+use crate::types::{BLOCK, DiskId, Extent, Lsn, ReplicaId};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Pages of the sidecar kept in memory by an open base: 4 MiB, which cover 1.4 GB of the disk.
+const PAGES_CACHED: usize = 1024;
+
+/// Why a base cannot be read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BaseError {
+    /// The media failed.
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    /// The digest table is not the one the manifest names.
+    #[error("{path} is damaged: its digest table does not match the root in the manifest")]
+    Table {
+        /// The sidecar.
+        path: String,
+    },
+    /// A page of checksums is damaged, or of another time or place.
+    #[error("{path} is damaged: page {page} at byte {offset} does not match its digest")]
+    Page {
+        /// The sidecar.
+        path: String,
+        /// Which page.
+        page: u64,
+        /// Where.
+        offset: u64,
+    },
+    /// A block is not what was written.
+    #[error("{path} is damaged: the block at byte {offset} has CRC32C {found:08x}, expected {expected:08x}")]
+    Block {
+        /// The image.
+        path: String,
+        /// Where.
+        offset: u64,
+        /// What the sidecar says.
+        expected: u32,
+        /// What the bytes give.
+        found: u32,
+    },
+}
+
+/// The names of a disk's image and sidecar.
+#[must_use]
+pub fn file_names(disk: DiskId) -> (String, String) {
+    (format!("base/{disk}.img"), format!("base/{disk}.sum"))
+}
+
+/// Writes a base from the first byte to the last.
+#[derive(Debug)]
+pub struct BaseWriter {
+    image: Arc<dyn File>,
+    sidecar: Arc<dyn File>,
+    seed: Seed,
+    size: u64,
+    at: u64,
+    page: Option<Page>,
+    digests: Vec<PageDigest>,
+    stored: u64,
+}
+
+impl BaseWriter {
+    /// Begins the base of a disk; what is left of an earlier attempt is removed.
+    ///
+    /// # Errors
+    /// When the media fail.
+    pub fn create(storage: &dyn Storage, replica: ReplicaId, disk: DiskId, size: u64) -> Result<Self, MediaError> {
+        let (image, sidecar) = file_names(disk);
+        for name in [&image, &sidecar] {
+            match storage.remove(name) {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        let image = storage.create(&image)?;
+        image.set_len(size.next_multiple_of(BLOCK))?;
+        let sidecar = storage.create(&sidecar)?;
+        storage.sync_dir("base")?;
+        let seed = Seed::new(replica, disk);
+        Ok(Self { image, sidecar, seed, size, at: 0, page: None, digests: Vec::new(), stored: 0 })
+    }
+
+    /// Where the next bytes belong.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.at
+    }
+
+    /// The image's file, for whoever syncs what was written while more is being written.
+    #[must_use]
+    pub fn image(&self) -> Arc<dyn File> {
+        Arc::clone(&self.image)
+    }
+
+    /// Bytes that took room in the image.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored
+    }
+
+    /// The next bytes of the disk, as they were when the write order had reached `lsn`. Whole blocks, but for the disk's last.
+    ///
+    /// # Errors
+    /// When the media fail.
+    pub fn data(&mut self, data: &[u8], lsn: Lsn) -> Result<(), MediaError> {
+        // Blocks of zeros stay holes: runs of others are written with one call.
+        let mut run = 0;
+        let mut at = 0;
+        let begin = self.at;
+        for block in data.chunks(BLOCK as usize) {
+            if is_zero(block) {
+                self.store(begin, &data[..at], run)?;
+                run = at + block.len();
+            }
+            let (number, place) = self.place(begin + at as u64)?;
+            let crc = if block.len() == BLOCK as usize {
+                self.seed.block(number, lsn, block)
+            } else {
+                let mut padded = [0; BLOCK as usize];
+                padded[..block.len()].copy_from_slice(block);
+                self.seed.block(number, lsn, &padded)
+            };
+            self.open_page().set(place, lsn, crc);
+            at += block.len();
+        }
+        self.store(begin, data, run)?;
+        self.at = begin + data.len() as u64;
+        Ok(())
+    }
+
+    /// The next `length` bytes of the disk are zeros. Whole blocks, but for the disk's end.
+    ///
+    /// # Errors
+    /// When the media fail.
+    pub fn zeros(&mut self, length: u64, lsn: Lsn) -> Result<(), MediaError> {
+        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let end = self.at + length;
+        while self.at < end {
+            // A page that would hold nothing but zeros is not written at all.
+            let page_end = ((self.at / PAGE_COVERS + 1) * PAGE_COVERS).min(self.size);
+            if self.at.is_multiple_of(PAGE_COVERS) && end >= page_end {
+                self.close_page()?;
+                self.digests.push(PageDigest::Absent);
+                self.at = page_end;
+            } else {
+                let step = (end.min(page_end) - self.at).min(ZEROS.len() as u64);
+                self.data(&ZEROS[..step as usize], lsn)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the pass: everything is durable when this returns, but for the root, which belongs into the manifest.
+    ///
+    /// # Errors
+    /// When the media fail.
+    pub fn finish(mut self, storage: &dyn Storage, lsn: Lsn) -> Result<Root, MediaError> {
+        self.zeros(self.size - self.at, lsn)?;
+        self.close_page()?;
+        let (table, root) = sidecar::encode_table(self.size, &self.digests);
+        self.sidecar.write_all_at(sidecar::table_offset(self.size), &table)?;
+        self.sidecar.sync()?;
+        self.image.sync()?;
+        storage.sync_dir("base")?;
+        Ok(root)
+    }
+
+    fn store(&mut self, begin: u64, data: &[u8], from: usize) -> Result<(), MediaError> {
+        if from < data.len() {
+            self.image.write_all_at(begin + from as u64, &data[from..])?;
+            self.stored += (data.len() - from) as u64;
+        }
+        Ok(())
+    }
+
+    /// The number of the block at `offset`, and its place in its page, which is made the open one.
+    fn place(&mut self, offset: u64) -> Result<(u64, usize), MediaError> {
+        let number = offset / BLOCK;
+        if self.page.as_ref().is_some_and(|page| page.number() != number / PAGE_BLOCKS) {
+            self.close_page()?;
+        }
+        Ok((number, (number % PAGE_BLOCKS) as usize))
+    }
+
+    fn open_page(&mut self) -> &mut Page {
+        let number = self.digests.len() as u64;
+        self.page.get_or_insert_with(|| Page::new(number))
+    }
+
+    fn close_page(&mut self) -> Result<(), MediaError> {
+        if let Some(mut page) = self.page.take() {
+            let offset = page.number() * PAGE_BYTES as u64;
+            let (bytes, digest) = page.seal();
+            self.sidecar.write_all_at(offset, bytes)?;
+            self.digests.push(digest);
+        }
+        Ok(())
+    }
+}
+
+/// Whether all bytes are zero; written so that the compiler compares words.
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // Data rarely begins with a run of zeros: most blocks are decided by their first bytes.
+    let (head, rest) = bytes.split_at(bytes.len().min(64));
+    head.iter().all(|byte| *byte == 0)
+        && rest.chunks(256).all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
+}
+
+/// An open base. Any number of readers at once.
+#[derive(Debug)]
+pub struct Base {
+    image: Arc<dyn File>,
+    sidecar: Arc<dyn File>,
+    seed: Seed,
+    root: Root,
+    digests: Vec<PageDigest>,
+    pages: Vec<Mutex<Option<Arc<Page>>>>,
+}
+
+impl Base {
+    /// Opens the base whose root the manifest holds.
+    ///
+    /// # Errors
+    /// When a file is missing or the digest table is not the root's.
+    pub fn open(storage: &dyn Storage, replica: ReplicaId, disk: DiskId, root: Root) -> Result<Self, BaseError> {
+        let (image, sidecar) = file_names(disk);
+        let (image, sidecar) = (storage.open(&image, false)?, storage.open(&sidecar, false)?);
+        let mut table = vec![0; sidecar::table_bytes(root.size)];
+        sidecar.read_exact_at(sidecar::table_offset(root.size), &mut table)?;
+        let Some(digests) = sidecar::decode_table(&table, root) else {
+            return Err(BaseError::Table { path: sidecar.path().to_owned() });
+        };
+        let pages = (0..PAGES_CACHED.min(digests.len())).map(|_| Mutex::new(None)).collect();
+        Ok(Self { image, sidecar, seed: Seed::new(replica, disk), root, digests, pages })
+    }
+
+    /// Bytes of the disk when the base was made.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.root.size
+    }
+
+    /// Fills `buffer` from `offset`; what lies after the base's end is zeros.
+    ///
+    /// # Errors
+    /// When the media fail or a byte does not verify; nothing of `buffer` may be used then.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BaseError> {
+        let inside = self.root.size.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        let (buffer, after) = buffer.split_at_mut(inside);
+        after.fill(0);
+        let wanted = Extent::new(offset, buffer.len() as u64);
+        let mut at = offset;
+        // Page by page: an absent one needs no media, a present one verifies all blocks that are touched.
+        while at < wanted.end() {
+            let end = ((at / PAGE_COVERS + 1) * PAGE_COVERS).min(wanted.end());
+            let piece = &mut buffer[(at - offset) as usize..(end - offset) as usize];
+            match self.page(at / PAGE_COVERS)? {
+                Some(page) => self.read_blocks(&page, at, piece)?,
+                None => piece.fill(0),
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// The next run at or after `offset` that may hold something other than zeros; none up to the end.
+    ///
+    /// # Errors
+    /// When the media fail.
+    pub fn next_data(&self, offset: u64) -> Result<Option<Extent>, BaseError> {
+        let found = self.image.next_data(offset)?;
+        Ok(found.and_then(|extent| extent.intersect(&Extent::new(offset, self.root.size.saturating_sub(offset)))))
+    }
+
+    /// Bytes that image and sidecar hold, holes not counted.
+    ///
+    /// # Errors
+    /// When the media fail.
+    pub fn stored_bytes(&self) -> Result<u64, BaseError> {
+        let mut bytes = 0;
+        for file in [&self.image, &self.sidecar] {
+            let mut at = 0;
+            while let Some(extent) = file.next_data(at)? {
+                bytes += extent.length;
+                at = extent.end();
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn read_blocks(&self, page: &Page, offset: u64, buffer: &mut [u8]) -> Result<(), BaseError> {
+        let wanted = Extent::new(offset, buffer.len() as u64);
+        let blocks = wanted.widen(BLOCK);
+        if blocks == wanted {
+            self.image.read_exact_at(offset, buffer)?;
+            return self.verify(page, offset, buffer);
+        }
+        let mut whole = vec![0; blocks.length as usize];
+        self.image.read_exact_at(blocks.offset, &mut whole)?;
+        self.verify(page, blocks.offset, &whole)?;
+        buffer.copy_from_slice(&whole[(offset - blocks.offset) as usize..][..buffer.len()]);
+        Ok(())
+    }
+
+    fn verify(&self, page: &Page, offset: u64, data: &[u8]) -> Result<(), BaseError> {
+        for (block, data) in (offset / BLOCK..).zip(data.chunks_exact(BLOCK as usize)) {
+            let (lsn, expected) = page.entry((block % PAGE_BLOCKS) as usize);
+            let found = self.seed.block(block, lsn, data);
+            if found != expected {
+                let path = self.image.path().to_owned();
+                return Err(BaseError::Block { path, offset: block * BLOCK, expected, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// A page of checksums; `None`: all its blocks are zeros.
+    fn page(&self, number: u64) -> Result<Option<Arc<Page>>, BaseError> {
+        let digest = self.digests[number as usize];
+        if digest == PageDigest::Absent {
+            return Ok(None);
+        }
+        // Direct-mapped: a page has one place; who comes later takes it.
+        let slot = &self.pages[number as usize % self.pages.len()];
+        let cached = slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(page) = cached.filter(|page| page.number() == number) {
+            return Ok(Some(page));
+        }
+        let offset = number * PAGE_BYTES as u64;
+        let mut bytes = Box::new([0; PAGE_BYTES]);
+        self.sidecar.read_exact_at(offset, bytes.as_mut_slice())?;
+        let page = Page::parse(bytes, number, digest).ok_or_else(|| BaseError::Page {
+            path: self.sidecar.path().to_owned(),
+            page: number,
+            offset,
+        })?;
+        let page = Arc::new(page);
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&page));
+        Ok(Some(page))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::Memory;
+    use proptest::prelude::*;
+
+    fn ids() -> (ReplicaId, DiskId) {
+        (ReplicaId::new([3; 16]).unwrap(), DiskId::new(1).unwrap())
+    }
+
+    /// Data and zeros in runs of sectors, fed in pieces of whole blocks.
+    fn make(storage: &Memory, runs: &[(bool, u64)]) -> (Vec<u8>, Root) {
+        let (replica, disk) = ids();
+        let mut content = Vec::new();
+        for (number, (data, blocks)) in runs.iter().enumerate() {
+            content.resize(content.len() + (blocks * BLOCK) as usize, if *data { number as u8 + 1 } else { 0 });
+        }
+        content.truncate(content.len() - 512);
+        let mut writer = BaseWriter::create(storage, replica, disk, content.len() as u64).unwrap();
+        let mut at = 0;
+        for (number, (data, blocks)) in runs.iter().enumerate() {
+            let end = (at + (blocks * BLOCK) as usize).min(content.len());
+            let lsn = Lsn(number as u64 + 1);
+            if *data {
+                writer.data(&content[at..end], lsn).unwrap();
+            } else {
+                writer.zeros((end - at) as u64, lsn).unwrap();
+            }
+            at = end;
+        }
+        let root = writer.finish(storage, Lsn(99)).unwrap();
+        (content, root)
+    }
+
+    proptest! {
+        #[test]
+        fn a_base_reads_as_what_was_fed(
+            runs in prop::collection::vec((any::<bool>(), 1u64..900), 1..6),
+            reads in prop::collection::vec((any::<prop::sample::Index>(), 1usize..300), 1..10),
+        ) {
+            let storage = Memory::default();
+            let (content, root) = make(&storage, &runs);
+            let (replica, disk) = ids();
+            let base = Base::open(&storage, replica, disk, root).unwrap();
+            for (at, sectors) in reads {
+                let at = at.index(content.len() / 512) * 512;
+                let mut buffer = vec![1; sectors * 512];
+                base.read(at as u64, &mut buffer).unwrap();
+                let inside = buffer.len().min(content.len() - at);
+                prop_assert_eq!(&buffer[..inside], &content[at..at + inside]);
+                prop_assert!(is_zero(&buffer[inside..]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_never_given_out() {
+        let storage = Memory::default();
+        let (content, root) = make(&storage, &[(true, 3), (false, 400), (true, 2)]);
+        let (replica, disk) = ids();
+        for name in [file_names(disk).0, file_names(disk).1] {
+            let file = storage.open(&name, true).unwrap();
+            for at in (0..file.len().unwrap()).step_by(509) {
+                let mut byte = [0];
+                file.read_exact_at(at, &mut byte).unwrap();
+                file.write_all_at(at, &[byte[0] ^ 4]).unwrap();
+                let mut buffer = vec![0; content.len()];
+                let read = Base::open(&storage, replica, disk, root).and_then(|base| base.read(0, &mut buffer));
+                assert!(read.is_err() || buffer == content, "flip at {at} of {name} gave wrong bytes");
+                file.write_all_at(at, &byte).unwrap();
+            }
+        }
+    }
+}

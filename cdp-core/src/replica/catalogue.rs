@@ -1,0 +1,484 @@
+//! What can be restored: a fold over the records that say so, per timeline.
+//!
+//! A *bracket* is open from a gap-begin or resync-begin to the resync-end that closes it; no LSN inside is restorable. Outside
+//! of brackets every LSN is, as far as it is durable and settled (the *frontier*). Times are the source's; each restorable
+//! range is cut into *spans* of one clock epoch, inside which times are ordered.
+
+use crate::frame::{GapReason, Mark, Note, ResyncReason};
+use crate::journal::Event;
+use crate::types::{ClockEpoch, Lsn, PointId, Stamp, Timeline, WallTime};
+use std::collections::BTreeMap;
+
+/// What a timeline is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// The history of the protected disks.
+    Trunk,
+    /// Writes of somebody who works on a restored moment.
+    Session,
+}
+
+/// A run of LSNs of one clock epoch, all restorable; both ends belong to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// Inside it times are ordered.
+    pub epoch: ClockEpoch,
+    /// First restorable LSN.
+    pub from: Lsn,
+    /// Last restorable LSN.
+    pub to: Lsn,
+    /// Stamp of the first.
+    pub from_time: WallTime,
+    /// Stamp of the last durable record.
+    pub to_time: WallTime,
+}
+
+/// A run of LSNs without a gap: each can be restored. Never empty.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Range {
+    /// One per clock epoch, in order.
+    pub spans: Vec<Span>,
+}
+
+impl Range {
+    /// First restorable LSN.
+    #[must_use]
+    pub fn from(&self) -> Lsn {
+        self.spans[0].from
+    }
+    /// Last restorable LSN.
+    #[must_use]
+    pub fn to(&self) -> Lsn {
+        self.spans[self.spans.len() - 1].to
+    }
+    /// Stamp of the first.
+    #[must_use]
+    pub fn from_stamp(&self) -> Stamp {
+        Stamp { epoch: self.spans[0].epoch, time: self.spans[0].from_time }
+    }
+    /// Stamp of the last.
+    #[must_use]
+    pub fn to_stamp(&self) -> Stamp {
+        let last = self.spans[self.spans.len() - 1];
+        Stamp { epoch: last.epoch, time: last.to_time }
+    }
+}
+
+/// Why a run of history cannot be restored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LossReason {
+    /// Writes were not recorded.
+    Gap(GapReason),
+    /// The replica was being made equal to the source again.
+    Resync(ResyncReason),
+}
+
+impl LossReason {
+    /// The reason as it is shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gap(reason) => reason.as_str(),
+            Self::Resync(_) => "resync",
+        }
+    }
+}
+
+/// A run of LSNs that cannot be restored; both ends belong to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gap {
+    /// First LSN that is not restorable.
+    pub from: Lsn,
+    /// Last one so far.
+    pub to: Lsn,
+    /// Stamp of what lies before.
+    pub from_time: WallTime,
+    /// Stamp of what ended it, or of the newest record while it is open.
+    pub to_time: WallTime,
+    /// Why.
+    pub reason: LossReason,
+    /// It has not ended.
+    pub open: bool,
+}
+
+/// A moment somebody wanted to be able to go back to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Point {
+    /// Its name for ever.
+    pub id: PointId,
+    /// When it was closed.
+    pub stamp: Stamp,
+    /// What for.
+    pub mark: Mark,
+}
+
+/// How far a timeline's records are safe.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Frontier {
+    /// Everything up to here is durable, whole and settled.
+    pub lsn: Lsn,
+    /// Stamp of the last such record.
+    pub stamp: Option<Stamp>,
+}
+
+/// One timeline and what of it can be restored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Branch {
+    /// Its identity.
+    pub timeline: Timeline,
+    /// The number that people see, from 1.
+    pub number: u32,
+    /// The timeline it forked from.
+    pub parent: Option<Timeline>,
+    /// The last LSN of the parent that belongs to its past.
+    pub fork: Lsn,
+    /// Whether a writer may still append to it.
+    pub open: bool,
+    /// What it is for.
+    pub role: Role,
+    ranges: Vec<Range>,
+    gaps: Vec<Gap>,
+    points: Vec<Point>,
+    /// Records that are not yet behind the frontier.
+    pending: std::collections::VecDeque<Event>,
+    frontier: Frontier,
+    bracketed: bool,
+}
+
+impl Branch {
+    /// A timeline of which nothing is known yet. The first range opens with the end of its first bracket or, without one, at
+    /// its first record.
+    #[must_use]
+    pub fn new(timeline: Timeline, number: u32, parent: Option<Timeline>, fork: Lsn, role: Role) -> Self {
+        Self {
+            timeline,
+            number,
+            parent,
+            fork,
+            open: true,
+            role,
+            ranges: Vec::new(),
+            gaps: Vec::new(),
+            points: Vec::new(),
+            pending: std::collections::VecDeque::new(),
+            frontier: Frontier::default(),
+            bracketed: false,
+        }
+    }
+
+    /// Takes note of a record; it counts once the frontier has reached it. Records come in LSN order.
+    pub fn handle(&mut self, event: Event) {
+        self.pending.push_back(event);
+    }
+
+    /// The frontier moved: everything up to `lsn` is durable and settled, and `stamp` is that of the last such record.
+    pub fn advance(&mut self, lsn: Lsn, stamp: Stamp) {
+        if lsn <= self.frontier.lsn {
+            return;
+        }
+        while self.pending.front().is_some_and(|event| event.lsn <= lsn) {
+            let Some(event) = self.pending.pop_front() else { break };
+            self.fold(&event);
+        }
+        self.reach(lsn, stamp);
+        self.frontier = Frontier { lsn, stamp: Some(stamp) };
+    }
+
+    fn fold(&mut self, event: &Event) {
+        match &event.note {
+            Some(Note::GapBegin { from, reason }) => self.open_bracket(*from, event, LossReason::Gap(*reason)),
+            Some(Note::ResyncBegin { from, reason }) => self.open_bracket(*from, event, LossReason::Resync(*reason)),
+            Some(Note::ResyncEnd { .. }) => {
+                self.close_bracket(event);
+                self.bracketed = false;
+                self.reach(event.lsn, event.stamp);
+            }
+            Some(Note::Mark(mark)) if !self.bracketed => {
+                self.reach(event.lsn, event.stamp);
+                let id = PointId { timeline: self.timeline, lsn: event.lsn };
+                self.points.push(Point { id, stamp: event.stamp, mark: mark.clone() });
+            }
+            _ => self.reach(event.lsn, event.stamp),
+        }
+    }
+
+    /// Everything up to `lsn` is restorable unless a bracket is open.
+    fn reach(&mut self, lsn: Lsn, stamp: Stamp) {
+        if self.bracketed {
+            if let Some(gap) = self.gaps.last_mut() {
+                (gap.to, gap.to_time) = (gap.to.max(lsn), stamp.time);
+            }
+            return;
+        }
+        let Stamp { epoch, time } = stamp;
+        let after_gap = self.gaps.last().map_or(Lsn::ZERO, |gap| gap.to);
+        match self.ranges.last_mut().filter(|range| range.to() > after_gap) {
+            Some(range) => match range.spans.last_mut() {
+                Some(span) if span.epoch == epoch => (span.to, span.to_time) = (span.to.max(lsn), time),
+                before => {
+                    // What the frontier jumped over belongs to the epoch before: the clock steps with a record of its own.
+                    if let Some(before) = before {
+                        before.to = before.to.max(lsn.prev());
+                    }
+                    range.spans.push(Span { epoch, from: lsn, to: lsn, from_time: time, to_time: time });
+                }
+            },
+            None => {
+                let spans = vec![Span { epoch, from: lsn, to: lsn, from_time: time, to_time: time }];
+                self.ranges.push(Range { spans });
+            }
+        }
+    }
+
+    fn open_bracket(&mut self, from: Lsn, event: &Event, reason: LossReason) {
+        let from_time = self.ranges.last().map_or(event.stamp.time, |range| range.to_stamp().time);
+        match self.ranges.last().map(Range::to) {
+            // What lies between the last record and the bracket is whole.
+            Some(to) if !self.bracketed && from > to.next() => self.reach(from.prev(), event.stamp),
+            _ => self.cut(from),
+        }
+        self.close_bracket(event);
+        let from = self.gaps.last().map_or(from, |gap| from.max(gap.to.next()));
+        let (to, to_time) = (event.lsn, event.stamp.time);
+        self.gaps.push(Gap { from, to, from_time, to_time, reason, open: true });
+        self.bracketed = true;
+    }
+
+    /// Nothing from `from` on is restorable.
+    fn cut(&mut self, from: Lsn) {
+        self.ranges.retain(|range| range.from() < from);
+        if let Some(range) = self.ranges.last_mut() {
+            range.spans.retain(|span| span.from < from);
+            if let Some(span) = range.spans.last_mut() {
+                span.to = span.to.min(from.prev());
+            }
+        }
+    }
+
+    /// The bracket that is open ends right before `event`.
+    fn close_bracket(&mut self, event: &Event) {
+        if let Some(gap) = self.gaps.last_mut().filter(|gap| gap.open) {
+            (gap.to, gap.to_time, gap.open) = (event.lsn.prev(), event.stamp.time, false);
+        }
+    }
+
+    /// Restorable ranges, oldest first.
+    #[must_use]
+    pub fn ranges(&self) -> &[Range] {
+        &self.ranges
+    }
+
+    /// What cannot be restored, oldest first. What precedes the first range (seeding) is not listed: nothing was lost there.
+    #[must_use]
+    pub fn gaps(&self) -> &[Gap] {
+        let seeding = self.gaps.first().is_some_and(|gap| gap.reason == LossReason::Resync(ResyncReason::Seeding));
+        &self.gaps[usize::from(seeding && self.parent.is_none())..]
+    }
+
+    /// Points, oldest first.
+    #[must_use]
+    pub fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    /// How far its records are safe.
+    #[must_use]
+    pub fn frontier(&self) -> Frontier {
+        self.frontier
+    }
+
+    /// Whether `lsn` lies in a restorable range.
+    #[must_use]
+    pub fn is_restorable(&self, lsn: Lsn) -> bool {
+        self.range_of(lsn).is_some()
+    }
+
+    fn range_of(&self, lsn: Lsn) -> Option<&Range> {
+        let after = self.ranges.partition_point(|range| range.from() <= lsn);
+        self.ranges[..after].last().filter(|range| lsn <= range.to())
+    }
+}
+
+/// A moment that can be restored, and when it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moment {
+    /// The branch of history.
+    pub timeline: Timeline,
+    /// Everything up to and with this record.
+    pub lsn: Lsn,
+    /// Stamp of the range's end nearest to what was asked for, or of the record itself where that is known.
+    pub stamp: Stamp,
+}
+
+/// The restorable moments on both sides of one that is not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Neighbours {
+    /// The last one before.
+    pub before: Option<Moment>,
+    /// The first one after.
+    pub after: Option<Moment>,
+}
+
+/// Where a time lies.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AtTime {
+    /// Inside a span; `also` are spans of other epochs that hold the same time, newest first.
+    Inside {
+        /// Whose.
+        timeline: Timeline,
+        /// The newest span that holds it.
+        span: Span,
+        /// The others.
+        also: Vec<(Timeline, Span)>,
+    },
+    /// In none.
+    Outside(Neighbours),
+}
+
+/// All timelines of a replica.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Catalogue {
+    branches: BTreeMap<Timeline, Branch>,
+}
+
+impl Catalogue {
+    /// Adds a timeline, or replaces what is known of it.
+    pub fn insert(&mut self, branch: Branch) {
+        self.branches.insert(branch.timeline, branch);
+    }
+
+    /// Forgets a timeline.
+    pub fn remove(&mut self, timeline: Timeline) {
+        self.branches.remove(&timeline);
+    }
+
+    /// A timeline.
+    #[must_use]
+    pub fn branch(&self, timeline: Timeline) -> Option<&Branch> {
+        self.branches.get(&timeline)
+    }
+
+    /// A timeline, to be changed.
+    pub fn branch_mut(&mut self, timeline: Timeline) -> Option<&mut Branch> {
+        self.branches.get_mut(&timeline)
+    }
+
+    /// Every timeline in the order of its number.
+    #[must_use]
+    pub fn branches(&self) -> Vec<&Branch> {
+        let mut branches: Vec<_> = self.branches.values().collect();
+        branches.sort_by_key(|branch| branch.number);
+        branches
+    }
+
+    /// The trunk's newest timeline.
+    #[must_use]
+    pub fn trunk(&self) -> Option<&Branch> {
+        self.branches.values().filter(|branch| branch.role == Role::Trunk).max_by_key(|branch| branch.number)
+    }
+
+    /// The way from a timeline back to the first one: each with the last LSN of it that belongs to the way.
+    #[must_use]
+    pub fn path(&self, timeline: Timeline) -> Vec<(&Branch, Lsn)> {
+        let mut path = Vec::new();
+        let (mut next, mut upto) = (self.branch(timeline), Lsn(u64::MAX));
+        // A damaged catalogue could run in a circle: no path is longer than there are timelines.
+        while let Some(branch) = next.filter(|_| path.len() < self.branches.len()) {
+            path.push((branch, upto));
+            upto = branch.fork;
+            next = branch.parent.and_then(|parent| self.branch(parent));
+        }
+        path
+    }
+
+    /// The branch of the trunk's path on which `lsn` lies.
+    #[must_use]
+    pub fn on_path(&self, lsn: Lsn) -> Option<&Branch> {
+        let path = self.path(self.trunk()?.timeline);
+        path.iter().find(|(branch, upto)| lsn > branch.fork && lsn <= *upto).or(path.last()).map(|(branch, _)| *branch)
+    }
+
+    /// The last restorable moment on the path of `timeline`.
+    #[must_use]
+    pub fn latest_of(&self, timeline: Timeline) -> Option<Moment> {
+        self.path(timeline).iter().find_map(|(branch, upto)| last_before(branch, *upto))
+    }
+
+    /// The last restorable moment of the trunk.
+    #[must_use]
+    pub fn latest(&self) -> Option<Moment> {
+        self.latest_of(self.trunk()?.timeline)
+    }
+
+    /// The nearest restorable moments to an LSN of a timeline, on its own path and, forward, on the trunk's.
+    #[must_use]
+    pub fn neighbours(&self, timeline: Timeline, lsn: Lsn) -> Neighbours {
+        let before = self.path(timeline).iter().find_map(|(branch, upto)| last_before(branch, lsn.prev().min(*upto)));
+        let own = self.branch(timeline).into_iter();
+        let trunk = self.trunk().map(|trunk| self.path(trunk.timeline)).unwrap_or_default();
+        let after = own
+            .chain(trunk.iter().rev().map(|(branch, _)| *branch))
+            .filter_map(|branch| first_after(branch, lsn))
+            .min_by_key(|moment| moment.lsn);
+        Neighbours { before, after }
+    }
+
+    /// Where a time lies on the trunk's path.
+    #[must_use]
+    pub fn at_time(&self, time: WallTime) -> AtTime {
+        let Some(trunk) = self.trunk() else { return AtTime::Outside(Neighbours::default()) };
+        let spans: Vec<(Timeline, Span)> = self
+            .path(trunk.timeline)
+            .iter()
+            .flat_map(|(branch, upto)| {
+                let ranges = branch.ranges.iter().rev().filter(|range| range.from() <= *upto);
+                ranges.flat_map(|range| range.spans.iter().rev()).map(|span| (branch.timeline, *span))
+            })
+            .collect();
+        let mut inside = spans.iter().filter(|(_, span)| span.from_time <= time && time <= span.to_time);
+        if let Some((timeline, span)) = inside.next() {
+            return AtTime::Inside { timeline: *timeline, span: *span, also: inside.copied().collect() };
+        }
+        let moment = |timeline, lsn, epoch, time| Moment { timeline, lsn, stamp: Stamp { epoch, time } };
+        let before = spans
+            .iter()
+            .filter(|(_, span)| span.to_time < time)
+            .max_by_key(|(_, span)| (span.to_time, span.to))
+            .map(|(timeline, span)| moment(*timeline, span.to, span.epoch, span.to_time));
+        let after = spans
+            .iter()
+            .filter(|(_, span)| span.from_time > time)
+            .min_by_key(|(_, span)| (span.from_time, span.from))
+            .map(|(timeline, span)| moment(*timeline, span.from, span.epoch, span.from_time));
+        AtTime::Outside(Neighbours { before, after })
+    }
+
+    /// The points with this label that still can be restored, newest first.
+    #[must_use]
+    pub fn labelled(&self, label: &str) -> Vec<&Point> {
+        let mut found: Vec<_> = self
+            .branches
+            .values()
+            .flat_map(|branch| branch.points.iter().filter(|point| branch.is_restorable(point.id.lsn)))
+            .filter(|point| !label.is_empty() && point.mark.label == label)
+            .collect();
+        found.sort_by_key(|point| std::cmp::Reverse(point.id.lsn));
+        found
+    }
+}
+
+fn last_before(branch: &Branch, upto: Lsn) -> Option<Moment> {
+    let range = branch.ranges.iter().rev().find(|range| range.from() <= upto)?;
+    let span = range.spans.iter().rev().find(|span| span.from <= upto)?;
+    let stamp = Stamp { epoch: span.epoch, time: if span.to <= upto { span.to_time } else { span.from_time } };
+    Some(Moment { timeline: branch.timeline, lsn: span.to.min(upto), stamp })
+}
+
+fn first_after(branch: &Branch, lsn: Lsn) -> Option<Moment> {
+    let range = branch.ranges.iter().find(|range| range.to() > lsn)?;
+    let lsn = range.from().max(lsn.next());
+    Some(Moment { timeline: branch.timeline, lsn, stamp: range.from_stamp() })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! From what a person typed to a moment, or to the nearest ones that can be restored.
+
+use super::catalogue::{AtTime, Branch, Moment, Neighbours};
+use super::{Replica, ReplicaError};
+use crate::types::{Lsn, Timeline, WallTime};
+use crate::when::{TimelineName, When};
+
+/// A moment that cannot be restored, and those next to it that can.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{what} is not restorable")]
+pub struct NotRestorable {
+    /// What was asked for, in words.
+    pub what: String,
+    /// The nearest on both sides.
+    pub nearest: Neighbours,
+}
+
+/// Why a moment was not found.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// It lies in a gap, before the first or after the last.
+    #[error(transparent)]
+    NotRestorable(#[from] NotRestorable),
+    /// Two timelines begin with these digits.
+    #[error("{name} is the beginning of {count} timelines")]
+    Ambiguous {
+        /// What was given.
+        name: TimelineName,
+        /// How many.
+        count: usize,
+    },
+    /// The journal could not be read.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+}
+
+impl From<crate::journal::ReadError> for ResolveError {
+    fn from(error: crate::journal::ReadError) -> Self {
+        Self::Replica(error.into())
+    }
+}
+
+impl Replica {
+    /// The moment that is meant, with the exact stamp of its record.
+    ///
+    /// # Errors
+    /// When it is not restorable (the nearest that are, are named), or the journal cannot be read.
+    pub fn resolve(&self, when: &When) -> Result<Moment, ResolveError> {
+        let none = |what: String| NotRestorable { what, nearest: Neighbours::default() };
+        match when {
+            When::Latest => {
+                let latest = self.catalogue.latest().ok_or_else(|| none("no moment of this replica".into()))?;
+                self.exact(latest.timeline, latest.lsn)
+            }
+            When::Lsn { timeline: None, lsn } => {
+                let branch = self.catalogue.on_path(*lsn).ok_or_else(|| none(format!("LSN {lsn}")))?;
+                self.restorable(branch, *lsn)
+            }
+            When::Lsn { timeline: Some(name), lsn } => self.restorable(self.named(*name)?, *lsn),
+            When::Point(point) => self.restorable(self.named(point.timeline)?, point.lsn),
+            When::Label(label) => {
+                let found = self.catalogue.labelled(label.as_str());
+                let point =
+                    found.first().ok_or_else(|| none(format!("a point with the label {:?}", label.as_str())))?;
+                self.exact(point.id.timeline, point.id.lsn)
+            }
+            When::Back(back) => {
+                let latest = self.catalogue.latest().ok_or_else(|| none("no moment of this replica".into()))?;
+                let back = u64::try_from(back.as_nanos()).unwrap_or(u64::MAX);
+                self.at_time(WallTime(latest.stamp.time.0.saturating_sub(back)))
+            }
+            When::Time(time) => self.at_time(*time),
+        }
+    }
+
+    /// A moment of the catalogue with the exact stamp of its record.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn exact(&self, timeline: Timeline, lsn: Lsn) -> Result<Moment, ResolveError> {
+        let stamp = self.reader.stamp(&self.snapshot, timeline, lsn)?;
+        let known = || self.catalogue.branch(timeline).and_then(|branch| branch.frontier().stamp);
+        let unknown = ReplicaError::UnknownTimeline { timeline };
+        Ok(Moment { timeline, lsn, stamp: stamp.or_else(known).ok_or(unknown)? })
+    }
+
+    fn named(&self, name: TimelineName) -> Result<&Branch, ResolveError> {
+        let branches = self.catalogue.branches();
+        let mut found = branches.into_iter().filter(|branch| name.matches(&branch.timeline));
+        match (found.next(), found.count()) {
+            (Some(branch), 0) => Ok(branch),
+            (Some(_), more) => Err(ResolveError::Ambiguous { name, count: more + 1 }),
+            (None, _) => {
+                let nearest = Neighbours { before: self.catalogue.latest(), after: None };
+                Err(NotRestorable { what: format!("a moment of the unknown timeline {name}"), nearest }.into())
+            }
+        }
+    }
+
+    fn restorable(&self, branch: &Branch, lsn: Lsn) -> Result<Moment, ResolveError> {
+        if branch.is_restorable(lsn) {
+            return self.exact(branch.timeline, lsn);
+        }
+        let nearest = self.catalogue.neighbours(branch.timeline, lsn);
+        Err(NotRestorable { what: format!("LSN {lsn} of timeline {}", branch.timeline.short()), nearest }.into())
+    }
+
+    fn at_time(&self, time: WallTime) -> Result<Moment, ResolveError> {
+        match self.catalogue.at_time(time) {
+            AtTime::Inside { timeline, span, .. } => {
+                let moments = self.reader.moments(&self.snapshot, timeline, span.to, time)?;
+                let found = moments.into_iter().find(|moment| moment.stamp.epoch == span.epoch);
+                // The span's first stamp is at or before the time, so its first LSN is the least that can be meant.
+                let lsn = found.map_or(span.from, |moment| moment.lsn.clamp(span.from, span.to));
+                self.exact(timeline, lsn)
+            }
+            AtTime::Outside(nearest) => Err(NotRestorable { what: "that time".into(), nearest }.into()),
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! A writable session: a restored moment that somebody works on.
+//!
+//! Its writes are records of a timeline of its own, forked at the moment, in a journal store of its own with this one writer.
+//! So an overlay is as crash-proof as the journal, any moment of it can be looked at, and there is no second format. Writes
+//! gather in memory as a guest's disk cache does; a flush makes them durable.
+
+use super::{Bases, ReplicaView, ViewDisk};
+use crate::frame::{Compression, Encoder, Note, Part, Payload, RawFrame, RecordKind};
+use crate::journal::{
+    Executor, Hold, IdSource, Manifest, OpenError, Opened, Options, PathElement, ReadError, Reader, Refusal,
+    TimelineInfo, Writer, WriterState, drain,
+};
+use crate::media::{MediaError, Storage};
+use crate::types::{
+    ClockEpoch, DiskId, Extent, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, GroupId, Lsn, Now, Timeline, WallTime,
+};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Memory for decoded chunks of a session's own journal, in bytes.
+const CACHE_BYTES: u64 = 16 << 20;
+/// Segments of a session, in bytes: small, because each is reserved in full.
+const SEGMENT_BYTES: u64 = 32 << 20;
+/// The longest time between the first and the last record of a frame, in nanoseconds.
+const FRAME_SPAN_NS: u64 = 2_000_000_000;
+/// How far above its fork a session's LSNs begin: no LSN of the trunk's path is ever as high.
+const LSN_JUMP: u64 = 1 << 48;
+
+/// Why a session cannot take or give bytes.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// Something below could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Its store does not open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The media have no room; what was written before stays.
+    #[error("no room for the session's writes: {segment_bytes} bytes more are needed beside the reserve")]
+    NoSpace {
+        /// What a segment takes.
+        segment_bytes: u64,
+    },
+    /// The session's store failed; nothing more is taken.
+    #[error("the session's store failed: {0}")]
+    Failed(MediaError),
+    /// The store does not take a frame, for a reason that a session cannot have.
+    #[error("the session's journal refused its own frame: {0}")]
+    Refused(Refusal),
+}
+
+/// What a session is opened with.
+#[derive(Debug)]
+pub struct SessionOptions {
+    /// The way to its fork, through the trunk's journal.
+    pub path: Vec<PathElement>,
+    /// The trunk's bases.
+    pub bases: Arc<Bases>,
+    /// The disks at the fork.
+    pub disks: Vec<ViewDisk>,
+    /// Stays free on the media.
+    pub keep_free_bytes: u64,
+}
+
+/// Makes the store of a new session.
+///
+/// # Errors
+/// When there is one already or the media fail.
+pub fn create(storage: &dyn Storage, trunk: &Manifest, name: &str, timeline: TimelineInfo) -> Result<(), OpenError> {
+    let mut manifest = Manifest::new(trunk.replica, trunk.group, name);
+    manifest.disks.clone_from(&trunk.disks);
+    manifest.floor = Lsn(timeline.fork.0 + LSN_JUMP);
+    manifest.timelines.push(timeline);
+    crate::journal::create(storage, manifest).map(drop)
+}
+
+/// A session that is open. All methods may be called from several threads at once.
+#[derive(Debug)]
+pub struct Session {
+    view: ReplicaView,
+    reader: Arc<Reader>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    writer: Writer,
+    executor: Executor,
+    encoder: Encoder,
+    group: GroupId,
+    timeline: Timeline,
+    /// Taken and not yet appended: less than a frame, and one write more while there is no room.
+    waiting: VecDeque<Part>,
+    lsn: Lsn,
+    prev_lsn: Lsn,
+    time: WallTime,
+}
+
+impl Session {
+    /// Opens the store that [`create`] made, as its only writer.
+    ///
+    /// # Errors
+    /// When the store or what lies below does not open.
+    pub fn open(
+        storage: &Arc<dyn Storage>,
+        options: SessionOptions,
+        ids: IdSource,
+        now: Now,
+    ) -> Result<Self, SessionError> {
+        let opened = crate::journal::open(storage.as_ref(), "", None)?;
+        let reader = Arc::new(Reader::new(Arc::clone(storage), "", CACHE_BYTES));
+        let (view, state) = Self::prepare(storage, opened, options, ids, &reader)?;
+        let session = Self { view, reader, state: Mutex::new(state) };
+        let mut state = session.state();
+        if state.lsn == state.prev_lsn && state.prev_lsn == Lsn::ZERO {
+            state.begin(now);
+            session.append(&mut state, now)?;
+        }
+        drop(state);
+        Ok(session)
+    }
+
+    fn prepare(
+        storage: &Arc<dyn Storage>,
+        opened: Opened,
+        options: SessionOptions,
+        ids: IdSource,
+        reader: &Arc<Reader>,
+    ) -> Result<(ReplicaView, State), SessionError> {
+        let SessionOptions { mut path, bases, disks, keep_free_bytes } = options;
+        let snapshot = opened.snapshot();
+        let (group, floor) = (opened.manifest.group, opened.manifest.floor);
+        let timeline = opened.manifest.timelines.last().map(|timeline| timeline.id);
+        let timeline = timeline.ok_or_else(|| OpenError::NoStore { path: storage.path() })?;
+        let prev_lsn = snapshot.span(timeline).map_or(Lsn::ZERO, |(_, last)| last);
+        let upto = snapshot.written();
+        path.push(PathElement { reader: Arc::clone(reader), snapshot, timeline, upto });
+        let view = ReplicaView::open(&path, bases, disks)?;
+        let options = Options {
+            directory: String::new(),
+            segment_bytes: SEGMENT_BYTES,
+            keep_free_bytes,
+            commit_bytes: u64::MAX,
+            commit_ns: u64::MAX,
+            ..Options::default()
+        };
+        let writer = Writer::new(opened, options, ids);
+        let state = State {
+            writer,
+            executor: Executor::new(Arc::clone(storage)),
+            encoder: Encoder::new(),
+            group,
+            timeline,
+            waiting: VecDeque::new(),
+            lsn: prev_lsn.max(floor),
+            prev_lsn,
+            time: WallTime(0),
+        };
+        Ok((view, state))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session's branch of history.
+    #[must_use]
+    pub fn timeline(&self) -> Timeline {
+        self.state().timeline
+    }
+
+    /// The disks as they are now, to be read.
+    #[must_use]
+    pub fn view(&self) -> &ReplicaView {
+        &self.view
+    }
+
+    /// Fills `out` from `offset` with what was written last.
+    ///
+    /// # Errors
+    /// When anything that is needed cannot be read or does not verify.
+    pub fn read(&self, now: Now, disk: DiskId, offset: u64, out: &mut [u8]) -> Result<(), SessionError> {
+        let wanted = Extent::new(offset, out.len() as u64);
+        let mut state = self.state();
+        if state.waiting.iter().any(|part| part.disk == Some(disk) && part.extent.overlaps(&wanted)) {
+            self.append(&mut state, now)?;
+        }
+        drop(state);
+        Ok(self.view.read(disk, offset, out)?)
+    }
+
+    /// Takes a write. It can be read at once and is durable after the next [`Session::flush`].
+    ///
+    /// # Errors
+    /// When there is no room or the store failed.
+    pub fn write(&self, now: Now, disk: DiskId, payload: Payload) -> Result<(), SessionError> {
+        let mut state = self.state();
+        self.append_full(&mut state, now)?;
+        let (lsn, time) = state.next(now);
+        state.waiting.extend(payload.into_parts(RecordKind::Write, disk, lsn, time));
+        self.append_full(&mut state, now)
+    }
+
+    /// Makes a range read as zeros.
+    ///
+    /// # Errors
+    /// When there is no room or the store failed.
+    pub fn zero(&self, now: Now, disk: DiskId, extent: Extent, keep_allocated: bool) -> Result<(), SessionError> {
+        let mut state = self.state();
+        self.append_full(&mut state, now)?;
+        let (lsn, time) = state.next(now);
+        let kind = if keep_allocated { RecordKind::Zero } else { RecordKind::Discard };
+        state.waiting.push_back(Part::plain(kind, Some(disk), extent, lsn, time));
+        Ok(())
+    }
+
+    /// Makes everything that was taken durable.
+    ///
+    /// # Errors
+    /// When there is no room or the store failed.
+    pub fn flush(&self, now: Now) -> Result<(), SessionError> {
+        let mut state = self.state();
+        self.append(&mut state, now)?;
+        state.writer.request_sync();
+        state.drive(now)?;
+        self.view.journal().refresh(&state.writer.snapshot());
+        Ok(())
+    }
+
+    /// Ends the session's writing: everything durable and sealed.
+    ///
+    /// # Errors
+    /// When there is no room or the store failed.
+    pub fn close(&self, now: Now) -> Result<(), SessionError> {
+        let mut state = self.state();
+        self.append(&mut state, now)?;
+        state.writer.close(true);
+        state.drive(now)
+    }
+
+    /// Appends what fills frames; the rest goes on gathering.
+    fn append_full(&self, state: &mut State, now: Now) -> Result<(), SessionError> {
+        while state.holds_a_frame() {
+            self.append_one(state, now)?;
+        }
+        Ok(())
+    }
+
+    /// Appends everything that was gathered.
+    fn append(&self, state: &mut State, now: Now) -> Result<(), SessionError> {
+        while !state.waiting.is_empty() {
+            self.append_one(state, now)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a frame of what was gathered, and shows it. Where there is no room everything stays gathered.
+    fn append_one(&self, state: &mut State, now: Now) -> Result<(), SessionError> {
+        let Some(raw) = state.frame() else { return Ok(()) };
+        let mut frame = state.encoder.encode(&raw, state.group, Compression::None);
+        loop {
+            match state.writer.append(now.mono, frame) {
+                Ok(appended) => {
+                    state.taken(&raw);
+                    state.drive(now)?;
+                    self.view.journal().advance(&self.reader, &appended);
+                    return Ok(());
+                }
+                Err(refused) => match refused.why {
+                    Refusal::NotNow(Hold::NoSpace) => {
+                        return Err(SessionError::NoSpace { segment_bytes: SEGMENT_BYTES });
+                    }
+                    Refusal::NotNow(_) => frame = refused.frame,
+                    Refusal::Failed(error) => return Err(SessionError::Failed(error)),
+                    why => return Err(SessionError::Refused(why)),
+                },
+            }
+            state.drive(now)?;
+        }
+    }
+}
+
+impl State {
+    /// The timeline's first record.
+    fn begin(&mut self, now: Now) {
+        let info = self.writer.manifest().timelines.last().copied();
+        let (parent, fork) = info.map_or((None, Lsn::ZERO), |info| (info.parent, info.fork));
+        let (lsn, time) = self.next(now);
+        self.waiting.push_back(Part::noted(
+            RecordKind::TimelineStart,
+            None,
+            lsn,
+            time,
+            Note::TimelineStart { parent, fork },
+        ));
+    }
+
+    fn next(&mut self, now: Now) -> (Lsn, WallTime) {
+        self.lsn = self.lsn.next();
+        self.time = self.time.max(now.wall);
+        (self.lsn, self.time)
+    }
+
+    fn holds_a_frame(&self) -> bool {
+        let bytes: u64 = self.waiting.iter().map(|part| part.data.len() as u64).sum();
+        bytes >= FRAME_PLAIN_MAX || self.waiting.len() >= FRAME_RECORDS_MAX || self.is_old()
+    }
+
+    /// Stamps of one frame lie close together: the format has 32 bits for the difference.
+    fn is_old(&self) -> bool {
+        self.waiting.front().is_some_and(|first| self.time.0 - first.time.0 > FRAME_SPAN_NS)
+    }
+
+    /// The next frame's worth of what was gathered; it stays gathered until it was [`State::taken`].
+    fn frame(&self) -> Option<RawFrame> {
+        let first = self.waiting.front()?;
+        let mut plain_bytes = 0;
+        let fits = |part: &&Part| {
+            plain_bytes += part.data.len() as u64;
+            plain_bytes <= FRAME_PLAIN_MAX && part.time.0 - first.time.0 <= FRAME_SPAN_NS
+        };
+        let parts: Vec<_> = self.waiting.iter().take(FRAME_RECORDS_MAX).take_while(fits).cloned().collect();
+        let plain_bytes = parts.iter().map(|part| part.data.len() as u64).sum();
+        let settled = parts.iter().rev().find(|part| part.is_last()).map_or(Lsn::ZERO, |part| part.lsn);
+        let (timeline, prev_lsn) = (self.timeline, self.prev_lsn);
+        Some(RawFrame { timeline, prev_lsn, settled, epoch: ClockEpoch(1), parts, plain_bytes })
+    }
+
+    fn taken(&mut self, frame: &RawFrame) {
+        self.waiting.drain(..frame.parts.len());
+        self.prev_lsn = frame.last_lsn();
+    }
+
+    fn drive(&mut self, now: Now) -> Result<(), SessionError> {
+        drain(&mut self.writer, &mut self.executor, now.mono);
+        match self.writer.state() {
+            WriterState::Failed(error) => Err(SessionError::Failed(error)),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The sidecar of a base image: for each block of 4 KiB its checksum and the LSN of its last writer.
+//!
+//! A checksum is seeded with replica, disk, block and LSN, so a block that is right in itself but in the wrong place or of the
+//! wrong time is seen. Pages of checksums are chained to a root that the manifest holds: page → digest table → root. A page
+//! whose blocks were all zeros is not there at all; its digest says so. Only this file knows the bytes:
+//!
+//! | bytes of a page | field |
+//! |---|---|
+//! | 0..4 | CRC32C of the rest of the page |
+//! | 4..8 | magic `CDPS` |
+//! | 8..16 | number of the page in the sidecar |
+//! | 16..4096 | 340 entries: LSN of the last writer (u64), checksum (u32) |
+//!
+//! After the last page comes the digest table: 8 bytes a page, `1` and the page's CRC32C, or `2` and zero for an absent page;
+//! the table is padded with zeros to a multiple of 4 KiB. The root is the BLAKE3 hash of the table.
+
+use crate::types::{BLOCK, DiskId, Lsn, ReplicaId};
+
+/// Bytes of a page.
+pub const PAGE_BYTES: usize = 4096;
+/// Blocks whose checksums are in one page.
+pub const PAGE_BLOCKS: u64 = 340;
+/// Bytes of a disk that one page covers.
+pub const PAGE_COVERS: u64 = PAGE_BLOCKS * BLOCK;
+
+const HEADER: usize = 16;
+const ENTRY: usize = 12;
+const MAGIC: [u8; 4] = *b"CDPS";
+const _: () = assert!(HEADER + ENTRY * PAGE_BLOCKS as usize == PAGE_BYTES);
+
+/// What seeds every checksum of one base: whose it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seed(u32);
+
+impl Seed {
+    /// The seed of a disk of a replica.
+    #[must_use]
+    pub fn new(replica: ReplicaId, disk: DiskId) -> Self {
+        Self(crc32c::crc32c_append(crc32c::crc32c(replica.bytes()), &disk.get().to_le_bytes()))
+    }
+
+    /// The checksum of a block's bytes, last written by `lsn`.
+    #[must_use]
+    pub fn block(self, block: u64, lsn: Lsn, data: &[u8]) -> u32 {
+        let mut place = [0; 16];
+        place[..8].copy_from_slice(&block.to_le_bytes());
+        place[8..].copy_from_slice(&lsn.0.to_le_bytes());
+        crc32c::crc32c_append(crc32c::crc32c_append(self.0, &place), data)
+    }
+}
+
+/// One page of checksums.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Page(Box<[u8; PAGE_BYTES]>);
+
+impl std::fmt::Debug for Page {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Page({})", self.number())
+    }
+}
+
+impl Page {
+    /// A page without entries.
+    #[must_use]
+    pub fn new(number: u64) -> Self {
+        let mut page = Box::new([0; PAGE_BYTES]);
+        page[4..8].copy_from_slice(&MAGIC);
+        page[8..16].copy_from_slice(&number.to_le_bytes());
+        Self(page)
+    }
+
+    /// Its number in the sidecar.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        u64::from_le_bytes(self.0[8..16].try_into().expect("eight bytes"))
+    }
+
+    /// LSN and checksum of a block, by its place in the page.
+    #[must_use]
+    pub fn entry(&self, place: usize) -> (Lsn, u32) {
+        let entry = &self.0[HEADER + place * ENTRY..][..ENTRY];
+        let lsn = u64::from_le_bytes(entry[..8].try_into().expect("eight bytes"));
+        (Lsn(lsn), u32::from_le_bytes(entry[8..].try_into().expect("four bytes")))
+    }
+
+    /// Sets LSN and checksum of a block.
+    pub fn set(&mut self, place: usize, lsn: Lsn, crc: u32) {
+        let entry = &mut self.0[HEADER + place * ENTRY..][..ENTRY];
+        entry[..8].copy_from_slice(&lsn.0.to_le_bytes());
+        entry[8..].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// Its bytes, under their checksum, and what the digest table says of it.
+    #[must_use]
+    pub fn seal(&mut self) -> (&[u8], PageDigest) {
+        let crc = crc32c::crc32c(&self.0[4..]);
+        self.0[..4].copy_from_slice(&crc.to_le_bytes());
+        (self.0.as_slice(), PageDigest::Crc(crc))
+    }
+
+    /// The page of this number that the digest table names; `None` when the bytes are another's or damaged.
+    #[must_use]
+    pub fn parse(bytes: Box<[u8; PAGE_BYTES]>, number: u64, digest: PageDigest) -> Option<Self> {
+        let crc = crc32c::crc32c(&bytes[4..]);
+        let said = u32::from_le_bytes(bytes[..4].try_into().expect("four bytes"));
+        let page = Self(bytes);
+        let right = said == crc && digest == PageDigest::Crc(crc) && page.0[4..8] == MAGIC && page.number() == number;
+        right.then_some(page)
+    }
+}
+
+/// What the digest table says of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageDigest {
+    /// Its checksum.
+    Crc(u32),
+    /// There is none: every block it would cover is zeros.
+    Absent,
+}
+
+/// What the manifest holds of a base: everything else follows from it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Root {
+    /// Bytes of the disk when the base was made.
+    pub size: u64,
+    /// BLAKE3 of the digest table.
+    pub digest: [u8; 32],
+}
+
+/// How many pages a disk of `size` bytes has.
+#[must_use]
+pub fn pages(size: u64) -> u64 {
+    size.div_ceil(PAGE_COVERS)
+}
+
+/// Where the digest table of a disk begins in its sidecar.
+#[must_use]
+pub fn table_offset(size: u64) -> u64 {
+    pages(size) * PAGE_BYTES as u64
+}
+
+/// The digest table as bytes, and its root.
+#[must_use]
+pub fn encode_table(size: u64, digests: &[PageDigest]) -> (Vec<u8>, Root) {
+    let mut bytes = Vec::with_capacity(table_bytes(size));
+    for digest in digests {
+        let (state, crc) = match digest {
+            PageDigest::Crc(crc) => (1u32, *crc),
+            PageDigest::Absent => (2, 0),
+        };
+        bytes.extend_from_slice(&state.to_le_bytes());
+        bytes.extend_from_slice(&crc.to_le_bytes());
+    }
+    bytes.resize(table_bytes(size), 0);
+    let digest = *blake3::hash(&bytes).as_bytes();
+    (bytes, Root { size, digest })
+}
+
+/// Bytes of the digest table of a disk of `size` bytes.
+#[must_use]
+pub fn table_bytes(size: u64) -> usize {
+    (pages(size) as usize * 8).next_multiple_of(PAGE_BYTES)
+}
+
+/// The digests of a table whose root the manifest holds; `None` when the bytes are not that table.
+#[must_use]
+pub fn decode_table(bytes: &[u8], root: Root) -> Option<Vec<PageDigest>> {
+    if bytes.len() != table_bytes(root.size) || blake3::hash(bytes) != root.digest {
+        return None;
+    }
+    let digests = bytes.chunks_exact(8).take(pages(root.size) as usize).map(|entry| {
+        let (state, crc) = entry.split_at(4);
+        let crc = u32::from_le_bytes(crc.try_into().ok()?);
+        match state {
+            [1, 0, 0, 0] => Some(PageDigest::Crc(crc)),
+            [2, 0, 0, 0] => Some(PageDigest::Absent),
+            _ => None,
+        }
+    });
+    digests.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seed() -> Seed {
+        Seed::new(ReplicaId::new([7; 16]).unwrap(), DiskId::new(1).unwrap())
+    }
+
+    #[test]
+    fn a_block_is_bound_to_its_place_its_time_and_its_owner() {
+        let data = [5; BLOCK as usize];
+        let right = seed().block(3, Lsn(9), &data);
+        assert_ne!(right, seed().block(4, Lsn(9), &data));
+        assert_ne!(right, seed().block(3, Lsn(8), &data));
+        let other = Seed::new(ReplicaId::new([7; 16]).unwrap(), DiskId::new(2).unwrap());
+        assert_ne!(right, other.block(3, Lsn(9), &data));
+    }
+
+    #[test]
+    fn a_page_comes_back_only_whole_and_from_its_own_place() {
+        let mut page = Page::new(4);
+        page.set(339, Lsn(77), 0xdead_beef);
+        let (bytes, digest) = page.seal();
+        let bytes: Box<[u8; PAGE_BYTES]> = Box::new(bytes.try_into().unwrap());
+        assert_eq!(Page::parse(bytes.clone(), 4, digest).unwrap().entry(339), (Lsn(77), 0xdead_beef));
+        assert_eq!(Page::parse(bytes.clone(), 5, digest), None);
+        assert_eq!(Page::parse(bytes.clone(), 4, PageDigest::Crc(1)), None);
+        for at in (0..PAGE_BYTES).step_by(7) {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 0x10;
+            assert_eq!(Page::parse(bytes, 4, digest), None, "flip at {at}");
+        }
+    }
+
+    #[test]
+    fn a_table_comes_back_only_under_its_root() {
+        let size = 5 * PAGE_COVERS - 512;
+        let digests: Vec<_> = (0..5).map(|n| if n == 2 { PageDigest::Absent } else { PageDigest::Crc(n) }).collect();
+        let (bytes, root) = encode_table(size, &digests);
+        assert_eq!(decode_table(&bytes, root), Some(digests));
+        let mut flipped = bytes.clone();
+        flipped[3] ^= 1;
+        assert_eq!(decode_table(&flipped, root), None);
+        assert_eq!(decode_table(&bytes[..8], root), None);
+    }
+}

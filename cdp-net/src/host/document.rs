@@ -1,0 +1,202 @@
+//! A replica's catalogue as the documents that scripts read.
+
+use crate::report::{
+    At, Gap, Point, PointKind, PointPolicy, Points, Policy, Problem, ProblemClass, Range, RangeKind, TimelineEntry,
+    TimelineRole, TimelineState,
+};
+use cdp_core::journal::{OpenError, PointsMode, ReadError, SessionKind};
+use cdp_core::media::MediaErrorKind;
+use cdp_core::replica::base::BaseError;
+use cdp_core::replica::catalogue::{self, Branch, LossReason, Moment, Role};
+use cdp_core::replica::{NotRestorable, Replica, ReplicaError, ResolveError};
+use cdp_core::types::WallTime;
+
+/// Points in one answer when nobody says how many.
+const LIMIT: usize = 1000;
+
+/// A moment.
+#[must_use]
+pub fn at(replica: &Replica, moment: &Moment) -> At {
+    let point = replica.catalogue().branch(moment.timeline).and_then(|branch| {
+        let points = branch.points();
+        let found = points.binary_search_by_key(&moment.lsn, |point| point.id.lsn).ok()?;
+        Some(points[found].id.into())
+    });
+    At { timeline: moment.timeline.into(), lsn: moment.lsn, time: moment.stamp.time, point }
+}
+
+/// Why a moment was not found, with its neighbours.
+#[must_use]
+pub fn unresolved(replica: &Replica, error: &ResolveError) -> Problem {
+    match error {
+        ResolveError::NotRestorable(NotRestorable { what, nearest }) => {
+            let message = format!("{what} is not restorable");
+            let sides = [nearest.before, nearest.after];
+            let nearest: Vec<_> = sides.iter().flatten().map(|moment| at(replica, moment)).collect();
+            let hint = if nearest.is_empty() {
+                "nothing can be restored yet: the first copy of the disks is not complete"
+            } else {
+                "take one of the nearest moments, or let --nearest before|after do it"
+            };
+            Problem::new(ProblemClass::NotRestorable, "not-restorable", message).hint(hint).nearest(nearest)
+        }
+        ResolveError::Ambiguous { .. } => Problem::new(ProblemClass::Usage, "ambiguous", error.to_string()),
+        ResolveError::Replica(error) => unreadable(error),
+    }
+}
+
+/// What it means that a replica cannot be read: damage is told apart from everything else.
+#[must_use]
+pub fn unreadable(error: &ReplicaError) -> Problem {
+    let damage = match error {
+        ReplicaError::Base(error) => is_base_damage(error),
+        ReplicaError::Open(OpenError::Segment(error)) | ReplicaError::Journal(error) => is_damage(error),
+        ReplicaError::Open(error) => matches!(error, OpenError::Damaged(_) | OpenError::Manifest { .. }),
+        _ => false,
+    };
+    if damage {
+        let hint = "`cdp verify` says what is damaged and which moments are still good";
+        return Problem::new(ProblemClass::Damage, "damaged", error.to_string()).hint(hint);
+    }
+    Problem::new(ProblemClass::Failed, "unreadable", error.to_string())
+}
+
+/// Whether stored bytes are not what was stored (else the media did not give them).
+#[must_use]
+pub fn is_damage(error: &ReadError) -> bool {
+    match error {
+        ReadError::Format { .. } | ReadError::Frame { .. } | ReadError::Dangling { .. } => true,
+        ReadError::Below { source, .. } => source.downcast_ref::<BaseError>().is_some_and(is_base_damage),
+        ReadError::Media(error) => error.kind == MediaErrorKind::Short,
+        ReadError::NotWritten { .. } => false,
+    }
+}
+
+fn is_base_damage(error: &BaseError) -> bool {
+    match error {
+        BaseError::Media(error) => error.kind == MediaErrorKind::Short,
+        BaseError::Table { .. } | BaseError::Page { .. } | BaseError::Block { .. } => true,
+    }
+}
+
+/// Everything that can be restored, newest first; points between two times, at most so many.
+#[must_use]
+pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime>, limit: Option<u32>) -> Points {
+    let catalogue = replica.catalogue();
+    let mut document = Points { group: replica.manifest().name.clone(), ..Points::default() };
+    let disks: Vec<_> = replica.disks().into_iter().map(|disk| disk.name).collect();
+    let mut points = Vec::new();
+    for branch in catalogue.branches().into_iter().rev() {
+        document.timelines.push(timeline(branch));
+        let ranges = branch.ranges().iter().rev().filter(|range| overlaps(range, since, until));
+        document.ranges.extend(ranges.map(|found| range(branch, found)));
+        document.gaps.extend(branch.gaps().iter().rev().map(|found| gap(branch, found)));
+        let inside =
+            |time: WallTime| since.is_none_or(|since| time >= since) && until.is_none_or(|until| time <= until);
+        let restorable = |point: &&catalogue::Point| inside(point.stamp.time) && branch.is_restorable(point.id.lsn);
+        points.extend(branch.points().iter().rev().filter(restorable));
+    }
+    let limit = limit.map_or(LIMIT, |limit| limit as usize);
+    document.next = points.get(limit).map(|point| point.stamp.time);
+    document.points = points.into_iter().take(limit).map(|found| point(replica, found, &disks)).collect();
+    document
+}
+
+fn overlaps(range: &catalogue::Range, since: Option<WallTime>, until: Option<WallTime>) -> bool {
+    let ends_after = since.is_none_or(|since| range.spans.iter().any(|span| span.to_time >= since));
+    ends_after && until.is_none_or(|until| range.spans.iter().any(|span| span.from_time <= until))
+}
+
+/// Restorable ranges of all timelines, newest first.
+#[must_use]
+pub fn ranges(replica: &Replica) -> Vec<Range> {
+    let branches = replica.catalogue().branches();
+    branches.iter().rev().flat_map(|branch| ranges_of(branch)).collect()
+}
+
+fn timeline(branch: &Branch) -> TimelineEntry {
+    TimelineEntry {
+        timeline: branch.timeline.into(),
+        number: branch.number,
+        parent: branch.parent.map(Into::into),
+        fork_lsn: branch.fork,
+        state: if branch.open { TimelineState::Open } else { TimelineState::Closed },
+        role: if branch.role == Role::Trunk { TimelineRole::Trunk } else { TimelineRole::Session },
+    }
+}
+
+/// Restorable ranges of one timeline, newest first.
+#[must_use]
+pub fn ranges_of(branch: &Branch) -> Vec<Range> {
+    branch.ranges().iter().rev().map(|found| range(branch, found)).collect()
+}
+
+fn range(branch: &Branch, range: &catalogue::Range) -> Range {
+    Range {
+        timeline: branch.timeline.into(),
+        kind: RangeKind::Every,
+        from_lsn: range.from(),
+        to_lsn: range.to(),
+        from_time: range.from_stamp().time,
+        to_time: range.to_stamp().time,
+    }
+}
+
+/// A gap.
+#[must_use]
+pub fn gap(branch: &Branch, gap: &catalogue::Gap) -> Gap {
+    Gap {
+        timeline: branch.timeline.into(),
+        from_lsn: gap.from,
+        to_lsn: gap.to,
+        from_time: gap.from_time,
+        to_time: gap.to_time,
+        reason: gap.reason.as_str().to_owned(),
+        cause: match gap.reason {
+            LossReason::Resync(cause) => Some(cause.as_str().to_owned()),
+            LossReason::Gap(_) => None,
+        },
+    }
+}
+
+/// A point.
+#[must_use]
+pub fn point(replica: &Replica, point: &catalogue::Point, disks: &[String]) -> Point {
+    let kinds = point.mark.kinds;
+    let named = [
+        (kinds.short, PointKind::Short),
+        (kinds.long, PointKind::Long),
+        (kinds.mark, PointKind::Mark),
+        (kinds.app, PointKind::App),
+    ];
+    let id = point.id;
+    let pins = &replica.manifest().pins;
+    Point {
+        id: id.into(),
+        timeline: id.timeline.into(),
+        lsn: id.lsn,
+        time: point.stamp.time,
+        kinds: named.into_iter().filter_map(|(holds, kind)| holds.then_some(kind)).collect(),
+        label: (!point.mark.label.is_empty()).then(|| point.mark.label.clone()),
+        pinned: pins.iter().any(|pin| (pin.timeline, pin.lsn) == (id.timeline, id.lsn)),
+        on_barrier: point.mark.on_barrier,
+        set_consistent: false,
+        disks: disks.to_vec(),
+    }
+}
+
+/// A policy.
+#[must_use]
+pub fn policy(policy: &cdp_core::journal::Policy) -> Policy {
+    let points = match policy.points {
+        PointsMode::EveryWrite => PointPolicy::EveryWrite,
+        PointsMode::PerPoint => PointPolicy::PerPoint,
+    };
+    Policy { rpo_ms: policy.rpo_ms, points }
+}
+
+/// A session's name as people know it.
+#[must_use]
+pub fn session_name(session: &cdp_core::journal::SessionInfo) -> Option<String> {
+    (session.kind == SessionKind::Named).then(|| session.name.clone())
+}

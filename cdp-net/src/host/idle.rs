@@ -1,0 +1,52 @@
+//! Changing a directory that nobody protects.
+
+use super::{Edit, Store, document};
+use crate::clock;
+use crate::random::identity;
+use crate::report::{Problem, ProblemClass};
+use cdp_core::journal::{Executor, Manifest, Options, Writer, WriterState, drain};
+use cdp_core::media::Storage;
+use cdp_core::replica::JOURNAL_DIRECTORY;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Opens the store for writing at its first change, and not before: a look changes nothing.
+#[derive(Debug)]
+pub struct IdleStore {
+    storage: Arc<dyn Storage>,
+    writer: Mutex<Option<(Writer, Executor)>>,
+}
+
+impl IdleStore {
+    /// A store whose directory the caller owns.
+    #[must_use]
+    pub fn new(storage: Arc<dyn Storage>) -> Self {
+        Self { storage, writer: Mutex::new(None) }
+    }
+}
+
+impl Store for IdleStore {
+    fn edit(&self, change: Edit) -> Result<Manifest, Problem> {
+        let mut held = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let (writer, executor) = match held.as_mut() {
+            Some(opened) => opened,
+            None => {
+                let opened = cdp_core::journal::open(self.storage.as_ref(), JOURNAL_DIRECTORY, None);
+                let opened = opened.map_err(|error| document::unreadable(&error.into()))?;
+                let clean = opened.manifest.clean;
+                let mut writer = Writer::new(opened, Options::default(), Box::new(identity));
+                writer.edit(|manifest| manifest.clean = clean);
+                held.insert((writer, Executor::new(Arc::clone(&self.storage))))
+            }
+        };
+        let generation = writer.edit(change);
+        drain(writer, executor, clock::mono());
+        if writer.manifest_durable() >= generation {
+            return Ok(writer.manifest().clone());
+        }
+        let message = match writer.state() {
+            WriterState::Failed(error) => error.to_string(),
+            state => format!("the change could not be stored: the replica's media are {state:?}"),
+        };
+        Err(Problem::new(ProblemClass::Failed, "not-stored", message))
+    }
+}

@@ -1,0 +1,57 @@
+//! The memory of a server's requests: receive buffers shared by many small requests, and buffers of their own for large ones.
+
+use cdp_core::buffer::{BufferPool, PAGE, PooledBuffer};
+
+/// Size of a receive buffer, in bytes: what one send of a client at depth brings fits several times.
+pub(crate) const RECEIVE_BYTES: usize = 1 << 20;
+/// From this payload on a write is received straight into a buffer of its own, page-aligned.
+pub(crate) const LARGE_BYTES: usize = 256 << 10;
+const RECEIVE_RETAINED_MAX: usize = 32;
+/// The smallest size of large buffers, in bytes (reads by workers).
+const LARGE_MIN: usize = 64 << 10;
+/// Unused memory that each size of large buffers may hold, in bytes; at least one buffer is kept.
+const LARGE_RETAINED_BYTES: usize = 8 << 20;
+const LARGE_CLASSES: usize = 10;
+
+/// Pools for every size there is, up to the largest payload.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    receive: BufferPool,
+    large: [BufferPool; LARGE_CLASSES],
+}
+
+impl Buffers {
+    pub(crate) fn new() -> Self {
+        let large = std::array::from_fn(|class| {
+            let bytes = LARGE_MIN << class;
+            BufferPool::new(bytes + PAGE, (LARGE_RETAINED_BYTES / bytes).max(1))
+        });
+        Self { receive: BufferPool::new(RECEIVE_BYTES, RECEIVE_RETAINED_MAX), large }
+    }
+
+    /// A receive buffer.
+    pub(crate) fn receive(&self) -> PooledBuffer {
+        self.receive.take()
+    }
+
+    /// A page-aligned buffer of at least `bytes` and a page more, for a header before aligned data. `bytes` is at most the
+    /// largest payload.
+    pub(crate) fn large(&self, bytes: usize) -> PooledBuffer {
+        let class = self.large.iter().position(|pool| pool.buffer_bytes() >= bytes + PAGE);
+        self.large[class.unwrap_or(LARGE_CLASSES - 1)].take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nbd::protocol::PAYLOAD_MAX;
+
+    #[test]
+    fn every_payload_has_a_class() {
+        let buffers = Buffers::new();
+        for bytes in [1, LARGE_BYTES, LARGE_BYTES + 1, 1 << 20, PAYLOAD_MAX as usize] {
+            assert!(buffers.large(bytes).len() >= bytes + PAGE);
+        }
+    }
+}

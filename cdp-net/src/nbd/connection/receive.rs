@@ -1,0 +1,255 @@
+//! From the socket to requests: large receives, payloads as shared slices of the receive buffer, no copies.
+
+use crate::nbd::buffers::{Buffers, LARGE_BYTES};
+use crate::nbd::protocol::*;
+use crate::nbd::spin::Spin;
+use crate::nbd::wire::Wire;
+use bytes::Bytes;
+use cdp_core::buffer::{PAGE, PooledBuffer};
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The longest payload that is skipped to stay in step, in bytes; what claims more is no NBD client.
+const SKIP_MAX: u32 = 64 << 20;
+/// A receive gets at least this much room, in bytes; else a new buffer is begun.
+const ROOM_MIN: usize = 64 << 10;
+/// So many bytes of an incomplete request are moved to the front, to go on in memory that is warm in the cache.
+const MOVE_MAX: usize = 8 << 10;
+/// The longest request that lives in a receive buffer, in bytes.
+const SMALL_MAX: usize = REQUEST_BYTES + LARGE_BYTES;
+
+/// What comes next on the stream.
+pub(super) enum Next {
+    /// A complete request, with the payload of a write.
+    Request(Request, Bytes),
+    /// A write whose payload gets a buffer of its own: `receive_large`.
+    Large(Request),
+    /// A write longer than allowed: `skip`.
+    Skip(Request),
+    /// More must be received first.
+    Incomplete,
+}
+
+/// How long to wait for more.
+#[derive(Clone, Copy)]
+pub(super) enum Limit {
+    /// For ever.
+    None,
+    /// Until then.
+    At(Instant),
+    /// So long without a request in flight.
+    Idle(Duration),
+}
+
+pub(super) struct Receiver {
+    wire: Arc<Wire>,
+    /// Requests that were split off the buffer, shared with the payloads that were handed out.
+    batch: Bytes,
+    buffer: PooledBuffer,
+    /// What was received and not yet consumed of the buffer.
+    start: usize,
+    filled: usize,
+    /// How much to receive at most: little after a large write, so that the payload of the next one is not received into
+    /// the wrong buffer.
+    receive_max: usize,
+    spin: Spin,
+}
+
+impl Receiver {
+    pub(super) fn new(wire: Arc<Wire>, buffer: PooledBuffer, spin: Duration) -> Self {
+        Self { wire, batch: Bytes::new(), buffer, start: 0, filled: 0, receive_max: usize::MAX, spin: Spin::new(spin) }
+    }
+
+    /// What was received and not consumed. Of requests, that is only the incomplete one once `next` has said so.
+    pub(super) fn unread(&self) -> &[u8] {
+        if self.batch.is_empty() { &self.buffer[self.start..self.filled] } else { &self.batch }
+    }
+
+    /// Drops bytes off the front; they must be there, and not part of a batch.
+    pub(super) fn consume(&mut self, bytes: usize) {
+        self.start += bytes;
+    }
+
+    /// Takes the next request off the stream.
+    pub(super) fn next(&mut self) -> Result<Next, ProtocolError> {
+        if self.batch.is_empty() {
+            let unread = &self.buffer[self.start..self.filled];
+            let Some(header) = unread.first_chunk() else { return Ok(Next::Incomplete) };
+            let request = Request::decode(header)?;
+            let payload = request.payload_bytes();
+            if payload == 0 {
+                self.start += REQUEST_BYTES;
+                self.receive_max = usize::MAX;
+                return Ok(Next::Request(request, Bytes::new()));
+            }
+            if request.length > PAYLOAD_MAX {
+                let (length, limit) = (payload, SKIP_MAX.into());
+                let too_long = ProtocolError::TooLong { what: "a write", length, limit };
+                return if request.length > SKIP_MAX { Err(too_long) } else { Ok(Next::Skip(request)) };
+            }
+            if payload >= LARGE_BYTES as u64 {
+                return Ok(Next::Large(request));
+            }
+            let complete = complete_requests(unread);
+            if complete == 0 {
+                return Ok(Next::Incomplete);
+            }
+            self.receive_max = usize::MAX;
+            self.batch = self.buffer.freeze_front(self.start + complete);
+            bytes::Buf::advance(&mut self.batch, self.start);
+            self.filled -= self.start + complete;
+            self.start = 0;
+        }
+        // Every request of a batch was seen whole by `complete_requests`.
+        let Some(header) = self.batch.first_chunk() else { return Ok(Next::Incomplete) };
+        let request = Request::decode(header)?;
+        let end = REQUEST_BYTES + usize::try_from(request.payload_bytes()).unwrap_or(usize::MAX);
+        if end > self.batch.len() {
+            return Err(ProtocolError::Malformed("a batch that ends inside a request"));
+        }
+        let front = self.batch.split_to(end);
+        let payload = if end > REQUEST_BYTES { front.slice(REQUEST_BYTES..) } else { Bytes::new() };
+        Ok(Next::Request(request, payload))
+    }
+
+    /// Receives what is there, or waits: spinning for a little while first, because waking a thread costs more than a
+    /// request. `false` at the end of the stream.
+    pub(super) fn receive(&mut self, buffers: &Buffers, in_flight: bool, limit: Limit) -> io::Result<bool> {
+        let room = self.make_room(buffers);
+        if let Some(count) = self.spin.run(|| self.wire.try_recv(&mut self.buffer[room.clone()]))? {
+            return Ok(self.received(count));
+        }
+        if !in_flight && matches!(limit, Limit::None) {
+            let count = self.wire.recv(&mut self.buffer[room])?;
+            return Ok(self.received(count));
+        }
+        loop {
+            let deadline = match limit {
+                Limit::None => None,
+                Limit::At(deadline) => Some(deadline),
+                Limit::Idle(limit) => Some(Instant::now() + limit),
+            };
+            let ready = self.wire.wait(deadline)?;
+            if let Some(count) = self.wire.try_recv(&mut self.buffer[room.clone()])? {
+                return Ok(self.received(count));
+            }
+            // Who waits for the disk is not idle.
+            let busy = matches!(limit, Limit::Idle(_)) && self.wire.in_flight().requests > 0;
+            if !ready && !busy {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+
+    /// Receives only what is there; `false` if nothing is.
+    pub(super) fn receive_now(&mut self, buffers: &Buffers) -> io::Result<bool> {
+        let room = self.make_room(buffers);
+        let count = self.wire.try_recv(&mut self.buffer[room])?.unwrap_or(0);
+        Ok(self.received(count))
+    }
+
+    /// Receives before a deadline; `false` at the end of the stream.
+    pub(super) fn receive_until(&mut self, buffers: &Buffers, deadline: Instant) -> io::Result<bool> {
+        let room = self.make_room(buffers);
+        let count = recv_until(&self.wire, &mut self.buffer[room], deadline)?;
+        Ok(self.received(count))
+    }
+
+    /// Receives the payload of a large write into a page-aligned buffer of its own.
+    pub(super) fn receive_large(
+        &mut self,
+        request: &Request,
+        buffers: &Buffers,
+        deadline: Instant,
+    ) -> io::Result<Bytes> {
+        self.receive_max = PAGE;
+        let length = request.length as usize;
+        let mut own = buffers.large(length);
+        let here = (self.filled - self.start - REQUEST_BYTES).min(length);
+        let from = self.start + REQUEST_BYTES;
+        own[..here].copy_from_slice(&self.buffer[from..from + here]);
+        self.start = from + here;
+        let mut have = here;
+        while have < length {
+            let count = recv_until(&self.wire, &mut own[have..length], deadline)?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            have += count;
+        }
+        Ok(own.freeze(length))
+    }
+
+    /// Receives the payload of a write that is too long, and forgets it.
+    pub(super) fn skip(&mut self, request: &Request, buffers: &Buffers, deadline: Instant) -> io::Result<()> {
+        let mut left = REQUEST_BYTES + request.length as usize;
+        loop {
+            let here = (self.filled - self.start).min(left);
+            self.start += here;
+            left -= here;
+            if left == 0 {
+                return Ok(());
+            }
+            if !self.receive_until(buffers, deadline)? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    fn received(&mut self, count: usize) -> bool {
+        self.filled += count;
+        count > 0
+    }
+
+    /// Makes sure that a receive has room, and that an incomplete request can be completed in one piece; returns where to
+    /// receive into.
+    fn make_room(&mut self, buffers: &Buffers) -> Range<usize> {
+        let unread = self.filled - self.start;
+        if unread <= MOVE_MAX {
+            let gained = self.buffer.reclaim();
+            if unread > 0 && gained + self.start > 0 {
+                self.buffer.copy_within(gained + self.start..gained + self.filled, 0);
+            }
+            (self.start, self.filled) = (0, unread);
+        }
+        let cramped = self.buffer.len() - self.filled < ROOM_MIN || self.buffer.len() - self.start < SMALL_MAX;
+        if cramped {
+            let mut fresh = buffers.receive();
+            let unread = &self.buffer[self.start..self.filled];
+            fresh[..unread.len()].copy_from_slice(unread);
+            self.filled = unread.len();
+            self.start = 0;
+            self.buffer = fresh;
+        }
+        let room = self.buffer.len() - self.filled;
+        self.filled..self.filled + room.min(self.receive_max)
+    }
+}
+
+/// Length of the complete small requests at the front. What comes after them is looked at when its turn comes.
+fn complete_requests(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(header) = bytes[at..].first_chunk() {
+        let Ok(request) = Request::decode(header) else { break };
+        let payload = request.payload_bytes();
+        let end = at as u64 + REQUEST_BYTES as u64 + payload;
+        if payload >= LARGE_BYTES as u64 || end > bytes.len() as u64 {
+            break;
+        }
+        at += REQUEST_BYTES + usize::try_from(payload).unwrap_or(0);
+    }
+    at
+}
+
+fn recv_until(wire: &Wire, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
+    loop {
+        if let Some(count) = wire.try_recv(buffer)? {
+            return Ok(count);
+        }
+        if !wire.wait(Some(deadline))? && Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+}

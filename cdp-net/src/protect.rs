@@ -1,0 +1,301 @@
+//! Protecting disks in one process: filter, journal and replica, with a thread for each kind of waiting.
+//!
+//! One write's way: a front end's thread checksums it and submits it to the filter ([`engine`]), writes the very same bytes to
+//! the source, completes it, and answers. The filter's frames go to the [`pump`], which packs and appends them; the sync
+//! thread makes them durable; that comes back to the filter, which frees the memory and, later, the activity log's bit.
+//!
+//! | thread | waits for |
+//! |---|---|
+//! | those of the front end | the source, an overlapping op, or one sync of the activity log |
+//! | `cdp-pump` | frames and completions; owns the journal's writer |
+//! | `cdp-sync` | the replica's disk |
+//! | `cdp-log` | the activity log's disk |
+//! | `cdp-flush` | the source's flushes that the filter itself wants |
+//! | `cdp-reread` | the source, for resyncs and repairs |
+//! | `cdp-seed` | the source and the replica's disk, until the first copy is complete |
+//! | `cdp-timer` | time |
+
+mod disk;
+mod engine;
+mod failure;
+mod log_file;
+mod open;
+mod pump;
+mod reread;
+mod seed;
+mod start;
+mod stop;
+
+pub use open::{ProtectError, ProtectOptions, SourceOptions};
+pub use seed::Progress;
+pub use stop::Summary;
+
+use self::engine::Engine;
+use self::failure::Failure;
+use self::pump::Message;
+use crate::device::Device;
+use crate::host::{Edit, Host, Live, Store};
+use crate::nbd::Export;
+use crate::owner::{ControlServer, Owner};
+use crate::report::{self, Problem, ProblemClass};
+use crate::source::Source;
+use cdp_core::capture::{self, MarkError};
+use cdp_core::frame::{Mark, PointKinds};
+use cdp_core::journal::{Manifest, Policy};
+use cdp_core::types::{DiskId, Lsn, Timeline};
+use cdp_core::when::Label;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long a change of the manifest may take before its caller is told that it is not stored.
+const EDIT_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a mark may take to become durable before its caller is told.
+const MARK_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks at what another thread brings about.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// What happens while a protector runs, for whoever shows it.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Notice {
+    /// The filter says so.
+    Filter(capture::Event),
+    /// The replica's side cannot go on; the guest can.
+    ReplicaFailed(String),
+}
+
+/// How much of the sources is compared with the replica after a start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compared {
+    /// Nothing: the replica is new, or the stop was clean and the sources are as they were left.
+    Nothing,
+    /// What the activity log names.
+    ActivityLog,
+    /// Everything.
+    Everything,
+}
+
+/// What was found at the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// The branch of history that writes are on.
+    pub timeline: Timeline,
+    /// There was a replica.
+    pub resumed: bool,
+    /// The last stop was clean.
+    pub clean: bool,
+    /// What is compared.
+    pub compared: Compared,
+}
+
+/// Disks that are being protected. Dropping it stops at once, as a crash would, but for what is durable.
+pub struct Protector {
+    opened: Opened,
+    shared: Arc<Shared>,
+    exports: Vec<Export>,
+    sources: BTreeMap<DiskId, Source>,
+    threads: Vec<JoinHandle<()>>,
+    started: Instant,
+    control: Option<ControlServer>,
+    /// The lock on the directory: let go last.
+    _owner: Owner,
+}
+
+impl std::fmt::Debug for Protector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Protector").field("opened", &self.opened).finish_non_exhaustive()
+    }
+}
+
+/// What the protector's threads and its callers share.
+struct Shared {
+    engine: Arc<Engine>,
+    host: Arc<Host>,
+    pump: Arc<PumpStore>,
+    failure: Arc<Failure>,
+    progress: Arc<Progress>,
+    stop: Arc<AtomicBool>,
+    draining: AtomicBool,
+    uris: Mutex<BTreeMap<String, String>>,
+}
+
+/// Edits of the manifest on their way through the pump, whose writer owns it.
+struct PumpStore {
+    pump: Mutex<Sender<Message>>,
+}
+
+impl PumpStore {
+    fn send(&self, message: Message) -> bool {
+        self.pump.lock().unwrap_or_else(PoisonError::into_inner).send(message).is_ok()
+    }
+
+    /// Asks the pump's writer and waits for the answer. `None`: the pump has ended, or takes too long.
+    fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut cdp_core::journal::Writer) -> T + Send + 'static,
+        patience: Duration,
+    ) -> Option<T> {
+        let (answer, answered) = sync_channel(1);
+        let call = Message::Call(Box::new(move |writer| {
+            // Who asked may have given up.
+            let _ = answer.send(question(writer));
+        }));
+        self.send(call).then_some(())?;
+        answered.recv_timeout(patience).ok()
+    }
+}
+
+impl Store for Arc<PumpStore> {
+    fn edit(&self, change: Edit) -> Result<Manifest, Problem> {
+        let not_stored = |message: &str| Problem::new(ProblemClass::Failed, "not-stored", message);
+        let deadline = Instant::now() + EDIT_PATIENCE;
+        let Some(generation) = self.ask(move |writer| writer.edit(change), EDIT_PATIENCE) else {
+            return Err(not_stored("the replica's journal has stopped: the change was not stored"));
+        };
+        loop {
+            let look = move |writer: &mut cdp_core::journal::Writer| {
+                (writer.manifest_durable() >= generation).then(|| writer.manifest().clone())
+            };
+            match self.ask(look, EDIT_PATIENCE) {
+                Some(Some(manifest)) => return Ok(manifest),
+                Some(None) if Instant::now() < deadline => std::thread::sleep(LOOK),
+                _ => return Err(not_stored("the replica's media do not take the change")),
+            }
+        }
+    }
+}
+
+impl Protector {
+    /// What was found at the start.
+    #[must_use]
+    pub fn opened(&self) -> Opened {
+        self.opened
+    }
+
+    /// The protected disks, for a front end to serve.
+    #[must_use]
+    pub fn exports(&self) -> &[Export] {
+        &self.exports
+    }
+
+    /// Tells `status` where the disks are served, by their names.
+    pub fn set_uris(&self, uris: BTreeMap<String, String>) {
+        *self.shared.uris.lock().unwrap_or_else(PoisonError::into_inner) = uris;
+    }
+
+    /// The owner's side of the replica: points, moments, sessions.
+    #[must_use]
+    pub fn host(&self) -> &Arc<Host> {
+        &self.shared.host
+    }
+
+    /// How far the first copy is.
+    #[must_use]
+    pub fn progress(&self) -> &Progress {
+        &self.shared.progress
+    }
+
+    /// The filter as it is now.
+    #[must_use]
+    pub fn status(&self) -> capture::Status {
+        self.shared.engine.with(|filter, now| filter.status(now))
+    }
+
+    /// Why the replica's side stopped, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure.get()
+    }
+
+    /// Makes a point with this label and returns its LSN when it can be restored.
+    ///
+    /// # Errors
+    /// When this moment cannot be restored.
+    pub fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
+        self.shared.mark(label)
+    }
+}
+
+impl Live for Shared {
+    fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
+        let kinds = PointKinds { mark: true, ..PointKinds::default() };
+        let mark = Mark { kinds, on_barrier: false, label: label.as_str().to_owned() };
+        let lsn = self.engine.with(|filter, now| filter.mark(now, mark)).map_err(|error| match error {
+            MarkError::NotRestorable { .. } => {
+                Problem::new(ProblemClass::Refused, "not-restorable-now", error.to_string())
+                    .hint("wait until `cdp status` says protecting")
+            }
+            error => Problem::new(ProblemClass::Refused, "not-marked", error.to_string()),
+        })?;
+        let deadline = Instant::now() + MARK_PATIENCE;
+        self.pump.ask(|writer| writer.request_sync(), MARK_PATIENCE);
+        loop {
+            let replica = self.host.replica();
+            let branch = replica.catalogue().trunk();
+            let (frontier, restorable) =
+                branch.map_or((Lsn::ZERO, false), |branch| (branch.frontier().lsn, branch.is_restorable(lsn)));
+            drop(replica);
+            if restorable {
+                return Ok(lsn);
+            }
+            let lost = frontier >= lsn;
+            if lost || Instant::now() > deadline {
+                let message = if lost {
+                    "a write before the mark failed: this moment cannot be restored"
+                } else {
+                    "the mark was made and is not durable yet: the replica does not keep up"
+                };
+                return Err(Problem::new(ProblemClass::Failed, "not-durable", message).hint("see `cdp status`"));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn describe(&self, status: &mut report::Status) {
+        let now = self.engine.with(|filter, now| filter.status(now));
+        status.state = self.state(now.state);
+        status.lsn = now.lsn;
+        status.durable_lsn = now.durable;
+        status.rpo_ms = now.rpo_ns.map(|age| age / 1_000_000);
+        status.rates.write_bytes_per_s = now.write_bytes_per_s;
+        status.rates.stored_bytes_per_s = now.durable_bytes_per_s;
+        let uris = self.uris.lock().unwrap_or_else(PoisonError::into_inner);
+        status.disks.iter_mut().for_each(|disk| disk.uri = uris.get(&disk.name).cloned());
+    }
+
+    fn policy_changed(&self, policy: &Policy) {
+        let rpo_ns = policy.rpo_ms * 1_000_000;
+        self.engine.with(|filter, now| filter.set_rpo(now, rpo_ns));
+    }
+}
+
+impl Shared {
+    fn state(&self, state: capture::State) -> report::State {
+        use report::State;
+        if self.draining.load(Ordering::Relaxed) {
+            return State::Draining;
+        }
+        if self.failure.get().is_some() {
+            return State::ReplicaLost;
+        }
+        match state {
+            capture::State::Seeding => State::Seeding,
+            capture::State::Protecting => State::Protecting,
+            capture::State::Resyncing => State::Resync,
+            capture::State::Tracking | capture::State::Paused => {
+                let no_space = self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace;
+                if no_space { State::NoSpace } else { State::Tracking }
+            }
+        }
+    }
+}
+
+fn wall_seconds(since: Instant) -> u64 {
+    since.elapsed().as_secs()
+}
+
+/// The sources as devices, by disk.
+type Devices = BTreeMap<DiskId, Arc<dyn Device>>;

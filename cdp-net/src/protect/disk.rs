@@ -1,0 +1,106 @@
+//! A protected disk as a front end serves it: each write gets its place in the order, goes to the source, and is kept.
+
+use super::engine::{Engine, failed};
+use crate::device::{BlockStatus, Device, ZeroFlags};
+use bytes::Bytes;
+use cdp_core::capture::{Op, SubmitError};
+use cdp_core::frame::Payload;
+use cdp_core::types::{DiskId, Extent};
+use std::io;
+use std::sync::Arc;
+
+/// A source with the filter in front of it.
+pub(super) struct ProtectedDisk {
+    id: DiskId,
+    source: Arc<dyn Device>,
+    engine: Arc<Engine>,
+}
+
+impl ProtectedDisk {
+    pub(super) fn new(id: DiskId, source: Arc<dyn Device>, engine: Arc<Engine>) -> Self {
+        Self { id, source, engine }
+    }
+
+    /// Runs `work` on the source at the place in the order that `op` gets.
+    fn ordered(&self, op: Op, work: impl FnOnce(&dyn Device) -> io::Result<()>) -> io::Result<()> {
+        let ticket = self.engine.submit(self.id, op).map_err(refused)?;
+        // A source that panics must not leave its op open for ever: others would wait for it.
+        let source = std::panic::AssertUnwindSafe(|| work(self.source.as_ref()));
+        let result = std::panic::catch_unwind(source).unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::EIO)));
+        self.engine.complete(ticket, &result);
+        result
+    }
+}
+
+fn refused(error: SubmitError) -> io::Error {
+    let errno = match error {
+        SubmitError::OutOfBounds { .. } => libc::ENOSPC,
+        SubmitError::Closed => libc::ESHUTDOWN,
+        _ => libc::EINVAL,
+    };
+    io::Error::from_raw_os_error(errno)
+}
+
+impl Device for ProtectedDisk {
+    fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.source.read(offset, buffer)
+    }
+
+    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+        self.source.read_now(offset, buffer)
+    }
+
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> io::Result<()> {
+        // The parts are checksummed here, before any lock. What goes to the source are the very bytes that are kept.
+        let payload = Payload::new(offset, data.clone()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        self.ordered(Op::Write(payload), |source| source.write(offset, data, fua))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let ticket = self.engine.with(|filter, _| filter.flush_begin(self.id)).map_err(refused)?;
+        let result = self.source.flush();
+        self.engine.with(|filter, now| filter.flushed(now, ticket, failed(&result)));
+        result
+    }
+
+    fn trim(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
+        if !self.source.can_trim() {
+            // A hint that the source cannot follow changes nothing, so nothing is recorded.
+            return if fua { self.flush() } else { Ok(()) };
+        }
+        self.ordered(Op::Discard(Extent::new(offset, length)), |source| source.trim(offset, length, fua))
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags) -> io::Result<()> {
+        if flags.fast && !self.source.can_zero_fast(flags) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let extent = Extent::new(offset, length);
+        let op = if flags.no_hole { Op::Zero(extent) } else { Op::Discard(extent) };
+        self.ordered(op, |source| source.write_zeroes(offset, length, flags))
+    }
+
+    fn can_trim(&self) -> bool {
+        self.source.can_trim()
+    }
+
+    fn can_zero_fast(&self, flags: ZeroFlags) -> bool {
+        self.source.can_zero_fast(flags)
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.source.cache(offset, length)
+    }
+
+    fn block_status(&self, offset: u64, length: u64, entries_max: usize) -> io::Result<Vec<BlockStatus>> {
+        self.source.block_status(offset, length, entries_max)
+    }
+}

@@ -1,0 +1,145 @@
+//! The filter under its lock, and the way of its outputs to the threads that carry them out.
+//!
+//! Whoever calls the filter drains its outputs before the lock is given back, so frames reach the pump in the order of
+//! their LSNs. Nothing waits for I/O under the lock: the queues are unbounded here and bounded by the filter, which counts
+//! what it has given out and not seen durable.
+
+use crate::clock;
+use cdp_core::capture::{
+    Event, Failed, Filter, FlushTicket, LogWrite, Op, Output, Reread, SubmitError, Submitted, Ticket,
+};
+use cdp_core::frame::RawFrame;
+use cdp_core::types::{DiskId, MonoTime, Now};
+use std::collections::BTreeSet;
+use std::sync::mpsc::Sender;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How often the filter's timers are looked at, in nanoseconds: half of a frame's age.
+const TIMER_STEP_NS: u64 = 10_000_000;
+
+/// Work for the threads beside the guest's.
+pub(super) struct Queues {
+    /// Frames, to the pump.
+    pub(super) frames: Box<dyn Fn(RawFrame) + Send>,
+    /// Writes of the activity log.
+    pub(super) log: Sender<LogWrite>,
+    /// Flushes of a source that the filter itself wants.
+    pub(super) flushes: Sender<(DiskId, FlushTicket)>,
+    /// Ranges of a source to read again.
+    pub(super) rereads: Sender<Reread>,
+    /// What happened.
+    pub(super) events: Sender<Event>,
+}
+
+/// One group's filter, shared by all threads.
+pub(super) struct Engine {
+    /// The queues are under the filter's lock: frames stay in the order in which they were closed.
+    filter: Mutex<(Filter, Option<Queues>)>,
+    ready: Mutex<BTreeSet<Ticket>>,
+    ready_signal: Condvar,
+    timer_stopped: Mutex<bool>,
+    timer_signal: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while the lock was held is contained by the front end; the filter's own state is whole between calls.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Engine {
+    pub(super) fn new(filter: Filter, queues: Queues) -> Self {
+        Self {
+            filter: Mutex::new((filter, Some(queues))),
+            ready: Mutex::new(BTreeSet::new()),
+            ready_signal: Condvar::new(),
+            timer_stopped: Mutex::new(false),
+            timer_signal: Condvar::new(),
+        }
+    }
+
+    /// Calls the filter and hands on whatever it wants done.
+    pub(super) fn with<T>(&self, call: impl FnOnce(&mut Filter, Now) -> T) -> T {
+        let mut held = lock(&self.filter);
+        let (filter, queues) = &mut *held;
+        let now = clock::now();
+        let answer = call(filter, now);
+        while let Some(output) = filter.poll(now) {
+            self.dispatch(output, queues.as_ref());
+        }
+        answer
+    }
+
+    fn dispatch(&self, output: Output, queues: Option<&Queues>) {
+        if let Output::Ready(ticket) = output {
+            lock(&self.ready).insert(ticket);
+            self.ready_signal.notify_all();
+            return;
+        }
+        // Without queues, or with a thread that has ended, the protector is being dropped: nobody needs the work any more.
+        let Some(queues) = queues else { return };
+        let _ = match output {
+            Output::Ready(_) => true,
+            Output::Frame(frame) => return (queues.frames)(frame),
+            Output::Log(write) => queues.log.send(write).is_ok(),
+            Output::Flush(disk, ticket) => queues.flushes.send((disk, ticket)).is_ok(),
+            Output::Reread(reread) => queues.rereads.send(reread).is_ok(),
+            Output::Event(event) => queues.events.send(event).is_ok(),
+        };
+    }
+
+    /// Ends the threads that wait for work.
+    pub(super) fn close_queues(&self) {
+        lock(&self.filter).1 = None;
+    }
+
+    /// Gives an op its place in the order; returns when it may run. The wait is one of the two bounded ones: for an op that
+    /// overlaps, or for one sync of the activity log.
+    pub(super) fn submit(&self, disk: DiskId, op: Op) -> Result<Ticket, SubmitError> {
+        match self.with(|filter, now| filter.submit(now, disk, op))? {
+            Submitted::Go(ticket) => Ok(ticket),
+            Submitted::Hold(ticket) => {
+                let mut ready = lock(&self.ready);
+                while !ready.remove(&ticket) {
+                    ready = self.ready_signal.wait(ready).unwrap_or_else(PoisonError::into_inner);
+                }
+                Ok(ticket)
+            }
+        }
+    }
+
+    /// Says how an op ended.
+    pub(super) fn complete(&self, ticket: Ticket, result: &std::io::Result<()>) {
+        let result = failed(result);
+        let known = self.with(|filter, now| filter.complete(now, ticket, result));
+        debug_assert!(known.is_ok(), "a ticket is completed once");
+    }
+
+    /// Runs the filter's timers until [`Engine::stop_timer`].
+    pub(super) fn run_timer(&self) {
+        let mut stopped = lock(&self.timer_stopped);
+        while !*stopped {
+            drop(stopped);
+            let due = self.with(|filter, _| filter.next_deadline()).unwrap_or(MonoTime(u64::MAX));
+            stopped = lock(&self.timer_stopped);
+            // Guests' threads may bring a deadline forward at any time. Looking again after a step costs less than their
+            // waking this thread, and nothing that the filter times is finer.
+            let wait = due.since(clock::mono()).clamp(TIMER_STEP_NS / 10, TIMER_STEP_NS);
+            if !*stopped {
+                let waited = self.timer_signal.wait_timeout(stopped, Duration::from_nanos(wait));
+                stopped = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+    }
+
+    /// Ends the timer thread.
+    pub(super) fn stop_timer(&self) {
+        *lock(&self.timer_stopped) = true;
+        self.timer_signal.notify_one();
+    }
+}
+
+/// A result as the filter takes it.
+pub(super) fn failed(result: &std::io::Result<()>) -> Result<(), Failed> {
+    result.as_ref().copied().map_err(|error| Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) })
+}

@@ -1,0 +1,365 @@
+//! Opening a protection: which sources, which replica, and what the last stop left.
+
+use super::{Compared, Devices, Opened};
+use crate::clock;
+use crate::file_device::FileDevice;
+use crate::host::document;
+use crate::owner::{Owner, OwnerError};
+use crate::random::identity;
+use crate::report::Problem;
+use crate::source::{Source, SourceError};
+use cdp_core::capture::{DiskSpec, LogContents, LogState, OptionsError, Start};
+use cdp_core::journal::{
+    self, DiskInfo, Executor, MANIFEST_NAME, Manifest, OpenError, Options, PointsMode, SegmentState, TimelineInfo,
+    TimelineRole, TimelineState, Writer, drain,
+};
+use cdp_core::media::{Disk, File, MediaError, Storage};
+use cdp_core::replica::{JOURNAL_DIRECTORY, unseeded};
+use cdp_core::types::{ClockEpoch, DiskId, GroupId, Lsn, ReplicaId, Timeline};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The activity log's file inside the replica's directory.
+pub(super) const ACTIVITY_LOG: &str = "state/activity.log";
+
+/// A disk to protect.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SourceOptions {
+    /// Its name in the group, and its export's.
+    pub name: String,
+    /// A raw image or a block device.
+    pub path: PathBuf,
+}
+
+/// What to protect, and how.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProtectOptions {
+    /// The disks, in their order; at least one.
+    pub sources: Vec<SourceOptions>,
+    /// The replica's directory, made if it is not there.
+    pub replica: PathBuf,
+    /// The group's name, if it is a new one or to be checked.
+    pub name: Option<String>,
+    /// A point is closed so often, in milliseconds, if that is to be changed.
+    pub rpo_ms: Option<u64>,
+    /// Which moments are kept, if that is to be changed.
+    pub points: Option<PointsMode>,
+    /// Believe that nobody changed the sources since the last clean stop.
+    pub trust_source: bool,
+    /// Compare everything with the replica in the background.
+    pub full_check: bool,
+    /// Bound of what was captured and is not yet durable, in bytes.
+    pub queue_bytes: u64,
+}
+
+impl ProtectOptions {
+    /// The usual options for these sources.
+    #[must_use]
+    pub fn new(sources: Vec<SourceOptions>, replica: PathBuf) -> Self {
+        Self {
+            sources,
+            replica,
+            name: None,
+            rpo_ms: None,
+            points: None,
+            trust_source: false,
+            full_check: false,
+            queue_bytes: 1 << 30,
+        }
+    }
+}
+
+/// Why nothing is protected.
+#[derive(Debug, thiserror::Error)]
+pub enum ProtectError {
+    /// Another process owns the replica.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
+    /// A source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The replica cannot be opened.
+    #[error("{0}")]
+    Replica(Problem),
+    /// The media.
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    /// The system.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The disks are not those of the replica.
+    #[error("the replica is of the disks {known:?}, and {given:?} were given")]
+    OtherDisks {
+        /// Names and sizes in the replica.
+        known: Vec<String>,
+        /// Those given.
+        given: Vec<String>,
+    },
+    /// The group's name is another.
+    #[error("the replica is of the group {known:?}, not of {given:?}")]
+    OtherName {
+        /// Of the replica.
+        known: String,
+        /// Given.
+        given: String,
+    },
+    /// The filter does not take the disks.
+    #[error(transparent)]
+    Filter(#[from] OptionsError),
+    /// The manifest could not be written.
+    #[error("the replica's manifest could not be written: its media have no room or failed")]
+    NotStored,
+}
+
+/// Everything that was opened, before a thread runs.
+pub(super) struct Prepared {
+    pub(super) owner: Owner,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) sources: BTreeMap<DiskId, Source>,
+    pub(super) devices: Devices,
+    pub(super) disks: Vec<DiskSpec>,
+    pub(super) writer: Writer,
+    pub(super) executor: Executor,
+    pub(super) start: Start,
+    pub(super) timeline: Timeline,
+    pub(super) full_check: bool,
+    pub(super) log: Arc<dyn File>,
+    pub(super) opened: Opened,
+}
+
+fn unreadable(error: OpenError) -> ProtectError {
+    ProtectError::Replica(document::unreadable(&error.into()))
+}
+
+/// Takes the directory and the sources, opens or makes the store, and begins the timeline that writes will be on.
+pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError> {
+    let storage: Arc<dyn Storage> = Arc::new(Disk::create(&options.replica)?);
+    let owner = Owner::acquire(&options.replica)?;
+    let opened_sources = options.sources.iter().map(|source| Ok((source, Source::open(&source.path)?)));
+    let opened_sources = opened_sources.collect::<Result<Vec<_>, ProtectError>>()?;
+    let (manifest, resumed) = match existing(storage.as_ref())? {
+        Some(manifest) => (Some(manifest), true),
+        None => (None, false),
+    };
+    if let Some(manifest) = &manifest {
+        check_same(manifest, options, &opened_sources)?;
+    }
+    let opened = match manifest {
+        Some(_) => journal::open(storage.as_ref(), JOURNAL_DIRECTORY, None).map_err(unreadable)?,
+        None => create(storage.as_ref(), options, &opened_sources)?,
+    };
+    let manifest = opened.manifest.clone();
+    let named = |name: &str| manifest.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id);
+    let mut sources = BTreeMap::new();
+    let mut devices = Devices::new();
+    for (options, source) in opened_sources {
+        let Some(id) = named(&options.name) else { continue };
+        let failed = |source| ProtectError::System { what: "open the source", source };
+        let file = source.file().try_clone().map_err(failed)?;
+        devices.insert(id, Arc::new(FileDevice::new(file, false).map_err(failed)?));
+        sources.insert(id, source);
+    }
+    let disks = manifest.disks.iter().map(|disk| DiskSpec { id: disk.id, name: disk.name.clone(), size: disk.size });
+    let disks: Vec<_> = disks.collect();
+    let (log, found_log) = open_log(storage.as_ref(), &manifest)?;
+    let durable = opened.durable.lsn();
+    let mut writer = Writer::new(opened, writer_options(&manifest), Box::new(identity));
+    let mut executor = Executor::new(Arc::clone(&storage));
+    let decided = decide(options, &manifest, &sources, found_log, durable, resumed);
+    let Decided { start, timeline, full_check, opened } = decided;
+    if let Start::Clean { .. } = start {
+        writer.edit(|manifest| manifest.clean = false);
+    } else {
+        writer.open_timeline(new_timeline(&manifest, &start, timeline));
+    }
+    let (rpo_ms, points) = (options.rpo_ms, options.points);
+    let generation = writer.edit(|manifest| {
+        manifest.policy.rpo_ms = rpo_ms.unwrap_or(manifest.policy.rpo_ms);
+        manifest.policy.points = points.unwrap_or(manifest.policy.points);
+    });
+    drain(&mut writer, &mut executor, clock::mono());
+    if writer.manifest_durable() < generation {
+        return Err(ProtectError::NotStored);
+    }
+    Ok(Prepared { owner, storage, sources, devices, disks, writer, executor, start, timeline, full_check, log, opened })
+}
+
+fn writer_options(manifest: &Manifest) -> Options {
+    Options {
+        keep_free_bytes: manifest.policy.reserve_bytes,
+        // Syncs that follow each other closely write the same pages of metadata again and again.
+        commit_bytes: 32 << 20,
+        commit_ns: 100_000_000,
+        ..Options::default()
+    }
+}
+
+/// The manifest of a replica that can be resumed. A first copy that was never completed restores nothing: it is begun anew.
+fn existing(storage: &dyn Storage) -> Result<Option<Manifest>, ProtectError> {
+    match journal::read_manifest(storage) {
+        Ok(manifest) if unseeded(&manifest).is_empty() => Ok(Some(manifest)),
+        Ok(_) | Err(OpenError::NoStore { .. }) => Ok(None),
+        Err(error) => Err(unreadable(error)),
+    }
+}
+
+fn described(name: &str, size: u64) -> String {
+    format!("{name} ({size} bytes)")
+}
+
+fn check_same(
+    manifest: &Manifest,
+    options: &ProtectOptions,
+    sources: &[(&SourceOptions, Source)],
+) -> Result<(), ProtectError> {
+    if let Some(given) = options.name.as_ref().filter(|given| **given != manifest.name) {
+        return Err(ProtectError::OtherName { known: manifest.name.clone(), given: given.clone() });
+    }
+    let mut known: Vec<_> = manifest.disks.iter().map(|disk| described(&disk.name, disk.size)).collect();
+    let mut given: Vec<_> = sources.iter().map(|(options, source)| described(&options.name, source.size())).collect();
+    known.sort();
+    given.sort();
+    if known == given { Ok(()) } else { Err(ProtectError::OtherDisks { known, given }) }
+}
+
+/// Makes a new store; what an attempt before left is removed first, its manifest before all else.
+fn create(
+    storage: &dyn Storage,
+    options: &ProtectOptions,
+    sources: &[(&SourceOptions, Source)],
+) -> Result<journal::Opened, ProtectError> {
+    remove(storage, MANIFEST_NAME)?;
+    storage.sync_dir("")?;
+    for directory in [JOURNAL_DIRECTORY, "base", "state"] {
+        for name in storage.list(directory)? {
+            remove(storage, &format!("{directory}/{name}"))?;
+        }
+    }
+    let first = options.sources.first().map(|source| source.name.clone()).unwrap_or_default();
+    let name = options.name.clone().unwrap_or(first);
+    let (Some(replica), Some(group)) = (ReplicaId::new(identity()), GroupId::new(identity())) else {
+        unreachable!("an identity is never zero")
+    };
+    let mut manifest = Manifest::new(replica, group, &name);
+    for (number, (options, source)) in (1..).zip(sources) {
+        let Some(id) = DiskId::new(number) else { continue };
+        manifest.disks.push(DiskInfo {
+            id,
+            name: options.name.clone(),
+            size: source.size(),
+            source: source.path().display().to_string(),
+            added: Lsn::ZERO,
+            removed: None,
+            stopped: None,
+            base: None,
+        });
+    }
+    journal::create(storage, manifest).map_err(unreadable)
+}
+
+fn remove(storage: &dyn Storage, name: &str) -> Result<(), MediaError> {
+    match storage.remove(name) {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other,
+    }
+}
+
+/// The activity log's file, and what it says if that is to be believed.
+fn open_log(storage: &dyn Storage, manifest: &Manifest) -> Result<(Arc<dyn File>, Option<LogContents>), ProtectError> {
+    let file = match storage.open(ACTIVITY_LOG, true) {
+        Err(error) if error.is_not_found() => {
+            let file = storage.create(ACTIVITY_LOG)?;
+            storage.sync_dir("state")?;
+            return Ok((file, None));
+        }
+        other => other?,
+    };
+    let mut bytes = vec![0; file.len()? as usize];
+    file.read_exact_at(0, &mut bytes)?;
+    // A log that is damaged, another group's, or older than what the replica was told, says nothing: all is compared.
+    let found = LogContents::read(&bytes, manifest.group).ok();
+    Ok((file, found.filter(|log| log.generation >= manifest.activity_generation)))
+}
+
+struct Decided {
+    start: Start,
+    timeline: Timeline,
+    full_check: bool,
+    opened: Opened,
+}
+
+/// What the last stop left, and what that means for this start.
+fn decide(
+    options: &ProtectOptions,
+    manifest: &Manifest,
+    sources: &BTreeMap<DiskId, Source>,
+    log: Option<LogContents>,
+    durable: Lsn,
+    resumed: bool,
+) -> Decided {
+    let Some(fresh) = Timeline::new(identity()) else { unreachable!("an identity is never zero") };
+    let open = manifest.timelines.iter().rev().find(|info| info.state == TimelineState::Open);
+    let Some(open) = open.filter(|_| resumed) else {
+        let opened = Opened { timeline: fresh, resumed: false, clean: true, compared: Compared::Nothing };
+        return Decided { start: Start::First, timeline: fresh, full_check: false, opened };
+    };
+    let epoch = last_epoch(manifest);
+    match log {
+        Some(log) if manifest.clean && log.state == LogState::Clean && log.timeline == open.id => {
+            let changed = sources.iter().any(|(disk, source)| may_have_changed(options, &log, *disk, source));
+            let full_check = options.full_check || changed;
+            let compared = if full_check { Compared::Everything } else { Compared::Nothing };
+            let opened = Opened { timeline: open.id, resumed, clean: true, compared };
+            Decided { start: Start::Clean { after: durable, epoch, log }, timeline: open.id, full_check, opened }
+        }
+        log => {
+            let believed = log.as_ref().is_some_and(|log| log.state != LogState::AllUnknown);
+            let everything = options.full_check || !believed;
+            let compared = if everything { Compared::Everything } else { Compared::ActivityLog };
+            let opened = Opened { timeline: fresh, resumed, clean: false, compared };
+            let start = Start::Unclean { parent: open.id, fork: durable, epoch, log };
+            Decided { start, timeline: fresh, full_check: options.full_check, opened }
+        }
+    }
+}
+
+/// Whether somebody else may have written to a source since the clean stop.
+fn may_have_changed(options: &ProtectOptions, log: &LogContents, disk: DiskId, source: &Source) -> bool {
+    if options.trust_source {
+        return false;
+    }
+    let kept = log.disks.iter().find(|kept| kept.id == disk).map(|kept| kept.facts.as_slice());
+    // A block device has none: its times say nothing.
+    source.found().is_none_or(|facts| kept != Some(&facts.to_bytes()[..]))
+}
+
+fn last_epoch(manifest: &Manifest) -> ClockEpoch {
+    let summaries = manifest.segments.iter().filter_map(|segment| match &segment.state {
+        SegmentState::Sealed(summary) => Some(summary.last.epoch),
+        _ => None,
+    });
+    summaries.max().unwrap_or(ClockEpoch(1))
+}
+
+fn new_timeline(manifest: &Manifest, start: &Start, id: Timeline) -> TimelineInfo {
+    let (parent, fork) = match start {
+        Start::Unclean { parent, fork, .. } => (Some(*parent), *fork),
+        _ => (None, Lsn::ZERO),
+    };
+    TimelineInfo {
+        id,
+        number: manifest.timelines.iter().map(|info| info.number).max().unwrap_or(0) + 1,
+        parent,
+        fork,
+        last: None,
+        state: TimelineState::Open,
+        role: TimelineRole::Trunk,
+        opened: clock::wall(),
+    }
+}

@@ -1,0 +1,310 @@
+//! The pump: packs frames, appends them to the journal, and says what became durable.
+//!
+//! One thread owns the journal's writer. It writes frames itself (that is a copy into the page cache) and leaves everything
+//! that waits for a disk to the sync thread, so appends and syncs overlap. What is compressed how hard follows the backlog:
+//! with little waiting the level is the policy's, with much everything is stored as it is.
+
+use super::engine::Engine;
+use super::failure::Failure;
+use crate::clock;
+use crate::host::Host;
+use cdp_core::capture::Room;
+use cdp_core::frame::{Compression, EncodedFrame, Encoder, RawFrame, RecordKind};
+use cdp_core::journal::{
+    Effect, EffectId, Event, Executor, FileId, Generation, Hold, Outcome, Refusal, Writer, WriterState,
+};
+use cdp_core::media::File;
+use cdp_core::types::{ClockEpoch, GroupId, Lsn, Stamp};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Plain bytes waiting to be packed above which the next easier level is taken: zstd 1, zstd -3, none.
+const EASE_AT: [u64; 2] = [8 << 20, 32 << 20];
+/// The longest the pump sleeps when the journal has no deadline.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// What the pump is told.
+pub(super) enum Message {
+    /// The next frame.
+    Frame(RawFrame),
+    /// An effect that another thread carried out is done.
+    Done(EffectId, Outcome),
+    /// Something for the writer itself: edits of the manifest, a request to sync.
+    Call(Box<dyn FnOnce(&mut Writer) + Send>),
+    /// Nothing more comes: what is not durable stays so.
+    End,
+}
+
+/// A frame that was appended and is not yet durable.
+struct Underway {
+    whole: Lsn,
+    settled: Lsn,
+    stamp: Stamp,
+    events: Vec<Event>,
+}
+
+/// How many plain bytes are on their way to the pump; kept by both ends.
+#[derive(Debug, Default)]
+pub(super) struct Backlog(AtomicU64);
+
+impl Backlog {
+    pub(super) fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+    fn take(&self, bytes: u64) -> u64 {
+        self.0.fetch_sub(bytes, Ordering::Relaxed)
+    }
+}
+
+/// Open files of the journal, shared by the pump and the sync thread.
+pub(super) type Files = Arc<Mutex<Executor>>;
+
+fn files(files: &Mutex<Executor>) -> std::sync::MutexGuard<'_, Executor> {
+    files.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Owner of the journal's writer.
+pub(super) struct Pump {
+    parts: Parts,
+    encoder: Encoder,
+    /// Packed frames that the writer does not take yet.
+    held: VecDeque<(EncodedFrame, Underway)>,
+    underway: VecDeque<Underway>,
+    /// The file that frames go to, so that the lock on all files is not taken for each.
+    file: Option<(FileId, Arc<dyn File>)>,
+    durable: Lsn,
+    generation: Generation,
+    stamp: Option<Stamp>,
+    epoch: Option<ClockEpoch>,
+    room: Room,
+}
+
+/// What a pump is made of.
+pub(super) struct Parts {
+    pub(super) group: GroupId,
+    pub(super) writer: Writer,
+    pub(super) files: Files,
+    pub(super) syncs: Sender<(EffectId, Effect)>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) host: Arc<Host>,
+    pub(super) backlog: Arc<Backlog>,
+    pub(super) failure: Arc<Failure>,
+}
+
+impl Pump {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            durable: parts.writer.durable().lsn(),
+            generation: parts.writer.manifest_durable(),
+            parts,
+            encoder: Encoder::new(),
+            held: VecDeque::new(),
+            underway: VecDeque::new(),
+            file: None,
+            stamp: None,
+            epoch: None,
+            room: Room::Ok,
+        }
+    }
+
+    /// Runs until every sender of its queue is gone or the writer is closed.
+    pub(super) fn run(mut self, queue: &Receiver<Message>) {
+        loop {
+            let now = clock::mono();
+            let wait =
+                self.parts.writer.next_deadline().map_or(IDLE, |due| Duration::from_nanos(due.since(now)).min(IDLE));
+            match queue.recv_timeout(wait) {
+                Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(message) => self.handle(message),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            // Completions first free the writer's room: take all that is there before driving it.
+            while let Ok(message) = queue.try_recv() {
+                if matches!(message, Message::End) {
+                    return;
+                }
+                self.handle(message);
+                if self.held.len() > 16 {
+                    break;
+                }
+            }
+            self.offer_held();
+            self.drive();
+            self.report();
+            if self.parts.writer.state() == WriterState::Closed {
+                return;
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Frame(raw) => self.append(&raw),
+            Message::Done(id, outcome) => self.parts.writer.completed(clock::mono(), id, outcome),
+            Message::Call(call) => call(&mut self.parts.writer),
+            Message::End => {}
+        }
+    }
+
+    fn append(&mut self, raw: &RawFrame) {
+        let waiting = self.parts.backlog.take(raw.plain_bytes);
+        let compression = match EASE_AT.iter().filter(|limit| waiting > **limit).count() {
+            0 => Compression::Zstd(1),
+            1 => Compression::Zstd(-3),
+            _ => Compression::None,
+        };
+        let frame = self.encoder.encode(raw, self.parts.group, compression);
+        let underway = self.underway_of(raw);
+        self.held.push_back((frame, underway));
+        self.offer_held();
+        self.drive();
+    }
+
+    /// What is to be told when the frame is durable.
+    fn underway_of(&mut self, raw: &RawFrame) -> Underway {
+        let stamp_of = |time| Stamp { epoch: raw.epoch, time };
+        let settled = raw.parts.iter().rev().find(|part| part.lsn <= raw.settled).map(|part| stamp_of(part.time));
+        // Where nothing of the frame is settled, the stamp of what was settled before still holds.
+        let stamp = settled.or(self.stamp).unwrap_or(stamp_of(raw.parts[0].time));
+        self.stamp = Some(stamp);
+        let new_epoch = self.epoch.replace(raw.epoch) != Some(raw.epoch);
+        Underway { whole: Lsn::ZERO, settled: raw.settled, stamp, events: events_of(raw, new_epoch) }
+    }
+
+    fn offer_held(&mut self) {
+        while let Some((frame, mut underway)) = self.held.pop_front() {
+            match self.parts.writer.append(clock::mono(), frame) {
+                Ok(appended) => {
+                    underway.whole = appended.whole;
+                    self.underway.push_back(underway);
+                }
+                Err(refused) => {
+                    self.held.push_front((refused.frame, underway));
+                    let room = match refused.why {
+                        Refusal::NotNow(Hold::NoSpace) => Room::NoSpace,
+                        Refusal::NotNow(_) => return,
+                        why => {
+                            self.parts.failure.set(&why);
+                            Room::Lost
+                        }
+                    };
+                    return self.set_room(room);
+                }
+            }
+        }
+        if self.parts.writer.state() == WriterState::Running {
+            self.set_room(Room::Ok);
+        }
+    }
+
+    fn set_room(&mut self, room: Room) {
+        if self.room != room {
+            self.room = room;
+            self.parts.engine.with(|filter, _| filter.set_room(room));
+        }
+    }
+
+    /// Carries out what the writer wants: frames here, everything that waits for a disk on the sync thread.
+    fn drive(&mut self) {
+        while let Some((id, effect)) = self.parts.writer.poll(clock::mono()) {
+            if let Effect::Write { file, offset, data } = &effect {
+                let outcome = self.file(*file, &effect).and_then(|file| file.write_at(*offset, data));
+                self.parts.writer.completed(clock::mono(), id, outcome);
+            } else if self.parts.syncs.send((id, effect)).is_err() {
+                return;
+            }
+        }
+        match self.parts.writer.state() {
+            WriterState::Failed(error) => {
+                self.parts.failure.set(&error);
+                self.set_room(Room::Lost);
+            }
+            WriterState::NoSpace => self.set_room(Room::NoSpace),
+            _ => {}
+        }
+    }
+
+    fn file(&mut self, file: FileId, effect: &Effect) -> Result<Arc<dyn File>, cdp_core::media::MediaError> {
+        if let Some((_, open)) = self.file.as_ref().filter(|(id, _)| *id == file) {
+            return Ok(Arc::clone(open));
+        }
+        let open = files(&self.parts.files).file(file);
+        let Some(open) = open else {
+            // Not one of ours: the executor says what is wrong.
+            return Err(files(&self.parts.files).run(effect).err().unwrap_or_else(|| unopened(file)));
+        };
+        self.file = Some((file, Arc::clone(&open)));
+        Ok(open)
+    }
+
+    /// Tells catalogue and filter how far everything is durable.
+    fn report(&mut self) {
+        let durable = self.parts.writer.durable().lsn();
+        let generation = self.parts.writer.manifest_durable();
+        if durable == self.durable && generation == self.generation {
+            return;
+        }
+        let manifest = (generation != self.generation).then(|| self.parts.writer.manifest());
+        let mut replica = self.parts.host.replica_mut();
+        if let Err(error) = replica.update(manifest, self.parts.writer.snapshot()) {
+            self.parts.failure.set(&error);
+        }
+        let reached = self.underway.iter().take_while(|frame| frame.whole <= durable).count();
+        let trunk = replica.catalogue().trunk().map(|branch| branch.timeline);
+        if let Some(branch) = trunk.and_then(|trunk| replica.catalogue_mut().branch_mut(trunk)) {
+            for frame in self.underway.drain(..reached) {
+                frame.events.into_iter().for_each(|event| branch.handle(event));
+                branch.advance(frame.settled.min(durable), frame.stamp);
+            }
+        }
+        drop(replica);
+        (self.durable, self.generation) = (durable, generation);
+        self.parts.engine.with(|filter, _| filter.durable(durable));
+    }
+}
+
+/// What the catalogue wants to know of a frame.
+fn events_of(raw: &RawFrame, new_epoch: bool) -> Vec<Event> {
+    let mut first_of_epoch = new_epoch;
+    let wanted = |kind: RecordKind| match kind {
+        RecordKind::Time => std::mem::take(&mut first_of_epoch),
+        kind => !kind.changes_disk() && kind != RecordKind::Barrier,
+    };
+    let mut wanted = wanted;
+    let parts = raw.parts.iter().filter(|part| wanted(part.kind));
+    let event = |part: &cdp_core::frame::Part| Event {
+        timeline: raw.timeline,
+        lsn: part.lsn,
+        stamp: Stamp { epoch: raw.epoch, time: part.time },
+        kind: part.kind,
+        disk: part.disk,
+        note: part.note.as_deref().cloned(),
+    };
+    parts.map(event).collect()
+}
+
+fn unopened(file: FileId) -> cdp_core::media::MediaError {
+    use cdp_core::media::{MediaError, MediaErrorKind, Operation};
+    MediaError::new(MediaErrorKind::NotFound, Operation::Open, &format!("{file:?}"), 0, "the file was never opened")
+}
+
+/// The sync thread: carries out everything that waits for a disk, one after another.
+pub(super) fn run_syncs(shared: &Mutex<Executor>, queue: &Receiver<(EffectId, Effect)>, pump: &Sender<Message>) {
+    for (id, effect) in queue {
+        let synced = match &effect {
+            // The wait for the disk is not under the lock: the pump looks its files up meanwhile.
+            Effect::Sync { file } => files(shared).file(*file),
+            _ => None,
+        };
+        let outcome = match synced {
+            Some(file) => file.sync(),
+            None => files(shared).run(&effect),
+        };
+        if pump.send(Message::Done(id, outcome)).is_err() {
+            return;
+        }
+    }
+}

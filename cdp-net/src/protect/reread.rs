@@ -1,0 +1,97 @@
+//! Re-reading the source: for resyncs, failed writes and full checks.
+//!
+//! Where the filter allows it, what was read is compared with the replica, and only blocks that differ are recorded.
+
+use super::engine::Engine;
+use crate::device::Device;
+use crate::host::Host;
+use bytes::Bytes;
+use cdp_core::capture::{Failed, Reread};
+use cdp_core::frame::Payload;
+use cdp_core::replica::ReplicaView;
+use cdp_core::types::{BLOCK, DiskId, Lsn};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+/// Carries out re-reads until the queue is closed.
+pub(super) fn run(sources: &BTreeMap<DiskId, Arc<dyn Device>>, host: &Host, engine: &Engine, queue: &Receiver<Reread>) {
+    let mut view = None;
+    for reread in queue {
+        let result = match sources.get(&reread.disk) {
+            Some(source) => read(source.as_ref(), host, &reread, &mut view),
+            None => Err(Failed { errno: libc::ENODEV }),
+        };
+        let done = engine.with(|filter, now| filter.reread_done(now, reread.token, result));
+        debug_assert!(done.is_ok(), "{done:?}");
+    }
+}
+
+/// The replica at a durable LSN; kept while that LSN is good enough.
+type KeptView = Option<(Lsn, ReplicaView)>;
+
+fn read(source: &dyn Device, host: &Host, reread: &Reread, view: &mut KeptView) -> Result<Vec<Payload>, Failed> {
+    let mut data = vec![0; reread.extent.length as usize];
+    let failed = |error: std::io::Error| Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) };
+    source.read(reread.extent.offset, &mut data).map_err(failed)?;
+    let data = Bytes::from(data);
+    let offset = reread.extent.offset;
+    let known = reread.compare_at.and_then(|lsn| replica_of(host, reread, lsn, view));
+    let runs = match known {
+        Some(replica) => differing(&data, &replica),
+        // Not comparable, or the replica cannot be read there: everything is recorded, which is always right.
+        None => std::iter::once(0..data.len()).collect(),
+    };
+    let payload = |run: std::ops::Range<usize>| Payload::new(offset + run.start as u64, data.slice(run)).ok();
+    Ok(runs.into_iter().filter_map(payload).collect())
+}
+
+/// What the replica holds of the range at `lsn` or later.
+fn replica_of(host: &Host, reread: &Reread, lsn: Lsn, view: &mut KeptView) -> Option<Vec<u8>> {
+    if view.as_ref().is_none_or(|(at, _)| *at < lsn) {
+        let replica = host.replica();
+        let trunk = replica.catalogue().trunk()?.timeline;
+        let durable = replica.snapshot().durable().lsn();
+        if durable < lsn {
+            return None;
+        }
+        *view = Some((durable, replica.view(trunk, durable).ok()?));
+    }
+    let (_, view) = view.as_ref()?;
+    let mut held = vec![0; reread.extent.length as usize];
+    view.read(reread.disk, reread.extent.offset, &mut held).ok()?;
+    Some(held)
+}
+
+/// Runs of blocks that differ.
+fn differing(data: &[u8], replica: &[u8]) -> Vec<std::ops::Range<usize>> {
+    let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
+    let block = BLOCK as usize;
+    for (number, (source, kept)) in data.chunks(block).zip(replica.chunks(block)).enumerate() {
+        if source == kept {
+            continue;
+        }
+        let (start, end) = (number * block, number * block + source.len());
+        match runs.last_mut().filter(|run| run.end == start) {
+            Some(run) => run.end = end,
+            None => runs.push(start..end),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_blocks_that_differ_are_named() {
+        let replica = vec![7; 5 * 4096 + 512];
+        let mut data = replica.clone();
+        assert!(differing(&data, &replica).is_empty());
+        data[4096] = 1;
+        data[2 * 4096 + 5] = 1;
+        data[5 * 4096 + 511] = 1;
+        assert_eq!(differing(&data, &replica), [4096..3 * 4096, 5 * 4096..5 * 4096 + 512]);
+    }
+}

@@ -1,0 +1,146 @@
+//! Seeding: the first copy of a disk, straight into base and sidecar while the guest goes on writing.
+//!
+//! One thread reads the source ahead, another checksums and writes, a third keeps syncing what was written, so that the last
+//! sync finds little. Holes and zeros cost nothing. What the guest writes meanwhile is in the journal, above the base.
+
+use crate::device::Device;
+use cdp_core::media::{MediaError, Storage};
+use cdp_core::replica::base::BaseWriter;
+use cdp_core::replica::sidecar::Root;
+use cdp_core::types::{BLOCK, DiskId, Lsn, ReplicaId};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+/// Bytes of one read.
+const PIECE: u64 = 1 << 20;
+/// Pieces between reader and writer: what is read ahead.
+const PIECES: usize = 8;
+/// Bytes written between two syncs.
+const SYNC_EVERY: u64 = 128 << 20;
+/// How long a read that failed is left alone.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How far the seeding of a group is, for whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes of all disks.
+    pub total: AtomicU64,
+    /// Bytes that are done, holes counted.
+    pub done: AtomicU64,
+    /// Reads of a source that failed and are tried again.
+    pub failing: AtomicU64,
+}
+
+/// A disk to be seeded.
+pub(super) struct Seed<'a> {
+    pub(super) replica: ReplicaId,
+    pub(super) disk: DiskId,
+    pub(super) source: &'a dyn Device,
+    /// An LSN up to which everything is in what is read next: settled at the source.
+    pub(super) lsn: &'a (dyn Fn() -> Lsn + Sync),
+    pub(super) progress: &'a Progress,
+    /// Set when the protector is to end; the seeding is then begun anew at the next start.
+    pub(super) stop: &'a AtomicBool,
+}
+
+enum Piece {
+    Data(Vec<u8>, usize, Lsn),
+    Zeros(u64, Lsn),
+}
+
+/// Copies the disk. `None`: it was stopped.
+///
+/// # Errors
+/// When the replica's media fail. A failing source is waited for.
+pub(super) fn run(storage: &Arc<dyn Storage>, seed: &Seed<'_>) -> Result<Option<Root>, MediaError> {
+    let size = seed.source.size();
+    let mut writer = BaseWriter::create(storage.as_ref(), seed.replica, seed.disk, size)?;
+    let (pieces, incoming) = sync_channel(PIECES);
+    let (spent, buffers) = sync_channel(PIECES + 2);
+    let (sync, syncs) = sync_channel::<()>(1);
+    let image = writer.image();
+    std::thread::scope(|scope| {
+        scope.spawn(move || read(seed, size, pieces, &buffers));
+        scope.spawn(move || syncs.into_iter().try_for_each(|()| image.sync()));
+        let mut synced = 0;
+        for piece in incoming {
+            let before = writer.position();
+            match piece {
+                Piece::Data(buffer, length, lsn) => {
+                    writer.data(&buffer[..length], lsn)?;
+                    let _ = spent.try_send(buffer);
+                }
+                Piece::Zeros(length, lsn) => writer.zeros(length, lsn)?,
+            }
+            seed.progress.done.fetch_add(writer.position() - before, Ordering::Relaxed);
+            if writer.stored_bytes() - synced >= SYNC_EVERY && sync.try_send(()).is_ok() {
+                synced = writer.stored_bytes();
+            }
+        }
+        drop(sync);
+        if writer.position() < size {
+            return Ok(None);
+        }
+        writer.finish(storage.as_ref(), (seed.lsn)()).map(Some)
+    })
+}
+
+/// Reads the source from the first byte to the last; ends early when told to stop.
+fn read(seed: &Seed<'_>, size: u64, pieces: SyncSender<Piece>, buffers: &Receiver<Vec<u8>>) {
+    let mut at = 0;
+    while at < size && !seed.stop.load(Ordering::Relaxed) {
+        let Some(run) = next_run(seed, at, size) else { continue };
+        // A piece ends with a block: what remains of one at a run's end is read with the next.
+        let lsn = (seed.lsn)();
+        let piece = if run.zero {
+            at += run.length;
+            Piece::Zeros(run.length, lsn)
+        } else {
+            let length = run.length.min(PIECE) as usize;
+            let mut buffer = buffers.try_recv().unwrap_or_else(|_| vec![0; PIECE as usize]);
+            if seed.source.read(at, &mut buffer[..length]).is_err() {
+                wait(seed);
+                continue;
+            }
+            at += length as u64;
+            Piece::Data(buffer, length, lsn)
+        };
+        if pieces.send(piece).is_err() {
+            return;
+        }
+    }
+}
+
+struct Run {
+    length: u64,
+    zero: bool,
+}
+
+/// What comes at `at`: whole blocks, or everything up to the disk's end.
+fn next_run(seed: &Seed<'_>, at: u64, size: u64) -> Option<Run> {
+    let Ok(found) = seed.source.block_status(at, size - at, 1) else {
+        wait(seed);
+        return None;
+    };
+    let first = found.first()?;
+    let end = (at + first.length).min(size);
+    let whole = if end == size { end } else { end / BLOCK * BLOCK };
+    if first.zero && whole > at {
+        return Some(Run { length: whole - at, zero: true });
+    }
+    // A hole that is no whole block is read like data, up to the end of its block.
+    let end = if end == size { end } else { end.next_multiple_of(BLOCK).min(size) };
+    Some(Run { length: end - at, zero: false })
+}
+
+fn wait(seed: &Seed<'_>) {
+    seed.progress.failing.fetch_add(1, Ordering::Relaxed);
+    let mut left = RETRY;
+    let step = Duration::from_millis(50);
+    while !left.is_zero() && !seed.stop.load(Ordering::Relaxed) {
+        std::thread::sleep(step);
+        left = left.saturating_sub(step);
+    }
+}

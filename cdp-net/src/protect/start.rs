@@ -1,0 +1,280 @@
+//! Starting a protector: the filter, its threads, and the moment from which guests may be served.
+
+use super::disk::ProtectedDisk;
+use super::engine::{Engine, Queues};
+use super::failure::Failure;
+use super::open::{Prepared, ProtectError, ProtectOptions, prepare};
+use super::pump::{Backlog, Message, Parts, Pump, run_syncs};
+use super::seed::{self, Progress, Seed};
+use super::{Devices, Notice, Protector, PumpStore, Shared, log_file, reread};
+use crate::clock;
+use crate::device::Device;
+use crate::host::{Host, Live};
+use crate::nbd::Export;
+use crate::owner::ControlServer;
+use cdp_core::capture::{Event, Filter, FilterOptions, LogTrust, LogWrite, Reread, Start};
+use cdp_core::journal::BaseInfo;
+use cdp_core::media::Storage;
+use cdp_core::replica::Replica;
+use cdp_core::types::{DiskId, Lsn, ReplicaId};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long the first write of the activity log may take before guests are served without it.
+const LOG_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the threads get their work from.
+struct Work {
+    log: Receiver<LogWrite>,
+    flushes: Receiver<(DiskId, cdp_core::capture::FlushTicket)>,
+    rereads: Receiver<Reread>,
+    events: Receiver<Event>,
+    pump: Receiver<Message>,
+}
+
+impl Protector {
+    /// Opens sources and replica and begins to protect. When this returns the exports may be served. `notices` is called from
+    /// a thread of its own with what happens.
+    ///
+    /// # Errors
+    /// What keeps the disks from being protected.
+    pub fn start(options: &ProtectOptions, notices: impl Fn(Notice) + Send + 'static) -> Result<Self, ProtectError> {
+        Self::start_over(options, |_, device| device, notices)
+    }
+
+    /// Like [`Protector::start`], with each source's device replaced by what `wrap` makes of it: for tests whose sources fail.
+    ///
+    /// # Errors
+    /// As [`Protector::start`].
+    pub fn start_over(
+        options: &ProtectOptions,
+        wrap: impl Fn(DiskId, Arc<dyn Device>) -> Arc<dyn Device>,
+        notices: impl Fn(Notice) + Send + 'static,
+    ) -> Result<Self, ProtectError> {
+        let mut prepared = prepare(options)?;
+        prepared.devices = std::mem::take(&mut prepared.devices).into_iter().map(|(id, d)| (id, wrap(id, d))).collect();
+        launch(options, prepared, Box::new(notices))
+    }
+}
+
+fn launch(
+    options: &ProtectOptions,
+    prepared: Prepared,
+    notices: Box<dyn Fn(Notice) + Send>,
+) -> Result<Protector, ProtectError> {
+    let Prepared {
+        owner,
+        storage,
+        sources,
+        devices,
+        disks,
+        writer,
+        executor,
+        start,
+        timeline,
+        full_check,
+        log,
+        opened,
+    } = prepared;
+    let manifest = writer.manifest().clone();
+    let seeding = matches!(start, Start::First);
+    let filter_options = FilterOptions {
+        full_check,
+        rpo_ns: manifest.policy.rpo_ms * 1_000_000,
+        queue_bytes_max: options.queue_bytes,
+        ..FilterOptions::new(manifest.group, timeline, start, disks)
+    };
+    let filter = Filter::new(filter_options, clock::now())?;
+    let backlog = Arc::new(Backlog::default());
+    let (queues, pump_sender, work) = queues(Arc::clone(&backlog));
+    let engine = Arc::new(Engine::new(filter, queues));
+    let safe = writer.durable().lsn();
+    let replica = Replica::load(Arc::clone(&storage), manifest.clone(), writer.snapshot(), safe);
+    let replica = replica.map_err(|error| ProtectError::Replica(crate::host::document::unreadable(&error)))?;
+    let pump_store = Arc::new(PumpStore { pump: Mutex::new(pump_sender.clone()) });
+    let host = Host::new(replica, Box::new(Arc::clone(&pump_store)));
+    let failure = Arc::new(Failure::default());
+    let shared = Arc::new(Shared {
+        engine: Arc::clone(&engine),
+        host: Arc::clone(&host),
+        pump: pump_store,
+        failure: Arc::clone(&failure),
+        progress: Arc::new(Progress::default()),
+        stop: Arc::new(AtomicBool::new(false)),
+        draining: AtomicBool::new(false),
+        uris: Mutex::default(),
+    });
+    let (syncs, sync_work) = channel();
+    let files = Arc::new(Mutex::new(executor));
+    let group = manifest.group;
+    let (for_pump, for_syncs) = (Arc::clone(&files), Arc::clone(&files));
+    let parts = Parts {
+        group,
+        writer,
+        files: for_pump,
+        syncs,
+        engine: Arc::clone(&engine),
+        host: Arc::clone(&host),
+        backlog,
+        failure,
+    };
+    let mut threads = Vec::new();
+    let mut spawn = |name: &str, run: Box<dyn FnOnce() + Send>| -> Result<(), ProtectError> {
+        let failed = |source| ProtectError::System { what: "start a thread", source };
+        threads.push(Builder::new().name(name.to_owned()).spawn(run).map_err(failed)?);
+        Ok(())
+    };
+    let Work { log: log_work, flushes, rereads, events, pump } = work;
+    spawn("cdp-pump", Box::new(move || Pump::new(parts).run(&pump)))?;
+    spawn("cdp-sync", Box::new(move || run_syncs(&for_syncs, &sync_work, &pump_sender)))?;
+    let for_log = Arc::clone(&engine);
+    spawn("cdp-log", Box::new(move || log_file::run(&log, &log_work, &for_log)))?;
+    let (for_flush, flush_devices) = (Arc::clone(&engine), devices.clone());
+    spawn("cdp-flush", Box::new(move || run_flushes(&flush_devices, &for_flush, &flushes)))?;
+    let (for_reread, host_reread, reread_devices) = (Arc::clone(&engine), Arc::clone(&host), devices.clone());
+    spawn("cdp-reread", Box::new(move || reread::run(&reread_devices, &host_reread, &for_reread, &rereads)))?;
+    let for_timer = Arc::clone(&engine);
+    spawn("cdp-timer", Box::new(move || for_timer.run_timer()))?;
+    let (trusted, trust) = channel();
+    let for_events = Arc::clone(&shared);
+    spawn("cdp-events", Box::new(move || run_events(&for_events, &events, &trusted, &*notices)))?;
+    // Guests are served when the log is on disk and the replica knows it, or when both are known not to be.
+    let _ = trust.recv_timeout(LOG_PATIENCE);
+    if seeding {
+        let (for_seed, seed_storage, seed_devices) = (Arc::clone(&shared), Arc::clone(&storage), devices.clone());
+        let replica = manifest.replica;
+        shared.progress.total.store(seed_devices.values().map(|device| device.size()).sum(), Ordering::Relaxed);
+        spawn("cdp-seed", Box::new(move || run_seeding(&for_seed, &seed_storage, replica, &seed_devices)))?;
+    }
+    let live: Arc<dyn Live> = Arc::clone(&shared) as _;
+    host.set_live(Some(live));
+    // What a killed mount left takes room, and nothing else.
+    let _ = host.clean_sessions();
+    let control = ControlServer::start(&owner, Arc::clone(&host) as _)
+        .map_err(|source| ProtectError::System { what: "make the control socket", source })?;
+    let exports = exports(&manifest.disks, &devices, &engine);
+    Ok(Protector {
+        opened,
+        shared,
+        exports,
+        sources,
+        threads,
+        started: Instant::now(),
+        control: Some(control),
+        _owner: owner,
+    })
+}
+
+fn queues(backlog: Arc<Backlog>) -> (Queues, Sender<Message>, Work) {
+    let (pump_sender, pump) = channel();
+    let (log_sender, log) = channel();
+    let (flush_sender, flushes) = channel();
+    let (reread_sender, rereads) = channel();
+    let (event_sender, events) = channel();
+    let frames = pump_sender.clone();
+    let queues = Queues {
+        frames: Box::new(move |frame| {
+            backlog.add(frame.plain_bytes);
+            // A pump that has ended belongs to a protector that is being dropped.
+            let _ = frames.send(Message::Frame(frame));
+        }),
+        log: log_sender,
+        flushes: flush_sender,
+        rereads: reread_sender,
+        events: event_sender,
+    };
+    (queues, pump_sender, Work { log, flushes, rereads, events, pump })
+}
+
+/// The first export is the first disk.
+fn exports(disks: &[cdp_core::journal::DiskInfo], devices: &Devices, engine: &Arc<Engine>) -> Vec<Export> {
+    let served = disks.iter().filter_map(|disk| Some((disk, devices.get(&disk.id)?)));
+    let export = |(disk, device): (&cdp_core::journal::DiskInfo, &Arc<dyn Device>)| {
+        let protected = ProtectedDisk::new(disk.id, Arc::clone(device), Arc::clone(engine));
+        Export::new(disk.name.clone(), Arc::new(protected))
+    };
+    served.map(export).collect()
+}
+
+fn run_flushes(
+    devices: &BTreeMap<DiskId, Arc<dyn Device>>,
+    engine: &Engine,
+    queue: &Receiver<(DiskId, cdp_core::capture::FlushTicket)>,
+) {
+    for (disk, ticket) in queue {
+        let result = devices.get(&disk).map_or(Ok(()), |device| device.flush());
+        engine.with(|filter, now| filter.flushed(now, ticket, super::engine::failed(&result)));
+    }
+}
+
+/// Tells what happens, and keeps at the replica which activity logs are to be believed.
+fn run_events(shared: &Shared, events: &Receiver<Event>, trusted: &Sender<()>, notices: &dyn Fn(Notice)) {
+    let mut failed = false;
+    for event in events {
+        if let Event::Log(trust) = event {
+            let least = match trust {
+                LogTrust::Good { generation } => generation,
+                LogTrust::Lost { generation, .. } => generation + 1,
+            };
+            let edit = Box::new(move |manifest: &mut cdp_core::journal::Manifest| {
+                manifest.activity_generation = manifest.activity_generation.max(least);
+            });
+            // Where the replica cannot keep it, it cannot keep writes either, and says so.
+            let _ = shared.host.edit(edit);
+            let _ = trusted.send(());
+        }
+        notices(Notice::Filter(event));
+        if let Some(why) = shared.failure.get().filter(|_| !failed) {
+            failed = true;
+            notices(Notice::ReplicaFailed(why));
+        }
+    }
+}
+
+/// Makes the bases of all disks, then tells manifest and filter.
+fn run_seeding(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, devices: &Devices) {
+    let settled = || shared.engine.with(|filter, now| filter.status(now)).settled;
+    let mut bases = Vec::new();
+    for (disk, device) in devices {
+        let seed = Seed {
+            replica,
+            disk: *disk,
+            source: device.as_ref(),
+            lsn: &settled,
+            progress: &shared.progress,
+            stop: &shared.stop,
+        };
+        match seed::run(storage, &seed) {
+            Ok(Some(root)) => bases.push((*disk, root)),
+            Ok(None) => return,
+            Err(error) => {
+                shared.failure.set(&format!("the first copy of disk {disk} failed: {error}"));
+                return;
+            }
+        }
+    }
+    let edit = Box::new(move |manifest: &mut cdp_core::journal::Manifest| {
+        for (id, root) in bases {
+            if let Some(disk) = manifest.disks.iter_mut().find(|disk| disk.id == id) {
+                // A base may hold more than the records up to its LSN; those above are applied over it again.
+                disk.base = Some(BaseInfo { lsn: Lsn::ZERO, generation: 1, size: root.size, root: root.digest });
+            }
+        }
+    });
+    match shared.host.edit(edit) {
+        Ok(()) => shared.engine.with(|filter, _| filter.seed_done()),
+        Err(problem) => shared.failure.set(&problem),
+    }
+}
+
+/// Waits for threads that were told to end.
+pub(super) fn join(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        // A thread that panicked has said so already; what it held is safe on the media.
+        let _ = thread.join();
+    }
+}

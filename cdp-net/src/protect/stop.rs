@@ -1,0 +1,129 @@
+//! Ending a protection: drain, close the log as clean if everything is safe, and let go of everything in order.
+
+use super::pump::Message;
+use super::start::join;
+use super::{Protector, wall_seconds};
+use crate::source::Source;
+use cdp_core::capture::{Closing, Status};
+use cdp_core::journal::{Writer, WriterState};
+use cdp_core::types::{DiskId, Lsn};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Between two looks at whether everything is through.
+const LOOK: Duration = Duration::from_millis(5);
+/// How long the last manifest may take after the drain.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How a protection ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Summary {
+    /// Everything is durable; else the rest is left in the activity log.
+    pub drained: bool,
+    /// The last LSN that was given.
+    pub lsn: Lsn,
+    /// The last durable one.
+    pub durable: Lsn,
+    /// Bytes that guests wrote.
+    pub written_bytes: u64,
+    /// Bytes that the journal stored.
+    pub stored_bytes: u64,
+    /// Bytes that the next start reads again.
+    pub hot_bytes: u64,
+    /// Points that can be restored.
+    pub points: u64,
+    /// How long it lasted, in seconds.
+    pub seconds: u64,
+}
+
+impl Protector {
+    /// Ends the protection; guests' connections should have ended before. Waits at most `patience` until everything is
+    /// durable; `hurry` ends the wait early.
+    pub fn stop(self, patience: Duration, hurry: &dyn Fn() -> bool) -> Summary {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + patience;
+        let (engine, pump) = (&self.shared.engine, &self.shared.pump);
+        engine.with(|filter, _| filter.request_drain());
+        let drained = loop {
+            pump.ask(Writer::request_sync, LOOK * 200);
+            if engine.with(|filter, _| filter.is_drained()) {
+                break true;
+            }
+            if Instant::now() > deadline || hurry() || self.shared.failure.get().is_some() {
+                break false;
+            }
+            std::thread::sleep(LOOK);
+        };
+        let facts = facts(&self.sources);
+        let closing = engine.with(|filter, _| filter.close(facts));
+        let clean = drained && closing == Closing::Clean && self.wait_for_log();
+        let stored = self.close_journal(clean);
+        let status = engine.with(|filter, now| filter.status(now));
+        self.summary(clean && stored, &status)
+    }
+
+    /// The log says `clean` when its last write came back.
+    fn wait_for_log(&self) -> bool {
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        while Instant::now() < deadline {
+            if self.shared.engine.with(|filter, _| filter.is_closed()) {
+                return true;
+            }
+            std::thread::sleep(LOOK);
+        }
+        false
+    }
+
+    /// Seals the journal; whether its manifest says so durably.
+    fn close_journal(&self, clean: bool) -> bool {
+        let pump = &self.shared.pump;
+        pump.ask(move |writer| writer.close(clean), CLOSE_PATIENCE);
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        loop {
+            // The pump ends when its writer is closed: no answer is a good answer then.
+            match pump.ask(|writer| writer.state(), CLOSE_PATIENCE) {
+                None | Some(WriterState::Closed) => break true,
+                Some(WriterState::Failed(_)) => break false,
+                _ if Instant::now() > deadline => break false,
+                _ => std::thread::sleep(LOOK),
+            }
+        }
+    }
+
+    fn summary(self, drained: bool, status: &Status) -> Summary {
+        let replica = self.shared.host.replica();
+        let points = replica.catalogue().trunk().map_or(0, |branch| branch.points().len() as u64);
+        drop(replica);
+        let stored_bytes = self.shared.host.status().map_or(0, |status| status.space.segments);
+        Summary {
+            drained,
+            lsn: status.lsn,
+            durable: status.durable,
+            written_bytes: status.counters.bytes_recorded,
+            stored_bytes,
+            hot_bytes: if drained { 0 } else { status.hot_bytes },
+            points,
+            seconds: wall_seconds(self.started),
+        }
+    }
+}
+
+impl Drop for Protector {
+    fn drop(&mut self) {
+        self.control = None;
+        self.shared.host.set_live(None);
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.engine.stop_timer();
+        self.shared.engine.close_queues();
+        // The pump waits for its own queue, which the writer's driver and edits may still hold: it is told.
+        let _ = self.shared.pump.send(Message::End);
+        join(std::mem::take(&mut self.threads));
+    }
+}
+
+fn facts(sources: &BTreeMap<DiskId, Source>) -> Vec<(DiskId, Vec<u8>)> {
+    let known = sources.iter().filter_map(|(id, source)| Some((*id, source.facts().ok()??.to_bytes().to_vec())));
+    known.collect()
+}

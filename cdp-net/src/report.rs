@@ -1,0 +1,403 @@
+//! The documents that scripts read: what the owner of a replica answers over its control socket and what `--json` prints.
+//!
+//! They live beside the control socket, and not in the command, because the same document must come out whether a command
+//! asks the owner or reads the replica itself. Fields may be added, never renamed or removed. LSNs and bytes are numbers,
+//! times RFC 3339 in UTC with nine digits, `timeline` is the string that stands in the ids of points.
+
+pub mod text;
+
+use cdp_core::types::{Lsn, WallTime};
+use cdp_core::when::{PointName, TimelineName};
+use serde::{Deserialize, Serialize};
+
+/// A moment of a replica.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct At {
+    /// The branch of history.
+    #[serde(with = "text")]
+    pub timeline: TimelineName,
+    /// The last record that the moment holds.
+    #[serde(with = "text::lsn")]
+    pub lsn: Lsn,
+    /// The stamp of that record.
+    #[serde(with = "text")]
+    pub time: WallTime,
+    /// The point at that record, if one was made there.
+    #[serde(with = "text::option", default)]
+    pub point: Option<PointName>,
+}
+
+/// What kind of failure it is; the exit status of the command follows from it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProblemClass {
+    /// Something did not work.
+    #[default]
+    Failed,
+    /// The request itself is wrong.
+    Usage,
+    /// The moment asked for is not restorable.
+    NotRestorable,
+    /// State or ownership does not allow it.
+    Refused,
+    /// Stored bytes are not what was stored.
+    Damage,
+}
+
+/// Why something was not done, for scripts (`code`) and for people (`message`, `hint`).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// What kind it is.
+    #[serde(default)]
+    pub class: ProblemClass,
+    /// A word for scripts, never changed once released.
+    pub code: String,
+    /// One sentence: what, where and why.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default)]
+    pub hint: Option<String>,
+    /// The restorable moments before and after the one that was asked for.
+    #[serde(default)]
+    pub nearest: Vec<At>,
+}
+
+impl Problem {
+    /// A problem of that class with a word and a sentence.
+    pub fn new(class: ProblemClass, code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { class, code: code.into(), message: message.into(), hint: None, nearest: Vec::new() }
+    }
+
+    /// Adds what to do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the restorable neighbours.
+    #[must_use]
+    pub fn nearest(mut self, nearest: Vec<At>) -> Self {
+        self.nearest = nearest;
+        self
+    }
+}
+
+/// Whether a branch of history may still grow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimelineState {
+    /// It has a writer.
+    Open,
+    /// It is history.
+    Closed,
+}
+
+/// What a branch of history is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimelineRole {
+    /// The protected machine wrote it.
+    Trunk,
+    /// Writes of somebody who looked at a moment.
+    Session,
+}
+
+/// A branch of history.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TimelineEntry {
+    /// Its name.
+    #[serde(with = "text")]
+    pub timeline: TimelineName,
+    /// Counted from 1 by the catalogue.
+    pub number: u32,
+    /// The branch that it forks from.
+    #[serde(with = "text::option", default)]
+    pub parent: Option<TimelineName>,
+    /// The last LSN of the parent that belongs to its past; 0 without a parent.
+    #[serde(with = "text::lsn")]
+    pub fork_lsn: Lsn,
+    /// Whether it may still grow.
+    pub state: TimelineState,
+    /// What it is for.
+    pub role: TimelineRole,
+}
+
+/// How much of a range can be restored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RangeKind {
+    /// Any LSN.
+    Every,
+    /// The one LSN that both ends name.
+    Only,
+}
+
+/// A run of restorable moments; both ends belong to it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Range {
+    /// The branch of history.
+    #[serde(with = "text")]
+    pub timeline: TimelineName,
+    /// How much of it can be restored.
+    pub kind: RangeKind,
+    /// The first LSN.
+    #[serde(with = "text::lsn")]
+    pub from_lsn: Lsn,
+    /// The last LSN.
+    #[serde(with = "text::lsn")]
+    pub to_lsn: Lsn,
+    /// The stamp of the first.
+    #[serde(with = "text")]
+    pub from_time: WallTime,
+    /// The stamp of the last.
+    #[serde(with = "text")]
+    pub to_time: WallTime,
+}
+
+/// A run of moments that nobody can restore, and why.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Gap {
+    /// The branch of history.
+    #[serde(with = "text")]
+    pub timeline: TimelineName,
+    /// The first LSN.
+    #[serde(with = "text::lsn")]
+    pub from_lsn: Lsn,
+    /// The last LSN.
+    #[serde(with = "text::lsn")]
+    pub to_lsn: Lsn,
+    /// The stamp of the first.
+    #[serde(with = "text")]
+    pub from_time: WallTime,
+    /// The stamp of the last.
+    #[serde(with = "text")]
+    pub to_time: WallTime,
+    /// `overload`, `no-space`, `replica-lost`, `paused` or `resync`.
+    pub reason: String,
+    /// Of a resync, what made it necessary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+/// What a point was made for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PointKind {
+    /// By the policy, one per RPO.
+    Short,
+    /// By the policy, every few hours.
+    Long,
+    /// Somebody asked for it.
+    Mark,
+    /// Applications were frozen for it.
+    App,
+}
+
+/// A named moment.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Point {
+    /// Its name, stable for ever.
+    #[serde(with = "text")]
+    pub id: PointName,
+    /// The branch of history.
+    #[serde(with = "text")]
+    pub timeline: TimelineName,
+    /// The last record that it holds.
+    #[serde(with = "text::lsn")]
+    pub lsn: Lsn,
+    /// The stamp of that record.
+    #[serde(with = "text")]
+    pub time: WallTime,
+    /// What it was made for.
+    pub kinds: Vec<PointKind>,
+    /// Its name for people.
+    pub label: Option<String>,
+    /// Somebody holds it.
+    pub pinned: bool,
+    /// It directly follows a flush of the guest.
+    pub on_barrier: bool,
+    /// It is one moment with points of other groups.
+    pub set_consistent: bool,
+    /// The disks that it holds.
+    pub disks: Vec<String>,
+}
+
+/// Everything that can be restored: the answer of `points`, newest first.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Points {
+    /// The group's name.
+    pub group: String,
+    /// Branches of history.
+    pub timelines: Vec<TimelineEntry>,
+    /// Restorable runs.
+    pub ranges: Vec<Range>,
+    /// Named moments.
+    pub points: Vec<Point>,
+    /// What cannot be restored.
+    pub gaps: Vec<Gap>,
+    /// What to give as `--until` to see the points that were left off.
+    #[serde(with = "text::option", default)]
+    pub next: Option<WallTime>,
+}
+
+/// What a replica or its owner is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum State {
+    /// Nobody protects anything.
+    #[default]
+    Stopped,
+    /// The first copy is being made.
+    Seeding,
+    /// Every write is recorded.
+    Protecting,
+    /// Blocks that may differ are read again.
+    Resync,
+    /// Only which blocks changed is recorded.
+    Tracking,
+    /// The replica's media has no room; goes on by itself.
+    NoSpace,
+    /// The replica's media failed; the guest goes on.
+    ReplicaLost,
+    /// What is not yet durable is being written before the end.
+    Draining,
+}
+
+impl State {
+    /// The word that stands in documents.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Seeding => "seeding",
+            Self::Protecting => "protecting",
+            Self::Resync => "resync",
+            Self::Tracking => "tracking",
+            Self::NoSpace => "no-space",
+            Self::ReplicaLost => "replica-lost",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Where the bytes of a replica are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Space {
+    /// Base disks and their sidecars.
+    pub base: u64,
+    /// Layers of long-term points.
+    pub layers: u64,
+    /// Segments of the journal.
+    pub segments: u64,
+    /// Writable sessions.
+    pub overlays: u64,
+    /// What only holds keep.
+    pub pinned: u64,
+    /// The most that all may take, if a policy says so.
+    pub quota: Option<u64>,
+}
+
+/// Bytes a second over the last seconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Rates {
+    /// What guests write.
+    pub write_bytes_per_s: u64,
+    /// What the journal stores for it.
+    pub stored_bytes_per_s: u64,
+}
+
+/// A writable session.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Session {
+    /// Its name; `None` for one that ends with its mount.
+    pub name: Option<String>,
+    /// Its branch of history.
+    #[serde(with = "text")]
+    pub timeline: TimelineName,
+    /// The moment that it began at.
+    pub at: At,
+    /// Bytes that its writes take.
+    pub bytes: u64,
+    /// Somebody serves it now.
+    pub open: bool,
+}
+
+/// A protected disk.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its name in the group.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Where it is served, while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
+}
+
+/// How a replica is: the answer of `status`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// What is going on.
+    pub state: State,
+    /// The group's name.
+    #[serde(default)]
+    pub group: String,
+    /// Its disks.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+    /// The trunk's newest branch of history.
+    #[serde(with = "text::option", default)]
+    pub timeline: Option<TimelineName>,
+    /// The last LSN that was given.
+    #[serde(with = "text::lsn")]
+    pub lsn: Lsn,
+    /// Everything up to here survives a power cut.
+    #[serde(with = "text::lsn")]
+    pub durable_lsn: Lsn,
+    /// How much would be lost now, in milliseconds; `None` while nothing is protected.
+    pub rpo_ms: Option<u64>,
+    /// Restorable runs.
+    pub ranges: Vec<Range>,
+    /// Where the bytes are.
+    pub space: Space,
+    /// How fast they come.
+    pub rates: Rates,
+    /// Writable sessions.
+    pub sessions: Vec<Session>,
+    /// Readers that hold a moment now.
+    #[serde(default)]
+    pub pins: u32,
+    /// The process that owns the replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_pid: Option<u32>,
+}
+
+/// Which moments are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PointPolicy {
+    /// Any LSN can be restored.
+    #[default]
+    EveryWrite,
+    /// Only points can.
+    PerPoint,
+}
+
+/// The answer of `policy`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Policy {
+    /// A point is closed this often, in milliseconds.
+    pub rpo_ms: u64,
+    /// Which moments are kept.
+    pub points: PointPolicy,
+}
+
+/// The defaults of the command line: 15 s, every write.
+impl Default for Policy {
+    fn default() -> Self {
+        Self { rpo_ms: 15_000, points: PointPolicy::EveryWrite }
+    }
+}

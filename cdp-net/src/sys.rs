@@ -1,0 +1,5 @@
+//! The kernel interfaces that have no safe wrapper: one small file for each, and no `unsafe` anywhere else in this crate.
+
+#![allow(unsafe_code)]
+
+pub mod lock;

@@ -1,0 +1,246 @@
+//! A protected disk in one process: what is restored is what was there.
+
+use bytes::Bytes;
+use cdp_core::journal::look;
+use cdp_core::media::{Disk, Storage};
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
+use cdp_core::types::Lsn;
+use cdp_core::when::{Label, When};
+use cdp_net::device::Device;
+use cdp_net::host::load_idle;
+use cdp_net::protect::{Compared, ProtectOptions, Protector, SourceOptions};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const DISK: usize = 24 << 20;
+
+pub(crate) struct Place {
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn source(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn replica(&self) -> PathBuf {
+        self.directory.path().join("replica")
+    }
+
+    pub(crate) fn make_source(&self, name: &str, seed: u64) -> Vec<u8> {
+        let mut content = noise(seed, DISK);
+        // Holes and zeros, as disks have them.
+        content[5 << 20..11 << 20].fill(0);
+        std::fs::write(self.source(name), &content).unwrap();
+        content
+    }
+
+    pub(crate) fn options(&self, names: &[&str]) -> ProtectOptions {
+        let source = |name: &&str| SourceOptions { name: (*name).to_owned(), path: self.source(name) };
+        ProtectOptions::new(names.iter().map(source).collect(), self.replica())
+    }
+
+    /// The replica as a reader without an owner sees it.
+    pub(crate) fn load(&self) -> Replica {
+        let storage: Arc<dyn Storage> = Arc::new(Disk::open(self.replica()).unwrap());
+        load_idle(&storage).unwrap()
+    }
+}
+
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited too long for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub(crate) fn label(text: &str) -> Label {
+    text.parse().unwrap()
+}
+
+/// The whole disk at an LSN, read through a view.
+pub(crate) fn restored(replica: &Replica, when: &When, name: &str) -> Vec<u8> {
+    let moment = replica.resolve(when).unwrap();
+    let view = replica.view(moment.timeline, moment.lsn).unwrap();
+    let disk = view.disks().iter().find(|disk| disk.name == name).unwrap().clone();
+    let mut content = vec![0; disk.size as usize];
+    let mut buffer = vec![0; 1 << 20];
+    view.walk(&disk, &mut buffer, |offset, bytes| {
+        content[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
+        Ok::<_, cdp_core::journal::ReadError>(())
+    })
+    .unwrap();
+    content
+}
+
+pub(crate) fn seeded(protector: &Protector) {
+    wait_for("the first copy", || protector.status().state == cdp_core::capture::State::Protecting);
+}
+
+fn write(device: &dyn Device, model: &mut [u8], offset: usize, data: Vec<u8>) {
+    model[offset..offset + data.len()].copy_from_slice(&data);
+    device.write(offset as u64, Bytes::from(data), false).unwrap();
+}
+
+#[test]
+fn a_mark_brings_back_what_was_there() {
+    let place = Place::new();
+    let mut model = place.make_source("disk", 1);
+    let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    let device = Arc::clone(&protector.exports()[0].device);
+    seeded(&protector);
+    let mut marks = Vec::new();
+    for round in 0..5u64 {
+        for write_number in 0..40u64 {
+            let at =
+                (noise(round * 100 + write_number, 8)[0] as usize * 71 + write_number as usize * 13) % 40_000 * 512;
+            let length = ((write_number as usize * 7) % 300 + 1) * 512;
+            let length = length.min(DISK - at);
+            write(device.as_ref(), &mut model, at, noise(round * 1000 + write_number, length));
+        }
+        device.trim(3 << 20, 64 << 10, false).unwrap();
+        model[3 << 20..(3 << 20) + (64 << 10)].fill(0);
+        device.flush().unwrap();
+        let name = format!("round {round}");
+        protector.mark(&label(&name)).unwrap();
+        marks.push((name, model.clone()));
+    }
+    let summary = protector.stop(Duration::from_secs(20), &|| false);
+    assert!(summary.drained, "{summary:?}");
+    assert_eq!(std::fs::read(place.source("disk")).unwrap(), model);
+    let replica = place.load();
+    for (name, content) in &marks {
+        assert!(restored(&replica, &When::Label(label(name)), "disk") == *content, "{name}");
+    }
+    assert!(restored(&replica, &When::Latest, "disk") == model);
+}
+
+#[test]
+fn a_clean_stop_is_resumed_on_the_same_timeline_without_reading_the_source() {
+    let place = Place::new();
+    let mut model = place.make_source("disk", 2);
+    let first = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    seeded(&first);
+    let timeline = first.opened().timeline;
+    write(first.exports()[0].device.as_ref(), &mut model, 4096, noise(5, 8192));
+    assert!(first.stop(Duration::from_secs(20), &|| false).drained);
+    let second = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    assert_eq!((second.opened().timeline, second.opened().clean), (timeline, true));
+    assert_eq!(second.opened().compared, Compared::Nothing);
+    write(second.exports()[0].device.as_ref(), &mut model, 1 << 20, noise(6, 512));
+    second.mark(&label("after")).unwrap();
+    assert_eq!(second.status().counters.bytes_reread, 0);
+    assert!(second.stop(Duration::from_secs(20), &|| false).drained);
+    assert!(restored(&place.load(), &When::Latest, "disk") == model);
+    assert_eq!(place.load().catalogue().trunk().unwrap().gaps(), []);
+}
+
+#[test]
+fn a_source_that_somebody_else_changed_is_found_and_copied() {
+    let place = Place::new();
+    place.make_source("disk", 3);
+    let first = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    seeded(&first);
+    assert!(first.stop(Duration::from_secs(20), &|| false).drained);
+    let mut changed = std::fs::read(place.source("disk")).unwrap();
+    changed[9 << 20..(9 << 20) + 512].fill(0xee);
+    std::fs::write(place.source("disk"), &changed).unwrap();
+    let second = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    assert_eq!(second.opened().compared, Compared::Everything);
+    seeded(&second);
+    let counters = second.status().counters;
+    assert_eq!(counters.bytes_reread, DISK as u64);
+    // One extent of the activity log at most is recorded for the one sector that differs.
+    assert!((512..=4 << 20).contains(&counters.bytes_repaired), "{} bytes recorded", counters.bytes_repaired);
+    assert!(second.stop(Duration::from_secs(20), &|| false).drained);
+    assert!(restored(&place.load(), &When::Latest, "disk") == changed);
+}
+
+#[test]
+fn a_dropped_protector_leaves_what_a_crash_leaves_and_is_made_whole() {
+    let place = Place::new();
+    let mut model = place.make_source("disk", 4);
+    let first = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    seeded(&first);
+    let timeline = first.opened().timeline;
+    let device = Arc::clone(&first.exports()[0].device);
+    write(device.as_ref(), &mut model, 0, noise(7, 4096));
+    let kept = first.mark(&label("kept")).unwrap();
+    let at_mark = model.clone();
+    write(device.as_ref(), &mut model, 8 << 20, noise(8, 300 << 10));
+    drop(device);
+    drop(first);
+    let second = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    assert_eq!((second.opened().clean, second.opened().compared), (false, Compared::ActivityLog));
+    assert_ne!(second.opened().timeline, timeline);
+    seeded(&second);
+    let read = second.status().counters.bytes_reread;
+    assert!(read > 0 && read < DISK as u64, "{read} bytes were read: the hot extents, not the disk");
+    assert!(second.stop(Duration::from_secs(20), &|| false).drained);
+    let replica = place.load();
+    assert!(restored(&replica, &When::Latest, "disk") == model);
+    assert!(restored(&replica, &When::Lsn { timeline: None, lsn: kept }, "disk") == at_mark);
+    let trunk = replica.catalogue().trunk().unwrap();
+    let gap = trunk.gaps()[0];
+    let lost = replica.resolve(&When::Lsn { timeline: None, lsn: gap.from }).unwrap_err();
+    assert!(lost.to_string().contains("not restorable"), "{lost}");
+}
+
+#[test]
+fn two_disks_are_restored_to_the_same_lsn() {
+    let place = Place::new();
+    let mut models = [place.make_source("one", 5), place.make_source("two", 6)];
+    let protector = Protector::start(&place.options(&["one", "two"]), |_| {}).unwrap();
+    seeded(&protector);
+    let devices: Vec<_> = protector.exports().iter().map(|export| Arc::clone(&export.device)).collect();
+    let mut history = Vec::new();
+    for step in 0..30usize {
+        let which = step % 2;
+        write(devices[which].as_ref(), &mut models[which], step * 4096, noise(step as u64, 4096));
+        history.push((protector.status().lsn, models.clone()));
+    }
+    assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
+    let replica = place.load();
+    for (lsn, models) in &history {
+        let when = When::Lsn { timeline: None, lsn: *lsn };
+        assert!(restored(&replica, &when, "one") == models[0], "disk one at {lsn}");
+        assert!(restored(&replica, &when, "two") == models[1], "disk two at {lsn}");
+    }
+}
+
+#[test]
+fn the_journal_reads_the_same_under_its_owner() {
+    let place = Place::new();
+    let mut model = place.make_source("disk", 8);
+    let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    seeded(&protector);
+    write(protector.exports()[0].device.as_ref(), &mut model, 0, noise(9, 64 << 10));
+    let lsn = protector.mark(&label("now")).unwrap();
+    let storage: Arc<dyn Storage> = Arc::new(Disk::open(place.replica()).unwrap());
+    let (manifest, snapshot, damage) = look(storage.as_ref(), JOURNAL_DIRECTORY).unwrap();
+    assert!(damage.is_none(), "{damage:?}");
+    let replica = Replica::load(storage, manifest, snapshot, lsn).unwrap();
+    assert!(restored(&replica, &When::Lsn { timeline: None, lsn }, "disk") == model);
+    assert!(replica.catalogue().trunk().unwrap().frontier().lsn >= Lsn(1));
+    drop(protector);
+    assert!(Path::new(&place.replica()).exists());
+}
