@@ -205,6 +205,18 @@ impl Protector {
         self.shared.engine.with(|filter, now| filter.status(now))
     }
 
+    /// What is being done, in one word.
+    #[must_use]
+    pub fn state(&self) -> report::State {
+        self.state_of(self.status().state)
+    }
+
+    /// The same for a state that the filter told of.
+    #[must_use]
+    pub fn state_of(&self, filter: capture::State) -> report::State {
+        self.shared.state(filter)
+    }
+
     /// Why the replica's side stopped, if it did.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
@@ -222,6 +234,11 @@ impl Protector {
 
 impl Live for Shared {
     fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
+        if self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace {
+            let message = "the replica's disk has no room: this moment would not be kept";
+            return Err(Problem::new(ProblemClass::Refused, "not-restorable-now", message)
+                .hint("make room; the protection then goes on by itself"));
+        }
         let kinds = PointKinds { mark: true, ..PointKinds::default() };
         let mark = Mark { kinds, on_barrier: false, label: label.as_str().to_owned() };
         let lsn = self.engine.with(|filter, now| filter.mark(now, mark)).map_err(|error| match error {
@@ -282,14 +299,15 @@ impl Shared {
         if self.failure.get().is_some() {
             return State::ReplicaLost;
         }
+        // Whether the filter still has memory to record into or not: nothing reaches the replica now.
+        if self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace {
+            return State::NoSpace;
+        }
         match state {
             capture::State::Seeding => State::Seeding,
             capture::State::Protecting => State::Protecting,
             capture::State::Resyncing => State::Resync,
-            capture::State::Tracking | capture::State::Paused => {
-                let no_space = self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace;
-                if no_space { State::NoSpace } else { State::Tracking }
-            }
+            capture::State::Tracking | capture::State::Paused => State::Tracking,
         }
     }
 }

@@ -232,7 +232,7 @@ impl Pump {
                 }
             }
         }
-        if self.parts.writer.state() == WriterState::Running {
+        if !matches!(self.parts.writer.state(), WriterState::Failed(_)) {
             self.set_room(Room::Ok);
         }
     }
@@ -254,13 +254,10 @@ impl Pump {
                 return;
             }
         }
-        match self.parts.writer.state() {
-            WriterState::Failed(error) => {
-                self.parts.failure.set(&error);
-                self.set_room(Room::Lost);
-            }
-            WriterState::NoSpace => self.set_room(Room::NoSpace),
-            _ => {}
+        // Lack of room for the next segment is no matter while the active one takes frames: it is one when a frame is refused.
+        if let WriterState::Failed(error) = self.parts.writer.state() {
+            self.parts.failure.set(&error);
+            self.set_room(Room::Lost);
         }
     }
 
