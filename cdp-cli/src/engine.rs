@@ -44,6 +44,8 @@ pub struct ProtectSpec {
     pub replica: PathBuf,
     /// Where to serve the disks.
     pub listen: Uri,
+    /// Directory of the certificates; with it only clients that use TLS are served.
+    pub tls: Option<PathBuf>,
     /// The group's name, if it was given.
     pub name: Option<String>,
     /// What was given of the policy.
@@ -96,6 +98,8 @@ pub struct MountSpec {
     pub nearest: Option<Side>,
     /// Where; `None` is the default address, or the next free port after it.
     pub listen: Option<Uri>,
+    /// Directory of the certificates; with it only clients that use TLS are served.
+    pub tls: Option<PathBuf>,
     /// Take writes.
     pub writable: bool,
     /// The session that writes go to; `None` is one that ends with the mount.
@@ -127,6 +131,7 @@ pub trait Engine: Sync {
     /// When the moment is not restorable or cannot be served.
     fn mount(
         &self,
+        dir: &Path,
         spec: &MountSpec,
         access: Access,
         stop: &Stop,
@@ -139,6 +144,7 @@ pub trait Engine: Sync {
     /// When the moment is not restorable or the output cannot be written.
     fn restore(
         &self,
+        dir: &Path,
         spec: &RestoreSpec,
         access: Access,
         stop: &Stop,

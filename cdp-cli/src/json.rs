@@ -9,7 +9,6 @@ use cdp_core::types::Lsn;
 use cdp_core::when::TimelineName;
 use cdp_net::report::text;
 use serde::Serialize;
-use serde_json::Value;
 use std::path::PathBuf;
 
 /// What stands on stdout when a command failed.
@@ -228,26 +227,8 @@ pub struct Inspected {
     pub path: PathBuf,
     /// What it is.
     pub kind: String,
-    /// What stands in it.
-    pub sections: Vec<Section>,
-}
-
-/// A part of a file.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Section {
-    /// What the part is.
-    pub title: String,
-    /// Its facts, in order.
-    pub facts: Vec<Fact>,
-}
-
-/// One fact.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Fact {
-    /// What it is about.
-    pub name: String,
-    /// What it is.
-    pub value: Value,
+    /// What stands in it, a fact a line.
+    pub lines: Vec<String>,
 }
 
 #[cfg(test)]

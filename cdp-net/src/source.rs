@@ -96,6 +96,7 @@ pub struct Source {
     file: File,
     kind: SourceKind,
     size: u64,
+    found: Option<Facts>,
 }
 
 /// QEMU's locks on images: a byte for each permission that is used, and a hundred bytes on one for each that is not shared.
@@ -130,7 +131,8 @@ impl Source {
         if size == 0 || !size.is_multiple_of(cdp_core::types::SECTOR) || size > cdp_core::types::DISK_MAX {
             return Err(SourceError::Size { path: name, size });
         }
-        let source = Self { path: path.to_owned(), file, kind, size };
+        let mut source = Self { path: path.to_owned(), file, kind, size, found: None };
+        source.found = source.facts().map_err(failed)?;
         if kind == SourceKind::Image {
             source.refuse_formats()?;
             source.lock()?;
@@ -160,6 +162,12 @@ impl Source {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// What was true when it was opened, before anything of ours touched it.
+    #[must_use]
+    pub fn found(&self) -> Option<Facts> {
+        self.found
     }
 
     /// What tells whether somebody else changed it; none for block devices, whose times do not tell.

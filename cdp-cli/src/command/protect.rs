@@ -29,6 +29,9 @@ pub struct Arguments {
     /// Where to serve the disks: nbd://HOST:PORT or nbd+unix:///?socket=PATH
     #[arg(long, value_name = "URI", default_value = "nbd://127.0.0.1:10809")]
     listen: Uri,
+    /// Directory of server-cert.pem, server-key.pem and, to know clients by their certificates, ca-cert.pem
+    #[arg(long, value_name = "DIR")]
+    tls_certificates: Option<PathBuf>,
     /// Name of the group
     #[arg(long, value_parser = name)]
     name: Option<String>,
@@ -110,8 +113,8 @@ impl Arguments {
             (_, true) => SourceTrust::Check,
             _ => SourceTrust::Default,
         };
-        let Self { sources, replica, listen, name, policy, drain, .. } = self;
-        Ok(ProtectSpec { sources, replica, listen, name, policy: policy.into(), trust, drain })
+        let Self { sources, replica, listen, tls_certificates: tls, name, policy, drain, .. } = self;
+        Ok(ProtectSpec { sources, replica, listen, tls, name, policy: policy.into(), trust, drain })
     }
 
     /// Protects until a signal.

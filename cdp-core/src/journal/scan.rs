@@ -89,6 +89,11 @@ pub(super) fn scan(file: &dyn File, number: u64, id: SegmentId, depth: Depth) ->
 }
 
 impl Scan {
+    /// How many frames are valid.
+    pub(super) fn frame_count(&self) -> u32 {
+        self.runs.iter().map(|run| run.frames.len() as u32).sum()
+    }
+
     fn frames(&mut self, file: &dyn File, number: u64, id: SegmentId, depth: Depth) -> Result<(), ReadError> {
         let (mut sequence, mut chunks, mut epoch) = (1, 0, None);
         loop {

@@ -188,7 +188,8 @@ pub struct Writer {
     chain: Lsn,
     /// The last LSN with a part in any segment.
     last_lsn: Lsn,
-    last_segment: Option<SegmentId>,
+    /// The last segment with frames, and how many it has.
+    last_segment: Option<(SegmentId, u32)>,
     /// The last LSN that is whole with what was appended.
     whole: Lsn,
     closing: bool,
@@ -215,12 +216,13 @@ impl Writer {
             |id| summaries().filter(move |summary| summary.timeline == id).map(|summary| summary.last_lsn);
         let kept = timeline.and_then(|(id, _)| of_timeline(id).next_back());
         let chain = kept.max(open.and_then(|timeline| timeline.last)).unwrap_or(Lsn::ZERO);
+        let last_segment = manifest.segments.iter().rev().find_map(|segment| segment.summary().map(|s| (segment, s)));
         let sealed = manifest.segments.iter().filter_map(SegmentView::sealed).map(Arc::new).collect();
         Self {
             chain,
             timeline,
             last_lsn: summaries().map(|summary| summary.last_lsn).max().unwrap_or(Lsn::ZERO),
-            last_segment: manifest.segments.last().map(|segment| segment.id),
+            last_segment: last_segment.map(|(segment, summary)| (segment.id, summary.frames)),
             whole: opened.durable.lsn(),
             sealed: Arc::new(sealed),
             catalog: catalog::Catalog::new(manifest.generation),
@@ -309,7 +311,7 @@ impl Writer {
             segment.add(head, frame, segments::Before { group, durable, last_segment, lsn: before })?;
         let (file, number, id) = (segment.file, segment.number, segment.id);
         let (timeline, prev_lsn) = (frame.info.timeline, segment.prev_lsn);
-        self.last_segment = Some(id);
+        self.last_segment = Some((id, segment.frame_count()));
         self.chain = frame.info.last_lsn;
         self.last_lsn = frame.info.last_lsn;
         let whole = head.records.iter().rev().find(|record| record.index + 1 == record.count);

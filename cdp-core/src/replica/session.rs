@@ -231,7 +231,7 @@ impl Session {
     ///
     /// # Errors
     /// When there is no room or the store failed.
-    pub fn close(self, now: Now) -> Result<(), SessionError> {
+    pub fn close(&self, now: Now) -> Result<(), SessionError> {
         let mut state = self.state();
         self.append(&mut state, now)?;
         state.writer.close(true);

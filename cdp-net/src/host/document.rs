@@ -111,8 +111,7 @@ fn overlaps(range: &catalogue::Range, since: Option<WallTime>, until: Option<Wal
 #[must_use]
 pub fn ranges(replica: &Replica) -> Vec<Range> {
     let branches = replica.catalogue().branches();
-    let all = branches.iter().rev().flat_map(|branch| branch.ranges().iter().rev().map(|found| range(branch, found)));
-    all.collect()
+    branches.iter().rev().flat_map(|branch| ranges_of(branch)).collect()
 }
 
 fn timeline(branch: &Branch) -> TimelineEntry {
@@ -124,6 +123,12 @@ fn timeline(branch: &Branch) -> TimelineEntry {
         state: if branch.open { TimelineState::Open } else { TimelineState::Closed },
         role: if branch.role == Role::Trunk { TimelineRole::Trunk } else { TimelineRole::Session },
     }
+}
+
+/// Restorable ranges of one timeline, newest first.
+#[must_use]
+pub fn ranges_of(branch: &Branch) -> Vec<Range> {
+    branch.ranges().iter().rev().map(|found| range(branch, found)).collect()
 }
 
 fn range(branch: &Branch, range: &catalogue::Range) -> Range {

@@ -335,11 +335,8 @@ fn may_have_changed(options: &ProtectOptions, log: &LogContents, disk: DiskId, s
         return false;
     }
     let kept = log.disks.iter().find(|kept| kept.id == disk).map(|kept| kept.facts.as_slice());
-    match source.facts() {
-        Ok(Some(facts)) => kept != Some(&facts.to_bytes()[..]),
-        // A block device's times say nothing.
-        Ok(None) | Err(_) => true,
-    }
+    // A block device has none: its times say nothing.
+    source.found().is_none_or(|facts| kept != Some(&facts.to_bytes()[..]))
 }
 
 fn last_epoch(manifest: &Manifest) -> ClockEpoch {

@@ -169,7 +169,8 @@ fn a_source_that_somebody_else_changed_is_found_and_copied() {
     seeded(&second);
     let counters = second.status().counters;
     assert_eq!(counters.bytes_reread, DISK as u64);
-    assert_eq!(counters.bytes_repaired, 4096);
+    // One extent of the activity log at most is recorded for the one sector that differs.
+    assert!((512..=4 << 20).contains(&counters.bytes_repaired), "{} bytes recorded", counters.bytes_repaired);
     assert!(second.stop(Duration::from_secs(20), &|| false).drained);
     assert!(restored(&place.load(), &When::Latest, "disk") == changed);
 }

@@ -115,8 +115,11 @@ impl Filter {
             bracket.bytes_read += active.extent.length;
             bracket.bytes_changed += bytes_changed;
         }
-        // The extent's bit stays until this resync has ended durably: no LSN above the last one is restorable before.
-        self.activity.touched(active.disk, active.extent, self.last_lsn.next(), now.mono);
+        // What was compared and found equal is as safe as before. What was recorded is safe when its records are durable, even
+        // if a crash leaves the bracket open: the next start takes them for granted and compares what is still marked.
+        if bytes_changed > 0 {
+            self.activity.touched(active.disk, active.extent, self.last_lsn, now.mono);
+        }
     }
 
     /// The driver's copy of the disks into the replica is complete and durable there: the seeding ends as soon as nothing else

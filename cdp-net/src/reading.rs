@@ -1,0 +1,184 @@
+//! Reading a moment of a replica: under the pin of its owner, or as the owner for the time being.
+
+use crate::clock;
+use crate::host::{Host, OpenedSession, document, load_idle, session_directory};
+use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, PinReply, Request, Side};
+use crate::random::identity;
+use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
+use cdp_core::journal::look;
+use cdp_core::media::{Disk, Storage};
+use cdp_core::replica::catalogue::Moment;
+use cdp_core::replica::session::{Session, SessionError, SessionOptions};
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
+use cdp_core::types::Timeline;
+use cdp_core::when::{TimelineName, When};
+use std::path::Path;
+use std::sync::Arc;
+
+/// What keeps the moment from going away: dropped last.
+enum Keep {
+    /// This process owns the directory, and answers others who ask; let go of in this order.
+    Owner { _control: ControlServer, _session: Option<OpenedSession>, _host: Arc<Host>, _owner: Owner },
+    /// The owner holds a pin, or a session, while this connection lives.
+    Client { _client: ControlClient },
+}
+
+impl std::fmt::Debug for Keep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Owner { .. } => "Owner",
+            Self::Client { .. } => "Client",
+        })
+    }
+}
+
+fn keep(owner: Owner, host: Arc<Host>, session: Option<OpenedSession>) -> Result<Keep, Problem> {
+    let control = ControlServer::start(&owner, Arc::clone(&host) as _).map_err(|error| {
+        Problem::new(ProblemClass::Failed, "control-socket", format!("cannot make the control socket: {error}"))
+    })?;
+    Ok(Keep::Owner { _control: control, _session: session, _host: host, _owner: owner })
+}
+
+/// A moment that can be read for as long as this lives.
+#[derive(Debug)]
+pub struct Reading {
+    /// The replica's files.
+    pub replica: Replica,
+    /// The moment.
+    pub moment: Moment,
+    /// The moment as it is shown.
+    pub at: At,
+    _keep: Keep,
+}
+
+/// Why an owner's answer is none.
+#[must_use]
+pub fn not_answered(error: ClientError) -> Problem {
+    match error {
+        ClientError::Refused(problem) => problem,
+        error => Problem::new(ProblemClass::Failed, "owner", error.to_string()),
+    }
+}
+
+fn storage(dir: &Path) -> Result<Arc<dyn Storage>, Problem> {
+    let disk = Disk::open(dir).map_err(|error| Problem::new(ProblemClass::Failed, "unreadable", error.to_string()))?;
+    Ok(Arc::new(disk))
+}
+
+/// The files under an owner who vouches for everything up to `at`.
+fn load_under_owner(dir: &Path, at: &At) -> Result<(Replica, Moment), Problem> {
+    let storage = storage(dir)?;
+    let failed = |error: cdp_core::replica::ReplicaError| document::unreadable(&error);
+    let (manifest, snapshot, _) = look(storage.as_ref(), JOURNAL_DIRECTORY).map_err(|error| failed(error.into()))?;
+    let replica = Replica::load(storage, manifest, snapshot, at.lsn).map_err(failed)?;
+    let timeline = timeline_named(&replica, at.timeline)?;
+    let moment = replica.exact(timeline, at.lsn).map_err(|error| document::unresolved(&replica, &error))?;
+    Ok((replica, moment))
+}
+
+fn timeline_named(replica: &Replica, name: TimelineName) -> Result<Timeline, Problem> {
+    let found = replica.catalogue().branches().into_iter().find(|branch| name.matches(&branch.timeline));
+    found.map(|branch| branch.timeline).ok_or_else(|| {
+        let message = format!("the owner names the timeline {name}, which its files do not have");
+        Problem::new(ProblemClass::Failed, "unreadable", message)
+    })
+}
+
+impl Reading {
+    /// Finds the moment and holds it.
+    ///
+    /// # Errors
+    /// When it is not restorable or the replica cannot be read.
+    pub fn open(dir: &Path, access: Access, when: &When, side: Option<Side>) -> Result<Self, Problem> {
+        match access {
+            Access::Client(mut client) => {
+                let request = Request::Pin { at: when.clone(), nearest: side };
+                let PinReply { at, .. } = client.call(&request).map_err(not_answered)?;
+                let (replica, moment) = load_under_owner(dir, &at)?;
+                Ok(Self { replica, moment, at, _keep: Keep::Client { _client: client } })
+            }
+            Access::Owner(owner) => {
+                let storage = storage(dir)?;
+                let host = Host::idle(Arc::clone(&storage))?;
+                let moment = host.moment(when, side)?;
+                let at = document::at(&host.replica(), &moment);
+                let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
+                Ok(Self { replica, moment, at, _keep: keep(owner, host, None)? })
+            }
+        }
+    }
+
+    /// The disks at the moment.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn view(&self) -> Result<cdp_core::replica::ReplicaView, Problem> {
+        let view = self.replica.view(self.moment.timeline, self.moment.lsn);
+        view.map_err(|error| document::unreadable(&error))
+    }
+}
+
+/// A writable session that is open in this process.
+#[derive(Debug)]
+pub struct Writing {
+    /// The session's disks.
+    pub session: Arc<Session>,
+    /// What the session is.
+    pub report: SessionReport,
+    _keep: Keep,
+}
+
+impl Writing {
+    /// Makes or opens a session and becomes its writer.
+    ///
+    /// # Errors
+    /// When somebody else has it open, the moment is not restorable, or the media do not take it.
+    pub fn open(
+        dir: &Path,
+        access: Access,
+        at: Option<&When>,
+        side: Option<Side>,
+        name: Option<String>,
+    ) -> Result<Self, Problem> {
+        let (replica, report, kept) = match access {
+            Access::Client(mut client) => {
+                let request = Request::OpenSession { at: at.cloned(), nearest: side, name };
+                let report: SessionReport = client.call(&request).map_err(not_answered)?;
+                let (replica, _) = load_under_owner(dir, &report.at)?;
+                (replica, report, Keep::Client { _client: client })
+            }
+            Access::Owner(owner) => {
+                let storage = storage(dir)?;
+                let host = Host::idle(Arc::clone(&storage))?;
+                host.clean_sessions()?;
+                let opened = host.open_session(at, side, name)?;
+                let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
+                let report = opened.report.clone();
+                (replica, report, keep(owner, host, Some(opened))?)
+            }
+        };
+        let session = open_session(&replica, &report)?;
+        Ok(Self { session: Arc::new(session), report, _keep: kept })
+    }
+}
+
+fn open_session(replica: &Replica, report: &SessionReport) -> Result<Session, Problem> {
+    let timeline = timeline_named(replica, report.timeline)?;
+    let unknown = || Problem::new(ProblemClass::Failed, "unreadable", "the manifest does not name the session");
+    let info = replica.manifest().sessions.iter().find(|info| info.timeline == timeline).ok_or_else(unknown)?;
+    let store = replica.storage().sub(&session_directory(timeline));
+    let failed = |error: SessionError| match error {
+        SessionError::Open(error) => document::unreadable(&error.into()),
+        SessionError::Read(error) => document::unreadable(&error.into()),
+        error => Problem::new(ProblemClass::Failed, "session", error.to_string()),
+    };
+    let path = replica.path(info.parent, info.fork).map_err(|error| document::unreadable(&error))?;
+    let options = SessionOptions {
+        path,
+        bases: Arc::clone(replica.bases()),
+        disks: replica.disks(),
+        keep_free_bytes: replica.manifest().policy.reserve_bytes,
+    };
+    let store = store.map_err(|error| failed(SessionError::Open(error.into())))?;
+    Session::open(&store, options, Box::new(identity), clock::now()).map_err(failed)
+}

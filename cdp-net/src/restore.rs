@@ -1,0 +1,241 @@
+//! Writing the disks of a moment into files and devices: whole or not at all.
+//!
+//! A file is written sparse under a temporary name in its own directory, synced, and only then given its name. A block device
+//! is opened exclusively; what it must hold is written and zeroed in place.
+
+use crate::device::{Device, ZeroFlags};
+use crate::file_device::FileDevice;
+use crate::host::document;
+use crate::report::{Problem, ProblemClass};
+use bytes::Bytes;
+use cdp_core::journal::ReadError;
+use cdp_core::replica::{ReplicaView, ViewDisk};
+use cdp_core::types::Extent;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Bytes of one read.
+const PIECE: usize = 1 << 20;
+/// How much of a block device is looked at at once, in bytes.
+const STRIDE: u64 = 64 << 20;
+
+/// What to write where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RestoreOptions {
+    /// A file, a block device, or a directory for several disks.
+    pub output: PathBuf,
+    /// One disk of several.
+    pub disk: Option<String>,
+    /// Overwrite what is there.
+    pub force: bool,
+}
+
+/// A disk that was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RestoredDisk {
+    /// Its name in the group.
+    pub disk: String,
+    /// Where it is now.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// Told bytes done and bytes in all; says whether to go on.
+pub type OnProgress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
+
+/// Writes the disks of the view.
+///
+/// # Errors
+/// When something is there and not to be overwritten, the output cannot be written, or a byte does not verify; nothing is left
+/// behind then, but for what a block device holds by then.
+pub fn restore(
+    view: &ReplicaView,
+    options: &RestoreOptions,
+    progress: OnProgress<'_>,
+) -> Result<Vec<RestoredDisk>, Problem> {
+    let targets = targets(view, options)?;
+    let total = targets.iter().map(|(disk, _)| disk.size).sum();
+    let mut done = 0;
+    let mut restored = Vec::new();
+    for (disk, path) in targets {
+        let mut of_disk = |here: u64| progress(done + here, total);
+        if is_block_device(&path) {
+            write_device(view, &disk, &path, options.force, &mut of_disk)?;
+        } else {
+            write_file(view, &disk, &path, options.force, &mut of_disk)?;
+        }
+        done += disk.size;
+        restored.push(RestoredDisk { disk: disk.name, path, bytes: disk.size });
+    }
+    Ok(restored)
+}
+
+fn refused(code: &str, message: String) -> Problem {
+    Problem::new(ProblemClass::Refused, code, message)
+}
+
+fn failed(what: &str, path: &Path, error: &io::Error) -> Problem {
+    Problem::new(ProblemClass::Failed, "output", format!("cannot {what} {}: {error}", path.display()))
+}
+
+fn is_block_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}
+
+fn targets(view: &ReplicaView, options: &RestoreOptions) -> Result<Vec<(ViewDisk, PathBuf)>, Problem> {
+    let output = &options.output;
+    let in_directory = |disk: &ViewDisk| output.join(format!("{}.img", disk.name));
+    let names = || view.disks().iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ");
+    let chosen: Vec<&ViewDisk> = match &options.disk {
+        Some(name) => view.disks().iter().filter(|disk| disk.name == *name).collect(),
+        None => view.disks().iter().collect(),
+    };
+    if chosen.is_empty() {
+        let name = options.disk.as_deref().unwrap_or_default();
+        let message = format!("there is no disk {name:?} at that moment; there are: {}", names());
+        return Err(Problem::new(ProblemClass::Usage, "no-disk", message));
+    }
+    match (&chosen[..], output.is_dir()) {
+        (disks, true) => Ok(disks.iter().map(|disk| ((*disk).clone(), in_directory(disk))).collect()),
+        ([disk], false) => Ok(vec![((*disk).clone(), output.clone())]),
+        (_, false) => {
+            let message =
+                format!("the moment has several disks ({}) and {} is no directory", names(), output.display());
+            Err(Problem::new(ProblemClass::Usage, "several-disks", message)
+                .hint("choose one with --disk, or make the directory"))
+        }
+    }
+}
+
+/// Why a disk was not written: by us, or by the reader.
+enum Failure {
+    Problem(Problem),
+    Read(ReadError),
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Problem(problem) => problem,
+            Failure::Read(error) => document::unreadable(&error.into()),
+        }
+    }
+}
+
+fn stopped() -> Failure {
+    Failure::Problem(Problem::new(ProblemClass::Failed, "stopped", "stopped before the end: nothing was left behind"))
+}
+
+fn write_file(
+    view: &ReplicaView,
+    disk: &ViewDisk,
+    path: &Path,
+    force: bool,
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> Result<(), Problem> {
+    if path.exists() && !force {
+        let message = format!("{} is there already", path.display());
+        return Err(refused("output-exists", message).hint("give another file, or --force to replace it"));
+    }
+    let directory = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = directory.join(format!(".{name}.cdp-{}", std::process::id()));
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
+    let file = file.map_err(|error| failed("make", &temporary, &error))?;
+    let written = fill_file(view, disk, &file, &temporary, progress).map_err(Problem::from).and_then(|()| {
+        std::fs::rename(&temporary, path).map_err(|error| failed("rename to", path, &error))?;
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(|error| failed("sync", directory, &error))
+    });
+    if written.is_err() {
+        // What cannot be removed now is a hidden file that says by its name what it is.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn fill_file(
+    view: &ReplicaView,
+    disk: &ViewDisk,
+    file: &File,
+    path: &Path,
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> Result<(), Failure> {
+    let problem = |error: io::Error| Failure::Problem(failed("write", path, &error));
+    file.set_len(disk.size).map_err(problem)?;
+    let mut buffer = vec![0; PIECE];
+    view.walk(disk, &mut buffer, |offset, bytes| {
+        file.write_all_at(bytes, offset).map_err(problem)?;
+        if progress(offset + bytes.len() as u64) { Ok(()) } else { Err(stopped()) }
+    })?;
+    file.sync_all().map_err(problem)?;
+    if progress(disk.size) { Ok(()) } else { Err(stopped()) }
+}
+
+fn write_device(
+    view: &ReplicaView,
+    disk: &ViewDisk,
+    path: &Path,
+    force: bool,
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> Result<(), Problem> {
+    if !force {
+        let message = format!("{} is a block device: what it holds would be lost", path.display());
+        return Err(refused("output-exists", message).hint("--force writes over it"));
+    }
+    let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(path);
+    let file = opened.map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => refused("output-busy", format!("{} is mounted or in use", path.display())),
+        _ => failed("open", path, &error),
+    })?;
+    let device = FileDevice::new(file, false).map_err(|error| failed("open", path, &error))?;
+    if device.size() < disk.size {
+        let message = format!("{} has {} bytes, the disk has {}", path.display(), device.size(), disk.size);
+        return Err(refused("output-too-small", message));
+    }
+    Ok(fill_device(view, disk, &device, path, progress)?)
+}
+
+fn fill_device(
+    view: &ReplicaView,
+    disk: &ViewDisk,
+    device: &FileDevice,
+    path: &Path,
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> Result<(), Failure> {
+    let problem = |error: io::Error| Failure::Problem(failed("write", path, &error));
+    let mut at = 0;
+    while at < disk.size {
+        let stride = Extent::new(at, STRIDE.min(disk.size - at));
+        for run in view.runs(disk.id, stride)? {
+            if run.zero {
+                let flags = ZeroFlags { no_hole: !run.hole, ..ZeroFlags::default() };
+                device.write_zeroes(run.extent.offset, run.extent.length, flags).map_err(problem)?;
+                continue;
+            }
+            let mut from = run.extent.offset;
+            while from < run.extent.end() {
+                let mut piece = vec![0; (run.extent.end() - from).min(PIECE as u64) as usize];
+                view.read(disk.id, from, &mut piece)?;
+                let length = piece.len() as u64;
+                device.write(from, Bytes::from(piece), false).map_err(problem)?;
+                from += length;
+                if !progress(from) {
+                    let message = format!("stopped before the end: {} holds a part of the disk", path.display());
+                    return Err(Failure::Problem(Problem::new(ProblemClass::Failed, "stopped", message)));
+                }
+            }
+        }
+        at = stride.end();
+    }
+    device.flush().map_err(problem)
+}
