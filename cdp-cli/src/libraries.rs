@@ -61,7 +61,8 @@ fn serve(
     let server = Server::start(options).map_err(|error| {
         Failure::new(Exit::Failed, "listen", error.to_string()).hint("give another place with --listen")
     })?;
-    let served = server.uris().into_iter().zip(sizes).map(|(uri, (name, size))| Export { name, uri: uri.to_string(), size });
+    let served =
+        server.uris().into_iter().zip(sizes).map(|(uri, (name, size))| Export { name, uri: uri.to_string(), size });
     let served = served.collect();
     Ok((server, served))
 }
