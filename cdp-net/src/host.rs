@@ -212,6 +212,9 @@ impl Host {
     }
 
     fn change_policy(&self, change: PolicyChange) -> Result<crate::report::Policy, Problem> {
+        if change.points == Some(PointPolicy::PerPoint) {
+            return Err(no_coalescing());
+        }
         if change != PolicyChange::default() {
             self.edit(Box::new(move |manifest| {
                 if let Some(rpo_ms) = change.rpo_ms {
@@ -289,6 +292,13 @@ impl Handler for Host {
             Request::DropSession { name } => reply(self.drop_session(&name)?),
         }
     }
+}
+
+/// Why per-point coalescing is refused: a policy that is stored and not followed would be worse.
+#[must_use]
+pub fn no_coalescing() -> Problem {
+    let message = "this version keeps every write: it does not coalesce the writes between points";
+    Problem::new(ProblemClass::Refused, "no-coalescing", message).hint("leave --points out, or give every-write")
 }
 
 /// Bytes of the segments' files, as far as they are in use.

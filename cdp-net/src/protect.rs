@@ -32,7 +32,7 @@ pub use stop::Summary;
 
 use self::engine::Engine;
 use self::failure::Failure;
-use self::pump::Message;
+use self::pump::{Message, Stored};
 use crate::device::Device;
 use crate::host::{Edit, Host, Live, Store};
 use crate::nbd::Export;
@@ -116,6 +116,7 @@ struct Shared {
     host: Arc<Host>,
     pump: Arc<PumpStore>,
     failure: Arc<Failure>,
+    stored: Arc<Stored>,
     progress: Arc<Progress>,
     stop: Arc<AtomicBool>,
     draining: AtomicBool,
@@ -261,7 +262,7 @@ impl Live for Shared {
         status.durable_lsn = now.durable;
         status.rpo_ms = now.rpo_ns.map(|age| age / 1_000_000);
         status.rates.write_bytes_per_s = now.write_bytes_per_s;
-        status.rates.stored_bytes_per_s = now.durable_bytes_per_s;
+        status.rates.stored_bytes_per_s = self.stored.per_second();
         let uris = self.uris.lock().unwrap_or_else(PoisonError::into_inner);
         status.disks.iter_mut().for_each(|disk| disk.uri = uris.get(&disk.name).cloned());
     }

@@ -281,8 +281,9 @@ fn under_protection(
     let mut load = Load::start(stage.layout, LoadOptions::default(), &mut { connect })
         .context("cannot set the writers to work")?;
     let mut ending = Ending { rpo_policy_ms: stage.plan.rpo.as_millis() as u64, ..Ending::default() };
+    work(stage, &load, stage.plan.work / 4, &mut ending)?;
     let (first, began) = (stage.mark(Some(&load), "writers at work", teller)?, clock::wall());
-    work(stage, &load, &mut ending)?;
+    work(stage, &load, stage.plan.work / 4 * 3, &mut ending)?;
     let ended = clock::wall();
     let middle = stage.mark(Some(&load), "writers still at work", teller)?;
     let report = load.finish().context("a writer failed")?;
@@ -326,10 +327,10 @@ fn tell_load(report: &LoadReport, ending: &mut Ending, teller: &mut Teller<'_>) 
 }
 
 /// Lets the writers work, and looks how much would be lost.
-fn work(stage: &Stage<'_>, load: &Load, ending: &mut Ending) -> Result<(), Failure> {
-    let until = Instant::now() + stage.plan.work;
+fn work(stage: &Stage<'_>, load: &Load, time: Duration, ending: &mut Ending) -> Result<(), Failure> {
+    let until = Instant::now() + time;
     while Instant::now() < until && !load.has_failed() {
-        std::thread::sleep(LOOK_EVERY.min(stage.plan.work));
+        std::thread::sleep(LOOK_EVERY.min(time));
         stage.go_on()?;
         ending.rpo_worst_ms = ending.rpo_worst_ms.max(stage.status()?.rpo_ms.unwrap_or_default());
     }

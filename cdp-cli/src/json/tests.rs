@@ -1,7 +1,8 @@
 use super::*;
 use cdp_core::types::WallTime;
 use cdp_net::report::{RangeKind, Rates, TimelineEntry, TimelineRole, TimelineState};
-use serde_json::{Value, json};
+use serde_json::Value;
+use serde_json::json;
 
 pub(crate) fn timeline() -> TimelineName {
     "00112233445566ff".parse().unwrap()

@@ -134,6 +134,13 @@ impl Teller {
                 let reason = format!("writes are not recorded, only which blocks they touch: {}", reason.as_str());
                 events(ProtectEvent::State { state: State::Tracking, reason: Some(reason) });
             }
+            Notice::Filter(Event::RpoViolated { rpo_ns }) => {
+                let age = rpo_ns.map_or("nothing can be restored yet".to_owned(), |age| {
+                    format!("the last restorable record is {} old", crate::human::span(Duration::from_nanos(age)))
+                });
+                let state = state(protector.status().state);
+                events(ProtectEvent::State { state, reason: Some(format!("the RPO is not held: {age}")) });
+            }
             Notice::ReplicaFailed(why) if !self.failed => {
                 self.failed = true;
                 let reason = format!("{why}; the disks are served on, a restart takes the protection up again");

@@ -139,6 +139,9 @@ fn unreadable(error: OpenError) -> ProtectError {
 
 /// Takes the directory and the sources, opens or makes the store, and begins the timeline that writes will be on.
 pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError> {
+    if options.points == Some(PointsMode::PerPoint) {
+        return Err(ProtectError::Replica(crate::host::no_coalescing()));
+    }
     let storage: Arc<dyn Storage> = Arc::new(Disk::create(&options.replica)?);
     let owner = Owner::acquire(&options.replica)?;
     let opened_sources = options.sources.iter().map(|source| Ok((source, Source::open(&source.path)?)));

@@ -82,6 +82,39 @@ pub(super) struct Pump {
     room: Room,
 }
 
+/// What the journal stored, and how fast.
+#[derive(Debug, Default)]
+pub(super) struct Stored {
+    bytes: AtomicU64,
+    /// When the rate was last looked at, the bytes by then, and the rate: a mean that forgets half of itself at each look.
+    rate: Mutex<(u64, u64, u64)>,
+}
+
+impl Stored {
+    /// Bytes since the start.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn sample(&self, mono_ns: u64) {
+        const LOOK_NS: u64 = 500_000_000;
+        let mut held = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, before, rate) = *held;
+        let elapsed = mono_ns.saturating_sub(since);
+        if elapsed >= LOOK_NS {
+            let bytes = self.bytes();
+            let now = u128::from(bytes - before) * 1_000_000_000 / u128::from(elapsed);
+            *held = (mono_ns, bytes, rate.midpoint(u64::try_from(now).unwrap_or(u64::MAX)));
+        }
+    }
+
+    /// Bytes a second lately.
+    pub(super) fn per_second(&self) -> u64 {
+        self.sample(clock::mono().0);
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner).2
+    }
+}
+
 /// What a pump is made of.
 pub(super) struct Parts {
     pub(super) group: GroupId,
@@ -92,6 +125,7 @@ pub(super) struct Parts {
     pub(super) host: Arc<Host>,
     pub(super) backlog: Arc<Backlog>,
     pub(super) failure: Arc<Failure>,
+    pub(super) stored: Arc<Stored>,
 }
 
 impl Pump {
@@ -134,6 +168,7 @@ impl Pump {
             self.offer_held();
             self.drive();
             self.report();
+            self.parts.stored.sample(clock::mono().0);
             if self.parts.writer.state() == WriterState::Closed {
                 return;
             }
@@ -176,9 +211,11 @@ impl Pump {
 
     fn offer_held(&mut self) {
         while let Some((frame, mut underway)) = self.held.pop_front() {
+            let bytes = frame.len();
             match self.parts.writer.append(clock::mono(), frame) {
                 Ok(appended) => {
                     underway.whole = appended.whole;
+                    self.parts.stored.bytes.fetch_add(bytes, Ordering::Relaxed);
                     self.underway.push_back(underway);
                 }
                 Err(refused) => {

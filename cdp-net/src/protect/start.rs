@@ -4,7 +4,7 @@ use super::disk::ProtectedDisk;
 use super::engine::{Engine, Queues};
 use super::failure::Failure;
 use super::open::{Prepared, ProtectError, ProtectOptions, prepare};
-use super::pump::{Backlog, Message, Parts, Pump, run_syncs};
+use super::pump::{Backlog, Message, Parts, Pump, Stored, run_syncs};
 use super::seed::{self, Progress, Seed};
 use super::{Devices, Notice, Protector, PumpStore, Shared, log_file, reread};
 use crate::clock;
@@ -98,11 +98,13 @@ fn launch(
     let pump_store = Arc::new(PumpStore { pump: Mutex::new(pump_sender.clone()) });
     let host = Host::new(replica, Box::new(Arc::clone(&pump_store)));
     let failure = Arc::new(Failure::default());
+    let stored = Arc::new(Stored::default());
     let shared = Arc::new(Shared {
         engine: Arc::clone(&engine),
         host: Arc::clone(&host),
         pump: pump_store,
         failure: Arc::clone(&failure),
+        stored: Arc::clone(&stored),
         progress: Arc::new(Progress::default()),
         stop: Arc::new(AtomicBool::new(false)),
         draining: AtomicBool::new(false),
@@ -121,6 +123,7 @@ fn launch(
         host: Arc::clone(&host),
         backlog,
         failure,
+        stored,
     };
     let mut threads = Vec::new();
     let mut spawn = |name: &str, run: Box<dyn FnOnce() + Send>| -> Result<(), ProtectError> {
