@@ -104,7 +104,7 @@ fn targets(view: &ReplicaView, options: &RestoreOptions) -> Result<Vec<(ViewDisk
         (_, false) => {
             let message =
                 format!("the moment has several disks ({}) and {} is no directory", names(), output.display());
-            Err(Problem::new(ProblemClass::Usage, "several-disks", message)
+            Err(refused("several-disks", message)
                 .hint("choose one with --disk, or make the directory"))
         }
     }

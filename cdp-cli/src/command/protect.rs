@@ -9,8 +9,9 @@ use crate::output::Output;
 use crate::progress::{Meter, Progress};
 use crate::stop::Stop;
 use anyhow::Context as _;
+use cdp_core::capture::QUEUE_BYTES_MIN;
 use cdp_core::types::{DISKS_MAX, NAME_MAX};
-use cdp_core::when::{format_bytes, parse_duration};
+use cdp_core::when::{format_bytes, parse_bytes, parse_duration};
 use cdp_net::nbd::Uri;
 use clap::Args;
 use std::collections::BTreeSet;
@@ -43,6 +44,9 @@ pub struct Arguments {
     /// Compare everything with the replica in the background
     #[arg(long)]
     full_check: bool,
+    /// Keep so much in memory of what is not yet durable, such as 1GiB; beyond it only which blocks change is kept
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = memory)]
+    memory: u64,
     /// At the end, wait at most so long until everything is durable
     #[arg(long, value_name = "D", default_value = "30s", value_parser = parse_duration)]
     drain: Duration,
@@ -62,6 +66,15 @@ pub struct PolicyFlags {
 impl From<PolicyFlags> for PolicySpec {
     fn from(flags: PolicyFlags) -> Self {
         Self { rpo: flags.rpo, points: flags.points.map(Into::into) }
+    }
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text).map_err(|error| error.to_string())?;
+    if bytes >= QUEUE_BYTES_MIN {
+        Ok(bytes)
+    } else {
+        Err(format!("at least {} are needed", format_bytes(QUEUE_BYTES_MIN)))
     }
 }
 
@@ -113,8 +126,8 @@ impl Arguments {
             (_, true) => SourceTrust::Check,
             _ => SourceTrust::Default,
         };
-        let Self { sources, replica, listen, tls_certificates: tls, name, policy, drain, .. } = self;
-        Ok(ProtectSpec { sources, replica, listen, tls, name, policy: policy.into(), trust, drain })
+        let Self { sources, replica, listen, tls_certificates: tls, name, policy, memory, drain, .. } = self;
+        Ok(ProtectSpec { sources, replica, listen, tls, name, policy: policy.into(), trust, memory, drain })
     }
 
     /// Protects until a signal.
