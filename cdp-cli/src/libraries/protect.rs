@@ -48,6 +48,7 @@ fn options(spec: &ProtectSpec) -> ProtectOptions {
     });
     options.trust_source = spec.trust == SourceTrust::Trust;
     options.full_check = spec.trust == SourceTrust::Check;
+    options.segment_bytes = spec.segment_bytes.unwrap_or(options.segment_bytes);
     options
 }
 
