@@ -5,4 +5,5 @@ mod every_lsn;
 mod history;
 mod nbd;
 mod nbd_clients;
+mod overlap;
 mod protect;
