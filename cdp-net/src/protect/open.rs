@@ -330,7 +330,8 @@ fn decide(
             let everything = options.full_check || !believed;
             let compared = if everything { Compared::Everything } else { Compared::ActivityLog };
             let opened = Opened { timeline: fresh, resumed, clean: false, compared };
-            let start = Start::Unclean { parent: open.id, fork: durable, epoch, log };
+            let above = manifest.reserved.max(durable);
+            let start = Start::Unclean { parent: open.id, fork: durable, above, epoch, log };
             Decided { start, timeline: fresh, full_check: options.full_check, opened }
         }
     }

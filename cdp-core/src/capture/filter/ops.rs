@@ -1,6 +1,6 @@
 //! The guest's path: submission, completion, flushes.
 
-use super::{Filter, Life};
+use super::{Doubt, Filter, Life};
 use crate::capture::options::{NotOpen, PART_COST, SubmitError};
 use crate::capture::order::{Op, Stage};
 use crate::capture::output::{Event, Failed, FlushTicket, Submitted, Ticket};
@@ -198,7 +198,10 @@ impl Filter {
     }
 
     fn flush_failed(&mut self, now: Now, disk: usize) {
-        let lost = self.activity.flush_failed(disk);
+        if self.doubt.is_some() {
+            self.doubt = Some(Doubt::Forever);
+        }
+        let lost = self.activity.flush_failed(disk, self.order.running_on(disk));
         if lost.is_empty() || matches!(self.life, Life::Closed { .. }) {
             return;
         }

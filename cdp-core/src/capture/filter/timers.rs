@@ -50,17 +50,18 @@ impl Filter {
     /// When `poll` has something to do again, if nothing else is called before.
     #[must_use]
     pub fn next_deadline(&self) -> Option<MonoTime> {
+        let retry = self.activity.writer().retry_due();
+        let log = [retry, self.log_wait_due()];
+        if matches!(self.life, Life::Closed { .. }) {
+            return log.into_iter().flatten().min();
+        }
         let running = self.life == Life::Running;
-        let closed = matches!(self.life, Life::Closed { .. });
         let frame = self.gather.opened().map(|opened| opened.after(self.limits.frame_age_ns_max));
         let time = (running && self.gap.is_none()).then(|| self.clock.due());
         let point = running.then(|| self.points.due());
-        let clean = (!closed).then(|| self.activity.clean_due());
-        let retry = self.activity.writer().retry_due();
-        [frame, time, point, clean, retry, self.log_wait_due(), self.tell_due, self.reread_wait]
-            .into_iter()
-            .flatten()
-            .min()
+        let clean = Some(self.activity.clean_due());
+        let records = [frame, time, point, clean, self.tell_due, self.reread_wait];
+        log.into_iter().chain(records).flatten().min()
     }
 
     /// When ops have waited long enough for the log.
