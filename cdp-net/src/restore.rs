@@ -104,8 +104,7 @@ fn targets(view: &ReplicaView, options: &RestoreOptions) -> Result<Vec<(ViewDisk
         (_, false) => {
             let message =
                 format!("the moment has several disks ({}) and {} is no directory", names(), output.display());
-            Err(refused("several-disks", message)
-                .hint("choose one with --disk, or make the directory"))
+            Err(refused("several-disks", message).hint("choose one with --disk, or make the directory"))
         }
     }
 }
