@@ -1,76 +1,99 @@
-//! One figure of a bench as one line that people and scripts read, and the median of alternated runs behind it.
-//!
-//! `figure <id> ours=<n><unit> limit=<n><unit>|- ratio=<n>|- reach=>=<n>|<=<n> runs=<n> spread=<percent> cond=<...> ok|short|skipped`
+//! One line per figure, the same for every bench, so that a script can read them; and the statistics behind them.
 
 use std::fmt;
 
-/// What the ratio of ours to the limit has to be.
-#[derive(Clone, Copy, Debug)]
-#[allow(dead_code, reason = "each bench uses the direction of its own figures")]
-pub enum Reach {
-    /// At least this.
+/// What must be reached, of `ours / limit`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+#[allow(dead_code, reason = "each bench uses the kind that its figures have")]
+pub(crate) enum Reach {
+    /// The ratio is at least this.
     AtLeast(f64),
-    /// At most this.
+    /// The ratio is at most this.
     AtMost(f64),
 }
 
-/// The runs of one side.
-#[derive(Clone, Debug, Default)]
-pub struct Runs(Vec<f64>);
-
-impl Runs {
-    /// Takes a run's result.
-    pub fn push(&mut self, value: f64) {
-        self.0.push(value);
-    }
-
-    /// The middle run.
-    pub fn median(&self) -> f64 {
-        let mut sorted = self.0.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-    }
-
-    /// How far apart the runs lie, in percent of the median.
-    pub fn spread_percent(&self) -> f64 {
-        let (low, high) = self.0.iter().fold((f64::MAX, f64::MIN), |(low, high), &run| (low.min(run), high.max(run)));
-        (high - low) / self.median() * 100.0
+impl Reach {
+    fn holds(self, ratio: f64) -> bool {
+        match self {
+            Self::AtLeast(least) => ratio >= least,
+            Self::AtMost(most) => ratio <= most,
+        }
     }
 }
 
-/// A figure with its limit, measured in the same runs.
-#[derive(Clone, Debug)]
-pub struct Figure<'a> {
-    /// As the issue names it.
-    pub id: &'a str,
-    /// Ours.
-    pub ours: &'a Runs,
-    /// The physical limit, or the peer.
-    pub limit: &'a Runs,
-    /// Of both.
-    pub unit: &'a str,
-    /// What ours / limit has to be.
-    pub reach: Reach,
-    /// What must also hold, `key:value` with commas; and whether it did.
-    pub cond: (&'a str, bool),
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(least) => write!(f, ">={least}"),
+            Self::AtMost(most) => write!(f, "<={most}"),
+        }
+    }
+}
+
+/// A figure, measured or not.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Figure<'a> {
+    /// The row of the table that it belongs to.
+    pub(crate) id: &'a str,
+    /// Unit of both `ours` and `limit`.
+    pub(crate) unit: &'a str,
+    /// What each of our runs gave.
+    pub(crate) ours: &'a [f64],
+    /// The peer or physical limit, measured in the same run; `None` where it is not there.
+    pub(crate) limit: Option<f64>,
+    /// What the ratio must reach.
+    pub(crate) reach: Reach,
+    /// What must also hold and was looked at: name and value.
+    pub(crate) conditions: &'a [(&'a str, String)],
+    /// Whether all of them held in every run.
+    pub(crate) conditions_hold: bool,
 }
 
 impl fmt::Display for Figure<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ratio = self.ours.median() / self.limit.median();
-        let (reach, reached) = match self.reach {
-            Reach::AtLeast(least) => (format!(">={least}"), ratio >= least),
-            Reach::AtMost(most) => (format!("<={most}"), ratio <= most),
+        let (id, unit, runs) = (self.id, self.unit, self.ours.len());
+        let (ours, spread) = (median(self.ours), spread_percent(self.ours));
+        let number = |value: f64| if value < 100.0 { format!("{value:.2}{unit}") } else { format!("{value:.0}{unit}") };
+        let ratio = self.limit.map(|limit| ours / limit);
+        let verdict = match ratio {
+            _ if runs == 0 => "skipped",
+            None => "skipped",
+            Some(ratio) if self.reach.holds(ratio) && self.conditions_hold => "ok",
+            Some(_) => "short",
         };
-        let (id, unit, (cond, holds)) = (self.id, self.unit, self.cond);
-        let verdict = if reached && holds { "ok" } else { "short" };
-        write!(f, "figure {id} ours={:.1}{unit} limit={:.1}{unit} ", self.ours.median(), self.limit.median())?;
+        let shown_ours = if runs == 0 { "-".to_owned() } else { number(ours) };
+        let limit = self.limit.map_or("-".to_owned(), number);
+        let ratio = ratio.filter(|_| runs > 0).map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
+        let conditions: Vec<_> = self.conditions.iter().map(|(name, value)| format!("{name}:{value}")).collect();
+        let conditions = if conditions.is_empty() { "-".to_owned() } else { conditions.join(",") };
         write!(
             f,
-            "ratio={ratio:.2} reach={reach} runs={} spread={:.0} ",
-            self.ours.0.len(),
-            self.ours.spread_percent()
-        )?;
-        write!(f, "cond={cond} {verdict}")
+            "figure {id} ours={shown_ours} limit={limit} ratio={ratio} reach={} runs={runs} spread={spread:.0}% \
+             cond={conditions} {verdict}",
+            self.reach
+        )
     }
+}
+
+/// The middle value; of an even number the mean of the two in the middle; 0 of none.
+#[must_use]
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        count if count % 2 == 1 => sorted[count / 2],
+        count => f64::midpoint(sorted[count / 2 - 1], sorted[count / 2]),
+    }
+}
+
+/// Distance between the largest and the smallest value, in percent of the median.
+#[must_use]
+pub(crate) fn spread_percent(values: &[f64]) -> f64 {
+    let middle = median(values);
+    if middle == 0.0 {
+        return 0.0;
+    }
+    let (least, most) = values.iter().fold((f64::MAX, f64::MIN), |(least, most), v| (least.min(*v), most.max(*v)));
+    (most - least) / middle * 100.0
 }
