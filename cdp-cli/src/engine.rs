@@ -56,6 +56,8 @@ pub struct ProtectSpec {
     pub memory: u64,
     /// How long the end may take.
     pub drain: Duration,
+    /// How large the journal's segments are made, in bytes, if it was given.
+    pub segment_bytes: Option<u64>,
 }
 
 /// What was given of a policy.

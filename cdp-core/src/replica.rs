@@ -212,7 +212,13 @@ fn add_branches(
         events = others;
         own.into_iter().for_each(|event| branch.handle(event));
         // Segment by segment, so that each clock epoch's span ends with the stamp of its own last record.
-        for frontier in reader.frontiers(snapshot, info.id)? {
+        let mut frontiers = reader.frontiers(snapshot, info.id)?;
+        let ends_at = frontiers.last().map(|last| last.settled.min(safe));
+        if let (Some(last), Some(lsn)) = (frontiers.last_mut(), ends_at) {
+            // Behind it may lie records that are not settled, and are not restorable.
+            last.last = reader.stamp(snapshot, info.id, lsn)?.unwrap_or(last.last);
+        }
+        for frontier in frontiers {
             branch.advance(frontier.settled.min(safe), frontier.last);
         }
         catalogue.insert(branch);

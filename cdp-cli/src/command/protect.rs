@@ -50,6 +50,17 @@ pub struct Arguments {
     /// At the end, wait at most so long until everything is durable
     #[arg(long, value_name = "D", default_value = "30s", value_parser = parse_duration)]
     drain: Duration,
+    /// Make the journal's segments this large, such as 64MiB; each is reserved on the replica's disk in full
+    #[arg(long, value_name = "N", value_parser = segment_size)]
+    segment_size: Option<u64>,
+}
+
+/// The smallest and the largest segment, in bytes.
+const SEGMENT: std::ops::RangeInclusive<u64> = 1 << 20..=4 << 30;
+
+fn segment_size(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text).map_err(|error| error.to_string())?;
+    if SEGMENT.contains(&bytes) { Ok(bytes) } else { Err("a segment has between 1MiB and 4GiB".into()) }
 }
 
 /// Flags of the policy, for `protect` and `policy`.
@@ -127,7 +138,8 @@ impl Arguments {
             _ => SourceTrust::Default,
         };
         let Self { sources, replica, listen, tls_certificates: tls, name, policy, memory, drain, .. } = self;
-        Ok(ProtectSpec { sources, replica, listen, tls, name, policy: policy.into(), trust, memory, drain })
+        let (policy, segment_bytes) = (policy.into(), self.segment_size);
+        Ok(ProtectSpec { sources, replica, listen, tls, name, policy, trust, memory, drain, segment_bytes })
     }
 
     /// Protects until a signal.
@@ -251,6 +263,14 @@ mod tests {
         }
         for text in ["", "/", "..", "=x", "name=", ".=x"] {
             assert!(source(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_segment_has_bounds() {
+        assert_eq!(segment_size("1MiB"), Ok(1 << 20));
+        for text in ["1023KiB", "5GiB", "x"] {
+            assert!(segment_size(text).is_err(), "{text}");
         }
     }
 

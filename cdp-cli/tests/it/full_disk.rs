@@ -104,7 +104,8 @@ fn a_full_disk_stops_the_protection_and_not_the_guest() {
     let after = scene.guest.hash();
     scene.guest.work(20);
     let gaps = points(&scene.replica)["gaps"].clone();
-    let gap = gaps.as_array().unwrap().iter().find(|gap| gap["reason"] == "no-space").unwrap_or_else(|| panic!("{gaps}"));
+    let gap =
+        gaps.as_array().unwrap().iter().find(|gap| gap["reason"] == "no-space").unwrap_or_else(|| panic!("{gaps}"));
     let inside = format!("lsn:{}", gap["from_lsn"].as_u64().unwrap());
     let lost = restore(&scene.replica, &inside, &scene.place.path("lost.img")).failed(3, "not-restorable");
     assert_eq!(lost["nearest"].as_array().unwrap().len(), 2, "{lost}");

@@ -63,9 +63,8 @@ fn send_garbage(socket: &Path, bytes: &[u8]) {
 /// Bytes that come ever further into the protocol before they are wrong.
 fn garbage(round: u64) -> Vec<u8> {
     let flags = 3_u32.to_be_bytes();
-    let option = |number: u32, length: u32| {
-        [b"IHAVEOPT".as_slice(), &number.to_be_bytes(), &length.to_be_bytes()].concat()
-    };
+    let option =
+        |number: u32, length: u32| [b"IHAVEOPT".as_slice(), &number.to_be_bytes(), &length.to_be_bytes()].concat();
     let random = noise(round, 1 + (round as usize * 37) % 3000);
     match round % 8 {
         0 => random,

@@ -95,12 +95,16 @@ fn a_moment_that_is_not_restorable_is_status_3_with_its_neighbours() {
     mark(&replica, "two");
     let output = place.path("out.img");
     let gaps = cdp(&["points", text(&replica)]).done()["gaps"].clone();
-    let gap = gaps.as_array().unwrap().iter().find(|gap| gap["cause"] == "unclean-stop").unwrap_or_else(|| panic!("{gaps}"));
+    let gap =
+        gaps.as_array().unwrap().iter().find(|gap| gap["cause"] == "unclean-stop").unwrap_or_else(|| panic!("{gaps}"));
     let inside = format!("lsn:{}", gap["from_lsn"]);
     for at in [&inside, "lsn:1", "lsn:99999999999", "2001-02-03T04:05:06Z", "2191-02-03T04:05:06Z", "-3d"] {
         let error = restore(&replica, at, &output).failed(3, "not-restorable");
         let nearest = error["nearest"].as_array().unwrap();
-        assert!(!nearest.is_empty() && nearest.iter().all(|at| at["lsn"].is_u64() && at["time"].is_string()), "{error}");
+        assert!(
+            !nearest.is_empty() && nearest.iter().all(|at| at["lsn"].is_u64() && at["time"].is_string()),
+            "{error}"
+        );
         assert!(!output.exists());
         // What is named can be restored.
         for at in nearest {

@@ -92,7 +92,7 @@ impl Writer {
         let of_timeline =
             |id| summaries().filter(move |summary| summary.timeline == id).map(|summary| summary.last_lsn);
         // A write of which parts are lost ends its timeline: another record after it would make it look whole.
-        let last_lsn = summaries().map(|summary| summary.last_lsn).max().unwrap_or(Lsn::ZERO);
+        let last_lsn = summaries().map(|summary| summary.last_lsn).max().unwrap_or(manifest.floor);
         let timeline = timeline.filter(|_| last_lsn <= opened.durable.lsn());
         let kept = timeline.and_then(|(id, _)| of_timeline(id).next_back());
         let chain = kept.max(open.and_then(|timeline| timeline.last)).unwrap_or(Lsn::ZERO);

@@ -450,6 +450,15 @@ impl Catalogue {
         if let Some((timeline, span)) = inside.next() {
             return AtTime::Inside { timeline: *timeline, span: *span, also: inside.copied().collect() };
         }
+        // Between two epochs of one range nothing was written: the clock jumped, or the protection was stopped cleanly.
+        let between = |spans: &[(Timeline, Span)]| {
+            let [(later, next), (timeline, span)] = spans else { return None };
+            let joined = later == timeline && next.from == span.to.next();
+            (joined && span.to_time < time && time < next.from_time).then_some((*timeline, *span))
+        };
+        if let Some((timeline, span)) = spans.windows(2).find_map(between) {
+            return AtTime::Inside { timeline, span, also: Vec::new() };
+        }
         let moment = |timeline, lsn, epoch, time| Moment { timeline, lsn, stamp: Stamp { epoch, time } };
         let before = spans
             .iter()

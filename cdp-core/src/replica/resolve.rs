@@ -49,7 +49,7 @@ impl Replica {
         let none = |what: String| NotRestorable { what, nearest: Neighbours::default() };
         match when {
             When::Latest => {
-                let latest = self.catalogue.latest().ok_or_else(|| none("no moment of this replica".into()))?;
+                let latest = self.catalogue.latest().ok_or_else(|| none("the latest moment".into()))?;
                 self.exact(latest.timeline, latest.lsn)
             }
             When::Lsn { timeline: None, lsn } => {
@@ -65,7 +65,7 @@ impl Replica {
                 self.exact(point.id.timeline, point.id.lsn)
             }
             When::Back(back) => {
-                let latest = self.catalogue.latest().ok_or_else(|| none("no moment of this replica".into()))?;
+                let latest = self.catalogue.latest().ok_or_else(|| none("the latest moment".into()))?;
                 let back = u64::try_from(back.as_nanos()).unwrap_or(u64::MAX);
                 self.at_time(WallTime(latest.stamp.time.0.saturating_sub(back)))
             }
@@ -108,11 +108,21 @@ impl Replica {
     fn at_time(&self, time: WallTime) -> Result<Moment, ResolveError> {
         match self.catalogue.at_time(time) {
             AtTime::Inside { timeline, span, .. } => {
-                let moments = self.reader.moments(&self.snapshot, timeline, span.to, time)?;
+                // What the time means, restorable or not: behind the end of the span lie records that cannot be restored.
+                let moments = self.reader.moments(&self.snapshot, timeline, Lsn(u64::MAX), time)?;
                 let found = moments.into_iter().find(|moment| moment.stamp.epoch == span.epoch);
                 // The span's first stamp is at or before the time, so its first LSN is the least that can be meant.
-                let lsn = found.map_or(span.from, |moment| moment.lsn.clamp(span.from, span.to));
-                self.exact(timeline, lsn)
+                let lsn = found.map_or(span.from, |moment| moment.lsn.max(span.from));
+                if lsn <= span.to {
+                    return self.exact(timeline, lsn);
+                }
+                let last = self.exact(timeline, span.to)?;
+                if time <= last.stamp.time {
+                    return Ok(last);
+                }
+                let after = self.catalogue.neighbours(timeline, span.to.next()).after;
+                let nearest = Neighbours { before: Some(last), after };
+                Err(NotRestorable { what: "that time".into(), nearest }.into())
             }
             AtTime::Outside(nearest) => Err(NotRestorable { what: "that time".into(), nearest }.into()),
         }

@@ -76,7 +76,8 @@ impl Built {
         match points.status {
             0 => {
                 let labels: Vec<_> = points.json["points"].as_array().unwrap().iter().map(|p| &p["label"]).collect();
-                let missing: Vec<_> = self.marks.iter().filter(|(label, _)| !labels.contains(&&label[..].into())).collect();
+                let missing: Vec<_> =
+                    self.marks.iter().filter(|(label, _)| !labels.contains(&&label[..].into())).collect();
                 assert!(missing.is_empty(), "{case}: points says nothing of {missing:?}");
             }
             _ => all_right &= damaged(case, points).is_null(),

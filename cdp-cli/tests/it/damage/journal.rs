@@ -61,11 +61,14 @@ fn a_tail_that_is_damaged_after_a_kill_is_not_taken_for_torn_where_that_would_di
     guest.work(40);
     mark(&built.replica, "durable");
     let log = built.replica.join("state/activity.log");
-    let clean = || crate::support::cdp(&["inspect".as_ref(), log.as_os_str()]).done().to_string().contains(" 0 bytes are marked");
+    let clean = || {
+        crate::support::cdp(&["inspect".as_ref(), log.as_os_str()]).done().to_string().contains(" 0 bytes are marked")
+    };
     crate::support::wait_for("a clean activity log", clean);
     drop((guest, running));
     let kept = built.keep();
-    let active = built.files("journal", ".seg").into_iter().filter(|file| std::fs::metadata(file).unwrap().len() > 64 << 20);
+    let active =
+        built.files("journal", ".seg").into_iter().filter(|file| std::fs::metadata(file).unwrap().len() > 64 << 20);
     let bytes = |file: &std::path::PathBuf| {
         let end = std::fs::read(file).unwrap().iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64;
         (file.clone(), end)
