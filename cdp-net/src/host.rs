@@ -148,15 +148,20 @@ impl Host {
         let replica = self.replica();
         let error = match (replica.resolve(at), side) {
             (Ok(moment), _) => return Ok(moment),
-            (Err(ResolveError::NotRestorable(lost)), Some(side)) => {
+            (Err(error), Some(side)) => {
+                let nearest = match &error {
+                    ResolveError::NotRestorable(lost) => lost.nearest,
+                    ResolveError::Damaged { nearest, .. } => *nearest,
+                    _ => return Err(document::unresolved(&replica, &error)),
+                };
                 let neighbour = match side {
-                    Side::Before => lost.nearest.before,
-                    Side::After => lost.nearest.after,
+                    Side::Before => nearest.before,
+                    Side::After => nearest.after,
                 };
                 match neighbour.map(|moment| replica.exact(moment.timeline, moment.lsn)) {
                     Some(Ok(moment)) => return Ok(moment),
                     Some(Err(error)) => error,
-                    None => lost.into(),
+                    None => error,
                 }
             }
             (Err(error), _) => error,
@@ -199,6 +204,7 @@ impl Host {
             ranges: document::ranges(&replica),
             space: Space { base: bytes, segments: segment_bytes(&replica), ..Space::default() },
             pins: self.pins.load(Ordering::Relaxed),
+            damaged: replica.damage().map(ToString::to_string),
             ..Status::default()
         };
         drop(replica);
@@ -315,8 +321,7 @@ fn segment_bytes(replica: &Replica) -> u64 {
 /// # Errors
 /// When there is none or it cannot be read.
 pub fn load_idle(storage: &Arc<dyn Storage>) -> Result<Replica, ReplicaError> {
-    let (manifest, snapshot, _damage) =
-        cdp_core::journal::look(storage.as_ref(), cdp_core::replica::JOURNAL_DIRECTORY)?;
+    let (manifest, snapshot, damage) = cdp_core::journal::look(storage.as_ref(), cdp_core::replica::JOURNAL_DIRECTORY)?;
     let written = snapshot.written();
-    Replica::load(Arc::clone(storage), manifest, snapshot, written)
+    Ok(Replica::load(Arc::clone(storage), manifest, snapshot, written)?.with_damage(damage))
 }

@@ -159,7 +159,8 @@ impl Teller {
     /// The state, if it is another one or there is something to say about it.
     fn state(&mut self, state: State, reason: Option<String>, events: &mut dyn FnMut(ProtectEvent)) {
         let new = self.state.replace(state) != Some(state);
-        let no_room = "the replica's disk has no room: the disks are served on, and it goes on by itself once there is room";
+        let no_room =
+            "the replica's disk has no room: the disks are served on, and it goes on by itself once there is room";
         let reason = reason.or_else(|| (new && state == State::NoSpace).then(|| no_room.to_owned()));
         if new || reason.is_some() {
             events(ProtectEvent::State { state, reason });

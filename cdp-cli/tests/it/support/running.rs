@@ -106,7 +106,6 @@ impl Running {
         &self.uri
     }
 
-
     /// Everything that was said until now.
     pub(crate) fn events(&self) -> Vec<Value> {
         lock(&self.heard.0).events.clone()
