@@ -52,6 +52,8 @@ pub struct ProtectSpec {
     pub policy: PolicySpec,
     /// What to believe of the sources.
     pub trust: SourceTrust,
+    /// Bound of what was captured and is not yet durable, in bytes.
+    pub memory: u64,
     /// How long the end may take.
     pub drain: Duration,
     /// How large the journal's segments are made, in bytes, if it was given.

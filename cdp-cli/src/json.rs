@@ -3,6 +3,8 @@
 //! Fields may be added, never renamed or removed.
 
 pub use cdp_net::report::{At, Disk, Gap, Point, PointKind, Points, Policy, Range, Session, Space, State, Status};
+pub use cdp_net::restore::RestoredDisk;
+pub use cdp_net::verify::{Damage, Verified};
 
 use crate::exit::Failure;
 use cdp_core::types::Lsn;
@@ -145,17 +147,6 @@ pub struct Marked {
     pub label: String,
 }
 
-/// A file that `restore` wrote.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct RestoredDisk {
-    /// The disk.
-    pub disk: String,
-    /// The file.
-    pub path: PathBuf,
-    /// Its size in bytes.
-    pub bytes: u64,
-}
-
 /// The answer of `restore`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Restored {
@@ -190,34 +181,6 @@ pub enum MountEvent {
         /// Its name.
         session: String,
     },
-}
-
-/// Something stored that is not what was stored.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Damage {
-    /// The file.
-    pub file: PathBuf,
-    /// Where in it.
-    pub offset: u64,
-    /// How many bytes.
-    pub length: u64,
-    /// What is wrong.
-    pub what: String,
-    /// The moments that cannot be restored for it.
-    pub lost: Vec<Range>,
-}
-
-/// The answer of `verify`.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct Verified {
-    /// There is no damage.
-    pub ok: bool,
-    /// What is wrong.
-    pub damage: Vec<Damage>,
-    /// The moments that are still good.
-    pub good: Vec<Range>,
-    /// Bytes that were read and checked.
-    pub bytes: u64,
 }
 
 /// The answer of `inspect`: a file of ours in words.

@@ -5,7 +5,7 @@ mod protect;
 
 use crate::engine::{Engine, MountSpec, ProtectSpec, RestoreSpec};
 use crate::exit::{Exit, Failure};
-use crate::json::{Damage, Export, Inspected, MountEvent, ProtectEvent, Restored, RestoredDisk, Stopped, Verified};
+use crate::json::{Export, Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
 use crate::progress::Progress;
 use crate::stop::Stop;
 use cdp_core::media::{Disk, Storage};
@@ -108,49 +108,28 @@ impl Engine for Libraries {
         let reading = Reading::open(dir, access, &spec.at, spec.nearest)?;
         let view = reading.view()?;
         let options = RestoreOptions { output: spec.output.clone(), disk: spec.disk.clone(), force: spec.force };
-        let written = restore(&view, &options, &mut |done, total| {
+        let outputs = restore(&view, &options, &mut |done, total| {
             progress(Progress { done, total });
             !stop.is_wished()
         })?;
-        let outputs =
-            written.into_iter().map(|disk| RestoredDisk { disk: disk.disk, path: disk.path, bytes: disk.bytes });
-        Ok(Restored { at: reading.at.clone(), outputs: outputs.collect() })
+        Ok(Restored { at: reading.at.clone(), outputs })
     }
 
     fn verify(&self, dir: &Path, access: Access, progress: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
         let storage = open_storage(dir)?;
-        let safe = match access {
-            Access::Client(ref_client) => {
-                let mut client = ref_client;
+        let mut told = |done, total| progress(Progress { done, total });
+        match access {
+            Access::Client(mut client) => {
+                // The owner vouches for what is durable, and keeps it while this connection lives.
                 let pinned: PinReply = client.call(&Request::PinAll).map_err(not_answered)?;
-                let found =
-                    verify(&storage, Some(pinned.at.lsn), &mut |done, total| progress(Progress { done, total }))?;
-                return Ok(verified(found));
+                Ok(verify(&storage, Some(pinned.at.lsn), &mut told)?)
             }
-            Access::Owner(_owner) => None,
-        };
-        let found = verify(&storage, safe, &mut |done, total| progress(Progress { done, total }))?;
-        Ok(verified(found))
+            Access::Owner(_owner) => Ok(verify(&storage, None, &mut told)?),
+        }
     }
 
     fn inspect(&self, path: &Path) -> Result<Inspected, Failure> {
         inspect::run(path)
-    }
-}
-
-fn verified(found: cdp_net::verify::Verified) -> Verified {
-    let damage = |damage: cdp_net::verify::Damage| Damage {
-        file: damage.file,
-        offset: damage.offset,
-        length: damage.length,
-        what: damage.what,
-        lost: damage.lost,
-    };
-    Verified {
-        ok: found.damage.is_empty(),
-        damage: found.damage.into_iter().map(damage).collect(),
-        good: found.good,
-        bytes: found.bytes,
     }
 }
 

@@ -8,6 +8,7 @@ use cdp_core::replica::base::{Base, BaseError, file_names};
 use cdp_core::replica::sidecar::Root;
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
 use cdp_core::types::{DiskId, Lsn, Timeline};
+use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use std::sync::Arc;
 const PIECE: u64 = 1 << 20;
 
 /// Something stored that is not what was stored.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Damage {
     /// The file.
     pub file: PathBuf,
@@ -30,8 +31,10 @@ pub struct Damage {
 }
 
 /// What verifying found.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Verified {
+    /// There is no damage.
+    pub ok: bool,
     /// Everything that is wrong.
     pub damage: Vec<Damage>,
     /// The moments that are still good.
@@ -96,6 +99,7 @@ pub fn verify(
     if !base_lost && let Ok(replica) = load(storage, manifest, snapshot, safe) {
         out.good = good_ranges(&replica, &lost);
     }
+    out.ok = out.damage.is_empty();
     Ok(out)
 }
 

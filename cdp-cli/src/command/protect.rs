@@ -9,6 +9,7 @@ use crate::output::Output;
 use crate::progress::{Meter, Progress};
 use crate::stop::Stop;
 use anyhow::Context as _;
+use cdp_core::capture::QUEUE_BYTES_MIN;
 use cdp_core::types::{DISKS_MAX, NAME_MAX};
 use cdp_core::when::{format_bytes, parse_bytes, parse_duration};
 use cdp_net::nbd::Uri;
@@ -43,6 +44,9 @@ pub struct Arguments {
     /// Compare everything with the replica in the background
     #[arg(long)]
     full_check: bool,
+    /// Keep so much in memory of what is not yet durable, such as 1GiB; beyond it only which blocks change is kept
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = memory)]
+    memory: u64,
     /// At the end, wait at most so long until everything is durable
     #[arg(long, value_name = "D", default_value = "30s", value_parser = parse_duration)]
     drain: Duration,
@@ -73,6 +77,15 @@ pub struct PolicyFlags {
 impl From<PolicyFlags> for PolicySpec {
     fn from(flags: PolicyFlags) -> Self {
         Self { rpo: flags.rpo, points: flags.points.map(Into::into) }
+    }
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text).map_err(|error| error.to_string())?;
+    if bytes >= QUEUE_BYTES_MIN {
+        Ok(bytes)
+    } else {
+        Err(format!("at least {} are needed", format_bytes(QUEUE_BYTES_MIN)))
     }
 }
 
@@ -124,9 +137,9 @@ impl Arguments {
             (_, true) => SourceTrust::Check,
             _ => SourceTrust::Default,
         };
-        let Self { sources, replica, listen, tls_certificates: tls, name, policy, drain, .. } = self;
-        let segment_bytes = self.segment_size;
-        Ok(ProtectSpec { sources, replica, listen, tls, name, policy: policy.into(), trust, drain, segment_bytes })
+        let Self { sources, replica, listen, tls_certificates: tls, name, policy, memory, drain, .. } = self;
+        let (policy, segment_bytes) = (policy.into(), self.segment_size);
+        Ok(ProtectSpec { sources, replica, listen, tls, name, policy, trust, memory, drain, segment_bytes })
     }
 
     /// Protects until a signal.

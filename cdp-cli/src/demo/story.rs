@@ -212,6 +212,8 @@ pub fn tell(
         name: Some("demo".into()),
         policy: PolicySpec { rpo: Some(plan.rpo), points: None },
         trust: SourceTrust::Default,
+        memory: 1 << 30,
+        segment_bytes: None,
         drain: Duration::from_secs(30),
     };
     let mut ending = std::thread::scope(|scope| {

@@ -12,6 +12,7 @@ use cdp_core::types::Lsn;
 use cdp_net::host::document;
 use cdp_net::protect::{Notice, ProtectError, ProtectOptions, Protector, SourceOptions};
 use cdp_net::report::PointPolicy;
+use cdp_net::source::SourceError;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -30,6 +31,9 @@ impl From<ProtectError> for Failure {
                 .hint("give the same disks under the same names, or another directory"),
             ProtectError::OtherName { .. } => Self::new(Exit::Refused, "other-name", error.to_string())
                 .hint("leave --name out, or give another directory"),
+            ProtectError::Source(SourceError::Locked { .. }) => {
+                Self::new(Exit::Refused, "source-in-use", error.to_string())
+            }
             ProtectError::Source(_) => Self::new(Exit::Failed, "source", error.to_string()),
             error => Self::new(Exit::Failed, "protect", error.to_string()),
         }
@@ -46,6 +50,7 @@ fn options(spec: &ProtectSpec) -> ProtectOptions {
         PointPolicy::EveryWrite => PointsMode::EveryWrite,
         PointPolicy::PerPoint => PointsMode::PerPoint,
     });
+    options.queue_bytes = spec.memory;
     options.trust_source = spec.trust == SourceTrust::Trust;
     options.full_check = spec.trust == SourceTrust::Check;
     options.segment_bytes = spec.segment_bytes.unwrap_or(options.segment_bytes);
