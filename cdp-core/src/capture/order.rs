@@ -252,6 +252,15 @@ impl Order {
         (0..self.slots.len()).filter(move |at| running(&self.slots[*at])).map(|at| self.extent(at))
     }
 
+    /// What runs on a disk counts as not recorded from here on: its range is read again when it has completed.
+    pub(super) fn distrust(&mut self, disk: usize) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.disk == disk) {
+            if let Stage::Going { recorded } = &mut slot.stage {
+                self.tracked += usize::from(std::mem::take(recorded));
+            }
+        }
+    }
+
     /// Ranges of all ops on a disk, running or held.
     pub(super) fn open_on(&self, disk: usize) -> impl Iterator<Item = Extent> {
         let open = move |slot: &Slot| slot.disk == disk && !matches!(slot.stage, Stage::Free);
