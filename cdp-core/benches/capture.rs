@@ -121,12 +121,13 @@ fn main() {
     if !asked.is_empty() && !asked.iter().any(|arg| "capture-4k".starts_with(arg.as_str())) {
         return;
     }
-    let source: Vec<u8> = (0..(1usize << 20) + WRITE).map(|at| (at * 31 >> 3) as u8).collect();
+    let source: Vec<u8> = (0..(1usize << 20) + WRITE).map(|at| ((at * 31) >> 3) as u8).collect();
     let mut frame = vec![0; FRAME_PLAIN_MAX as usize];
     let (mut ours, mut deep, mut bare, mut alone) =
         (Runs::default(), Runs::default(), Runs::default(), Runs::default());
     let mut bench = Bench::new();
     bench.writes(&source, 1, copied);
+    let mut one_buffer = Runs::default();
     for _ in 0..RUNS {
         bare.push(limit(&source, &mut frame));
         one_buffer.push(limit(&source, &mut frame[..WRITE]));
