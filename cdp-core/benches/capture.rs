@@ -5,6 +5,8 @@
 //! The limit is the same copy and checksum alone, into memory that is there already: buffers in turn, as many as a frame
 //! holds, because a copy that is kept cannot stay in one place. Both sides alternate.
 
+#![allow(clippy::disallowed_methods, reason = "a bench reads the clock; the filter does not")]
+
 #[allow(unreachable_pub, reason = "shared by the benches")]
 mod figure;
 
