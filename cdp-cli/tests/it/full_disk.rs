@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 const DISK: usize = 16 << 20;
 /// What may wait in memory until the replica takes it again.
-const MEMORY: &str = "32MiB";
-/// More than this is never used: two segments and the reserve behind them.
+const MEMORY: &str = "8MiB";
+const SEGMENT: &str = "8MiB";
+/// More than is ever used, with the reserve that stays free behind the segments.
 const ROOM: u64 = 1 << 30;
 /// More than any segment and what waits: after so much, tracking must have begun.
-const TOO_MUCH: u64 = 600 << 20;
+const TOO_MUCH: u64 = 128 << 20;
 
 fn status(replica: &Path) -> Value {
     cdp(&[OsStr::new("status"), replica.as_os_str()]).done()
@@ -45,7 +46,7 @@ impl Scene {
         let mut written = 0;
         while !self.has_no_room() {
             assert!(written < TOO_MUCH, "{written} bytes were written and there is still room");
-            for _ in 0..8 {
+            for _ in 0..2 {
                 self.guest.write(written % DISK as u64, noise(written + 1, 1 << 20));
                 written += 1 << 20;
             }
@@ -78,7 +79,8 @@ impl Scene {
 }
 
 fn protect(place: &Place, source: &Path, replica: &Path) -> Running {
-    Running::protect(&[source], replica, &place.socket("nbd"), &["--memory", MEMORY, "--rpo", "1s", "--drain", "1s"])
+    let more = ["--memory", MEMORY, "--segment-size", SEGMENT, "--rpo", "1s", "--drain", "1s"];
+    Running::protect(&[source], replica, &place.socket("nbd"), &more)
 }
 
 #[test]

@@ -157,9 +157,14 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     if let Some(manifest) = &manifest {
         check_same(manifest, options, &opened_sources)?;
     }
-    let opened = match manifest {
-        Some(_) => journal::open(storage.as_ref(), JOURNAL_DIRECTORY, None).map_err(unreadable)?,
-        None => super::make::create(storage.as_ref(), options, &opened_sources)?,
+    let (opened, found_log) = match manifest {
+        Some(manifest) => {
+            // Extents that the log forgot are not compared: what it calls durable has to be there, or nothing is begun.
+            let log = read_log(storage.as_ref(), &manifest)?;
+            let witness = log.as_ref().map(|log| log.durable);
+            (journal::open(storage.as_ref(), JOURNAL_DIRECTORY, witness).map_err(unreadable)?, log)
+        }
+        None => (super::make::create(storage.as_ref(), options, &opened_sources)?, None),
     };
     let manifest = opened.manifest.clone();
     let named = |name: &str| manifest.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id);
@@ -174,7 +179,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     }
     let disks = manifest.disks.iter().map(|disk| DiskSpec { id: disk.id, name: disk.name.clone(), size: disk.size });
     let disks: Vec<_> = disks.collect();
-    let (log, found_log) = open_log(storage.as_ref(), &manifest)?;
+    let log = open_log(storage.as_ref())?;
     let durable = opened.durable.lsn();
     let mut writer = Writer::new(opened, writer_options(&manifest, options.segment_bytes), Box::new(identity));
     let mut executor = Executor::new(Arc::clone(&storage));
@@ -236,23 +241,31 @@ fn check_same(
     if known == given { Ok(()) } else { Err(ProtectError::OtherDisks { known, given }) }
 }
 
-/// The activity log's file, and what it says if that is to be believed.
-fn open_log(storage: &dyn Storage, manifest: &Manifest) -> Result<(Arc<dyn File>, Option<LogContents>), ProtectError> {
-    let file = match storage.open(ACTIVITY_LOG, true) {
-        Err(error) if error.is_not_found() => {
-            let file = storage.create(ACTIVITY_LOG)?;
-            storage.sync_dir("state")?;
-            return Ok((file, None));
-        }
+/// What the activity log says, if that is to be believed.
+fn read_log(storage: &dyn Storage, manifest: &Manifest) -> Result<Option<LogContents>, ProtectError> {
+    let file = match storage.open(ACTIVITY_LOG, false) {
+        Err(error) if error.is_not_found() => return Ok(None),
         other => other?,
     };
     let mut bytes = vec![0; file.len()?.min(LOG_BYTES_MAX) as usize];
     if file.read_exact_at(0, &mut bytes).is_err() {
-        return Ok((file, None));
+        return Ok(None);
     }
     // A log that is damaged, another group's, or older than what the replica was told, says nothing: all is compared.
     let found = LogContents::read(&bytes, manifest.group).ok();
-    Ok((file, found.filter(|log| log.generation >= manifest.activity_generation)))
+    Ok(found.filter(|log| log.generation >= manifest.activity_generation))
+}
+
+/// The activity log's file, made if it is not there.
+fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, ProtectError> {
+    match storage.open(ACTIVITY_LOG, true) {
+        Err(error) if error.is_not_found() => {
+            let file = storage.create(ACTIVITY_LOG)?;
+            storage.sync_dir("state")?;
+            Ok(file)
+        }
+        other => Ok(other?),
+    }
 }
 
 struct Decided {

@@ -36,7 +36,11 @@ impl Built {
     }
 
     pub(super) fn protect(&self) -> Running {
-        Running::protect(&[&self.source], &self.replica, &self.place.socket("nbd"), &[])
+        self.protect_with(&[])
+    }
+
+    pub(super) fn protect_with(&self, more: &[&str]) -> Running {
+        Running::protect(&[&self.source], &self.replica, &self.place.socket("nbd"), more)
     }
 
     pub(super) fn source(&self) -> &Path {
