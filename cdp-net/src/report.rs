@@ -379,6 +379,12 @@ pub struct Status {
     /// What is damaged, where and since which LSN, if that is known: what was there is not listed here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damaged: Option<String>,
+    /// Marked in the activity log, in bytes: what a crash now would make the next start read again.
+    #[serde(default)]
+    pub hot_bytes: u64,
+    /// Bytes of the disks that were read again since the start, for resyncs and repairs.
+    #[serde(default)]
+    pub reread_bytes: u64,
 }
 
 /// Which moments are kept.

@@ -62,7 +62,9 @@ fn replica_of(host: &Host, reread: &Reread, lsn: Lsn, kept: &mut KeptView) -> Op
     if !kept.as_ref().is_some_and(usable) {
         let trunk = replica.catalogue().trunk()?.timeline;
         let durable = replica.snapshot().durable().lsn();
-        if durable < lsn {
+        // While a disk is seeded its base is not in the view yet, and what it will hold would pass for zeros.
+        let seeded = replica.manifest().disks.iter().any(|disk| disk.id == reread.disk && disk.base.is_some());
+        if durable < lsn || !seeded {
             return None;
         }
         let view = replica.view(trunk, durable).ok()?;
