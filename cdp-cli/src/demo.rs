@@ -18,6 +18,9 @@ pub mod layout;
 pub mod load;
 pub mod port;
 pub mod sector;
+pub mod story;
+#[cfg(test)]
+mod story_tests;
 #[cfg(test)]
 mod tests;
 pub mod violation;

@@ -44,14 +44,20 @@ pub struct ProtectSpec {
     pub replica: PathBuf,
     /// Where to serve the disks.
     pub listen: Uri,
+    /// Directory of the certificates; with it only clients that use TLS are served.
+    pub tls: Option<PathBuf>,
     /// The group's name, if it was given.
     pub name: Option<String>,
     /// What was given of the policy.
     pub policy: PolicySpec,
     /// What to believe of the sources.
     pub trust: SourceTrust,
+    /// Bound of what was captured and is not yet durable, in bytes.
+    pub memory: u64,
     /// How long the end may take.
     pub drain: Duration,
+    /// How large the journal's segments are made, in bytes, if it was given.
+    pub segment_bytes: Option<u64>,
 }
 
 /// What was given of a policy.
@@ -96,6 +102,8 @@ pub struct MountSpec {
     pub nearest: Option<Side>,
     /// Where; `None` is the default address, or the next free port after it.
     pub listen: Option<Uri>,
+    /// Directory of the certificates; with it only clients that use TLS are served.
+    pub tls: Option<PathBuf>,
     /// Take writes.
     pub writable: bool,
     /// The session that writes go to; `None` is one that ends with the mount.
@@ -127,6 +135,7 @@ pub trait Engine: Sync {
     /// When the moment is not restorable or cannot be served.
     fn mount(
         &self,
+        dir: &Path,
         spec: &MountSpec,
         access: Access,
         stop: &Stop,
@@ -139,6 +148,7 @@ pub trait Engine: Sync {
     /// When the moment is not restorable or the output cannot be written.
     fn restore(
         &self,
+        dir: &Path,
         spec: &RestoreSpec,
         access: Access,
         stop: &Stop,

@@ -3,13 +3,14 @@
 //! Fields may be added, never renamed or removed.
 
 pub use cdp_net::report::{At, Disk, Gap, Point, PointKind, Points, Policy, Range, Session, Space, State, Status};
+pub use cdp_net::restore::RestoredDisk;
+pub use cdp_net::verify::{Damage, Verified};
 
 use crate::exit::Failure;
 use cdp_core::types::Lsn;
 use cdp_core::when::TimelineName;
 use cdp_net::report::text;
 use serde::Serialize;
-use serde_json::Value;
 use std::path::PathBuf;
 
 /// What stands on stdout when a command failed.
@@ -146,17 +147,6 @@ pub struct Marked {
     pub label: String,
 }
 
-/// A file that `restore` wrote.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct RestoredDisk {
-    /// The disk.
-    pub disk: String,
-    /// The file.
-    pub path: PathBuf,
-    /// Its size in bytes.
-    pub bytes: u64,
-}
-
 /// The answer of `restore`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Restored {
@@ -193,34 +183,6 @@ pub enum MountEvent {
     },
 }
 
-/// Something stored that is not what was stored.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Damage {
-    /// The file.
-    pub file: PathBuf,
-    /// Where in it.
-    pub offset: u64,
-    /// How many bytes.
-    pub length: u64,
-    /// What is wrong.
-    pub what: String,
-    /// The moments that cannot be restored for it.
-    pub lost: Vec<Range>,
-}
-
-/// The answer of `verify`.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct Verified {
-    /// There is no damage.
-    pub ok: bool,
-    /// What is wrong.
-    pub damage: Vec<Damage>,
-    /// The moments that are still good.
-    pub good: Vec<Range>,
-    /// Bytes that were read and checked.
-    pub bytes: u64,
-}
-
 /// The answer of `inspect`: a file of ours in words.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Inspected {
@@ -228,26 +190,8 @@ pub struct Inspected {
     pub path: PathBuf,
     /// What it is.
     pub kind: String,
-    /// What stands in it.
-    pub sections: Vec<Section>,
-}
-
-/// A part of a file.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Section {
-    /// What the part is.
-    pub title: String,
-    /// Its facts, in order.
-    pub facts: Vec<Fact>,
-}
-
-/// One fact.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Fact {
-    /// What it is about.
-    pub name: String,
-    /// What it is.
-    pub value: Value,
+    /// What stands in it, a fact a line.
+    pub lines: Vec<String>,
 }
 
 #[cfg(test)]

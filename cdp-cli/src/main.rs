@@ -2,6 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-fn main() {
-    println!("cdp {}", env!("CARGO_PKG_VERSION"));
+use cdp_cli::exit::Exit;
+use cdp_cli::libraries::Libraries;
+
+fn main() -> Exit {
+    cdp_cli::run(std::env::args_os(), &Libraries)
 }

@@ -1,6 +1,6 @@
 //! The tree of commands, and the way from arguments to an exit status.
 
-use crate::command::{inspect, mark, mount, points, policy, protect, restore, status, verify};
+use crate::command::{demo, inspect, mark, mount, points, policy, protect, restore, status, verify};
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
@@ -31,6 +31,7 @@ enum Command {
     Verify(verify::Arguments),
     Inspect(inspect::Arguments),
     Status(status::Arguments),
+    Demo(demo::Arguments),
 }
 
 impl Command {
@@ -45,6 +46,7 @@ impl Command {
             Self::Verify(arguments) => arguments.run(engine, output),
             Self::Inspect(arguments) => arguments.run(engine, output),
             Self::Status(arguments) => arguments.run(engine, output),
+            Self::Demo(arguments) => arguments.run(engine, output),
         }
     }
 }

@@ -16,6 +16,7 @@ mod event;
 mod footer;
 mod frontier;
 mod index;
+mod inspect;
 mod layout;
 mod manifest;
 mod reader;
@@ -24,6 +25,8 @@ mod recover;
 mod region;
 mod scan;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod view;
 mod writer;
@@ -33,6 +36,7 @@ pub use drive::{Executor, drain};
 pub use effect::{Effect, EffectId, FileId, Outcome};
 pub use event::Event;
 pub use frontier::Frontier;
+pub use inspect::inspect;
 pub use layout::{Envelope, Opening, SegmentHeader, Summary};
 pub use manifest::{
     BaseInfo, DiskInfo, Generation, MANIFEST_NAME, Manifest, PinInfo, PointsMode, Policy, SeedingInfo, SegmentInfo,

@@ -17,7 +17,7 @@ pub use view::{Bases, ReplicaView, Run, ViewDisk};
 use self::base::{Base, BaseError};
 use self::catalogue::{Branch, Catalogue, Role};
 use self::sidecar::Root;
-use crate::journal::{Manifest, PathElement, ReadError, Reader, Snapshot, TimelineRole, TimelineState};
+use crate::journal::{Damage, Manifest, PathElement, ReadError, Reader, Snapshot, TimelineRole, TimelineState};
 use crate::media::{MediaError, Storage};
 use crate::types::{DiskId, Lsn, Timeline};
 use std::sync::Arc;
@@ -59,6 +59,7 @@ pub struct Replica {
     reader: Arc<Reader>,
     bases: Arc<Bases>,
     catalogue: Catalogue,
+    damage: Option<Damage>,
 }
 
 impl Replica {
@@ -77,7 +78,19 @@ impl Replica {
         let bases = Arc::new(open_bases(&storage, &manifest)?);
         let mut catalogue = Catalogue::default();
         add_branches(&mut catalogue, &manifest, &snapshot, &reader, safe)?;
-        Ok(Self { storage, manifest, snapshot, reader, bases, catalogue })
+        Ok(Self { storage, manifest, snapshot, reader, bases, catalogue, damage: None })
+    }
+
+    /// The same, knowing that a part of the journal is damaged and left out: moments that may have been there are refused.
+    #[must_use]
+    pub fn with_damage(self, damage: Option<Damage>) -> Self {
+        Self { damage, ..self }
+    }
+
+    /// Acknowledged data that is left out because it is damaged.
+    #[must_use]
+    pub fn damage(&self) -> Option<&Damage> {
+        self.damage.as_ref()
     }
 
     /// Takes over what the owner's writer says now. The catalogue's newest events are the caller's to hand in.
@@ -206,12 +219,19 @@ fn add_branches(
 ) -> Result<(), ReplicaError> {
     let mut events = reader.events(snapshot)?;
     for info in &manifest.timelines {
-        let mut branch = branch_of(info);
+        let past = info.parent.and_then(|parent| catalogue.branch(parent)?.frontier().stamp);
+        let mut branch = branch_of(info).after(past);
         let (own, others): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.timeline == info.id);
         events = others;
         own.into_iter().for_each(|event| branch.handle(event));
         // Segment by segment, so that each clock epoch's span ends with the stamp of its own last record.
-        for frontier in reader.frontiers(snapshot, info.id)? {
+        let mut frontiers = reader.frontiers(snapshot, info.id)?;
+        let ends_at = frontiers.last().map(|last| last.settled.min(safe));
+        if let (Some(last), Some(lsn)) = (frontiers.last_mut(), ends_at) {
+            // Behind it may lie records that are not settled, and are not restorable.
+            last.last = reader.stamp(snapshot, info.id, lsn)?.unwrap_or(last.last);
+        }
+        for frontier in frontiers {
             branch.advance(frontier.settled.min(safe), frontier.last);
         }
         catalogue.insert(branch);

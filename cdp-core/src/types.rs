@@ -142,7 +142,6 @@ impl DurableLsn {
     pub const NONE: DurableLsn = DurableLsn(Lsn::ZERO);
 
     /// Only the journal's writer and its recovery may say that something is durable.
-    #[allow(dead_code, reason = "first user arrives with the journal")]
     pub(crate) fn mint(lsn: Lsn) -> Self {
         Self(lsn)
     }

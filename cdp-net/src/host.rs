@@ -148,15 +148,20 @@ impl Host {
         let replica = self.replica();
         let error = match (replica.resolve(at), side) {
             (Ok(moment), _) => return Ok(moment),
-            (Err(ResolveError::NotRestorable(lost)), Some(side)) => {
+            (Err(error), Some(side)) => {
+                let nearest = match &error {
+                    ResolveError::NotRestorable(lost) => lost.nearest,
+                    ResolveError::Damaged { nearest, .. } => *nearest,
+                    _ => return Err(document::unresolved(&replica, &error)),
+                };
                 let neighbour = match side {
-                    Side::Before => lost.nearest.before,
-                    Side::After => lost.nearest.after,
+                    Side::Before => nearest.before,
+                    Side::After => nearest.after,
                 };
                 match neighbour.map(|moment| replica.exact(moment.timeline, moment.lsn)) {
                     Some(Ok(moment)) => return Ok(moment),
                     Some(Err(error)) => error,
-                    None => lost.into(),
+                    None => error,
                 }
             }
             (Err(error), _) => error,
@@ -199,6 +204,7 @@ impl Host {
             ranges: document::ranges(&replica),
             space: Space { base: bytes, segments: segment_bytes(&replica), ..Space::default() },
             pins: self.pins.load(Ordering::Relaxed),
+            damaged: replica.damage().map(ToString::to_string),
             ..Status::default()
         };
         drop(replica);
@@ -212,6 +218,9 @@ impl Host {
     }
 
     fn change_policy(&self, change: PolicyChange) -> Result<crate::report::Policy, Problem> {
+        if change.points == Some(PointPolicy::PerPoint) {
+            return Err(no_coalescing());
+        }
         if change != PolicyChange::default() {
             self.edit(Box::new(move |manifest| {
                 if let Some(rpo_ms) = change.rpo_ms {
@@ -291,6 +300,13 @@ impl Handler for Host {
     }
 }
 
+/// Why per-point coalescing is refused: a policy that is stored and not followed would be worse.
+#[must_use]
+pub fn no_coalescing() -> Problem {
+    let message = "this version keeps every write: it does not coalesce the writes between points";
+    Problem::new(ProblemClass::Refused, "no-coalescing", message).hint("leave --points out, or give every-write")
+}
+
 /// Bytes of the segments' files, as far as they are in use.
 fn segment_bytes(replica: &Replica) -> u64 {
     let storage = replica.storage();
@@ -305,8 +321,7 @@ fn segment_bytes(replica: &Replica) -> u64 {
 /// # Errors
 /// When there is none or it cannot be read.
 pub fn load_idle(storage: &Arc<dyn Storage>) -> Result<Replica, ReplicaError> {
-    let (manifest, snapshot, _damage) =
-        cdp_core::journal::look(storage.as_ref(), cdp_core::replica::JOURNAL_DIRECTORY)?;
+    let (manifest, snapshot, damage) = cdp_core::journal::look(storage.as_ref(), cdp_core::replica::JOURNAL_DIRECTORY)?;
     let written = snapshot.written();
-    Replica::load(Arc::clone(storage), manifest, snapshot, written)
+    Ok(Replica::load(Arc::clone(storage), manifest, snapshot, written)?.with_damage(damage))
 }

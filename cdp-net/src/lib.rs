@@ -17,3 +17,4 @@ pub mod report;
 pub mod restore;
 pub mod source;
 pub mod sys;
+pub mod verify;

@@ -33,7 +33,7 @@ pub use stop::Summary;
 
 use self::engine::Engine;
 use self::failure::Failure;
-use self::pump::Message;
+use self::pump::{Message, Stored};
 use crate::device::Device;
 use crate::host::{Edit, Host, Live, Store};
 use crate::nbd::Export;
@@ -117,6 +117,7 @@ struct Shared {
     host: Arc<Host>,
     pump: Arc<PumpStore>,
     failure: Arc<Failure>,
+    stored: Arc<Stored>,
     progress: Arc<Progress>,
     stop: Arc<AtomicBool>,
     draining: AtomicBool,
@@ -205,6 +206,18 @@ impl Protector {
         self.shared.engine.with(|filter, now| filter.status(now))
     }
 
+    /// What is being done, in one word.
+    #[must_use]
+    pub fn state(&self) -> report::State {
+        self.state_of(self.status().state)
+    }
+
+    /// The same for a state that the filter told of.
+    #[must_use]
+    pub fn state_of(&self, filter: capture::State) -> report::State {
+        self.shared.state(filter)
+    }
+
     /// Why the replica's side stopped, if it did.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
@@ -222,6 +235,11 @@ impl Protector {
 
 impl Live for Shared {
     fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
+        if self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace {
+            let message = "the replica's disk has no room: this moment would not be kept";
+            return Err(Problem::new(ProblemClass::Refused, "not-restorable-now", message)
+                .hint("make room; the protection then goes on by itself"));
+        }
         let kinds = PointKinds { mark: true, ..PointKinds::default() };
         let mark = Mark { kinds, on_barrier: false, label: label.as_str().to_owned() };
         let lsn = self.engine.with(|filter, now| filter.mark(now, mark)).map_err(|error| match error {
@@ -262,7 +280,7 @@ impl Live for Shared {
         status.durable_lsn = now.durable;
         status.rpo_ms = now.rpo_ns.map(|age| age / 1_000_000);
         status.rates.write_bytes_per_s = now.write_bytes_per_s;
-        status.rates.stored_bytes_per_s = now.durable_bytes_per_s;
+        status.rates.stored_bytes_per_s = self.stored.per_second();
         let uris = self.uris.lock().unwrap_or_else(PoisonError::into_inner);
         status.disks.iter_mut().for_each(|disk| disk.uri = uris.get(&disk.name).cloned());
     }
@@ -282,14 +300,15 @@ impl Shared {
         if self.failure.get().is_some() {
             return State::ReplicaLost;
         }
+        // Whether the filter still has memory to record into or not: nothing reaches the replica now.
+        if self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace {
+            return State::NoSpace;
+        }
         match state {
             capture::State::Seeding => State::Seeding,
             capture::State::Protecting => State::Protecting,
             capture::State::Resyncing => State::Resync,
-            capture::State::Tracking | capture::State::Paused => {
-                let no_space = self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace;
-                if no_space { State::NoSpace } else { State::Tracking }
-            }
+            capture::State::Tracking | capture::State::Paused => State::Tracking,
         }
     }
 }

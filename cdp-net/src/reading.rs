@@ -5,7 +5,7 @@ use crate::host::{Host, OpenedSession, document, load_idle, session_directory};
 use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, PinReply, Request, Side};
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
-use cdp_core::journal::look;
+use cdp_core::journal::{OpenError, look};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::catalogue::Moment;
 use cdp_core::replica::session::{Session, SessionError, SessionOptions};
@@ -69,7 +69,11 @@ fn storage(dir: &Path) -> Result<Arc<dyn Storage>, Problem> {
 fn load_under_owner(dir: &Path, at: &At) -> Result<(Replica, Moment), Problem> {
     let storage = storage(dir)?;
     let failed = |error: cdp_core::replica::ReplicaError| document::unreadable(&error);
-    let (manifest, snapshot, _) = look(storage.as_ref(), JOURNAL_DIRECTORY).map_err(|error| failed(error.into()))?;
+    let (manifest, snapshot, damage) =
+        look(storage.as_ref(), JOURNAL_DIRECTORY).map_err(|error| failed(error.into()))?;
+    if let Some(damage) = damage.filter(|damage| damage.good < at.lsn) {
+        return Err(failed(OpenError::Damaged(Box::new(damage)).into()));
+    }
     let replica = Replica::load(storage, manifest, snapshot, at.lsn).map_err(failed)?;
     let timeline = timeline_named(&replica, at.timeline)?;
     let moment = replica.exact(timeline, at.lsn).map_err(|error| document::unresolved(&replica, &error))?;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use cdp_core::journal::ReadError;
 use cdp_core::replica::{ReplicaView, ViewDisk};
 use cdp_core::types::Extent;
+use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -33,7 +34,7 @@ pub struct RestoreOptions {
 }
 
 /// A disk that was written.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct RestoredDisk {
     /// Its name in the group.
     pub disk: String,
@@ -104,8 +105,7 @@ fn targets(view: &ReplicaView, options: &RestoreOptions) -> Result<Vec<(ViewDisk
         (_, false) => {
             let message =
                 format!("the moment has several disks ({}) and {} is no directory", names(), output.display());
-            Err(Problem::new(ProblemClass::Usage, "several-disks", message)
-                .hint("choose one with --disk, or make the directory"))
+            Err(refused("several-disks", message).hint("choose one with --disk, or make the directory"))
         }
     }
 }

@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Where to serve: nbd://HOST:PORT or nbd+unix:///?socket=PATH [default: nbd://127.0.0.1:10810 or the next free port]
     #[arg(long, value_name = "URI")]
     listen: Option<Uri>,
+    /// Directory of server-cert.pem, server-key.pem and, to know clients by their certificates, ca-cert.pem
+    #[arg(long, value_name = "DIR")]
+    tls_certificates: Option<PathBuf>,
     /// Take writes, into an overlay that is removed at the end
     #[arg(long)]
     writable: bool,
@@ -52,10 +55,10 @@ impl Arguments {
             output.answer(&MountEvent::Dropped { session }, for_people);
             return Ok(Exit::Done);
         }
-        let Self { dir, at, nearest, listen, writable, session, .. } = self;
-        let spec = MountSpec { at, nearest: nearest.map(Into::into), listen, writable, session };
+        let Self { dir, at, nearest, listen, tls_certificates: tls, writable, session, .. } = self;
+        let spec = MountSpec { at, nearest: nearest.map(Into::into), listen, tls, writable, session };
         let stop = Stop::on_signals().context("cannot handle signals")?;
-        engine.mount(&spec, access(&dir)?, &stop, &mut |event| output.answer(&event, for_people))?;
+        engine.mount(&dir, &spec, access(&dir)?, &stop, &mut |event| output.answer(&event, for_people))?;
         Ok(Exit::Done)
     }
 }

@@ -9,8 +9,9 @@ use crate::output::Output;
 use crate::progress::{Meter, Progress};
 use crate::stop::Stop;
 use anyhow::Context as _;
+use cdp_core::capture::QUEUE_BYTES_MIN;
 use cdp_core::types::{DISKS_MAX, NAME_MAX};
-use cdp_core::when::{format_bytes, parse_duration};
+use cdp_core::when::{format_bytes, parse_bytes, parse_duration};
 use cdp_net::nbd::Uri;
 use clap::Args;
 use std::collections::BTreeSet;
@@ -29,6 +30,9 @@ pub struct Arguments {
     /// Where to serve the disks: nbd://HOST:PORT or nbd+unix:///?socket=PATH
     #[arg(long, value_name = "URI", default_value = "nbd://127.0.0.1:10809")]
     listen: Uri,
+    /// Directory of server-cert.pem, server-key.pem and, to know clients by their certificates, ca-cert.pem
+    #[arg(long, value_name = "DIR")]
+    tls_certificates: Option<PathBuf>,
     /// Name of the group
     #[arg(long, value_parser = name)]
     name: Option<String>,
@@ -40,9 +44,23 @@ pub struct Arguments {
     /// Compare everything with the replica in the background
     #[arg(long)]
     full_check: bool,
+    /// Keep so much in memory of what is not yet durable, such as 1GiB; beyond it only which blocks change is kept
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = memory)]
+    memory: u64,
     /// At the end, wait at most so long until everything is durable
     #[arg(long, value_name = "D", default_value = "30s", value_parser = parse_duration)]
     drain: Duration,
+    /// Make the journal's segments this large, such as 64MiB; each is reserved on the replica's disk in full
+    #[arg(long, value_name = "N", value_parser = segment_size)]
+    segment_size: Option<u64>,
+}
+
+/// The smallest and the largest segment, in bytes.
+const SEGMENT: std::ops::RangeInclusive<u64> = 1 << 20..=4 << 30;
+
+fn segment_size(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text).map_err(|error| error.to_string())?;
+    if SEGMENT.contains(&bytes) { Ok(bytes) } else { Err("a segment has between 1MiB and 4GiB".into()) }
 }
 
 /// Flags of the policy, for `protect` and `policy`.
@@ -59,6 +77,15 @@ pub struct PolicyFlags {
 impl From<PolicyFlags> for PolicySpec {
     fn from(flags: PolicyFlags) -> Self {
         Self { rpo: flags.rpo, points: flags.points.map(Into::into) }
+    }
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text).map_err(|error| error.to_string())?;
+    if bytes >= QUEUE_BYTES_MIN {
+        Ok(bytes)
+    } else {
+        Err(format!("at least {} are needed", format_bytes(QUEUE_BYTES_MIN)))
     }
 }
 
@@ -110,8 +137,9 @@ impl Arguments {
             (_, true) => SourceTrust::Check,
             _ => SourceTrust::Default,
         };
-        let Self { sources, replica, listen, name, policy, drain, .. } = self;
-        Ok(ProtectSpec { sources, replica, listen, name, policy: policy.into(), trust, drain })
+        let Self { sources, replica, listen, tls_certificates: tls, name, policy, memory, drain, .. } = self;
+        let (policy, segment_bytes) = (policy.into(), self.segment_size);
+        Ok(ProtectSpec { sources, replica, listen, tls, name, policy, trust, memory, drain, segment_bytes })
     }
 
     /// Protects until a signal.
@@ -235,6 +263,14 @@ mod tests {
         }
         for text in ["", "/", "..", "=x", "name=", ".=x"] {
             assert!(source(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_segment_has_bounds() {
+        assert_eq!(segment_size("1MiB"), Ok(1 << 20));
+        for text in ["1023KiB", "5GiB", "x"] {
+            assert!(segment_size(text).is_err(), "{text}");
         }
     }
 

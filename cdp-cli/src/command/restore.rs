@@ -46,7 +46,7 @@ impl Arguments {
         let spec = RestoreSpec { at, nearest: nearest.map(Into::into), output: target, disk, force };
         let stop = Stop::on_signals().context("cannot handle signals")?;
         let meter = Meter::new("restoring", output.shows_progress());
-        let restored = engine.restore(&spec, access(&dir)?, &stop, &mut |progress| meter.set(progress))?;
+        let restored = engine.restore(&dir, &spec, access(&dir)?, &stop, &mut |progress| meter.set(progress))?;
         meter.finish();
         output.answer(&restored, for_people);
         Ok(Exit::Done)

@@ -219,7 +219,10 @@ pub fn first_difference_outside(one: &File, other: &File, ledger: u64, length: u
         let count = CHUNK.min((end - at) as usize);
         one.read_exact_at(&mut left[..count], at)?;
         other.read_exact_at(&mut right[..count], at)?;
-        if let Some(byte) = left[..count].iter().zip(&right[..count]).position(|(left, right)| left != right) {
+        // As slices first: byte by byte only where something is wrong.
+        let (left, right) = (&left[..count], &right[..count]);
+        if left != right {
+            let byte = left.iter().zip(right).position(|(left, right)| left != right).unwrap_or(0);
             return Ok(Some(at + byte as u64));
         }
         at += count as u64;
@@ -249,6 +252,7 @@ pub fn ruin(port: &mut dyn Port, size: u64, seed: u64) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::port::ImageFile;
     use crate::demo::{Layout, check, format};
 
     #[test]
@@ -268,7 +272,7 @@ mod tests {
         }
         let pristine = dir.path().join("pristine.img");
         fs::copy(&path, &pristine).unwrap();
-        let mut disk = DiskFile(OpenOptions::new().read(true).write(true).open(&path).unwrap());
+        let mut disk = ImageFile(OpenOptions::new().read(true).write(true).open(&path).unwrap());
         format(&mut disk, &layout).unwrap();
         assert_eq!(check(&mut disk.0, made.ledger).unwrap().movements(), 0);
         let other = File::open(&pristine).unwrap();
@@ -285,26 +289,6 @@ mod tests {
         match check_file_system(path).unwrap() {
             None => println!("skipped: e2fsck is not there"),
             Some(found) => assert_eq!(found.is_ok(), clean && content == Content::Ext4, "{found:?}"),
-        }
-    }
-
-    struct DiskFile(File);
-
-    impl Port for DiskFile {
-        fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-            self.0.read_exact_at(buffer, offset)
-        }
-        fn write(&mut self, offset: u64, data: &[u8], _: bool) -> io::Result<()> {
-            self.0.write_all_at(data, offset)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            self.0.sync_data()
-        }
-        fn trim(&mut self, offset: u64, length: u32) -> io::Result<()> {
-            self.write_zeroes(offset, length)
-        }
-        fn write_zeroes(&mut self, offset: u64, length: u32) -> io::Result<()> {
-            self.0.write_all_at(&vec![0; length as usize], offset)
         }
     }
 }

@@ -90,3 +90,26 @@ impl Blocks for &[u8] {
         Ok(())
     }
 }
+
+/// An image file that nobody serves yet.
+#[derive(Debug)]
+pub struct ImageFile(pub File);
+
+impl Port for ImageFile {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+    fn write(&mut self, offset: u64, data: &[u8], fua: bool) -> io::Result<()> {
+        self.0.write_all_at(data, offset)?;
+        if fua { self.flush() } else { Ok(()) }
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+    fn trim(&mut self, offset: u64, length: u32) -> io::Result<()> {
+        self.write_zeroes(offset, length)
+    }
+    fn write_zeroes(&mut self, offset: u64, length: u32) -> io::Result<()> {
+        self.0.write_all_at(&vec![0; length as usize], offset)
+    }
+}

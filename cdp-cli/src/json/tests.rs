@@ -1,6 +1,7 @@
 use super::*;
 use cdp_core::types::WallTime;
 use cdp_net::report::{RangeKind, Rates, TimelineEntry, TimelineRole, TimelineState};
+use serde_json::Value;
 use serde_json::json;
 
 pub(crate) fn timeline() -> TimelineName {

@@ -39,12 +39,20 @@ impl Engine for Fake {
     fn protect(&self, _: &ProtectSpec, _: &Stop, _: &mut dyn FnMut(ProtectEvent)) -> Result<Stopped, Failure> {
         Ok(Stopped { drained: false, ..Stopped::default() })
     }
-    fn mount(&self, _: &MountSpec, _: Access, _: &Stop, events: &mut dyn FnMut(MountEvent)) -> Result<(), Failure> {
+    fn mount(
+        &self,
+        _: &Path,
+        _: &MountSpec,
+        _: Access,
+        _: &Stop,
+        events: &mut dyn FnMut(MountEvent),
+    ) -> Result<(), Failure> {
         events(MountEvent::Stopped { kept: false });
         Ok(())
     }
     fn restore(
         &self,
+        _: &Path,
         spec: &RestoreSpec,
         _: Access,
         _: &Stop,

@@ -43,6 +43,9 @@ struct Touch {
     flush: u64,
 }
 
+/// The flush generation of an extent that a failed flush may have lost.
+const NEVER_FLUSHED: u64 = u64::MAX;
+
 /// `vec!` of integer arrays is allocated zeroed, so that memory is used only where something was written.
 type PackedTouch = [u64; 3];
 
@@ -168,7 +171,7 @@ impl Activity {
     ) -> Self {
         Self {
             regions: Vec::new(),
-            writer: Writer::new(group, timeline, found, limits.wait_ns_max),
+            writer: Writer::new(group, timeline, found, limits),
             hot_ns_min: limits.hot_ns_min,
             slice: (0, 0),
             slice_due: now.after(CLEAN_PASS_NS),
@@ -249,10 +252,10 @@ impl Activity {
     /// An op completed, well or not.
     pub(super) fn completed(&mut self, disk: usize, extent: Extent, now: MonoTime) {
         let region = &mut self.regions[disk];
-        region.last_completion = region.flush;
+        region.last_completion = region.last_completion.max(region.flush);
         for index in range_of(extent) {
             let touch = &mut region.touches[index as usize];
-            *touch = Touch { lsn: touch[0], mono: now.0, flush: region.flush }.pack();
+            *touch = Touch { lsn: touch[0], mono: now.0, flush: touch[2].max(region.flush) }.pack();
         }
     }
 
@@ -261,7 +264,7 @@ impl Activity {
         let region = &mut self.regions[disk];
         for index in range_of(extent) {
             region.mark(index, now);
-            region.touches[index as usize][2] = region.flush;
+            region.touches[index as usize][2] = region.touches[index as usize][2].max(region.flush);
         }
     }
 
@@ -288,14 +291,25 @@ impl Activity {
         region.flush_asked = false;
     }
 
-    /// A flush failed. Returns the extents whose last op was not flushed before: the source may have lost it.
-    pub(super) fn flush_failed(&mut self, disk: usize) -> Vec<Extent> {
+    /// A flush failed. Returns the extents whose last op was not flushed before, or is still
+    /// running: the source may have lost it.
+    ///
+    /// An operating system may forget the failure and call the next flush good without having written those pages. So these
+    /// extents stay marked, and the disk unflushed, for as long as this filter lives: the next start compares them.
+    pub(super) fn flush_failed(&mut self, disk: usize, running: impl Iterator<Item = Extent>) -> Vec<Extent> {
         let region = &mut self.regions[disk];
         region.flush_asked = false;
+        for index in running.flat_map(range_of) {
+            region.touches[index as usize][2] = NEVER_FLUSHED;
+        }
         let unflushed =
             |index: &u64| Region::is(&region.want, *index) && region.touches[*index as usize][2] >= region.flushed;
-        let extent = |index| Extent::new(index * ACTIVITY_EXTENT, ACTIVITY_EXTENT);
-        (0..region.extents).filter(unflushed).map(extent).collect()
+        let lost: Vec<u64> = (0..region.extents).filter(unflushed).collect();
+        for index in &lost {
+            region.touches[*index as usize][2] = NEVER_FLUSHED;
+        }
+        region.last_completion = NEVER_FLUSHED;
+        lost.into_iter().map(|index| Extent::new(index * ACTIVITY_EXTENT, ACTIVITY_EXTENT)).collect()
     }
 
     /// Whether everything that completed at the disk is flushed.
@@ -353,7 +367,7 @@ impl Activity {
                     continue;
                 }
                 if touch.flush >= region.flushed {
-                    region.flush_wanted = true;
+                    region.flush_wanted |= touch.flush != NEVER_FLUSHED;
                 } else {
                     region.clear(index);
                     self.cleared_in_pass = true;
@@ -411,9 +425,10 @@ impl Activity {
     }
 }
 
-/// The log's limits of time.
+/// The log's limits of time, and what the replica knows of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) wait_ns_max: u64,
     pub(super) hot_ns_min: u64,
+    pub(super) witness: LogWitness,
 }

@@ -194,7 +194,8 @@ mod tests {
                 match op {
                     Op::Mark(offset, length) => {
                         map.mark(Extent::new(offset, length));
-                        model.extend((offset / DIRTY_BLOCK..(offset + length).div_ceil(DIRTY_BLOCK)).filter(|b| b * DIRTY_BLOCK < size));
+                        let end = (offset + length).min(size);
+                        model.extend((offset < end).then(|| offset / DIRTY_BLOCK..end.div_ceil(DIRTY_BLOCK)).into_iter().flatten());
                     }
                     Op::Clear(offset, length) => {
                         map.clear_covered(Extent::new(offset, length));
@@ -204,8 +205,8 @@ mod tests {
                         });
                     }
                     Op::Grow(to) => {
-                        map.grow(to * 512);
-                        size = size.max(to * 512);
+                        map.grow(to);
+                        size = size.max(to);
                     }
                 }
                 prop_assert_eq!(map.dirty_bytes(), model.len() as u64 * DIRTY_BLOCK);

@@ -67,6 +67,8 @@ enum Doubt {
     Open,
     /// It ended here; the log says so once this LSN is restorable and the sources are flushed beyond these generations.
     Ended { lsn: Lsn, flushes: Vec<u64> },
+    /// A flush failed meanwhile: what it lost is not known, only the next start can tell.
+    Forever,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -111,6 +113,7 @@ pub struct Filter {
     activity: Activity,
     mend: Mend,
     points: Points,
+    first_lsn: Lsn,
     last_lsn: Lsn,
     /// At this LSN the reservation is looked at.
     renew_at: Lsn,
@@ -164,10 +167,12 @@ fn beginnings(start: &Start) -> (Lsn, Option<crate::types::ClockEpoch>, Option<&
     match start {
         Start::First => (Lsn::ZERO, None, None),
         Start::Clean { after, epoch, log } => (*after, Some(*epoch), Some(log)),
-        Start::Unclean { fork, epoch, log: Some(log), .. } => {
-            (*fork.max(&log.reserved_through), Some(*epoch), Some(log))
+        Start::Unclean { fork, above, epoch, log: Some(log), .. } => {
+            (*fork.max(above).max(&log.reserved_through), Some(*epoch), Some(log))
         }
-        Start::Unclean { fork, epoch, log: None, .. } => (Lsn(fork.0.saturating_add(LSN_JUMP)), Some(*epoch), None),
+        Start::Unclean { fork, above, epoch, log: None, .. } => {
+            (Lsn(fork.max(above).0.saturating_add(LSN_JUMP)), Some(*epoch), None)
+        }
     }
 }
 
@@ -181,7 +186,8 @@ impl Filter {
     pub fn new(options: FilterOptions, now: Now) -> Result<Self, OptionsError> {
         options.check()?;
         let (after, epoch, found) = beginnings(&options.start);
-        let limits = Limits { wait_ns_max: options.log_wait_ns_max, hot_ns_min: options.hot_ns_min };
+        let limits =
+            Limits { wait_ns_max: options.log_wait_ns_max, hot_ns_min: options.hot_ns_min, witness: options.witness };
         let mut filter = Self {
             limits: FilterLimits {
                 queue_bytes_max: options.queue_bytes_max,
@@ -195,6 +201,7 @@ impl Filter {
             activity: Activity::new(options.group, options.timeline, found, limits, now.mono),
             mend: Mend::default(),
             points: Points::new(options.rpo_ns, now.mono),
+            first_lsn: after.next(),
             last_lsn: after,
             renew_at: Lsn::ZERO,
             durable: chain_start(&options.start),
@@ -235,7 +242,7 @@ impl Filter {
 
     /// The first records, and what is in doubt.
     fn begin(&mut self, start: &Start, full_check: bool, now: Now) {
-        let first = self.last_lsn.next();
+        let first = self.first_lsn;
         self.renew_at = self.activity.writer_mut().reserve(self.last_lsn);
         match start {
             Start::First => {
@@ -305,7 +312,9 @@ impl Filter {
 
     /// Until the bracket that begins now has ended durably, a crash leaves everything in doubt.
     fn doubt_everything(&mut self) {
-        self.doubt = Some(Doubt::Open);
+        if !matches!(self.doubt, Some(Doubt::Forever)) {
+            self.doubt = Some(Doubt::Open);
+        }
         self.activity.writer_mut().set_state(LogState::AllUnknown);
     }
 
@@ -324,6 +333,12 @@ impl Filter {
             (_, _, _, Some(_)) => State::Resyncing,
             _ => State::Protecting,
         }
+    }
+
+    /// The first LSN of this filter. The driver keeps it at the replica with the timeline, before anything else of it.
+    #[must_use]
+    pub fn first_lsn(&self) -> Lsn {
+        self.first_lsn
     }
 
     fn gap_reason(&self) -> GapReason {

@@ -1,6 +1,6 @@
 //! What a filter is made with, its bounds, and why it may refuse.
 
-use super::activity::LogContents;
+use super::activity::{LogContents, LogWitness};
 use crate::types::{ClockEpoch, DISK_MAX, DISKS_MAX, DiskId, Extent, GroupId, Lsn, NAME_MAX, SECTOR, Timeline};
 
 /// The smallest bound for what is not yet durable, in bytes: one re-read of 1 MiB must fit into a quarter of it.
@@ -47,6 +47,9 @@ pub enum Start {
         parent: Timeline,
         /// Its last LSN that belongs to this one's past.
         fork: Lsn,
+        /// The highest LSN that the replica knows of on the parent's path: at least the fork, and the parent's
+        /// [`super::Filter::first_lsn`], kept there when the parent was opened. It counts when the log does not say more.
+        above: Lsn,
         /// The last clock epoch of the path.
         epoch: ClockEpoch,
         /// The log as it was found; `None` if it is lost, unreadable or not to be believed: everything is compared.
@@ -63,6 +66,9 @@ pub struct FilterOptions {
     pub timeline: Timeline,
     /// Where it begins.
     pub start: Start,
+    /// What the replica keeps about the activity log (all zeros for a group's first start): a log without a good predecessor
+    /// gets a generation far above all that may lie around.
+    pub witness: LogWitness,
     /// Compare the whole source with the replica in the background (not for [`Start::First`], which seeds).
     pub full_check: bool,
     /// The group's disks.
@@ -92,6 +98,7 @@ impl FilterOptions {
             group,
             timeline,
             start,
+            witness: LogWitness::default(),
             full_check: false,
             disks,
             rpo_ns: 15_000_000_000,

@@ -47,8 +47,8 @@ pub(super) enum Stage {
 
 #[derive(Debug)]
 struct Slot {
-    generation: u32,
     disk: usize,
+    /// Place in the order of submission; its low half makes the ticket of a slot that is used again another one.
     sequence: u64,
     stage: Stage,
 }
@@ -111,16 +111,16 @@ impl Order {
         let sequence = self.sequence;
         self.going += usize::from(matches!(stage, Stage::Going { .. }));
         let held = matches!(stage, Stage::Held { .. });
+        let slot = Slot { disk, sequence, stage };
         let index = match self.free.pop() {
             Some(index) => {
                 let at = index as usize;
-                let generation = self.slots[at].generation;
-                self.slots[at] = Slot { generation, disk, sequence, stage };
+                self.slots[at] = slot;
                 (self.begins[at], self.ends[at], self.lsns[at]) = (begin, end, NO_LSN);
                 index
             }
             None => {
-                self.slots.push(Slot { generation: 1, disk, sequence, stage });
+                self.slots.push(slot);
                 self.begins.push(begin);
                 self.ends.push(end);
                 self.lsns.push(NO_LSN);
@@ -130,14 +130,14 @@ impl Order {
         if held {
             self.held.push(index);
         }
-        Ticket::new(index, self.slots[index as usize].generation)
+        Ticket::new(index, sequence as u32)
     }
 
     fn index(&self, ticket: Ticket) -> Option<usize> {
         let at = ticket.slot();
         self.slots
             .get(at)
-            .filter(|slot| slot.generation == ticket.generation() && !matches!(slot.stage, Stage::Free))?;
+            .filter(|slot| slot.sequence as u32 == ticket.generation() && !matches!(slot.stage, Stage::Free))?;
         Some(at)
     }
 
@@ -176,18 +176,20 @@ impl Order {
             }
         }
         (self.begins[at], self.ends[at], self.lsns[at]) = (u64::MAX, 0, NO_LSN);
-        let slot = &mut self.slots[at];
-        slot.generation = slot.generation.wrapping_add(1).max(1);
-        slot.stage = Stage::Free;
+        self.slots[at].stage = Stage::Free;
         self.free.push(at as u32);
         if self.free.len() == self.slots.len() {
             self.forget_peak();
         }
     }
 
-    /// With nothing open, the next ops use the lowest slots again, so that the overlap test stays as short as the load is deep.
+    /// With nothing open the table begins anew, so that the overlap test is as short as the load is deep now.
     fn forget_peak(&mut self) {
-        self.free.sort_unstable_by(|a, b| b.cmp(a));
+        self.slots.clear();
+        self.begins.clear();
+        self.ends.clear();
+        self.lsns.clear();
+        self.free.clear();
     }
 
     /// A running op completed.
@@ -236,7 +238,7 @@ impl Order {
             return None;
         };
         self.going += 1;
-        Some((Ticket::new(at as u32, slot.generation), slot.disk, *op))
+        Some((Ticket::new(at as u32, slot.sequence as u32), slot.disk, *op))
     }
 
     /// The lowest LSN of an op that runs.
@@ -248,6 +250,15 @@ impl Order {
     pub(super) fn running_on(&self, disk: usize) -> impl Iterator<Item = Extent> {
         let running = move |slot: &Slot| slot.disk == disk && matches!(slot.stage, Stage::Going { .. });
         (0..self.slots.len()).filter(move |at| running(&self.slots[*at])).map(|at| self.extent(at))
+    }
+
+    /// What runs on a disk counts as not recorded from here on: its range is read again when it has completed.
+    pub(super) fn distrust(&mut self, disk: usize) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.disk == disk) {
+            if let Stage::Going { recorded } = &mut slot.stage {
+                self.tracked += usize::from(std::mem::take(recorded));
+            }
+        }
     }
 
     /// Ranges of all ops on a disk, running or held.

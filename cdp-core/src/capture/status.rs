@@ -133,8 +133,10 @@ impl Rates {
         Self { since: mono_ns, ..Self::default() }
     }
 
-    /// Takes a sample if the last one is old enough. `recorded` and `drained` only grow.
+    /// Takes a sample if the last one is old enough. `recorded` only grows; `drained` may step back, because what waits counts
+    /// the cost of each part beside its bytes.
     pub(super) fn sample(&mut self, mono_ns: u64, recorded: u64, drained: u64) {
+        let drained = drained.max(self.drained);
         let elapsed = mono_ns.saturating_sub(self.since);
         if elapsed < SAMPLE_NS {
             return;
@@ -149,5 +151,20 @@ impl Rates {
     pub(super) fn lasts_ns(&self, room: u64) -> Option<u64> {
         let surplus = self.write_bytes_per_s.checked_sub(self.durable_bytes_per_s).filter(|&rate| rate > 0)?;
         Some(u64::try_from(u128::from(room) * 1_000_000_000 / u128::from(surplus)).unwrap_or(u64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_drained_may_step_back() {
+        let mut rates = Rates::new(0);
+        rates.sample(SAMPLE_NS, 1000, 1000);
+        rates.sample(2 * SAMPLE_NS, 1100, 900);
+        assert_eq!(rates.durable_bytes_per_s, 500);
+        rates.sample(3 * SAMPLE_NS, 1300, 1200);
+        assert_eq!(rates.durable_bytes_per_s, 450);
     }
 }

@@ -53,6 +53,10 @@ impl Entry {
     pub(super) fn end(&self) -> u64 {
         self.sector + self.sectors
     }
+    /// The order of the index as one number: disk, sector (41 bits), LSN. Entries that share it do not exist.
+    pub(super) fn key(&self) -> u128 {
+        u128::from(self.disk) << 105 | u128::from(self.sector) << 64 | u128::from(self.lsn)
+    }
     pub(super) fn is_wide(&self) -> bool {
         self.sectors > NARROW_SECTORS
     }
@@ -243,8 +247,8 @@ impl IndexRun {
             });
         }
         run.add_shrinks();
-        run.narrow.sort_unstable();
-        run.wide.sort_unstable();
+        run.narrow.sort_unstable_by_key(Entry::key);
+        run.wide.sort_unstable_by_key(Entry::key);
         Ok(run)
     }
 
@@ -283,8 +287,8 @@ impl IndexRun {
         }
         let (mut narrow, mut wide) = (gather(runs, |run| &run.narrow), gather(runs, |run| &run.wide));
         // Stable sorting finds the sorted runs and merges them.
-        narrow.sort();
-        wide.sort();
+        narrow.sort_by_key(Entry::key);
+        wide.sort_by_key(Entry::key);
         Self {
             first_chunk: runs.first().map_or(0, |run| run.first_chunk),
             frames: gather(runs, |run| &run.frames),
@@ -322,7 +326,7 @@ impl IndexRun {
 }
 
 /// Runs per level before they become one of the next.
-const FAN: usize = 32;
+const FAN: usize = 64;
 
 /// The index of a segment that is appended to.
 #[derive(Clone, Debug, Default)]

@@ -71,6 +71,8 @@ pub struct Opening {
     pub prev_lsn: Lsn,
     /// The segment before; none before the first.
     pub prev_segment: Option<SegmentId>,
+    /// How many frames that segment has: a tail of it that was lost does not go unnoticed.
+    pub prev_frames: u32,
     /// What was durable when this was written.
     pub durable: Lsn,
 }
@@ -79,20 +81,22 @@ impl Opening {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut put = Put::begin(OPENING_MAGIC, VERSION, 0);
         put.bytes(self.id.bytes()).bytes(self.group.bytes()).bytes(self.timeline.bytes()).u64(self.prev_lsn.0);
-        put.bytes(&self.prev_segment.map_or([0; 16], |id| *id.bytes())).u64(self.durable.0);
+        put.bytes(&self.prev_segment.map_or([0; 16], |id| *id.bytes()))
+            .u32(self.prev_frames)
+            .u32(0)
+            .u64(self.durable.0);
         put.finish(FIXED_BYTES)
     }
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let what = "segment opening";
         let (mut take, _) = Take::begin(what, fixed(what, bytes)?, OPENING_MAGIC, VERSION, 0)?;
-        Ok(Self {
-            id: take.id("segment", SegmentId::new)?,
-            group: take.id("group", GroupId::new)?,
-            timeline: take.id("timeline", Timeline::new)?,
-            prev_lsn: Lsn(take.u64()?),
-            prev_segment: SegmentId::new(take.array()?),
-            durable: Lsn(take.u64()?),
-        })
+        let id = take.id("segment", SegmentId::new)?;
+        let group = take.id("group", GroupId::new)?;
+        let timeline = take.id("timeline", Timeline::new)?;
+        let prev_lsn = Lsn(take.u64()?);
+        let prev_segment = SegmentId::new(take.array()?);
+        let (prev_frames, _) = (take.u32()?, take.u32()?);
+        Ok(Self { id, group, timeline, prev_lsn, prev_segment, prev_frames, durable: Lsn(take.u64()?) })
     }
 }
 

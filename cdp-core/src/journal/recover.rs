@@ -242,22 +242,35 @@ fn is_connected(found: &Found) -> bool {
     matches!(found.facts, Facts::Unsealed { there: true, connects: true, frames: true, .. })
 }
 
+/// What a segment has to continue.
+struct Before {
+    last: Lsn,
+    /// None: the segments before were dropped, or there never were any.
+    id: Option<SegmentId>,
+    frames: u32,
+    /// So far every segment with frames continued the one before it.
+    connected: bool,
+}
+
 /// Looks at every segment that the manifest names.
 fn examine(storage: &dyn Storage, directory: &str, manifest: &Manifest, depth: Depth) -> Result<Vec<Found>, OpenError> {
     let mut all = Vec::with_capacity(manifest.segments.len());
-    let (mut last, mut last_id, mut connected) = (manifest.floor, None, true);
+    let mut before = Before { last: manifest.floor, id: None, frames: 0, connected: true };
     for info in &manifest.segments {
         let found = match info.summary() {
             Some(summary) => examine_sealed(storage, directory, info, summary)?,
-            None => examine_unsealed(storage, directory, info, depth, (last, last_id, connected))?,
+            None => examine_unsealed(storage, directory, info, depth, &before)?,
         };
-        match found.facts {
-            Facts::Sealed { last: lsn, .. } => (last, last_id) = (lsn, Some(info.id)),
-            Facts::Unsealed { connects: true, frames: true, last: lsn, torn, .. } => {
-                (last, last_id) = (lsn, Some(info.id));
-                connected &= !torn;
+        let id = Some(info.id);
+        match (found.facts, &found.scan) {
+            (Facts::Sealed { last, .. }, _) => {
+                let frames = info.summary().map_or(0, |summary| summary.frames);
+                before = Before { last, id, frames, ..before };
             }
-            Facts::Unsealed { frames, torn, .. } => connected &= !(frames || torn),
+            (Facts::Unsealed { connects: true, frames: true, last, .. }, Some(scan)) => {
+                before = Before { last, id, frames: scan.frame_count(), ..before };
+            }
+            (Facts::Unsealed { frames, .. }, _) => before.connected &= !frames,
         }
         all.push(found);
     }
@@ -298,7 +311,7 @@ fn examine_sealed(
         }
         Ok(())
     };
-    let wrong = settle(check())?.err().map(|error| (0, error.to_string()));
+    let wrong = settle(check())?.err().map(|error| (error.offset().unwrap_or(0), error.to_string()));
     let (last, whole) = (summary.last_lsn, summary.whole_lsn);
     Ok(Found { facts: Facts::Sealed { sound: wrong.is_none(), last, whole }, scan: None, wrong })
 }
@@ -308,7 +321,7 @@ fn examine_unsealed(
     directory: &str,
     info: &SegmentInfo,
     depth: Depth,
-    (last, last_id, connected): (Lsn, Option<SegmentId>, bool),
+    before: &Before,
 ) -> Result<Found, OpenError> {
     let read = || {
         let file = open_checked(storage, directory, info)?;
@@ -320,18 +333,19 @@ fn examine_unsealed(
             let none = Lsn::ZERO;
             let (there, connects, frames, torn) = (false, false, false, false);
             let facts = Facts::Unsealed { there, connects, frames, last: none, whole: none, torn, witness: none };
-            return Ok(Found { facts, scan: None, wrong: Some((0, error.to_string())) });
+            return Ok(Found { facts, scan: None, wrong: Some((error.offset().unwrap_or(0), error.to_string())) });
         }
     };
     let follows = |opening: &super::layout::Opening| {
-        opening.prev_lsn == last && (last_id.is_none() || opening.prev_segment == last_id)
+        let same = opening.prev_segment == before.id && opening.prev_frames == before.frames;
+        opening.prev_lsn == before.last && (same || before.id.is_none())
     };
-    let connects = connected && scan.opening.as_ref().is_some_and(follows);
+    let connects = before.connected && scan.opening.as_ref().is_some_and(follows);
     let frames = !scan.runs.is_empty();
     let wrong = match &scan.stop {
         Stop::Torn(error) => Some((scan.end, error.to_string())),
         Stop::Clean if frames && !connects => {
-            Some((0, format!("does not continue the segment before it, which ends at LSN {last}")))
+            Some((0, format!("does not continue the segment before it, which ends at LSN {}", before.last)))
         }
         Stop::Clean => None,
     };

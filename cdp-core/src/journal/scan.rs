@@ -37,6 +37,8 @@ pub(super) struct Scan {
     /// Where the valid frames end.
     pub(super) end: u64,
     pub(super) last_lsn: Lsn,
+    /// The last part: its LSN, the index that would follow, and whether it was the last of its record.
+    last_part: Option<(Lsn, u16, bool)>,
     /// The last LSN that is whole; none if no part here is the last of its record.
     pub(super) whole: Option<Lsn>,
     pub(super) plain_bytes: u64,
@@ -64,6 +66,7 @@ pub(super) fn scan(file: &dyn File, number: u64, id: SegmentId, depth: Depth) ->
         runs: Vec::new(),
         end: FRAMES_AT,
         last_lsn: Lsn::ZERO,
+        last_part: None,
         whole: None,
         plain_bytes: 0,
         stop: Stop::Clean,
@@ -89,6 +92,11 @@ pub(super) fn scan(file: &dyn File, number: u64, id: SegmentId, depth: Depth) ->
 }
 
 impl Scan {
+    /// How many frames are valid.
+    pub(super) fn frame_count(&self) -> u32 {
+        self.runs.iter().map(|run| run.frames.len() as u32).sum()
+    }
+
     fn frames(&mut self, file: &dyn File, number: u64, id: SegmentId, depth: Depth) -> Result<(), ReadError> {
         let (mut sequence, mut chunks, mut epoch) = (1, 0, None);
         loop {
@@ -148,6 +156,8 @@ impl Scan {
         self.last_lsn = head.info.last_lsn;
         self.plain_bytes += u64::from(head.info.plain_bytes);
         self.witness = self.witness.max(envelope.durable);
+        let last = head.records.last();
+        self.last_part = last.map(|record| (record.lsn, record.index + 1, record.index + 1 == record.count));
         let whole = head.records.iter().rev().find(|record| record.index + 1 == record.count);
         self.whole = whole.map(|record| record.lsn).or(self.whole);
         Ok(Some(head))
@@ -163,6 +173,13 @@ impl Scan {
             return Err(foreign("frame", "group", opening.group, head.info.group));
         }
         let found = head.info.prev_lsn;
+        if let (Some(last), record) = (&self.last_part, &head.records[0]) {
+            let goes_on = record.lsn == last.0 && record.index == last.1;
+            let begins = last.2 && record.lsn > last.0 && record.index == 0;
+            if !goes_on && !begins {
+                return Err(foreign("frame", "part", last.1, record.index));
+            }
+        }
         let first = self.runs.is_empty() && (found == opening.prev_lsn || found == Lsn::ZERO);
         if !first && (self.runs.is_empty() || found != self.last_lsn) {
             return Err(foreign("frame", "prev_lsn", self.last_lsn.max(opening.prev_lsn), found));

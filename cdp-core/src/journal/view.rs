@@ -7,7 +7,7 @@
 use super::cache::Cache;
 use super::index::{ActiveIndex, Entry, IndexRun, What};
 use super::reader::{ReadError, Reader};
-use super::region::{REGION, RegionMap, Span};
+use super::region::{REGION, RegionBuilder, RegionMap, Span};
 use super::snapshot::{Content, SegmentView, Snapshot};
 use super::writer::Appended;
 use crate::frame::FrameError;
@@ -253,7 +253,7 @@ impl View {
     fn build(&self, disk: DiskId, number: u64) -> Result<RegionMap, ReadError> {
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
         let range = Extent::new(number * REGION, REGION);
-        let mut map = RegionMap::default();
+        let mut map = RegionBuilder::new(number);
         for (source, part) in parts.iter().enumerate().rev() {
             if map.is_full() {
                 break;
@@ -265,10 +265,10 @@ impl View {
             part.reader.overlapping(&part.segment, disk, range, &mut take)?;
             part.live.runs().iter().for_each(|run: &Arc<IndexRun>| run.overlapping(disk, range, &mut take));
             drop(part);
-            entries.sort_by_key(|entry| std::cmp::Reverse(entry.lsn));
-            entries.iter().for_each(|entry| map.fill(number, source as u32, entry));
+            entries.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.lsn));
+            entries.iter().for_each(|entry| map.fill(source as u32, entry));
         }
-        Ok(map)
+        Ok(map.finish())
     }
 }
 

@@ -16,6 +16,9 @@
 mod catalog;
 mod commit;
 mod segments;
+mod terms;
+
+pub use terms::{Appended, Hold, IdSource, Options, Refusal, Refused, WriterState};
 
 use super::effect::{Effect, EffectId, FileId, Outcome};
 use super::index::{IndexRun, LSN_SPAN};
@@ -23,138 +26,9 @@ use super::manifest::{Generation, Manifest, SegmentState, TimelineInfo, Timeline
 use super::snapshot::{SegmentView, Snapshot};
 use crate::frame::{EncodedFrame, FrameError};
 use crate::media::{MediaError, Operation};
-use crate::types::{DurableLsn, GroupId, Lsn, MonoTime, SegmentId, Timeline};
+use crate::types::{DurableLsn, Lsn, MonoTime, SegmentId, Timeline};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-
-/// How a writer works. Bytes and nanoseconds.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Options {
-    /// The directory of the segments inside the storage; empty: the storage's own.
-    pub directory: String,
-    /// Segments are made this large, at least 1 MiB.
-    pub segment_bytes: u64,
-    /// A segment closes at so many records whatever their size: its index is in memory until then.
-    pub segment_records: u64,
-    /// A sync is issued when so much is written and not synced.
-    pub commit_bytes: u64,
-    /// A sync is issued when something is not durable for so long.
-    pub commit_ns: u64,
-    /// Frames are refused for the moment while so much is being written.
-    pub in_flight_bytes: u64,
-    /// Segments are made only where so much stays free behind them.
-    pub keep_free_bytes: u64,
-    /// Room is asked for again so often.
-    pub retry_ns: u64,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            directory: "journal".to_owned(),
-            segment_bytes: 256 << 20,
-            segment_records: 1 << 20,
-            commit_bytes: 8 << 20,
-            commit_ns: 20_000_000,
-            in_flight_bytes: 64 << 20,
-            keep_free_bytes: 256 << 20,
-            retry_ns: 1_000_000_000,
-        }
-    }
-}
-
-/// Draws 128 random bits; never twice the same.
-pub type IdSource = Box<dyn FnMut() -> [u8; 16] + Send>;
-
-/// Why a frame cannot be taken just now. It goes by itself; offer the frame again after the next completion or deadline.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Hold {
-    /// The next segment is being made.
-    Preparing,
-    /// As much as allowed is being written.
-    Busy,
-    /// The media have no room for the next segment.
-    NoSpace,
-    /// The timeline is not yet durable in the manifest.
-    TimelineNotDurable,
-}
-
-/// Why a frame is not taken.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Refusal {
-    /// Not now.
-    #[error("not now: {0:?}")]
-    NotNow(Hold),
-    /// The frame does not follow the last one.
-    #[error("frame follows LSN {found}, but the journal ends at LSN {expected}")]
-    Chain {
-        /// The last LSN here.
-        expected: Lsn,
-        /// `prev_lsn` of the frame, or its first LSN where that is too low.
-        found: Lsn,
-    },
-    /// The frame belongs to a timeline that is closed or unknown here.
-    #[error("frame of timeline {found}, which is not the open one")]
-    Timeline {
-        /// The frame's.
-        found: Timeline,
-        /// The open one.
-        open: Option<Timeline>,
-    },
-    /// The frame belongs to another group.
-    #[error("frame of group {found}, this journal is of group {expected}")]
-    Group {
-        /// Whose journal this is.
-        expected: GroupId,
-        /// The frame's.
-        found: GroupId,
-    },
-    /// The frame is not one.
-    #[error("frame is damaged: {0}")]
-    Damaged(#[from] FrameError),
-    /// The journal is closed, or closing.
-    #[error("the journal is closed")]
-    Closed,
-    /// A write or sync failed before; nothing is known about what was not durable then.
-    #[error("the journal stopped after a failure: {0}")]
-    Failed(MediaError),
-}
-
-/// A frame that was not taken, given back.
-#[derive(Clone, Debug)]
-pub struct Refused {
-    /// The frame.
-    pub frame: EncodedFrame,
-    /// Why.
-    pub why: Refusal,
-}
-
-/// A frame that was taken; what a live view needs to show it at once.
-#[derive(Clone, Debug)]
-pub struct Appended {
-    pub(super) segment: u64,
-    pub(super) id: SegmentId,
-    pub(super) timeline: Timeline,
-    pub(super) prev_lsn: Lsn,
-    pub(super) run: Arc<IndexRun>,
-    /// The last LSN that is whole with it.
-    pub whole: Lsn,
-}
-
-/// How the writer is.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum WriterState {
-    /// Takes frames, or will in a moment.
-    Running,
-    /// The media have no room for the next segment; frames are taken while the active one has room.
-    NoSpace,
-    /// [`Writer::close`] was called and is not through.
-    Closing,
-    /// Everything is sealed, durable, and said so in the manifest.
-    Closed,
-    /// A write or sync failed.
-    Failed(MediaError),
-}
 
 /// What an effect was for.
 #[derive(Clone, Debug)]
@@ -188,9 +62,12 @@ pub struct Writer {
     chain: Lsn,
     /// The last LSN with a part in any segment.
     last_lsn: Lsn,
-    last_segment: Option<SegmentId>,
+    /// The last segment with frames, and how many it has.
+    last_segment: Option<(SegmentId, u32)>,
     /// The last LSN that is whole with what was appended.
     whole: Lsn,
+    /// A write that the last frame has not all parts of, and the next part's index.
+    unfinished: Option<(Lsn, u16)>,
     closing: bool,
     failed: Option<MediaError>,
 }
@@ -204,7 +81,8 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Writer {
-    /// A writer on a store that [`open`](super::open) found or made: all its segments are sealed.
+    /// A writer on a store that [`open`](super::open) found or made: all its segments are sealed. A timeline that was open
+    /// goes on, unless it ends in a write of which parts were lost: then another one has to be opened.
     #[must_use]
     pub fn new(opened: super::Opened, options: Options, ids: IdSource) -> Self {
         let manifest = opened.manifest;
@@ -213,15 +91,20 @@ impl Writer {
         let summaries = || manifest.segments.iter().filter_map(|segment| segment.summary());
         let of_timeline =
             |id| summaries().filter(move |summary| summary.timeline == id).map(|summary| summary.last_lsn);
+        // A write of which parts are lost ends its timeline: another record after it would make it look whole.
+        let last_lsn = summaries().map(|summary| summary.last_lsn).max().unwrap_or(manifest.floor);
+        let timeline = timeline.filter(|_| last_lsn <= opened.durable.lsn());
         let kept = timeline.and_then(|(id, _)| of_timeline(id).next_back());
         let chain = kept.max(open.and_then(|timeline| timeline.last)).unwrap_or(Lsn::ZERO);
+        let last_segment = manifest.segments.iter().rev().find_map(|segment| segment.summary().map(|s| (segment, s)));
         let sealed = manifest.segments.iter().filter_map(SegmentView::sealed).map(Arc::new).collect();
         Self {
             chain,
             timeline,
-            last_lsn: summaries().map(|summary| summary.last_lsn).max().unwrap_or(Lsn::ZERO),
-            last_segment: manifest.segments.last().map(|segment| segment.id),
+            last_lsn,
+            last_segment: last_segment.map(|(segment, summary)| (segment.id, summary.frames)),
             whole: opened.durable.lsn(),
+            unfinished: None,
             sealed: Arc::new(sealed),
             catalog: catalog::Catalog::new(manifest.generation),
             commit: commit::Commit::new(opened.durable),
@@ -274,9 +157,6 @@ impl Writer {
         if info.prev_lsn != self.chain {
             return Err(Refusal::Chain { expected: self.chain, found: info.prev_lsn });
         }
-        if info.first_lsn < self.last_lsn || (info.first_lsn == self.last_lsn && self.whole == self.last_lsn) {
-            return Err(Refusal::Chain { expected: self.last_lsn, found: info.first_lsn });
-        }
         if since > self.catalog.durable() {
             return Err(Refusal::NotNow(Hold::TimelineNotDurable));
         }
@@ -284,13 +164,17 @@ impl Writer {
             return Err(Refusal::NotNow(Hold::Busy));
         }
         let head = crate::frame::FrameHead::parse(&frame.head)?;
+        if !continues(self.unfinished, self.last_lsn, &head) {
+            return Err(Refusal::Chain { expected: self.last_lsn, found: info.first_lsn });
+        }
         let fits =
             |segment: &segments::Segment| segment.timeline == Some(open) && segment.has_room(&head, &self.options);
         if self.active.as_ref().is_some_and(|segment| !fits(segment)) {
             self.roll();
         }
         if self.active.is_none() && !self.activate(open) {
-            let hold = if self.prepare.is_waiting() { Hold::NoSpace } else { Hold::Preparing };
+            let no_space = self.prepare.is_waiting() || self.catalog.is_waiting();
+            let hold = if no_space { Hold::NoSpace } else { Hold::Preparing };
             return Err(Refusal::NotNow(hold));
         }
         Ok(head)
@@ -309,11 +193,12 @@ impl Writer {
             segment.add(head, frame, segments::Before { group, durable, last_segment, lsn: before })?;
         let (file, number, id) = (segment.file, segment.number, segment.id);
         let (timeline, prev_lsn) = (frame.info.timeline, segment.prev_lsn);
-        self.last_segment = Some(id);
+        self.last_segment = Some((id, segment.frame_count()));
         self.chain = frame.info.last_lsn;
         self.last_lsn = frame.info.last_lsn;
         let whole = head.records.iter().rev().find(|record| record.index + 1 == record.count);
         self.whole = whole.map_or(self.whole, |record| record.lsn);
+        self.unfinished = unfinished(head);
         let run = Arc::new(run);
         let bytes = data.iter().map(|piece| piece.len() as u64).sum();
         let settled = frame.info.settled;
@@ -378,15 +263,12 @@ impl Writer {
 
     /// Opens a timeline and closes the one that was open. Its frames are taken when the manifest that says so is durable.
     pub fn open_timeline(&mut self, info: TimelineInfo) -> Generation {
-        let last = self.chain;
-        for timeline in self.manifest.timelines.iter_mut().filter(|timeline| timeline.state == TimelineState::Open) {
-            timeline.state = TimelineState::Closed;
-            timeline.last = Some(last.max(timeline.fork));
-        }
+        self.end_timelines();
         self.manifest.timelines.push(info);
         self.manifest.clean = false;
         self.roll();
         self.chain = Lsn::ZERO;
+        self.unfinished = None;
         let generation = self.catalog.touch(&mut self.manifest);
         self.timeline = Some((info.id, generation));
         generation
@@ -394,14 +276,19 @@ impl Writer {
 
     /// Closes the open timeline without opening another.
     pub fn close_timeline(&mut self) -> Generation {
-        let last = self.chain;
+        self.end_timelines();
+        self.timeline = None;
+        self.roll();
+        self.catalog.touch(&mut self.manifest)
+    }
+
+    fn end_timelines(&mut self) {
+        // What a write that was not finished left behind belongs to no moment.
+        let last = self.chain.min(self.whole);
         for timeline in self.manifest.timelines.iter_mut().filter(|timeline| timeline.state == TimelineState::Open) {
             timeline.state = TimelineState::Closed;
             timeline.last = Some(last.max(timeline.fork));
         }
-        self.timeline = None;
-        self.roll();
-        self.catalog.touch(&mut self.manifest)
     }
 
     /// Forgets sealed segments, the oldest ones: out of the manifest, then off the media. Their events go with them.
@@ -430,7 +317,7 @@ impl Writer {
         self.closing = true;
         self.roll();
         self.commit.request();
-        let last = self.chain;
+        let last = self.chain.min(self.whole);
         self.edit(|manifest| {
             manifest.clean = clean;
             let open = manifest.timelines.iter_mut().find(|timeline| timeline.state == TimelineState::Open);
@@ -541,6 +428,21 @@ impl Writer {
             && matches!(self.prepare, segments::Prepare::None)
             && self.catalog.is_through()
     }
+}
+
+/// Whether a frame goes on where the last one ended: with the next part of its unfinished write, else with a new record.
+fn continues(unfinished: Option<(Lsn, u16)>, last_lsn: Lsn, head: &crate::frame::FrameHead) -> bool {
+    let first = &head.records[0];
+    match unfinished {
+        Some((lsn, index)) => first.lsn == lsn && first.index == index,
+        None => first.lsn > last_lsn && first.index == 0,
+    }
+}
+
+/// The write that a frame has not the last part of, and the next part's index.
+fn unfinished(head: &crate::frame::FrameHead) -> Option<(Lsn, u16)> {
+    let last = head.records.last().filter(|record| record.index + 1 < record.count)?;
+    Some((last.lsn, last.index + 1))
 }
 
 /// LSNs of a segment are stored as distances from its first one.

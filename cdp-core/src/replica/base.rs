@@ -139,7 +139,7 @@ impl BaseWriter {
     /// # Errors
     /// When the media fail.
     pub fn zeros(&mut self, length: u64, lsn: Lsn) -> Result<(), MediaError> {
-        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let end = self.at + length;
         while self.at < end {
             // A page that would hold nothing but zeros is not written at all.

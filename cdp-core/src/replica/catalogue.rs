@@ -143,6 +143,8 @@ pub struct Branch {
     pending: std::collections::VecDeque<Event>,
     frontier: Frontier,
     bracketed: bool,
+    /// Stamp of the last restorable record of its past.
+    past: Option<Stamp>,
 }
 
 impl Branch {
@@ -163,7 +165,15 @@ impl Branch {
             pending: std::collections::VecDeque::new(),
             frontier: Frontier::default(),
             bracketed: false,
+            past: None,
         }
+    }
+
+    /// Tells when the past that it forks from ends: a gap at its beginning begins there.
+    #[must_use]
+    pub fn after(mut self, past: Option<Stamp>) -> Self {
+        self.past = past;
+        self
     }
 
     /// Takes note of a record; it counts once the frontier has reached it. Records come in LSN order.
@@ -231,7 +241,8 @@ impl Branch {
     }
 
     fn open_bracket(&mut self, from: Lsn, event: &Event, reason: LossReason) {
-        let from_time = self.ranges.last().map_or(event.stamp.time, |range| range.to_stamp().time);
+        let before = self.ranges.last().map(Range::to_stamp).or(self.past).unwrap_or(event.stamp);
+        let from_time = before.time;
         match self.ranges.last().map(Range::to) {
             // What lies between the last record and the bracket is whole.
             Some(to) if !self.bracketed && from > to.next() => self.reach(from.prev(), event.stamp),
@@ -438,6 +449,15 @@ impl Catalogue {
         let mut inside = spans.iter().filter(|(_, span)| span.from_time <= time && time <= span.to_time);
         if let Some((timeline, span)) = inside.next() {
             return AtTime::Inside { timeline: *timeline, span: *span, also: inside.copied().collect() };
+        }
+        // Between two epochs of one range nothing was written: the clock jumped, or the protection was stopped cleanly.
+        let between = |spans: &[(Timeline, Span)]| {
+            let [(later, next), (timeline, span)] = spans else { return None };
+            let joined = later == timeline && next.from == span.to.next();
+            (joined && span.to_time < time && time < next.from_time).then_some((*timeline, *span))
+        };
+        if let Some((timeline, span)) = spans.windows(2).find_map(between) {
+            return AtTime::Inside { timeline, span, also: Vec::new() };
         }
         let moment = |timeline, lsn, epoch, time| Moment { timeline, lsn, stamp: Stamp { epoch, time } };
         let before = spans

@@ -2,6 +2,7 @@
 
 use super::catalogue::{AtTime, Branch, Moment, Neighbours};
 use super::{Replica, ReplicaError};
+use crate::journal::Damage;
 use crate::types::{Lsn, Timeline, WallTime};
 use crate::when::{TimelineName, When};
 
@@ -21,6 +22,14 @@ pub enum ResolveError {
     /// It lies in a gap, before the first or after the last.
     #[error(transparent)]
     NotRestorable(#[from] NotRestorable),
+    /// What was asked for may have been in what is damaged; only what is good is among the nearest.
+    #[error("{damage}")]
+    Damaged {
+        /// What is wrong, and where.
+        damage: Box<Damage>,
+        /// The nearest on both sides.
+        nearest: Neighbours,
+    },
     /// Two timelines begin with these digits.
     #[error("{name} is the beginning of {count} timelines")]
     Ambiguous {
@@ -44,12 +53,24 @@ impl Replica {
     /// The moment that is meant, with the exact stamp of its record.
     ///
     /// # Errors
-    /// When it is not restorable (the nearest that are, are named), or the journal cannot be read.
+    /// When it is not restorable (the nearest that are, are named), may be among what is damaged, or the journal cannot be read.
     pub fn resolve(&self, when: &When) -> Result<Moment, ResolveError> {
+        let found = self.find(when);
+        let Some(damage) = &self.damage else { return found };
+        let lost = |nearest| Err(ResolveError::Damaged { damage: Box::new(damage.clone()), nearest });
+        match (when, found) {
+            // Both count from an end that is not there any more: an older moment would pass for what was meant.
+            (When::Latest | When::Back(_), Ok(_)) => lost(Neighbours { before: self.catalogue.latest(), after: None }),
+            (_, Err(ResolveError::NotRestorable(NotRestorable { nearest, .. }))) => lost(nearest),
+            (_, found) => found,
+        }
+    }
+
+    fn find(&self, when: &When) -> Result<Moment, ResolveError> {
         let none = |what: String| NotRestorable { what, nearest: Neighbours::default() };
         match when {
             When::Latest => {
-                let latest = self.catalogue.latest().ok_or_else(|| none("no moment of this replica".into()))?;
+                let latest = self.catalogue.latest().ok_or_else(|| none("the latest moment".into()))?;
                 self.exact(latest.timeline, latest.lsn)
             }
             When::Lsn { timeline: None, lsn } => {
@@ -65,7 +86,7 @@ impl Replica {
                 self.exact(point.id.timeline, point.id.lsn)
             }
             When::Back(back) => {
-                let latest = self.catalogue.latest().ok_or_else(|| none("no moment of this replica".into()))?;
+                let latest = self.catalogue.latest().ok_or_else(|| none("the latest moment".into()))?;
                 let back = u64::try_from(back.as_nanos()).unwrap_or(u64::MAX);
                 self.at_time(WallTime(latest.stamp.time.0.saturating_sub(back)))
             }
@@ -108,11 +129,21 @@ impl Replica {
     fn at_time(&self, time: WallTime) -> Result<Moment, ResolveError> {
         match self.catalogue.at_time(time) {
             AtTime::Inside { timeline, span, .. } => {
-                let moments = self.reader.moments(&self.snapshot, timeline, span.to, time)?;
+                // What the time means, restorable or not: behind the end of the span lie records that cannot be restored.
+                let moments = self.reader.moments(&self.snapshot, timeline, Lsn(u64::MAX), time)?;
                 let found = moments.into_iter().find(|moment| moment.stamp.epoch == span.epoch);
                 // The span's first stamp is at or before the time, so its first LSN is the least that can be meant.
-                let lsn = found.map_or(span.from, |moment| moment.lsn.clamp(span.from, span.to));
-                self.exact(timeline, lsn)
+                let lsn = found.map_or(span.from, |moment| moment.lsn.max(span.from));
+                if lsn <= span.to {
+                    return self.exact(timeline, lsn);
+                }
+                let last = self.exact(timeline, span.to)?;
+                if time <= last.stamp.time {
+                    return Ok(last);
+                }
+                let after = self.catalogue.neighbours(timeline, span.to.next()).after;
+                let nearest = Neighbours { before: Some(last), after };
+                Err(NotRestorable { what: "that time".into(), nearest }.into())
             }
             AtTime::Outside(nearest) => Err(NotRestorable { what: "that time".into(), nearest }.into()),
         }

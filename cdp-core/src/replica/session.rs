@@ -8,7 +8,7 @@ use super::{Bases, ReplicaView, ViewDisk};
 use crate::frame::{Compression, Encoder, Note, Part, Payload, RawFrame, RecordKind};
 use crate::journal::{
     Executor, Hold, IdSource, Manifest, OpenError, Opened, Options, PathElement, ReadError, Reader, Refusal,
-    TimelineInfo, Writer, WriterState, drain,
+    TimelineInfo, TimelineState, Writer, WriterState, drain,
 };
 use crate::media::{MediaError, Storage};
 use crate::types::{
@@ -50,7 +50,7 @@ pub enum SessionError {
 }
 
 /// What a session is opened with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SessionOptions {
     /// The way to its fork, through the trunk's journal.
     pub path: Vec<PathElement>,
@@ -69,7 +69,7 @@ pub struct SessionOptions {
 pub fn create(storage: &dyn Storage, trunk: &Manifest, name: &str, timeline: TimelineInfo) -> Result<(), OpenError> {
     let mut manifest = Manifest::new(trunk.replica, trunk.group, name);
     manifest.disks.clone_from(&trunk.disks);
-    manifest.floor = Lsn(timeline.fork.0 + LSN_JUMP);
+    manifest.reserved = Lsn(timeline.fork.0 + LSN_JUMP);
     manifest.timelines.push(timeline);
     crate::journal::create(storage, manifest).map(drop)
 }
@@ -97,66 +97,30 @@ struct State {
 }
 
 impl Session {
-    /// Opens the store that [`create`] made, as its only writer.
+    /// Opens the store that [`create`] made, as its only writer. After a stop that was not clean its writes go on on a new
+    /// timeline, so that nothing that was torn is ever continued.
     ///
     /// # Errors
     /// When the store or what lies below does not open.
     pub fn open(
         storage: &Arc<dyn Storage>,
         options: SessionOptions,
-        ids: IdSource,
+        mut ids: IdSource,
         now: Now,
     ) -> Result<Self, SessionError> {
         let opened = crate::journal::open(storage.as_ref(), "", None)?;
         let reader = Arc::new(Reader::new(Arc::clone(storage), "", CACHE_BYTES));
-        let (view, state) = Self::prepare(storage, opened, options, ids, &reader)?;
+        let view = view_of(&opened, &reader, &options)?;
+        let fresh = Timeline::new(ids()).unwrap_or(opened.manifest.timelines[0].id);
+        let state = State::new(storage, opened, options.keep_free_bytes, ids, fresh, now)?;
         let session = Self { view, reader, state: Mutex::new(state) };
         let mut state = session.state();
-        if state.lsn == state.prev_lsn && state.prev_lsn == Lsn::ZERO {
+        if state.prev_lsn == Lsn::ZERO {
             state.begin(now);
             session.append(&mut state, now)?;
         }
         drop(state);
         Ok(session)
-    }
-
-    fn prepare(
-        storage: &Arc<dyn Storage>,
-        opened: Opened,
-        options: SessionOptions,
-        ids: IdSource,
-        reader: &Arc<Reader>,
-    ) -> Result<(ReplicaView, State), SessionError> {
-        let SessionOptions { mut path, bases, disks, keep_free_bytes } = options;
-        let snapshot = opened.snapshot();
-        let (group, floor) = (opened.manifest.group, opened.manifest.floor);
-        let timeline = opened.manifest.timelines.last().map(|timeline| timeline.id);
-        let timeline = timeline.ok_or_else(|| OpenError::NoStore { path: storage.path() })?;
-        let prev_lsn = snapshot.span(timeline).map_or(Lsn::ZERO, |(_, last)| last);
-        let upto = snapshot.written();
-        path.push(PathElement { reader: Arc::clone(reader), snapshot, timeline, upto });
-        let view = ReplicaView::open(&path, bases, disks)?;
-        let options = Options {
-            directory: String::new(),
-            segment_bytes: SEGMENT_BYTES,
-            keep_free_bytes,
-            commit_bytes: u64::MAX,
-            commit_ns: u64::MAX,
-            ..Options::default()
-        };
-        let writer = Writer::new(opened, options, ids);
-        let state = State {
-            writer,
-            executor: Executor::new(Arc::clone(storage)),
-            encoder: Encoder::new(),
-            group,
-            timeline,
-            waiting: VecDeque::new(),
-            lsn: prev_lsn.max(floor),
-            prev_lsn,
-            time: WallTime(0),
-        };
-        Ok((view, state))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -231,7 +195,7 @@ impl Session {
     ///
     /// # Errors
     /// When there is no room or the store failed.
-    pub fn close(self, now: Now) -> Result<(), SessionError> {
+    pub fn close(&self, now: Now) -> Result<(), SessionError> {
         let mut state = self.state();
         self.append(&mut state, now)?;
         state.writer.close(true);
@@ -280,7 +244,64 @@ impl Session {
     }
 }
 
+/// The disks at the fork, and above them what the session's timelines hold, each up to the next one's fork.
+fn view_of(opened: &Opened, reader: &Arc<Reader>, options: &SessionOptions) -> Result<ReplicaView, SessionError> {
+    let snapshot = opened.snapshot();
+    let timelines = &opened.manifest.timelines;
+    let forks = timelines.iter().skip(1).map(|next| next.fork).chain([snapshot.written()]);
+    let mut path = options.path.clone();
+    path.extend(timelines.iter().zip(forks).map(|(timeline, upto)| PathElement {
+        reader: Arc::clone(reader),
+        snapshot: snapshot.clone(),
+        timeline: timeline.id,
+        upto,
+    }));
+    Ok(ReplicaView::open(&path, Arc::clone(&options.bases), options.disks.clone())?)
+}
+
 impl State {
+    fn new(
+        storage: &Arc<dyn Storage>,
+        opened: Opened,
+        keep_free_bytes: u64,
+        ids: IdSource,
+        fresh: Timeline,
+        now: Now,
+    ) -> Result<Self, SessionError> {
+        let options = Options {
+            directory: String::new(),
+            segment_bytes: SEGMENT_BYTES,
+            keep_free_bytes,
+            commit_bytes: u64::MAX,
+            commit_ns: u64::MAX,
+            ..Options::default()
+        };
+        let (manifest, durable, last_lsn) = (opened.manifest.clone(), opened.durable.lsn(), opened.last_lsn);
+        let last = manifest.timelines.last().copied().ok_or_else(|| OpenError::NoStore { path: storage.path() })?;
+        let span = opened.snapshot().span(last.id);
+        let mut state = Self {
+            writer: Writer::new(opened, options, ids),
+            executor: Executor::new(Arc::clone(storage)),
+            encoder: Encoder::new(),
+            group: manifest.group,
+            timeline: last.id,
+            waiting: VecDeque::new(),
+            lsn: last_lsn.max(manifest.reserved),
+            prev_lsn: span.map_or(Lsn::ZERO, |(_, last)| last),
+            time: WallTime(0),
+        };
+        if !manifest.clean {
+            let fork = durable.max(last.fork);
+            let (number, parent) = (last.number + 1, Some(last.id));
+            let next = TimelineInfo { id: fresh, number, parent, fork, last: None, opened: now.wall, ..last };
+            state.writer.open_timeline(TimelineInfo { state: TimelineState::Open, ..next });
+            (state.timeline, state.prev_lsn) = (fresh, Lsn::ZERO);
+        }
+        state.writer.edit(|manifest| manifest.clean = false);
+        state.drive(now)?;
+        Ok(state)
+    }
+
     /// The timeline's first record.
     fn begin(&mut self, now: Now) {
         let info = self.writer.manifest().timelines.last().copied();

@@ -178,13 +178,7 @@ impl Dice {
 impl Change {
     fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
-            Self::Write { offset, bytes: data } => {
-                let end = *offset as usize + data.len();
-                if bytes.len() < end {
-                    bytes.resize(end, 0);
-                }
-                bytes[*offset as usize..end].copy_from_slice(data);
-            }
+            Self::Write { offset, bytes: data } => put(bytes, *offset, data),
             Self::Length(length) => bytes.resize(*length as usize, 0),
             Self::Punch(range) => {
                 let end = (range.end() as usize).min(bytes.len());
@@ -207,12 +201,20 @@ impl Change {
             let count = ((SECTOR - at % SECTOR) as usize).min(rest.len());
             let arrives = dice.arrives(count);
             if arrives > 0 {
-                Self::Write { offset: at, bytes: rest[..arrives].to_vec() }.apply(bytes);
+                put(bytes, at, &rest[..arrives]);
             }
             at += count as u64;
             rest = &rest[count..];
         }
     }
+}
+
+fn put(bytes: &mut Vec<u8>, offset: u64, data: &[u8]) {
+    let end = offset as usize + data.len();
+    if bytes.len() < end {
+        bytes.resize(end, 0);
+    }
+    bytes[offset as usize..end].copy_from_slice(data);
 }
 
 fn rename(names: &mut BTreeMap<String, usize>, naming: &Naming) {
@@ -355,7 +357,8 @@ impl File for SimFile {
     }
 
     fn write_vectored_at(&self, offset: u64, data: &[IoSlice<'_>]) -> Result<()> {
-        let bytes = data.iter().flat_map(|slice| slice.iter().copied()).collect();
+        let mut bytes = Vec::with_capacity(data.iter().map(|slice| slice.len()).sum());
+        data.iter().for_each(|slice| bytes.extend_from_slice(slice));
         self.change(Operation::Write, Change::Write { offset, bytes })
     }
 

@@ -2,6 +2,7 @@
 
 mod corruption;
 mod crash;
+mod golden;
 mod kit;
 mod life;
 mod model;

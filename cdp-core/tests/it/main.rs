@@ -1,3 +1,7 @@
-//! Tests of the crate from outside.
+//! The crate's integration tests: one binary, a module for each room.
 
+#![allow(unreachable_pub, reason = "modules of a test binary share their items")]
+
+mod capture;
 mod journal;
+mod session;

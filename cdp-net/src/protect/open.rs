@@ -51,6 +51,8 @@ pub struct ProtectOptions {
     pub full_check: bool,
     /// Bound of what was captured and is not yet durable, in bytes.
     pub queue_bytes: u64,
+    /// Segments of the journal are made this large, in bytes, at least 1 MiB.
+    pub segment_bytes: u64,
 }
 
 impl ProtectOptions {
@@ -66,6 +68,7 @@ impl ProtectOptions {
             trust_source: false,
             full_check: false,
             queue_bytes: 1 << 30,
+            segment_bytes: Options::default().segment_bytes,
         }
     }
 }
@@ -139,6 +142,9 @@ fn unreadable(error: OpenError) -> ProtectError {
 
 /// Takes the directory and the sources, opens or makes the store, and begins the timeline that writes will be on.
 pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError> {
+    if options.points == Some(PointsMode::PerPoint) {
+        return Err(ProtectError::Replica(crate::host::no_coalescing()));
+    }
     let storage: Arc<dyn Storage> = Arc::new(Disk::create(&options.replica)?);
     let owner = Owner::acquire(&options.replica)?;
     let opened_sources = options.sources.iter().map(|source| Ok((source, Source::open(&source.path)?)));
@@ -169,7 +175,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     let disks: Vec<_> = disks.collect();
     let (log, found_log) = open_log(storage.as_ref(), &manifest)?;
     let durable = opened.durable.lsn();
-    let mut writer = Writer::new(opened, writer_options(&manifest), Box::new(identity));
+    let mut writer = Writer::new(opened, writer_options(&manifest, options.segment_bytes), Box::new(identity));
     let mut executor = Executor::new(Arc::clone(&storage));
     let decided = decide(options, &manifest, &sources, found_log, durable, resumed);
     let Decided { start, timeline, full_check, opened } = decided;
@@ -190,8 +196,9 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     Ok(Prepared { owner, storage, sources, devices, disks, writer, executor, start, timeline, full_check, log, opened })
 }
 
-fn writer_options(manifest: &Manifest) -> Options {
+fn writer_options(manifest: &Manifest, segment_bytes: u64) -> Options {
     Options {
+        segment_bytes,
         keep_free_bytes: manifest.policy.reserve_bytes,
         // Syncs that follow each other closely write the same pages of metadata again and again.
         commit_bytes: 32 << 20,
@@ -323,7 +330,8 @@ fn decide(
             let everything = options.full_check || !believed;
             let compared = if everything { Compared::Everything } else { Compared::ActivityLog };
             let opened = Opened { timeline: fresh, resumed, clean: false, compared };
-            let start = Start::Unclean { parent: open.id, fork: durable, epoch, log };
+            let above = manifest.reserved.max(durable);
+            let start = Start::Unclean { parent: open.id, fork: durable, above, epoch, log };
             Decided { start, timeline: fresh, full_check: options.full_check, opened }
         }
     }

@@ -80,6 +80,39 @@ pub(super) struct Pump {
     room: Room,
 }
 
+/// What the journal stored, and how fast.
+#[derive(Debug, Default)]
+pub(super) struct Stored {
+    bytes: AtomicU64,
+    /// When the rate was last looked at, the bytes by then, and the rate: a mean that forgets half of itself at each look.
+    rate: Mutex<(u64, u64, u64)>,
+}
+
+impl Stored {
+    /// Bytes since the start.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn sample(&self, mono_ns: u64) {
+        const LOOK_NS: u64 = 500_000_000;
+        let mut held = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, before, rate) = *held;
+        let elapsed = mono_ns.saturating_sub(since);
+        if elapsed >= LOOK_NS {
+            let bytes = self.bytes();
+            let now = u128::from(bytes - before) * 1_000_000_000 / u128::from(elapsed);
+            *held = (mono_ns, bytes, rate.midpoint(u64::try_from(now).unwrap_or(u64::MAX)));
+        }
+    }
+
+    /// Bytes a second lately.
+    pub(super) fn per_second(&self) -> u64 {
+        self.sample(clock::mono().0);
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner).2
+    }
+}
+
 /// What a pump is made of.
 pub(super) struct Parts {
     pub(super) group: GroupId,
@@ -90,6 +123,7 @@ pub(super) struct Parts {
     pub(super) host: Arc<Host>,
     pub(super) backlog: Arc<Backlog>,
     pub(super) failure: Arc<Failure>,
+    pub(super) stored: Arc<Stored>,
 }
 
 impl Pump {
@@ -133,6 +167,7 @@ impl Pump {
             self.offer_held();
             self.drive();
             self.report();
+            self.parts.stored.sample(clock::mono().0);
             if self.parts.writer.state() == WriterState::Closed {
                 return;
             }
@@ -171,9 +206,11 @@ impl Pump {
 
     fn offer_held(&mut self) {
         while let Some((frame, mut underway)) = self.held.pop_front() {
+            let bytes = frame.len();
             match self.parts.writer.append(clock::mono(), frame) {
                 Ok(appended) => {
                     underway.whole = appended.whole;
+                    self.parts.stored.bytes.fetch_add(bytes, Ordering::Relaxed);
                     self.underway.push_back(underway);
                 }
                 Err(refused) => {
@@ -190,7 +227,7 @@ impl Pump {
                 }
             }
         }
-        if self.parts.writer.state() == WriterState::Running {
+        if !matches!(self.parts.writer.state(), WriterState::Failed(_)) {
             self.set_room(Room::Ok);
         }
     }
@@ -212,13 +249,10 @@ impl Pump {
                 return;
             }
         }
-        match self.parts.writer.state() {
-            WriterState::Failed(error) => {
-                self.parts.failure.set(&error);
-                self.set_room(Room::Lost);
-            }
-            WriterState::NoSpace => self.set_room(Room::NoSpace),
-            _ => {}
+        // Lack of room for the next segment is no matter while the active one takes frames: it is one when a frame is refused.
+        if let WriterState::Failed(error) = self.parts.writer.state() {
+            self.parts.failure.set(&error);
+            self.set_room(Room::Lost);
         }
     }
 

@@ -4,7 +4,7 @@ use super::disk::ProtectedDisk;
 use super::engine::{Engine, Queues};
 use super::failure::Failure;
 use super::open::{Prepared, ProtectError, ProtectOptions, prepare};
-use super::pump::{Backlog, Message, Parts, Pump, run_syncs};
+use super::pump::{Backlog, Message, Parts, Pump, Stored, run_syncs};
 use super::seed::{self, Progress, Seed};
 use super::{Devices, Notice, Protector, PumpStore, Shared, log_file, reread};
 use crate::clock;
@@ -12,8 +12,8 @@ use crate::device::Device;
 use crate::host::{Host, Live};
 use crate::nbd::Export;
 use crate::owner::ControlServer;
-use cdp_core::capture::{Event, Filter, FilterOptions, LogTrust, LogWrite, Reread, Start};
-use cdp_core::journal::BaseInfo;
+use cdp_core::capture::{Event, Filter, FilterOptions, LogTrust, LogWitness, LogWrite, Reread, Start};
+use cdp_core::journal::{BaseInfo, drain};
 use cdp_core::media::Storage;
 use cdp_core::replica::Replica;
 use cdp_core::types::{DiskId, Lsn, ReplicaId};
@@ -66,29 +66,26 @@ fn launch(
     prepared: Prepared,
     notices: Box<dyn Fn(Notice) + Send>,
 ) -> Result<Protector, ProtectError> {
-    let Prepared {
-        owner,
-        storage,
-        sources,
-        devices,
-        disks,
-        writer,
-        executor,
-        start,
-        timeline,
-        full_check,
-        log,
-        opened,
-    } = prepared;
+    let Prepared { owner, storage, sources, devices, disks, start, timeline, full_check, log, opened, .. } = prepared;
+    let (mut writer, mut executor) = (prepared.writer, prepared.executor);
     let manifest = writer.manifest().clone();
     let seeding = matches!(start, Start::First);
     let filter_options = FilterOptions {
         full_check,
+        witness: LogWitness { good: manifest.activity_generation, lost: 0 },
         rpo_ns: manifest.policy.rpo_ms * 1_000_000,
         queue_bytes_max: options.queue_bytes,
         ..FilterOptions::new(manifest.group, timeline, start, disks)
     };
     let filter = Filter::new(filter_options, clock::now())?;
+    // Before anything of this filter is kept: where its LSNs begin, so that no later start begins below.
+    let first_lsn = filter.first_lsn();
+    let generation = writer.edit(|manifest| manifest.reserved = manifest.reserved.max(first_lsn));
+    drain(&mut writer, &mut executor, clock::mono());
+    if writer.manifest_durable() < generation {
+        return Err(ProtectError::NotStored);
+    }
+    let manifest = writer.manifest().clone();
     let backlog = Arc::new(Backlog::default());
     let (queues, pump_sender, work) = queues(Arc::clone(&backlog));
     let engine = Arc::new(Engine::new(filter, queues));
@@ -98,11 +95,13 @@ fn launch(
     let pump_store = Arc::new(PumpStore { pump: Mutex::new(pump_sender.clone()) });
     let host = Host::new(replica, Box::new(Arc::clone(&pump_store)));
     let failure = Arc::new(Failure::default());
+    let stored = Arc::new(Stored::default());
     let shared = Arc::new(Shared {
         engine: Arc::clone(&engine),
         host: Arc::clone(&host),
         pump: pump_store,
         failure: Arc::clone(&failure),
+        stored: Arc::clone(&stored),
         progress: Arc::new(Progress::default()),
         stop: Arc::new(AtomicBool::new(false)),
         draining: AtomicBool::new(false),
@@ -121,6 +120,7 @@ fn launch(
         host: Arc::clone(&host),
         backlog,
         failure,
+        stored,
     };
     let mut threads = Vec::new();
     let mut spawn = |name: &str, run: Box<dyn FnOnce() + Send>| -> Result<(), ProtectError> {

@@ -27,7 +27,7 @@ pub struct Summary {
     pub durable: Lsn,
     /// Bytes that guests wrote.
     pub written_bytes: u64,
-    /// Bytes that the journal stored.
+    /// Bytes that the journal stored for them.
     pub stored_bytes: u64,
     /// Bytes that the next start reads again.
     pub hot_bytes: u64,
@@ -96,13 +96,12 @@ impl Protector {
         let replica = self.shared.host.replica();
         let points = replica.catalogue().trunk().map_or(0, |branch| branch.points().len() as u64);
         drop(replica);
-        let stored_bytes = self.shared.host.status().map_or(0, |status| status.space.segments);
         Summary {
             drained,
             lsn: status.lsn,
             durable: status.durable,
             written_bytes: status.counters.bytes_recorded,
-            stored_bytes,
+            stored_bytes: self.shared.stored.bytes(),
             hot_bytes: if drained { 0 } else { status.hot_bytes },
             points,
             seconds: wall_seconds(self.started),

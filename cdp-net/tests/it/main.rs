@@ -1,5 +1,9 @@
 //! Everything of cdp-net that takes real sockets, files and programs to test.
 
+mod dice;
+mod every_lsn;
+mod history;
 mod nbd;
 mod nbd_clients;
+mod overlap;
 mod protect;

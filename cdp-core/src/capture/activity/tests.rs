@@ -1,1 +1,195 @@
+//! When ops wait for the log, when bits are cleared, and what a lost log does.
 
+use super::codec::LogContents;
+use super::*;
+use crate::capture::output::{Failed, LogTrust};
+
+const MS: u64 = 1_000_000;
+
+fn group() -> GroupId {
+    GroupId::new([7; 16]).expect("not 0")
+}
+
+/// An activity log with a file behind it.
+struct Fixture {
+    activity: Activity,
+    order: Order,
+    mend: Mend,
+    file: Vec<u8>,
+    now: MonoTime,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let limits = Limits { wait_ns_max: 100 * MS, hot_ns_min: 1000 * MS, witness: LogWitness::default() };
+        let timeline = Timeline::new([9; 16]).expect("not 0");
+        let mut activity = Activity::new(group(), timeline, None, limits, MonoTime(1));
+        activity.add_disk(DiskId::new(1).expect("not 0"), 1 << 30);
+        let mut mend = Mend::default();
+        mend.add_disk(1 << 30);
+        activity.writer_mut().reserve(Lsn(1));
+        let mut fixture = Self { activity, order: Order::default(), mend, file: Vec::new(), now: MonoTime(1) };
+        while fixture.write() {}
+        fixture
+    }
+
+    fn issue(&mut self) -> Option<LogWrite> {
+        self.activity.next_write(self.now, Lsn(0), true)
+    }
+
+    fn land(&mut self, write: &LogWrite) {
+        for (offset, data) in &write.writes {
+            let end = *offset as usize + data.len();
+            self.file.resize(self.file.len().max(end), 0);
+            self.file[*offset as usize..end].copy_from_slice(data);
+        }
+    }
+
+    fn write(&mut self) -> bool {
+        let Some(write) = self.issue() else { return false };
+        self.land(&write);
+        self.activity.written(self.now, write.token, Ok(())).expect("under way");
+        true
+    }
+
+    fn log(&self) -> LogContents {
+        LogContents::read(&self.file, group()).expect("good")
+    }
+
+    /// A pass over all extents, after everything is quiet.
+    fn clean(&mut self, restorable: Lsn) {
+        self.now = self.now.after(5000 * MS);
+        self.activity.clean(self.now, restorable, &self.order, &self.mend);
+    }
+}
+
+const HERE: Extent = Extent { offset: 8 << 20, length: 4096 };
+
+#[test]
+fn the_first_write_waits_for_one_log_write_and_the_next_does_not() {
+    let mut fixture = Fixture::new();
+    assert!(!fixture.activity.prepare(0, HERE, fixture.now));
+    assert!(fixture.write());
+    assert!(fixture.activity.covers(0, HERE) && fixture.activity.prepare(0, HERE, fixture.now));
+    assert_eq!(fixture.log().disks[0].hot, [Extent::new(8 << 20, 4 << 20)]);
+}
+
+#[test]
+fn a_writer_in_sequence_finds_its_extents_marked() {
+    let mut fixture = Fixture::new();
+    let mut waits = 0;
+    for at in 0..200u64 {
+        let extent = Extent::new(at << 20, 1 << 20);
+        if !fixture.activity.prepare(0, extent, fixture.now) {
+            waits += 1;
+        }
+        fixture.write();
+        fixture.activity.touched(0, extent, Lsn(at + 1), fixture.now);
+    }
+    assert!(waits <= 3, "{waits} of 50 extents waited");
+}
+
+#[test]
+fn a_bit_is_cleared_only_when_durable_flushed_quiet_and_clean() {
+    let mut fixture = Fixture::new();
+    let hot = |fixture: &Fixture| fixture.activity.hot_bytes() > 0;
+    fixture.activity.prepare(0, HERE, fixture.now);
+    fixture.write();
+    fixture.activity.touched(0, HERE, Lsn(5), fixture.now);
+    let op = fixture.order.insert(0, HERE, crate::capture::order::Stage::Going { recorded: true });
+    fixture.order.started(op, Lsn(5), true);
+    fixture.activity.flush_begins(0);
+    fixture.activity.flush_ended(0, 2);
+
+    fixture.clean(Lsn(5));
+    assert!(hot(&fixture), "an op runs");
+    fixture.order.complete(op);
+    fixture.activity.completed(0, HERE, fixture.now);
+    fixture.clean(Lsn(4));
+    assert!(hot(&fixture), "not restorable");
+    fixture.clean(Lsn(5));
+    assert!(hot(&fixture), "not flushed since it completed");
+    assert_eq!(fixture.activity.next_flush(), Some(0), "and a flush is asked for");
+    let generation = fixture.activity.flush_begins(0);
+    fixture.activity.flush_ended(0, generation);
+    fixture.mend.mark(0, HERE);
+    fixture.clean(Lsn(5));
+    assert!(hot(&fixture), "dirty");
+    fixture.mend.supersede(0, Extent::new(8 << 20, 64 << 10));
+    fixture.activity.touched(0, HERE, Lsn(5), fixture.now);
+    fixture.now = fixture.now.after(900 * MS);
+    fixture.activity.clean(fixture.now, Lsn(5), &fixture.order, &fixture.mend);
+    assert!(hot(&fixture), "not quiet");
+    fixture.clean(Lsn(5));
+    assert!(!hot(&fixture));
+    fixture.write();
+    assert_eq!(fixture.log().hot_bytes(), 0);
+}
+
+#[test]
+fn an_extent_that_is_written_again_while_it_is_cleared_waits() {
+    let mut fixture = Fixture::new();
+    fixture.activity.prepare(0, HERE, fixture.now);
+    fixture.write();
+    fixture.clean(Lsn(5));
+    assert!(fixture.activity.covers(0, HERE), "cleared in memory, marked on disk: an op may go");
+    let clearing = fixture.issue().expect("the clearing write");
+    assert!(!fixture.activity.prepare(0, HERE, fixture.now), "the disk may lose the bit at any moment");
+    fixture.land(&clearing);
+    fixture.activity.written(fixture.now, clearing.token, Ok(())).expect("under way");
+    assert!(!fixture.activity.covers(0, HERE));
+    assert!(fixture.write());
+    assert!(fixture.activity.covers(0, HERE) && fixture.log().hot_bytes() > 0);
+}
+
+#[test]
+fn a_lost_log_holds_nobody_and_comes_back_whole_with_a_higher_generation() {
+    let mut fixture = Fixture::new();
+    let Some(LogTrust::Good { generation }) = fixture.activity.writer_mut().take_untold() else { panic!("good") };
+    fixture.activity.prepare(0, HERE, fixture.now);
+    let write = fixture.issue().expect("a write");
+    fixture.activity.written(fixture.now, write.token, Err(Failed { errno: 5 })).expect("under way");
+    assert!(!fixture.activity.writer().holds());
+    let lost = fixture.activity.writer_mut().take_untold();
+    assert_eq!(lost, Some(LogTrust::Lost { generation, error: Some(Failed { errno: 5 }) }));
+    assert!(fixture.issue().is_none(), "it pauses");
+    fixture.now = fixture.activity.writer().retry_due().expect("a pause");
+    let elsewhere = Extent::new(64 << 20, 4096);
+    let probe = fixture.issue().expect("all sectors");
+    fixture.activity.prepare(0, elsewhere, fixture.now);
+    fixture.land(&probe);
+    fixture.activity.written(fixture.now, probe.token, Ok(())).expect("under way");
+    assert!(fixture.activity.writer().holds(), "from here on ops wait again");
+    assert!(fixture.log().generation <= generation, "no header before all that was marked meanwhile is written");
+    while fixture.write() {}
+    let Some(LogTrust::Good { generation: back }) = fixture.activity.writer_mut().take_untold() else { panic!("good") };
+    let log = fixture.log();
+    assert!(back > generation && log.generation == back);
+    assert!(log.disks[0].hot.iter().any(|run| run.contains(&elsewhere)));
+}
+
+#[test]
+fn a_reservation_counts_when_both_headers_have_it() {
+    let mut fixture = Fixture::new();
+    let last = Lsn(1 + (1 << 24));
+    assert!(fixture.activity.writer().may_give(last) && !fixture.activity.writer().may_give(last.next()));
+    fixture.activity.writer_mut().reserve(Lsn(1 << 23 | 2));
+    assert!(fixture.write());
+    assert!(!fixture.activity.writer().may_give(last.next()), "one copy has it");
+    assert!(fixture.write());
+    assert!(fixture.activity.writer().may_give(last.next()));
+}
+
+#[test]
+fn what_a_failed_flush_may_have_lost_stays_marked() {
+    let mut fixture = Fixture::new();
+    fixture.activity.prepare(0, HERE, fixture.now);
+    fixture.write();
+    fixture.activity.touched(0, HERE, Lsn(5), fixture.now);
+    fixture.activity.completed(0, HERE, fixture.now);
+    assert_eq!(fixture.activity.flush_failed(0, std::iter::empty()), [Extent::new(8 << 20, 4 << 20)]);
+    let generation = fixture.activity.flush_begins(0);
+    fixture.activity.flush_ended(0, generation);
+    fixture.clean(Lsn(5));
+    assert!(fixture.activity.hot_bytes() > 0 && !fixture.activity.is_flushed(0));
+}

@@ -13,13 +13,16 @@
 use super::codec::{
     Entry, Header, LogContents, LogState, SECTOR_WORDS, encode_header, encode_sector, header_offset, sector_offset,
 };
-use super::{FACTS_MAX, Region};
+use super::{FACTS_MAX, Limits, Region};
 use crate::capture::output::{Failed, LogToken, LogTrust, LogWrite};
 use crate::types::{DiskId, GroupId, Lsn, MonoTime, SECTOR, Timeline};
 use bytes::Bytes;
 
 /// How many LSNs are reserved at a time, ahead of need.
 pub(crate) const RESERVATION: u64 = 1 << 24;
+/// How far above the generations that the replica knows a log begins when none was found (or none that is believed): an older
+/// one that was only unreadable for a while, and comes back, is below.
+const GENERATION_JUMP: u64 = 1 << 32;
 /// The first pause after the log was lost, in nanoseconds; it doubles.
 const RETRY_NS_MIN: u64 = 1_000_000_000;
 /// The longest pause before the log is tried again, in nanoseconds.
@@ -59,7 +62,7 @@ pub(in crate::capture) struct Writer {
     /// The generation that is durable in each header copy.
     copies: [u64; 2],
     phase: Phase,
-    /// Was good once: the header on disk is of this filter, or not believed.
+    /// Was good or lost once: the header on disk is of this filter, or not believed.
     ready: bool,
     in_flight: Option<InFlight>,
     tokens: u64,
@@ -76,12 +79,13 @@ pub(in crate::capture) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(group: GroupId, timeline: Timeline, found: Option<&LogContents>, wait_ns_max: u64) -> Self {
+    pub(super) fn new(group: GroupId, timeline: Timeline, found: Option<&LogContents>, limits: Limits) -> Self {
         let mut copies = [0; 2];
         if let Some(found) = found {
             copies[found.copy] = found.generation;
         }
-        let generation = copies[0].max(copies[1]) + 1;
+        let above = limits.witness.good.max(limits.witness.lost);
+        let generation = found.map_or(above.saturating_add(GENERATION_JUMP), |found| found.generation.max(above)) + 1;
         let header = Header {
             state: LogState::Open,
             group,
@@ -100,7 +104,7 @@ impl Writer {
             in_flight: None,
             tokens: 0,
             pause_ns: 0,
-            wait_ns_max,
+            wait_ns_max: limits.wait_ns_max,
             begun: None,
             reserved: Lsn::ZERO,
             last_lsn: Lsn::ZERO,
@@ -125,10 +129,10 @@ impl Writer {
         self.wait_ns_max
     }
 
-    /// Whether LSNs up to this one may be given. When the log is lost it does not limit them: the next start will not believe
-    /// it and begin [`super::super::LSN_JUMP`] above everything that is known.
+    /// Whether LSNs up to this one may leave the filter. While the log is lost it does not limit them: the next start will not
+    /// believe it and begin [`super::super::LSN_JUMP`] above everything that is known.
     pub(in crate::capture) fn may_give(&self, lsn: Lsn) -> bool {
-        lsn <= self.reserved || !self.holds()
+        lsn <= self.reserved || !(self.phase == Phase::Good || self.trust.is_none())
     }
 
     /// Renews the reservation when half of it is used. Returns the LSN at which to ask again.
@@ -138,7 +142,8 @@ impl Writer {
             self.header.reserved_through = Lsn(last_lsn.0 + RESERVATION);
             self.renew_header();
         }
-        Lsn(self.header.reserved_through.0 - RESERVATION / 2)
+        let half = Lsn(self.header.reserved_through.0 - RESERVATION / 2);
+        if self.phase == Phase::Good { half.min(self.reserved.next()) } else { half }
     }
 
     /// The header says something new.
@@ -188,7 +193,7 @@ impl Writer {
 
     /// Since when the log is not yet good for the first time and everything waits for it.
     pub(in crate::capture) fn settling_since(&self) -> Option<MonoTime> {
-        self.begun.filter(|_| !self.ready && self.holds())
+        self.begun.filter(|_| self.trust.is_none())
     }
 
     /// The write under way says nothing about these regions: their sectors lie elsewhere now.
@@ -220,6 +225,7 @@ impl Writer {
             region.safe.fill(0);
             region.stale.fill(true);
         }
+        self.ready = true;
         self.pause_ns = (self.pause_ns * 2).clamp(RETRY_NS_MIN, RETRY_NS_MAX);
         self.phase = Phase::Lost { retry_at: now.after(self.pause_ns) };
         if was_believed {
@@ -246,7 +252,9 @@ impl Writer {
                 {
                     self.header.generation += 1;
                 }
-                self.header.reserved_through = Lsn(self.last_lsn.0 + RESERVATION);
+                if self.header.state != LogState::Clean {
+                    self.header.reserved_through = Lsn(self.last_lsn.0 + RESERVATION);
+                }
                 self.copies = [0; 2];
             }
             _ => {}

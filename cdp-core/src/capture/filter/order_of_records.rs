@@ -161,7 +161,7 @@ impl Filter {
         if let Some(window) = &mut self.window {
             window.end = Some(lsn);
         }
-        if self.doubt.is_some() {
+        if matches!(self.doubt, Some(Doubt::Open)) {
             self.doubt = Some(Doubt::Ended { lsn, flushes: self.demand_flushes() });
         }
     }

@@ -78,7 +78,10 @@ impl Filter {
                 let disk = self.disks[active.disk].id;
                 self.events.push_back(Event::RereadFailed { disk, extent: active.extent, error });
             }
-            Ok(_) if self.gap.is_some() => self.mend.put_back(&active),
+            // Guests took the room meanwhile: later.
+            Ok(_) if self.gap.is_some() || self.gather.queued() + REREAD_COST > self.limits.queue_bytes_max => {
+                self.mend.put_back(&active);
+            }
             Ok(changed) => {
                 let outside = changed.iter().map(Payload::extent).find(|extent| !active.extent.contains(extent));
                 if let Some(found) = outside {

@@ -35,7 +35,8 @@ impl Filter {
         self.kicked = true;
     }
 
-    /// Whether everything is settled, durable at the replica and flushed at the sources, and nothing is in doubt.
+    /// Whether everything is settled, durable at the replica and flushed at the sources, and nothing is in doubt. Never again
+    /// after a flush of a source failed: what it lost is not known.
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.no_op_is_open()

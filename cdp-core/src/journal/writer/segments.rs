@@ -42,7 +42,7 @@ pub(super) struct Segment {
 pub(super) struct Before {
     pub(super) group: GroupId,
     pub(super) durable: Lsn,
-    pub(super) last_segment: Option<SegmentId>,
+    pub(super) last_segment: Option<(SegmentId, u32)>,
     pub(super) lsn: Lsn,
 }
 
@@ -80,6 +80,10 @@ impl Segment {
         (small && span < LSN_SPAN) || self.frames == 0
     }
 
+    pub(super) fn frame_count(&self) -> u32 {
+        self.frames
+    }
+
     fn is_half_full(&self, options: &Options) -> bool {
         self.offset >= options.segment_bytes / 2 || self.entries >= options.segment_records / 2
     }
@@ -110,9 +114,10 @@ impl Segment {
         if self.frames == 0 {
             self.prev_lsn = before.lsn;
             self.first_lsn = Some(info.first_lsn);
-            let (id, prev_lsn, prev_segment) = (self.id, before.lsn, before.last_segment);
+            let (id, prev_lsn, prev) = (self.id, before.lsn, before.last_segment);
+            let (prev_segment, prev_frames) = (prev.map(|(id, _)| id), prev.map_or(0, |(_, frames)| frames));
             let (group, timeline, durable) = (before.group, info.timeline, before.durable);
-            let opening = Opening { id, group, timeline, prev_lsn, prev_segment, durable }.encode();
+            let opening = Opening { id, group, timeline, prev_lsn, prev_segment, prev_frames, durable }.encode();
             let gap = (FRAMES_AT - OPENING_AT) as usize - opening.len();
             data.push(opening.into());
             data.push(Bytes::from_static(&ZEROS[..gap]));

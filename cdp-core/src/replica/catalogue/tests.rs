@@ -96,7 +96,7 @@ fn a_new_timeline_goes_on_after_its_resync_and_the_old_one_stays() {
     first.advance(Lsn(40), stamp(1, 400));
     first.open = false;
     catalogue.insert(first);
-    let mut second = Branch::new(timeline(2), 2, Some(timeline(1)), Lsn(40), Role::Trunk);
+    let mut second = Branch::new(timeline(2), 2, Some(timeline(1)), Lsn(40), Role::Trunk).after(Some(stamp(1, 400)));
     second.handle(resync_begin(1001, 1001, ResyncReason::UncleanStop));
     second.advance(Lsn(1001), stamp(1, 10_010));
     catalogue.insert(second);
@@ -105,6 +105,8 @@ fn a_new_timeline_goes_on_after_its_resync_and_the_old_one_stays() {
     second.handle(resync_end(1010));
     second.advance(Lsn(1012), stamp(1, 10_120));
     assert_eq!(catalogue.latest().unwrap().lsn, Lsn(1012));
+    let gap = catalogue.branch(timeline(2)).unwrap().gaps()[0];
+    assert_eq!((gap.from_time, gap.to_time), (WallTime(400), WallTime(10_100)), "the gap begins where the past ends");
     assert_eq!(catalogue.on_path(Lsn(33)).unwrap().timeline, timeline(1));
     assert_eq!(catalogue.on_path(Lsn(1011)).unwrap().timeline, timeline(2));
     let lost = catalogue.neighbours(timeline(2), Lsn(1005));

@@ -65,6 +65,10 @@ impl Rig {
     }
 
     pub(crate) fn on(storage: Arc<dyn Storage>, opened: Opened, seed: u64) -> Self {
+        Self::with(storage, opened, seed, options())
+    }
+
+    pub(crate) fn with(storage: Arc<dyn Storage>, opened: Opened, seed: u64, options: Options) -> Self {
         let mut dice = Dice(seed);
         let ids = Box::new(move || {
             let (a, b) = (dice.next(), dice.next());
@@ -74,7 +78,7 @@ impl Rig {
             id
         });
         let repairs = opened.repairs.clone();
-        let writer = Writer::new(opened, options(), ids);
+        let writer = Writer::new(opened, options, ids);
         Self { executor: Executor::new(Arc::clone(&storage)), storage, writer, now: MonoTime(1), repairs }
     }
 

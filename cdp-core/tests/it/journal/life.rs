@@ -201,3 +201,116 @@ fn dropped_segments_go_and_stay_away() {
     drop(rig);
     assert!(Rig::open(storage, 2).unwrap().writer.durable() >= durable);
 }
+
+#[test]
+fn a_sync_covers_only_what_was_written_when_it_was_issued() {
+    let mut rig = Rig::create(Arc::new(Memory::new()));
+    let mut source = Source::new(1, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    rig.drain();
+    let mut append = |rig: &mut Rig| {
+        source.write(1, Extent::new(0, 512), 1);
+        let frame = source.frames(Compression::None).remove(0);
+        rig.writer.append(rig.now, frame).unwrap();
+        let (id, effect) = rig.writer.poll(rig.now).expect("a write");
+        assert!(matches!(effect, Effect::Write { .. }));
+        (id, effect)
+    };
+    let done = |rig: &mut Rig, (id, effect): (EffectId, Effect)| {
+        let outcome = rig.executor.run(&effect);
+        rig.writer.completed(rig.now, id, outcome);
+    };
+    let (first, second) = (append(&mut rig), append(&mut rig));
+    rig.writer.request_sync();
+    done(&mut rig, second);
+    assert!(rig.writer.poll(rig.now).is_none(), "the first one is not written yet");
+    assert_eq!(rig.writer.written(), Lsn(0));
+    done(&mut rig, first);
+    assert_eq!(rig.writer.written(), Lsn(2));
+    let sync = rig.writer.poll(rig.now).expect("a sync");
+    assert!(matches!(sync.1, Effect::Sync { .. }));
+    // More is appended and written while the sync runs; it is not covered.
+    let third = append(&mut rig);
+    done(&mut rig, third);
+    rig.writer.request_sync();
+    assert!(rig.writer.poll(rig.now).is_none(), "one sync of a file at a time");
+    assert_eq!((rig.writer.durable().lsn(), rig.writer.written()), (Lsn(0), Lsn(3)));
+    done(&mut rig, sync);
+    assert_eq!(rig.writer.durable().lsn(), Lsn(2));
+    let again = rig.writer.poll(rig.now).expect("a sync for the third");
+    done(&mut rig, again);
+    assert_eq!(rig.writer.durable().lsn(), Lsn(3));
+}
+
+#[test]
+fn time_alone_makes_things_durable() {
+    let mut rig = Rig::create(Arc::new(Memory::new()));
+    let mut source = Source::new(1, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    source.write(1, Extent::new(0, 512), 1);
+    rig.append(source.frames(Compression::None).remove(0));
+    rig.drain();
+    assert_eq!(rig.writer.durable().lsn(), Lsn(0));
+    rig.now = rig.writer.next_deadline().expect("a commit is due some time");
+    rig.drain();
+    assert_eq!(rig.writer.durable().lsn(), Lsn(1));
+    assert_eq!(rig.writer.next_deadline(), None);
+}
+
+#[test]
+fn a_write_that_spans_frames_is_durable_when_all_of_it_is() {
+    let storage = Arc::new(Memory::new());
+    let mut rig = Rig::create(storage.clone());
+    let mut source = Source::new(1, timeline(1));
+    source.size = 4 << 20;
+    rig.start(timeline(1), None, Lsn::ZERO);
+    source.write(1, Extent::new(0, 512), 1);
+    source.write(1, Extent::new(0, 600 << 10), 2);
+    let mut frames = source.frames(Compression::None);
+    assert_eq!(frames.len(), 3);
+    let last = frames.pop().unwrap();
+    for frame in frames {
+        rig.append(frame);
+    }
+    rig.sync();
+    assert_eq!(rig.writer.durable().lsn(), Lsn(1));
+    // After a stop in between, half of the write is there and nobody sees it.
+    let reopened = Rig::open(storage, 2).unwrap();
+    assert_eq!(reopened.writer.durable().lsn(), Lsn(1));
+    let path_to = |rig: &Rig, lsn| path(&rig.reader(), &rig.writer.snapshot(), &[(timeline(1), lsn)]);
+    assert!(View::open(&path_to(&reopened, Lsn(2)), 1 << 20).is_err());
+    let mut bytes = vec![0; 1024];
+    View::open(&path_to(&reopened, Lsn(1)), 1 << 20).unwrap().read(disk(1), 0, &mut bytes, &Nothing).unwrap();
+    assert!(bytes == source.model.at(&[(timeline(1), Lsn(1))], 1, 1024));
+    // What is left of it would look whole behind another record: that timeline is over, the rest comes too late.
+    let mut reopened = reopened;
+    let late = reopened.writer.append(reopened.now, last).unwrap_err();
+    assert!(matches!(late.why, Refusal::Timeline { open: None, .. }));
+    reopened.start(timeline(2), Some(timeline(1)), Lsn(1));
+    source.fork(timeline(2), Lsn(1));
+    source.write(1, Extent::new(512, 512), 3);
+    reopened.append(source.frames(Compression::None).remove(0));
+    reopened.sync();
+    let elements = [(timeline(1), Lsn(1)), (timeline(2), source.lsn)];
+    let view = View::open(&path(&reopened.reader(), &reopened.writer.snapshot(), &elements), 1 << 20).unwrap();
+    view.read(disk(1), 0, &mut bytes, &Nothing).unwrap();
+    assert!(bytes == source.model.at(&elements, 1, 1024));
+}
+
+#[test]
+fn a_part_that_is_missing_is_refused() {
+    let mut rig = Rig::create(Arc::new(Memory::new()));
+    let mut source = Source::new(1, timeline(1));
+    source.size = 4 << 20;
+    rig.start(timeline(1), None, Lsn::ZERO);
+    source.write(1, Extent::new(0, 1200 << 10), 2);
+    let frames = source.frames(Compression::None);
+    assert_eq!(frames.len(), 5);
+    rig.append(frames[0].clone());
+    rig.append(frames[1].clone());
+    let refused = rig.writer.append(rig.now, frames[3].clone()).unwrap_err();
+    assert_eq!(refused.why, Refusal::Chain { expected: Lsn(1), found: Lsn(1) });
+    frames[2..].iter().for_each(|frame| drop(rig.append(frame.clone())));
+    rig.sync();
+    assert_eq!(rig.writer.durable().lsn(), Lsn(1));
+}

@@ -1,0 +1,207 @@
+//! The engine that is real: every call goes straight to the libraries.
+
+mod inspect;
+mod protect;
+
+use crate::engine::{Engine, MountSpec, ProtectSpec, RestoreSpec};
+use crate::exit::{Exit, Failure};
+use crate::json::{Export, Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
+use crate::progress::Progress;
+use crate::stop::Stop;
+use cdp_core::media::{Disk, Storage};
+use cdp_net::device::Device;
+use cdp_net::host::Host;
+use cdp_net::mount::{SessionDevice, ViewDevice};
+use cdp_net::nbd::{self, Address, Server, ServerOptions, TlsServer, Uri};
+use cdp_net::owner::{Access, Handler, Owner, PinReply, Request};
+use cdp_net::reading::{Reading, Writing, not_answered};
+use cdp_net::restore::{RestoreOptions, restore};
+use cdp_net::verify::verify;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where a mount is served when nobody says.
+const MOUNT_HOST: &str = "127.0.0.1";
+const MOUNT_PORT: u16 = 10810;
+/// How long requests that are under way at the end of a mount may take.
+const CLOSE: Duration = Duration::from_secs(10);
+
+/// cdp-core and cdp-net.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Libraries;
+
+fn open_storage(dir: &Path) -> Result<Arc<dyn Storage>, Failure> {
+    let disk = Disk::open(dir).map_err(|error| Failure::new(Exit::Failed, "replica-directory", error.to_string()))?;
+    Ok(Arc::new(disk))
+}
+
+/// Serves exports where a URI says, or at the default place of mounts.
+fn serve(
+    listen: Option<&Uri>,
+    tls: Option<&Path>,
+    exports: Vec<nbd::Export>,
+) -> Result<(Server, Vec<Export>), Failure> {
+    let sizes: Vec<_> = exports.iter().map(|export| (export.name.clone(), export.size())).collect();
+    let default = || Address::Tcp { host: MOUNT_HOST.into(), port: MOUNT_PORT };
+    let mut options = ServerOptions::new(listen.map_or_else(default, |uri| uri.address.clone()), exports);
+    options.next_free = listen.is_none();
+    let usage = |code: &str, message: &str| Failure::new(Exit::Usage, code, message);
+    options.tls = match (tls, listen.is_some_and(|uri| uri.tls)) {
+        (Some(directory), _) => {
+            let tls = TlsServer::from_directory(directory);
+            Some(tls.map_err(|error| Failure::new(Exit::Failed, "tls", error.to_string()))?)
+        }
+        (None, true) => {
+            let message = "the URI asks for TLS, and there are no certificates";
+            return Err(usage("tls", message).hint("give their directory with --tls-certificates"));
+        }
+        (None, false) => None,
+    };
+    let server = Server::start(options).map_err(|error| {
+        Failure::new(Exit::Failed, "listen", error.to_string()).hint("give another place with --listen")
+    })?;
+    let served =
+        server.uris().into_iter().zip(sizes).map(|(uri, (name, size))| Export { name, uri: uri.to_string(), size });
+    let served = served.collect();
+    Ok((server, served))
+}
+
+impl Engine for Libraries {
+    fn open(&self, owner: Owner) -> Result<Box<dyn Handler>, Failure> {
+        let host = Host::idle(open_storage(owner.dir())?)?;
+        Ok(Box::new(OwnedHost { host, _owner: owner }))
+    }
+
+    fn protect(
+        &self,
+        spec: &ProtectSpec,
+        stop: &Stop,
+        events: &mut dyn FnMut(ProtectEvent),
+    ) -> Result<Stopped, Failure> {
+        protect::run(spec, stop, events)
+    }
+
+    fn mount(
+        &self,
+        dir: &Path,
+        spec: &MountSpec,
+        access: Access,
+        stop: &Stop,
+        events: &mut dyn FnMut(MountEvent),
+    ) -> Result<(), Failure> {
+        if spec.writable {
+            mount_session(dir, spec, access, stop, events)
+        } else {
+            mount_view(dir, spec, access, stop, events)
+        }
+    }
+
+    fn restore(
+        &self,
+        dir: &Path,
+        spec: &RestoreSpec,
+        access: Access,
+        stop: &Stop,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Restored, Failure> {
+        let reading = Reading::open(dir, access, &spec.at, spec.nearest)?;
+        let view = reading.view()?;
+        let options = RestoreOptions { output: spec.output.clone(), disk: spec.disk.clone(), force: spec.force };
+        let outputs = restore(&view, &options, &mut |done, total| {
+            progress(Progress { done, total });
+            !stop.is_wished()
+        })?;
+        Ok(Restored { at: reading.at.clone(), outputs })
+    }
+
+    fn verify(&self, dir: &Path, access: Access, progress: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
+        let storage = open_storage(dir)?;
+        let mut told = |done, total| progress(Progress { done, total });
+        match access {
+            Access::Client(mut client) => {
+                // The owner vouches for what is durable, and keeps it while this connection lives.
+                let pinned: PinReply = client.call(&Request::PinAll).map_err(not_answered)?;
+                Ok(verify(&storage, Some(pinned.at.lsn), &mut told)?)
+            }
+            Access::Owner(_owner) => Ok(verify(&storage, None, &mut told)?),
+        }
+    }
+
+    fn inspect(&self, path: &Path) -> Result<Inspected, Failure> {
+        inspect::run(path)
+    }
+}
+
+/// A host, and the lock under which it may answer.
+struct OwnedHost {
+    host: Arc<Host>,
+    _owner: Owner,
+}
+
+impl Handler for OwnedHost {
+    fn handle(
+        &self,
+        request: Request,
+        connection: &cdp_net::owner::Connection,
+    ) -> Result<serde_json::Value, cdp_net::report::Problem> {
+        self.host.handle(request, connection)
+    }
+}
+
+fn mount_view(
+    dir: &Path,
+    spec: &MountSpec,
+    access: Access,
+    stop: &Stop,
+    events: &mut dyn FnMut(MountEvent),
+) -> Result<(), Failure> {
+    let Some(at) = &spec.at else {
+        return Err(Failure::new(Exit::Usage, "usage", "a mount that takes no writes needs --at"));
+    };
+    let reading = Reading::open(dir, access, at, spec.nearest)?;
+    let view = Arc::new(reading.view()?);
+    let disks = view.disks().to_vec();
+    let exports = disks.into_iter().map(|disk| {
+        let name = disk.name.clone();
+        let device: Arc<dyn Device> = Arc::new(ViewDevice::new(Arc::clone(&view), disk));
+        nbd::Export::new(name, device)
+    });
+    let (server, exports) = serve(spec.listen.as_ref(), spec.tls.as_deref(), exports.collect())?;
+    events(MountEvent::Ready { at: reading.at.clone(), exports, session: None, writable: false });
+    wait_for(stop);
+    server.stop(CLOSE);
+    events(MountEvent::Stopped { kept: false });
+    Ok(())
+}
+
+fn mount_session(
+    dir: &Path,
+    spec: &MountSpec,
+    access: Access,
+    stop: &Stop,
+    events: &mut dyn FnMut(MountEvent),
+) -> Result<(), Failure> {
+    let writing = Writing::open(dir, access, spec.at.as_ref(), spec.nearest, spec.session.clone())?;
+    let disks = writing.session.view().disks().to_vec();
+    let exports = disks.into_iter().map(|disk| {
+        let name = disk.name.clone();
+        let device: Arc<dyn Device> = Arc::new(SessionDevice::new(Arc::clone(&writing.session), disk));
+        nbd::Export::new(name, device)
+    });
+    let (server, exports) = serve(spec.listen.as_ref(), spec.tls.as_deref(), exports.collect())?;
+    let session = writing.report.name.clone();
+    let kept = session.is_some();
+    events(MountEvent::Ready { at: writing.report.at.clone(), exports, session, writable: true });
+    wait_for(stop);
+    server.stop(CLOSE);
+    let closed = writing.session.close(cdp_net::clock::now());
+    closed.map_err(|error| Failure::new(Exit::Failed, "session", error.to_string()))?;
+    drop(writing);
+    events(MountEvent::Stopped { kept });
+    Ok(())
+}
+
+fn wait_for(stop: &Stop) {
+    while !stop.wait(Duration::from_secs(60)) {}
+}

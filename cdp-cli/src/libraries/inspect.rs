@@ -1,0 +1,98 @@
+//! `inspect`: which file of ours it is, and what stands in it.
+
+use super::open_storage;
+use crate::exit::{Exit, Failure};
+use crate::json::Inspected;
+use cdp_core::capture::LogContents;
+use cdp_core::journal::{self, read_manifest};
+use cdp_core::media::{File, MediaError, Storage};
+use cdp_core::replica::sidecar::{self, PAGE_BYTES, PageDigest, Root};
+use cdp_core::types::GroupId;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What the file is and what stands in it.
+pub(super) fn run(path: &Path) -> Result<Inspected, Failure> {
+    let media = |error: MediaError| Failure::new(Exit::Failed, "unreadable", error.to_string());
+    let directory = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let file = open_storage(directory)?.open(&name, false).map_err(media)?;
+    let inspected = |text: String| {
+        let mut lines = text.lines().map(str::to_owned);
+        let kind = lines.next().unwrap_or_default();
+        Inspected { path: path.to_owned(), kind, lines: lines.collect() }
+    };
+    let of_journal = journal::inspect(file.as_ref());
+    let of_journal = of_journal.map_err(|error| Failure::new(Exit::Failed, "unreadable", error.to_string()))?;
+    if let Some(text) = of_journal {
+        return Ok(inspected(text));
+    }
+    // The other files name no owner that could be checked: their replica's manifest, a directory above, does.
+    let replica: Option<Arc<dyn Storage>> = directory.parent().and_then(|above| open_storage(above).ok());
+    let manifest = replica.and_then(|storage| read_manifest(storage.as_ref()).ok());
+    let text = match (path.extension().and_then(|ending| ending.to_str()), &manifest) {
+        (Some("log"), Some(manifest)) => activity_log(file.as_ref(), manifest.group).map_err(media)?,
+        (Some("sum"), Some(manifest)) => {
+            let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u16>().ok());
+            let disk = manifest.disks.iter().find(|disk| Some(disk.id.get()) == number);
+            match disk.and_then(|disk| disk.base) {
+                Some(base) => of_sidecar(file.as_ref(), Root { size: base.size, digest: base.root }).map_err(media)?,
+                None => "a sidecar whose disk the manifest does not name, or not as complete\n".to_owned(),
+            }
+        }
+        (Some("img"), Some(_)) => base_image(file.as_ref()).map_err(media)?,
+        _ => {
+            let message = format!("{} is none of our files", path.display());
+            let hint =
+                "a manifest, a segment, an activity log, a base image or a sidecar inside a replica's directory is";
+            return Err(Failure::new(Exit::Failed, "not-ours", message).hint(hint));
+        }
+    };
+    Ok(inspected(text))
+}
+
+fn activity_log(file: &dyn File, group: GroupId) -> Result<String, MediaError> {
+    let mut bytes = vec![0; file.len()? as usize];
+    file.read_exact_at(0, &mut bytes)?;
+    let log = match LogContents::read(&bytes, group) {
+        Ok(log) => log,
+        Err(error) => return Ok(format!("an activity log that cannot be believed\n{error}\n")),
+    };
+    let mut text = format!(
+        "an activity log, generation {}, {:?}\ngroup {}\ntimeline {}\nLSNs reserved up to {}, durable up to {}\n",
+        log.generation, log.state, log.group, log.timeline, log.reserved_through, log.durable
+    );
+    for disk in &log.disks {
+        let hot: u64 = disk.hot.iter().map(|run| run.length).sum();
+        text.push_str(&format!("disk {}, {} bytes: {hot} bytes are marked\n", disk.id, disk.size));
+        if disk.damaged_sectors > 0 {
+            text.push_str(&format!("  {} sectors are damaged and count as marked\n", disk.damaged_sectors));
+        }
+        disk.hot.iter().for_each(|run| text.push_str(&format!("  bytes {} to {}\n", run.offset, run.end())));
+    }
+    Ok(text)
+}
+
+fn of_sidecar(file: &dyn File, root: Root) -> Result<String, MediaError> {
+    let mut table = vec![0; sidecar::table_bytes(root.size)];
+    file.read_exact_at(sidecar::table_offset(root.size), &mut table)?;
+    let Some(digests) = sidecar::decode_table(&table, root) else {
+        return Ok("a sidecar whose digest table does not match the root in the manifest\n".to_owned());
+    };
+    let absent = digests.iter().filter(|digest| **digest == PageDigest::Absent).count();
+    Ok(format!(
+        "a sidecar of a base of {} bytes\n{} pages of {PAGE_BYTES} bytes, {absent} absent (all zeros there)\nroot {}\n",
+        root.size,
+        digests.len(),
+        root.digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    ))
+}
+
+fn base_image(file: &dyn File) -> Result<String, MediaError> {
+    let (mut stored, mut at) = (0, 0);
+    while let Some(run) = file.next_data(at)? {
+        stored += run.length;
+        at = run.end();
+    }
+    Ok(format!("a base image, raw\n{} bytes, {stored} of them stored\n", file.len()?))
+}

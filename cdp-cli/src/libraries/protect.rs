@@ -1,0 +1,192 @@
+//! `protect`: the protector, the server in front of it, and what people and scripts are told meanwhile.
+
+use super::serve;
+use crate::engine::{ProtectSpec, SourceTrust};
+use crate::exit::{Exit, Failure};
+use crate::json::{Compared, ProtectEvent, State, Stopped};
+use crate::stop::Stop;
+use cdp_core::capture::{self, Event};
+use cdp_core::journal::PointsMode;
+use cdp_core::replica::catalogue::Branch;
+use cdp_core::types::Lsn;
+use cdp_net::host::document;
+use cdp_net::protect::{Notice, ProtectError, ProtectOptions, Protector, SourceOptions};
+use cdp_net::report::PointPolicy;
+use cdp_net::source::SourceError;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// How often the wish to end is looked at, and the progress of the first copy told.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long requests that are under way at the end may take.
+const CLOSE: Duration = Duration::from_secs(10);
+
+impl From<ProtectError> for Failure {
+    fn from(error: ProtectError) -> Self {
+        match error {
+            ProtectError::Owner(error) => error.into(),
+            ProtectError::Replica(problem) => problem.into(),
+            ProtectError::OtherDisks { .. } => Self::new(Exit::Refused, "other-disks", error.to_string())
+                .hint("give the same disks under the same names, or another directory"),
+            ProtectError::OtherName { .. } => Self::new(Exit::Refused, "other-name", error.to_string())
+                .hint("leave --name out, or give another directory"),
+            ProtectError::Source(SourceError::Locked { .. }) => {
+                Self::new(Exit::Refused, "source-in-use", error.to_string())
+            }
+            ProtectError::Source(_) => Self::new(Exit::Failed, "source", error.to_string()),
+            error => Self::new(Exit::Failed, "protect", error.to_string()),
+        }
+    }
+}
+
+fn options(spec: &ProtectSpec) -> ProtectOptions {
+    let source =
+        |source: &crate::engine::SourceSpec| SourceOptions { name: source.name.clone(), path: source.path.clone() };
+    let mut options = ProtectOptions::new(spec.sources.iter().map(source).collect(), spec.replica.clone());
+    options.name.clone_from(&spec.name);
+    options.rpo_ms = spec.policy.rpo.map(|rpo| u64::try_from(rpo.as_millis()).unwrap_or(u64::MAX));
+    options.points = spec.policy.points.map(|points| match points {
+        PointPolicy::EveryWrite => PointsMode::EveryWrite,
+        PointPolicy::PerPoint => PointsMode::PerPoint,
+    });
+    options.queue_bytes = spec.memory;
+    options.trust_source = spec.trust == SourceTrust::Trust;
+    options.full_check = spec.trust == SourceTrust::Check;
+    options.segment_bytes = spec.segment_bytes.unwrap_or(options.segment_bytes);
+    options
+}
+
+/// Protects until `stop` is wished.
+pub(super) fn run(spec: &ProtectSpec, stop: &Stop, events: &mut dyn FnMut(ProtectEvent)) -> Result<Stopped, Failure> {
+    let (notices, noticed) = channel();
+    let protector = Protector::start(&options(spec), move |notice| {
+        // Who showed them has ended: nobody misses the rest.
+        let _ = notices.send(notice);
+    })?;
+    let opened = protector.opened();
+    events(ProtectEvent::Opened {
+        timeline: opened.timeline.into(),
+        resumed: opened.resumed,
+        clean: opened.clean,
+        compared: match opened.compared {
+            cdp_net::protect::Compared::Nothing => Compared::Nothing,
+            cdp_net::protect::Compared::ActivityLog => Compared::ActivityLog,
+            cdp_net::protect::Compared::Everything => Compared::Everything,
+        },
+    });
+    let served = serve(Some(&spec.listen), spec.tls.as_deref(), protector.exports().to_vec());
+    let (server, exports) = match served {
+        Ok(served) => served,
+        Err(failure) => {
+            protector.stop(Duration::ZERO, &|| true);
+            return Err(failure);
+        }
+    };
+    protector.set_uris(exports.iter().map(|export| (export.name.clone(), export.uri.clone())).collect());
+    events(ProtectEvent::Ready { exports });
+    watch(&protector, &noticed, stop, events);
+    server.stop(CLOSE);
+    let summary = protector.stop(spec.drain, &|| false);
+    Ok(Stopped {
+        drained: summary.drained,
+        lsn: summary.lsn,
+        durable_lsn: summary.durable,
+        written_bytes: summary.written_bytes,
+        stored_bytes: summary.stored_bytes,
+        hot_bytes: summary.hot_bytes,
+        points: summary.points,
+        seconds: summary.seconds,
+    })
+}
+
+/// Tells what happens until the end is wished.
+fn watch(protector: &Protector, noticed: &Receiver<Notice>, stop: &Stop, events: &mut dyn FnMut(ProtectEvent)) {
+    let mut teller = Teller { started: Instant::now(), gaps: 0, done: 0, state: None };
+    while !stop.is_wished() {
+        teller.seeding(protector, events);
+        match noticed.recv_timeout(LOOK) {
+            Ok(notice) => teller.notice(protector, &notice, events),
+            // Between notices: what the filter does not know, such as that the disk is full, and how it all began.
+            Err(RecvTimeoutError::Timeout) => teller.state(protector.state(), None, events),
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
+        }
+        teller.gaps(protector, events);
+    }
+}
+
+struct Teller {
+    started: Instant,
+    gaps: usize,
+    done: u64,
+    /// As it was last told.
+    state: Option<State>,
+}
+
+impl Teller {
+    fn seeding(&mut self, protector: &Protector, events: &mut dyn FnMut(ProtectEvent)) {
+        let progress = protector.progress();
+        let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
+        if total > 0 && done > self.done {
+            self.done = done;
+            let seconds = self.started.elapsed().as_secs_f64().max(0.001);
+            events(ProtectEvent::Seeding { done, total, bytes_per_s: (done as f64 / seconds) as u64 });
+        }
+    }
+
+    fn notice(&mut self, protector: &Protector, notice: &Notice, events: &mut dyn FnMut(ProtectEvent)) {
+        match notice {
+            Notice::Filter(Event::PointDurable { lsn }) => self.point(protector, *lsn, events),
+            Notice::Filter(Event::State { to, .. }) => self.state(protector.state_of(*to), None, events),
+            Notice::Filter(Event::GapBegan { reason, .. }) => {
+                let reason = format!("writes are not recorded, only which blocks they touch: {}", reason.as_str());
+                self.state(protector.state_of(capture::State::Tracking), Some(reason), events);
+            }
+            Notice::Filter(Event::RpoViolated { rpo_ns }) => {
+                let age = rpo_ns.map_or("nothing can be restored yet".to_owned(), |age| {
+                    format!("the last restorable record is {} old", crate::human::span(Duration::from_nanos(age)))
+                });
+                self.state(protector.state(), Some(format!("the RPO is not held: {age}")), events);
+            }
+            Notice::ReplicaFailed(why) => {
+                let reason = format!("{why}; the disks are served on, a restart takes the protection up again");
+                self.state(State::ReplicaLost, Some(reason), events);
+            }
+            _ => {}
+        }
+    }
+
+    /// The state, if it is another one or there is something to say about it.
+    fn state(&mut self, state: State, reason: Option<String>, events: &mut dyn FnMut(ProtectEvent)) {
+        let new = self.state.replace(state) != Some(state);
+        let no_room =
+            "the replica's disk has no room: the disks are served on, and it goes on by itself once there is room";
+        let reason = reason.or_else(|| (new && state == State::NoSpace).then(|| no_room.to_owned()));
+        if new || reason.is_some() {
+            events(ProtectEvent::State { state, reason });
+        }
+    }
+
+    fn point(&self, protector: &Protector, lsn: Lsn, events: &mut dyn FnMut(ProtectEvent)) {
+        let replica = protector.host().replica();
+        let disks: Vec<_> = replica.disks().into_iter().map(|disk| disk.name).collect();
+        let find = |branch: &Branch| branch.points().iter().rev().find(|point| point.id.lsn == lsn).cloned();
+        if let Some(point) = replica.catalogue().trunk().and_then(find) {
+            let point = document::point(&replica, &point, &disks);
+            drop(replica);
+            events(ProtectEvent::Point { point });
+        }
+    }
+
+    /// Gaps that ended since the last look.
+    fn gaps(&mut self, protector: &Protector, events: &mut dyn FnMut(ProtectEvent)) {
+        let replica = protector.host().replica();
+        let Some(trunk) = replica.catalogue().trunk() else { return };
+        let ended = trunk.gaps().iter().filter(|gap| !gap.open).count();
+        let new: Vec<_> =
+            trunk.gaps().iter().take(ended).skip(self.gaps).map(|gap| document::gap(trunk, gap)).collect();
+        drop(replica);
+        self.gaps = self.gaps.max(ended);
+        new.into_iter().for_each(|gap| events(ProtectEvent::Gap { gap }));
+    }
+}

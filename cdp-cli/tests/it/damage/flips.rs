@@ -1,0 +1,88 @@
+//! One bit of one file is not what was stored.
+
+use super::built::Built;
+use crate::support::times;
+use std::path::Path;
+
+/// How many places of each file are tried.
+fn flips() -> u64 {
+    times("CDP_TEST_FLIPS", 12)
+}
+
+/// Places all over a file: its first and last bytes, and others by a stride that meets every alignment.
+fn places(file: &Path, many: u64) -> Vec<u64> {
+    let length = std::fs::metadata(file).unwrap().len();
+    let mut places: Vec<u64> = (0..many).map(|n| (n * length / many + n * 131 + 7).min(length - 1)).collect();
+    places.extend([0, length - 1]);
+    places.sort_unstable();
+    places.dedup();
+    places
+}
+
+#[test]
+fn a_flipped_bit_of_the_manifest_is_named_by_every_command() {
+    let built = Built::new();
+    let file = built.replica.join("MANIFEST");
+    for at in places(&file, flips()) {
+        built.with_flip(&file, at, |case| {
+            assert!(!built.read_everything(case), "{case}: nothing was noticed");
+            built.verify_finds(case, &file, None);
+            assert!(!built.restart(case), "{case}");
+        });
+    }
+    assert!(built.read_everything("mended") && built.restart("mended"));
+}
+
+#[test]
+fn a_flipped_bit_of_a_segment_is_found_and_never_read() {
+    let built = Built::new();
+    for file in built.files("journal", ".seg") {
+        for at in places(&file, flips()) {
+            built.with_flip(&file, at, |case| {
+                built.read_everything(case);
+                built.verify_finds(case, &file, Some(at));
+            });
+        }
+    }
+    assert!(built.read_everything("mended"));
+}
+
+#[test]
+fn a_flipped_bit_of_a_base_is_found_and_never_read() {
+    let built = Built::new();
+    for file in [built.files("base", ".sum"), built.files("base", ".img")].concat() {
+        let bytes = std::fs::read(&file).unwrap();
+        for at in places(&file, flips()) {
+            built.with_flip(&file, at, |case| {
+                let right = built.read_everything(case);
+                // A hole is not stored: nobody reads what somebody puts there.
+                let page = &bytes[at as usize / 4096 * 4096..][..4096.min(bytes.len() - at as usize / 4096 * 4096)];
+                if page.iter().any(|byte| *byte != 0) {
+                    built.verify_finds(case, &file, Some(at));
+                } else {
+                    assert!(right || built.verify().status == 5, "{case}");
+                }
+            });
+        }
+    }
+    assert!(built.read_everything("mended"));
+}
+
+#[test]
+fn a_restart_over_a_flipped_bit_refuses_it_or_diverges_nowhere() {
+    let built = Built::new();
+    let kept = built.keep();
+    let mut files = built.files("journal", ".seg");
+    files.extend([built.files("base", ".sum"), built.files("base", ".img")].concat());
+    for file in files {
+        for at in places(&file, times("CDP_TEST_RESTARTS", 3)) {
+            built.with_flip(&file, at, |case| {
+                built.restart(case);
+                built.put_back(&kept);
+                // Undone by the caller.
+                crate::support::flip(&file, at, (at % 8) as u8);
+            });
+        }
+    }
+    assert!(built.restart("mended"));
+}

@@ -1,0 +1,105 @@
+//! Decoders of the journal's fixed blocks: what was put comes back, everything else is an error and never a panic.
+
+use super::bytes::{Put, Take};
+use super::footer::{self, FENCE_BYTES, Fence};
+use super::index::{CHUNK_ROW_BYTES, ChunkRow, ENTRY_BYTES, Entry, FRAME_ROW_BYTES, FrameRow, What};
+use super::layout::*;
+use super::{event, scan};
+use crate::media::{Memory, Storage};
+use crate::types::*;
+use proptest::prelude::*;
+
+fn id() -> SegmentId {
+    SegmentId::new([9; 16]).unwrap()
+}
+
+fn entry() -> impl Strategy<Value = Entry> {
+    let narrow = (1u64..=64, any::<u32>(), any::<u32>(), 0u8..128);
+    let what = prop_oneof![Just(What::Data), Just(What::Zero), Just(What::Discard)];
+    let wide = 65u64..1 << 41;
+    (0u64..1 << 41, 0u64..1 << 40, narrow, wide, any::<bool>(), what).prop_map(
+        |(sector, lsn, narrow, wide, is_wide, what)| {
+            let (sectors, crc, chunk, at) = narrow;
+            let lsn = 1000 + lsn;
+            match is_wide {
+                true => Entry { disk: 3, sector, lsn, sectors: wide, crc: 0, chunk: 0, at: 0, what },
+                false => Entry { disk: 3, sector, lsn, sectors, crc, chunk, at, what },
+            }
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn entries_come_back(entry in entry()) {
+        let mut put = Put::default();
+        entry.put(&mut put, 1000);
+        prop_assert_eq!(put.0.len(), ENTRY_BYTES);
+        let back = Entry::take(&mut Take::new("entry", &put.0), 3, 1000, entry.is_wide()).unwrap();
+        prop_assert_eq!(back, entry);
+    }
+
+    #[test]
+    fn garbage_is_an_error_or_a_value(bytes in prop::collection::vec(any::<u8>(), 0..5000)) {
+        let _ = SegmentHeader::decode(&bytes);
+        let _ = Opening::decode(&bytes);
+        let _ = Envelope::decode(&bytes);
+        let _ = decode_trailer(&bytes);
+        let _ = event::decode(&bytes);
+        let _ = Entry::take(&mut Take::new("entry", &bytes), 1, u64::MAX, true);
+        let _ = ChunkRow::take(&mut Take::new("row", &bytes));
+        let _ = FrameRow::take(&mut Take::new("row", &bytes));
+        let _ = Fence::take(&mut Take::new("fence", &bytes));
+    }
+
+    /// The same behind a right prefix and checksum: fields alone decide.
+    #[test]
+    fn garbage_fields_are_an_error_or_a_value(fields in prop::collection::vec(any::<u8>(), 496), which in 0usize..5) {
+        let whole = |magic: [u8; 8], length: usize| {
+            let mut put = Put::begin(magic, VERSION, 0);
+            put.bytes(&fields[..fields.len().min(length - 16)]);
+            put.finish(length)
+        };
+        let magic = [*b"CDPSEGM\x01", *b"CDPOPEN\x01", *b"CDPENVL\x01", *b"CDPTRLR\x01", *b"CDPBLOK\x01"][which];
+        match which {
+            0 => drop(SegmentHeader::decode(&whole(magic, 512))),
+            1 => drop(Opening::decode(&whole(magic, 512))),
+            2 => drop(Envelope::decode(&whole(magic, 64))),
+            3 => drop(decode_trailer(&whole(magic, 512))),
+            _ => {
+                let block = whole(magic, BLOCK_BYTES);
+                let _ = footer::decode_entries(&block, id(), 0, false, 5);
+                let _ = decode_block(&block, id(), 0, BlockKind::Chunks, CHUNK_ROW_BYTES);
+                let _ = decode_block(&block, id(), 0, BlockKind::Frames, FRAME_ROW_BYTES);
+                let _ = decode_block(&block, id(), 0, BlockKind::Fences, FENCE_BYTES);
+            }
+        }
+    }
+
+    /// A segment file that is garbage behind a right opening is scanned to an end.
+    #[test]
+    fn garbage_segments_are_scanned_to_an_end(bytes in prop::collection::vec(any::<u8>(), 0..3000), right in any::<bool>()) {
+        let storage = Memory::new();
+        let file = storage.create("a").unwrap();
+        file.set_len(16 << 10).unwrap();
+        let (group, timeline) = (GroupId::new([1; 16]).unwrap(), Timeline::new([2; 16]).unwrap());
+        let (prev_lsn, prev_segment, prev_frames, durable) = (Lsn(0), None, 0, Lsn(7));
+        let opening = Opening { id: id(), group, timeline, prev_lsn, prev_segment, prev_frames, durable };
+        file.write_all_at(OPENING_AT, &opening.encode()).unwrap();
+        file.write_all_at(if right { FRAMES_AT } else { OPENING_AT + 20 }, &bytes).unwrap();
+        let scan = scan::scan(file.as_ref(), 1, id(), scan::Depth::Bodies).unwrap();
+        prop_assert!(scan.runs.is_empty());
+    }
+}
+
+#[test]
+fn the_index_stays_within_its_24_bytes() {
+    // 64 records of 4 KiB in a frame: 64 entries, 4 chunks and one of notes now and then, one frame row.
+    let per_block = |bytes: usize| footer::per_block(bytes) as f64;
+    let block = BLOCK_BYTES as f64;
+    let frame = 64.0 * block / per_block(ENTRY_BYTES)
+        + 5.0 * block / per_block(CHUNK_ROW_BYTES)
+        + block / per_block(FRAME_ROW_BYTES)
+        + 64.0 / per_block(ENTRY_BYTES) * FENCE_BYTES as f64;
+    assert!(frame / 64.0 <= 24.0, "{}", frame / 64.0);
+}

@@ -1,0 +1,117 @@
+//! The end of the machine: what is left of disks, activity log and replica, and the next filter on top of it.
+
+use super::disk::{SimDisk, Tags};
+use super::model;
+use super::world::*;
+use cdp_core::capture::*;
+use cdp_core::types::*;
+
+/// How the machine ended.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum End {
+    /// The process was killed: memory of the kernel stays.
+    Kill,
+    /// Power was lost: what was not flushed may be gone, page by page.
+    PowerCut,
+}
+
+/// What the next start finds.
+pub struct Left {
+    world: World,
+    /// Of the replica at the fork.
+    base: Vec<Tags>,
+    pub fork: Lsn,
+    /// If there is one and it is to be believed.
+    pub log: Option<LogContents>,
+}
+
+/// Ends a world at once, checks that the log left behind covers every difference, and says what is left.
+pub fn crash(mut world: World, end: End) -> Left {
+    world.check();
+    for (_, op) in std::mem::take(&mut world.ops) {
+        if op.running {
+            world.land_some_of(&op);
+        }
+    }
+    if end == End::PowerCut {
+        let rng = &mut world.rng;
+        world.disks.iter_mut().for_each(|disk| disk.power_cut(rng));
+    }
+    world.disks.iter_mut().for_each(|disk| disk.running.clear());
+    world.disks.iter_mut().for_each(SimDisk::reopen);
+    tear_log(&mut world);
+    let frames = &world.frames[..world.taken];
+    // Both are forks that a replica may choose: all that is durable, or all that can be restored.
+    let durable = model::whole(frames).max(world.applied_through);
+    let restorable = if frames.is_empty() { durable } else { model::restorable(frames) };
+    let log = LogContents::read(&world.log_file, world.options.group).ok().filter(|log| world.witness.believes(log));
+    for fork in [restorable, durable] {
+        check_cover(&world, &at(&world, fork), log.as_ref());
+    }
+    let fork = if world.rng.one_in(2) { restorable } else { durable };
+    Left { base: at(&world, fork), fork, log, world }
+}
+
+/// The replica at an LSN.
+fn at(world: &World, lsn: Lsn) -> Vec<Tags> {
+    let mut disks = world.base.clone();
+    model::apply(&mut disks, &world.frames[..world.taken], Lsn::ZERO, lsn, index);
+    disks
+}
+
+/// Every sector in which source and replica differ is marked in the log.
+fn check_cover(world: &World, replica: &[Tags], log: Option<&LogContents>) {
+    let Some(log) = log.filter(|log| log.state != LogState::AllUnknown) else { return };
+    for (at, disk) in world.disks.iter().enumerate() {
+        let differs = |sector: &usize| disk.content[*sector] != replica[at][*sector];
+        for sector in (0..disk.content.len()).filter(differs) {
+            let offset = sector as u64 * SECTOR;
+            let marked = log.disks[at].hot.iter().any(|run| run.offset <= offset && offset < run.end());
+            if !marked {
+                world.history(at, sector);
+                eprintln!(
+                    "fork {:?} taken {} log {:?}",
+                    model::restorable(&world.frames[..world.taken]),
+                    world.taken,
+                    log
+                );
+            }
+            assert!(marked, "sector {sector} of disk {at} differs and the log does not mark it ({:?})", log.state);
+        }
+    }
+}
+
+/// Any subset of the sectors of the write under way landed, one of them may be torn; and once in a while a byte is flipped.
+fn tear_log(world: &mut World) {
+    if let Some((_, writes)) = world.log_pending.take() {
+        let (keep, torn) = (world.rng.next(), world.rng.below(64));
+        let before = world.log_file.clone();
+        world.log_lands(&writes, |at| keep >> (at % 64) & 1 == 1);
+        let begin = torn as usize * SECTOR as usize;
+        if let (Some(now), Some(old)) = (world.log_file.get_mut(begin..begin + 100), before.get(begin..begin + 100)) {
+            now.copy_from_slice(old);
+        }
+    }
+    if world.rng.one_in(4) && !world.log_file.is_empty() {
+        let at = world.rng.below(world.log_file.len() as u64) as usize;
+        world.log_file[at] ^= 1 << world.rng.below(8);
+    }
+}
+
+impl Left {
+    /// The machine comes back: a new filter on a new timeline.
+    pub fn restart(self, hostility: Hostility) -> World {
+        let Self { world: mut old, base, fork, log } = self;
+        let epoch = old.frames.last().map_or(ClockEpoch(1), |frame| frame.epoch);
+        let given = old.frames.last().map_or(Lsn::ZERO, |frame| frame.last_lsn());
+        let timeline = Timeline::new(old.rng.identity()).expect("not 0");
+        let above = old.filter.first_lsn();
+        let start = Start::Unclean { parent: old.options.timeline, fork, above, epoch, log };
+        let options = FilterOptions { timeline, start, witness: old.witness, ..old.options };
+        let mut world = World::new(old.rng, hostility, old.disks, base, options);
+        (world.log_file, world.witness) = (old.log_file, old.witness);
+        let first = world.filter.status(world.both()).lsn;
+        assert!(first > given, "LSNs of the child lie above all that left the parent");
+        world
+    }
+}

@@ -1,0 +1,201 @@
+//! What the replica is, and what it ought to be: records applied in order, beside what a reader of the source could have seen.
+
+use super::disk::{Tags, sectors, tags_of};
+use cdp_core::frame::{Note, Part, RawFrame, RecordKind};
+use cdp_core::types::{DiskId, Extent, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, Lsn, SECTOR, WRITE_MAX};
+use std::collections::BTreeMap;
+
+/// One thing that changed what a reader sees, in the order in which it happened.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The number of the call to the filter in which it happened.
+    pub call: u64,
+    pub disk: usize,
+    pub extent: Extent,
+    pub tags: Tags,
+    /// Of the op, when its record came.
+    pub lsn: Option<Lsn>,
+    /// A failed op left this behind; it has no place of its own in the order.
+    pub torn: bool,
+}
+
+/// Two sets of disks and how many sectors of them differ.
+#[derive(Clone)]
+struct Pair {
+    replica: Vec<Tags>,
+    source: Vec<Tags>,
+    differing: usize,
+}
+
+impl Pair {
+    fn new(replica: Vec<Tags>, source: Vec<Tags>) -> Self {
+        let differing = replica.iter().flatten().zip(source.iter().flatten()).filter(|(a, b)| a != b).count();
+        Self { replica, source, differing }
+    }
+
+    fn set(&mut self, is_source: bool, disk: usize, extent: Extent, tags: &Tags) {
+        for (at, sector) in sectors(extent).enumerate() {
+            let (replica, source) = (&mut self.replica[disk][sector], &mut self.source[disk][sector]);
+            self.differing -= usize::from(replica != source);
+            *(if is_source { &mut *source } else { &mut *replica }) = tags.get(at).copied().unwrap_or(0);
+            self.differing += usize::from(replica != source);
+        }
+    }
+}
+
+/// LSNs that cannot be restored, by the records alone.
+pub fn windows(frames: &[RawFrame]) -> Vec<(Lsn, Lsn)> {
+    let mut windows = Vec::new();
+    let mut open: Option<Lsn> = None;
+    for part in frames.iter().flat_map(|frame| &frame.parts) {
+        match part.note.as_deref() {
+            Some(Note::GapBegin { from, .. } | Note::ResyncBegin { from, .. }) => {
+                open = Some(open.map_or(*from, |begun: Lsn| begun.min(*from)));
+            }
+            Some(Note::ResyncEnd { .. }) => windows.push((open.take().expect("an open resync"), part.lsn)),
+            _ => {}
+        }
+    }
+    windows.extend(open.map(|from| (from, Lsn(u64::MAX))));
+    windows
+}
+
+/// The last LSN that has all its parts in these frames.
+pub fn whole(frames: &[RawFrame]) -> Lsn {
+    let last = frames.iter().rev().flat_map(|frame| frame.parts.last()).next();
+    last.map_or(Lsn::ZERO, |part| if part.is_last() { part.lsn } else { part.lsn.prev() })
+}
+
+/// The last LSN that a reader of these frames may restore.
+pub fn restorable(frames: &[RawFrame]) -> Lsn {
+    let settled = frames.last().map_or(Lsn::ZERO, |frame| frame.settled).min(whole(frames));
+    windows(frames)
+        .iter()
+        .filter(|(from, end)| *from <= settled && settled < *end)
+        .map(|(from, _)| from.prev())
+        .min()
+        .unwrap_or(settled)
+}
+
+/// Applies what records up to `last` say.
+pub fn apply(disks: &mut [Tags], frames: &[RawFrame], after: Lsn, last: Lsn, index: impl Fn(DiskId) -> usize) {
+    for part in frames.iter().flat_map(|frame| &frame.parts).filter(|part| part.lsn > after && part.lsn <= last) {
+        if part.kind.changes_disk() {
+            let disk = &mut disks[index(part.disk.expect("a disk"))];
+            let tags = tags_of(&part.data);
+            for (at, sector) in sectors(part.extent).enumerate() {
+                disk[sector] = tags.get(at).copied().unwrap_or(0);
+            }
+        }
+    }
+}
+
+/// The shape of a timeline's frames, one after the other.
+#[derive(Default)]
+pub struct Shape {
+    last: Option<(Lsn, Lsn, cdp_core::types::Stamp)>,
+    /// The part before: (LSN, index, count, end of its extent).
+    before: Option<(Lsn, u16, u16, u64)>,
+}
+
+impl Shape {
+    pub fn check(&mut self, frame: &RawFrame, chain_start: Lsn) {
+        let (last, settled, stamp) = self.last.unwrap_or((
+            chain_start,
+            chain_start,
+            cdp_core::types::Stamp { epoch: frame.epoch, time: frame.parts[0].time },
+        ));
+        assert_eq!(frame.prev_lsn, last, "frames chain");
+        assert!(frame.settled >= settled, "settled falls from {settled} to {}", frame.settled);
+        assert!(frame.parts.len() <= FRAME_RECORDS_MAX && frame.plain_bytes <= FRAME_PLAIN_MAX);
+        assert_eq!(frame.plain_bytes, frame.parts.iter().map(|part| part.data.len() as u64).sum::<u64>());
+        assert!(frame.epoch >= stamp.epoch);
+        if frame.epoch > stamp.epoch {
+            assert_eq!(frame.parts[0].kind, RecordKind::Time, "an epoch begins with a time record");
+        }
+        let mut time = if frame.epoch == stamp.epoch { stamp.time } else { frame.parts[0].time };
+        for part in &frame.parts {
+            assert!(part.time >= time, "stamps fall inside an epoch");
+            time = part.time;
+            self.part(part);
+        }
+        let (lsn, index, count, _) = self.before.expect("a part");
+        let whole = if index + 1 == count { lsn } else { lsn.prev() };
+        assert!(frame.settled <= whole, "settled {} beyond what is whole, {whole}", frame.settled);
+        self.last = Some((frame.last_lsn(), frame.settled, cdp_core::types::Stamp { epoch: frame.epoch, time }));
+    }
+
+    fn part(&mut self, part: &Part) {
+        if let Some((lsn, index, count, end)) = self.before {
+            if part.index == 0 {
+                assert!(index + 1 == count && part.lsn > lsn, "{lsn} is whole before {} begins", part.lsn);
+            } else {
+                assert_eq!((part.lsn, part.index, part.count, part.extent.offset), (lsn, index + 1, count, end));
+            }
+        }
+        assert!(part.kind != RecordKind::Write || u64::from(part.count) <= WRITE_MAX / (32 << 10));
+        if part.kind.has_data() {
+            assert_eq!(part.extent.length, part.data.len() as u64);
+            assert_eq!(part.crc, crc32c::crc32c(&part.data), "the checksum is that of the data");
+        }
+        assert!(part.extent.is_aligned(SECTOR));
+        self.before = Some((part.lsn, part.index, part.count, part.extent.end()));
+    }
+}
+
+/// Compares the replica with the source at every LSN that can be restored from these frames. Returns how many those are.
+///
+/// `lsn_after_call[c]` is the last LSN that was given when call `c` returned: it places what has no record of its own.
+pub fn check_every_lsn(
+    base: Vec<Tags>,
+    source: Vec<Tags>,
+    changes: &[Change],
+    frames: &[RawFrame],
+    lsn_after_call: &[Lsn],
+    index: impl Fn(DiskId) -> usize + Copy,
+) -> u64 {
+    let mut pair = Pair::new(base, source);
+    let windows = windows(frames);
+    let limit = frames.last().map_or(Lsn::ZERO, |frame| frame.settled).min(whole(frames));
+    let mut records: BTreeMap<Lsn, Vec<&Part>> = BTreeMap::new();
+    for part in frames.iter().flat_map(|frame| &frame.parts) {
+        records.entry(part.lsn).or_default().push(part);
+    }
+    let mut changes = changes.iter().peekable();
+    let mut checked = 0;
+    for (lsn, parts) in records.range(..=limit) {
+        let call = lsn_after_call.partition_point(|last| last < lsn) as u64;
+        let happened = |change: &&Change| match change.lsn {
+            Some(own) => own <= *lsn,
+            // What went unrecorded in a call went after the records of that call: it begins with the gap's.
+            None => change.call < call,
+        };
+        while let Some(change) = changes.next_if(happened) {
+            pair.set(true, change.disk, change.extent, &change.tags);
+        }
+        for part in parts.iter().filter(|part| part.kind.changes_disk()) {
+            pair.set(false, index(part.disk.expect("a disk")), part.extent, &tags_of(&part.data));
+        }
+        if !windows.iter().any(|(from, end)| from <= lsn && lsn < end) {
+            checked += 1;
+            if pair.differing > 0 {
+                for d in 0..pair.replica.len() {
+                    for x in 0..pair.replica[d].len() {
+                        if pair.replica[d][x] != pair.source[d][x] {
+                            eprintln!(
+                                "disk {d} sector {x} replica {:x} source {:x}; windows {windows:?} call {call}",
+                                pair.replica[d][x], pair.source[d][x]
+                            );
+                            panic!("HIST {d} {x}");
+                        }
+                    }
+                }
+            }
+            assert_eq!(
+                pair.differing, 0,
+                "at LSN {lsn} the replica is not what a reader of the source could have seen"
+            );
+        }
+    }
+    checked
+}

@@ -1,0 +1,366 @@
+//! A simulated source machine and its replica around one filter, in virtual time.
+//!
+//! The world is hostile inside what the filter promises to survive: ops take random time, fail and tear; the log is slow or
+//! fails; acks stall; re-reads and flushes fail; clocks step. [`super::crash`] adds the end of the machine.
+
+use super::disk::{SimDisk, Tags, bytes_of, sectors, tags_of};
+use super::model::{self, Change, Shape};
+use super::rng::Rng;
+use cdp_core::capture::*;
+use cdp_core::frame::{Payload, RawFrame};
+use cdp_core::types::*;
+use std::collections::{BTreeMap, VecDeque};
+
+pub const MS: u64 = 1_000_000;
+pub const S: u64 = 1_000_000_000;
+
+mod guest;
+mod host;
+
+/// How hostile a run is.
+#[derive(Clone, Copy, Debug)]
+pub struct Hostility {
+    pub clients: u64,
+    /// One op in so many fails; 0: none.
+    pub op_fails_one_in: u64,
+    pub log_fails_one_in: u64,
+    pub reread_fails_one_in: u64,
+    pub flush_fails_one_in: u64,
+    /// The replica takes this long for a frame, at most.
+    pub durable_ns_max: u64,
+    /// One durable frame in so many is followed by a long stall.
+    pub stall_one_in: u64,
+    pub clock_steps: bool,
+    /// Ops that are large, one in so many.
+    pub large_one_in: u64,
+}
+
+#[derive(Debug)]
+enum Ev {
+    Client(u64),
+    OpTouches(Ticket),
+    OpDone(Ticket),
+    LogDone(LogToken),
+    FlushDone(usize, FlushTicket, (u64, Tags)),
+    RereadReads(RereadToken),
+    RereadDone(RereadToken),
+    ReplicaTakes,
+    Ack(Lsn),
+    SeedStep(usize, u64),
+    ClockStep,
+    Room,
+}
+
+pub struct OpenOp {
+    client: u64,
+    disk: usize,
+    pub extent: Extent,
+    tags: Tags,
+    fails: bool,
+    sequence: u64,
+    submitted: u64,
+    pub running: bool,
+    unblocked: u64,
+}
+
+struct OpenReread {
+    reread: Reread,
+    disk: usize,
+    tags: Tags,
+    half: bool,
+}
+
+/// What outlives a filter.
+pub struct World {
+    pub rng: Rng,
+    pub now: u64,
+    wall_offset: u64,
+    queue: BTreeMap<(u64, u64), Ev>,
+    sequence: u64,
+    pub hostility: Hostility,
+    pub calm: bool,
+    pub filter: Filter,
+    pub options: FilterOptions,
+    pub disks: Vec<SimDisk>,
+    pub ops: BTreeMap<Ticket, OpenOp>,
+    next_op: u64,
+    rereads: BTreeMap<RereadToken, OpenReread>,
+    /// The activity log: what is synced, and what is being written.
+    pub log_file: Vec<u8>,
+    pub log_pending: Option<(LogToken, Vec<(u64, bytes::Bytes)>)>,
+    pub witness: LogWitness,
+    pub frames: Vec<RawFrame>,
+    shape: Shape,
+    chain_start: Lsn,
+    /// Frames that the replica has.
+    pub taken: usize,
+    /// The replica before the first record, and after the durable ones.
+    pub base: Vec<Tags>,
+    pub applied: Vec<Tags>,
+    pub applied_through: Lsn,
+    start_content: Vec<Tags>,
+    pub changes: Vec<Change>,
+    change_of_op: BTreeMap<u64, usize>,
+    lsn_after_call: Vec<Lsn>,
+    gone: VecDeque<(u64, bool)>,
+    counted: (u64, u64),
+    pub events: Vec<Event>,
+    pub bytes_reread: u64,
+    pub trace: u64,
+    seeds_left: usize,
+    /// Sectors that a record covers: the base below them is not seen.
+    covered: Vec<Vec<bool>>,
+}
+
+pub fn spec(at: usize, size: u64) -> DiskSpec {
+    DiskSpec { id: DiskId::new(at as u16 + 1).expect("not 0"), name: format!("disk{at}"), size }
+}
+
+pub fn index(disk: DiskId) -> usize {
+    usize::from(disk.get()) - 1
+}
+
+impl World {
+    pub fn new(
+        mut rng: Rng,
+        hostility: Hostility,
+        disks: Vec<SimDisk>,
+        base: Vec<Tags>,
+        options: FilterOptions,
+    ) -> Self {
+        let now = rng.between(1, 1000) * S;
+        let wall_offset = 1_700_000_000 * S;
+        let both = Now { wall: WallTime(now + wall_offset), mono: MonoTime(now) };
+        let filter = Filter::new(options.clone(), both).expect("good options");
+        let chain_start = if let Start::Clean { after, .. } = &options.start { *after } else { Lsn::ZERO };
+        let start_content = disks.iter().map(|disk| disk.content.clone()).collect();
+        let mut world = Self {
+            rng,
+            now,
+            wall_offset,
+            queue: BTreeMap::new(),
+            sequence: 0,
+            hostility,
+            calm: false,
+            filter,
+            options,
+            disks,
+            ops: BTreeMap::new(),
+            next_op: 1,
+            rereads: BTreeMap::new(),
+            log_file: Vec::new(),
+            log_pending: None,
+            witness: LogWitness::default(),
+            frames: Vec::new(),
+            shape: Shape::default(),
+            chain_start,
+            taken: 0,
+            applied: base.clone(),
+            base,
+            applied_through: chain_start,
+            start_content,
+            changes: Vec::new(),
+            change_of_op: BTreeMap::new(),
+            lsn_after_call: Vec::new(),
+            gone: VecDeque::new(),
+            counted: (0, 0),
+            events: Vec::new(),
+            bytes_reread: 0,
+            trace: 0,
+            seeds_left: 0,
+            covered: Vec::new(),
+        };
+        world.covered = world.disks.iter().map(|disk| vec![false; disk.content.len()]).collect();
+        world.called();
+        world.later(MS, Ev::ReplicaTakes);
+        for client in 0..hostility.clients {
+            world.later(MS, Ev::Client(client));
+        }
+        if let Start::First = world.options.start {
+            world.seeds_left = world.disks.len();
+            (0..world.disks.len()).for_each(|disk| world.later(5 * MS, Ev::SeedStep(disk, 0)));
+        }
+        if hostility.clock_steps {
+            world.later(S, Ev::ClockStep);
+        }
+        world.later(2 * S, Ev::Room);
+        world
+    }
+
+    pub fn both(&self) -> Now {
+        Now { wall: WallTime(self.now + self.wall_offset), mono: MonoTime(self.now) }
+    }
+
+    fn later(&mut self, ns_max: u64, event: Ev) {
+        let at = self.now + self.rng.between(1, ns_max);
+        self.sequence += 1;
+        self.queue.insert((at, self.sequence), event);
+    }
+
+    fn unlucky(&mut self, one_in: u64) -> bool {
+        !self.calm && one_in > 0 && self.rng.one_in(one_in)
+    }
+
+    fn hash(&mut self, value: u64) {
+        self.trace = (self.trace ^ value).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17);
+    }
+
+    /// After every call of the filter: which ops went in it, and which LSNs were given.
+    fn called(&mut self) -> u64 {
+        let status = self.filter.status(self.both());
+        let call = self.lsn_after_call.len() as u64;
+        self.lsn_after_call.push(status.lsn);
+        let counted = (status.counters.ops_recorded, status.counters.ops_tracked);
+        self.gone.extend((self.counted.0..counted.0).map(|_| (call, true)));
+        self.gone.extend((self.counted.1..counted.1).map(|_| (call, false)));
+        self.counted = counted;
+        assert!(status.settled <= status.lsn && status.restorable <= status.durable.min(status.settled));
+        assert!(status.queued_bytes <= status.queue_bytes_max + (64 << 10), "the queue keeps its bound: {status:?}");
+        call
+    }
+
+    /// Lives for so long.
+    pub fn run_for(&mut self, ns: u64) {
+        let end = self.now + ns;
+        self.run_until(|world| world.now >= end, end);
+    }
+
+    /// Lives until something holds; it must by `deadline`.
+    pub fn run_until(&mut self, done: impl Fn(&Self) -> bool, deadline: u64) {
+        self.drain();
+        let mut stuck = 0;
+        while !done(self) {
+            let event = self.queue.first_key_value().map_or(u64::MAX, |((at, _), _)| *at);
+            let timer = self.filter.next_deadline().map_or(u64::MAX, |at| at.0);
+            let next = event.min(timer).max(self.now);
+            stuck = if next > self.now { 0 } else { stuck + 1 };
+            assert!(stuck < 10_000, "time stands still: timer {timer} at {}, {:#?}", self.now, self.filter);
+            if next > deadline {
+                self.now = deadline;
+                assert!(
+                    done(self),
+                    "not reached: {:#?} {:?}",
+                    self.filter,
+                    &self.events[self.events.len().saturating_sub(12)..]
+                );
+                return;
+            }
+            self.now = next;
+            if event <= timer {
+                let (_, event) = self.queue.pop_first().expect("an event");
+                self.happen(event);
+            }
+            self.drain();
+        }
+    }
+
+    fn happen(&mut self, event: Ev) {
+        match event {
+            Ev::Client(client) => self.client(client),
+            Ev::OpTouches(ticket) => self.op_touches(ticket),
+            Ev::OpDone(ticket) => self.op_done(ticket),
+            Ev::LogDone(token) => self.log_done(token),
+            Ev::FlushDone(disk, ticket, content) => self.flush_done(disk, ticket, &content),
+            Ev::RereadReads(token) => self.reread_reads(token),
+            Ev::RereadDone(token) => self.reread_done(token),
+            Ev::ReplicaTakes => self.replica_takes(),
+            Ev::Ack(lsn) => self.filter.durable(lsn),
+            Ev::SeedStep(disk, offset) => self.seed_step(disk, offset),
+            Ev::ClockStep => {
+                let step = self.rng.between(0, 8 * S);
+                self.wall_offset = (self.wall_offset + step).saturating_sub(4 * S);
+                self.later(4 * S, Ev::ClockStep);
+            }
+            Ev::Room => {
+                let room = if self.calm { 3 } else { self.rng.below(4) };
+                self.filter.set_room([Room::Lost, Room::NoSpace, Room::Ok, Room::Ok][room as usize]);
+                self.later(3 * S, Ev::Room);
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        self.called();
+        while let Some(output) = self.filter.poll(self.both()) {
+            self.called();
+            self.take(output);
+        }
+        self.called();
+        assert!(self.gone.is_empty(), "every op that went was said to");
+        self.check_waits();
+    }
+
+    fn take(&mut self, output: Output) {
+        match output {
+            Output::Ready(ticket) => self.start_op(ticket),
+            Output::Log(LogWrite { token, writes }) => {
+                assert!(self.log_pending.is_none(), "one log write at a time");
+                self.log_pending = Some((token, writes));
+                let slow = self.unlucky(self.hostility.log_fails_one_in);
+                self.later(if slow { 400 * MS } else { 5 * MS }, Ev::LogDone(token));
+            }
+            Output::Flush(disk, ticket) => self.start_flush(index(disk), ticket),
+            Output::Reread(reread) => self.start_reread(reread),
+            Output::Frame(frame) => self.take_frame(frame),
+            Output::Event(event) => {
+                match event {
+                    Event::Log(LogTrust::Good { generation }) => self.witness.good = generation,
+                    Event::Log(LogTrust::Lost { generation, .. }) => self.witness.lost = generation,
+                    _ => {}
+                }
+                self.events.push(event);
+            }
+        }
+    }
+
+    fn take_frame(&mut self, frame: RawFrame) {
+        self.shape.check(&frame, self.chain_start);
+        for part in &frame.parts {
+            for value in
+                [part.lsn.0, part.time.0, part.kind as u64, part.extent.offset, part.extent.length, part.crc.into()]
+            {
+                self.hash(value);
+            }
+            let op = tags_of(&part.data).first().map_or(0, |tag| tag >> 16);
+            if let Some(at) = self.change_of_op.get(&op).filter(|_| part.kind == cdp_core::frame::RecordKind::Write) {
+                self.changes[*at].lsn = Some(part.lsn);
+            } else if part.data.is_empty() && part.kind.changes_disk() {
+                self.match_hole(part.lsn, index(part.disk.expect("a disk")), part.extent);
+            }
+        }
+        self.frames.push(frame);
+        self.check_settled();
+    }
+
+    /// Zeros and discards carry no tag: they come in the order in which they went.
+    fn match_hole(&mut self, lsn: Lsn, disk: usize, extent: Extent) {
+        let waiting =
+            |change: &&mut Change| change.tags.is_empty() && change.lsn == Some(Lsn(u64::MAX)) && !change.torn;
+        let change = self.changes.iter_mut().find(waiting).expect("a zero or discard went");
+        assert_eq!((change.disk, change.extent), (disk, extent));
+        change.lsn = Some(lsn);
+    }
+
+    /// No running op lies at or below what the last frame calls settled.
+    fn check_settled(&self) {
+        let settled = self.frames.last().expect("a frame").settled;
+        for op in self.ops.values().filter(|op| op.running) {
+            let change = self.change_of_op.get(&op.sequence).and_then(|at| self.changes[*at].lsn);
+            assert!(change.is_none_or(|lsn| lsn > settled), "an op that runs is settled");
+        }
+    }
+
+    fn check_waits(&mut self) {
+        let open: Vec<(u64, usize, Extent)> = self.ops.values().map(|op| (op.sequence, op.disk, op.extent)).collect();
+        for op in self.ops.values_mut().filter(|op| !op.running) {
+            let blocked = open.iter().any(|(sequence, disk, extent)| {
+                *sequence < op.sequence && *disk == op.disk && extent.overlaps(&op.extent)
+            });
+            if blocked {
+                op.unblocked = self.now;
+            }
+            let waited = self.now - op.submitted.max(op.unblocked);
+            assert!(waited <= self.options.log_wait_ns_max, "a guest waits {waited} ns for the log");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The guests' side: clients that write, zero, discard and flush.
+
+use super::*;
+
+impl World {
+    fn pick(&mut self) -> (usize, Extent, u64) {
+        let disk = self.rng.below(self.disks.len() as u64) as usize;
+        let total = self.disks[disk].content.len() as u64;
+        let kind = self.rng.below(10);
+        let count = match self.rng.below(100) {
+            0..60 => self.rng.between(1, 16),
+            60..90 => self.rng.between(1, 160),
+            _ if kind < 2 => self.rng.between(1, 4096),
+            _ if self.hostility.large_one_in > 0 && self.rng.one_in(self.hostility.large_one_in) => {
+                self.rng.between(4096, 12288)
+            }
+            _ => self.rng.between(1, 1024),
+        }
+        .min(total);
+        let zone = if self.rng.one_in(2) { 512.min(total) } else { total };
+        let first = self.rng.below(zone).min(total - count);
+        (disk, Extent::new(first * SECTOR, count * SECTOR), kind)
+    }
+
+    pub(super) fn client(&mut self, client: u64) {
+        if self.calm {
+            return;
+        }
+        if self.rng.one_in(12) {
+            let disk = self.rng.below(self.disks.len() as u64) as usize;
+            let ticket = self.filter.flush_begin(spec(disk, 0).id).expect("a disk");
+            self.start_flush(disk, ticket);
+            self.later(20 * MS, Ev::Client(client));
+            return;
+        }
+        if self.rng.one_in(40) {
+            let mark = cdp_core::frame::Mark { label: "here".into(), ..Default::default() };
+            let _ = self.filter.mark(self.both(), mark);
+            self.called();
+        }
+        let (disk, extent, kind) = self.pick();
+        let sequence = self.next_op;
+        self.next_op += 1;
+        let tags: Tags =
+            if kind < 2 { Vec::new() } else { (0..extent.length / SECTOR).map(|at| sequence << 16 | at).collect() };
+        let op = match kind {
+            0 => Op::Zero(extent),
+            1 => Op::Discard(extent),
+            _ => Op::Write(Payload::new(extent.offset, bytes_of(&tags)).expect("aligned")),
+        };
+        let submitted = self.filter.submit(self.both(), spec(disk, 0).id, op).expect("a good op");
+        self.called();
+        let fails = self.unlucky(self.hostility.op_fails_one_in);
+        let op =
+            OpenOp { client, disk, extent, tags, fails, sequence, submitted: self.now, running: false, unblocked: 0 };
+        self.ops.insert(submitted.ticket(), op);
+        if let Submitted::Go(ticket) = submitted {
+            self.start_op(ticket);
+        }
+    }
+
+    pub(super) fn start_op(&mut self, ticket: Ticket) {
+        let op = self.ops.get_mut(&ticket).expect("an open op");
+        op.running = true;
+        let (disk, extent, tags, sequence) = (op.disk, op.extent, op.tags.clone(), op.sequence);
+        self.disks[disk].begin(extent);
+        let (call, recorded) = self.gone.pop_front().expect("it went in some call");
+        self.change_of_op.insert(sequence, self.changes.len());
+        self.changes.push(Change { call, disk, extent, tags, lsn: recorded.then_some(Lsn(u64::MAX)), torn: false });
+        let slow = if self.rng.one_in(30) { 200 * MS } else { 5 * MS };
+        self.later(slow, Ev::OpTouches(ticket));
+    }
+
+    /// Some of the op's sectors reach the disk before it completes.
+    pub(super) fn op_touches(&mut self, ticket: Ticket) {
+        let op = &self.ops[&ticket];
+        let disk = &mut self.disks[op.disk];
+        let stop = self.rng.below(op.extent.length / SECTOR + 1) as usize;
+        for (at, sector) in sectors(op.extent).enumerate().take(stop) {
+            disk.write(sector, op.tags.get(at).copied().unwrap_or(0));
+        }
+        self.later(2 * MS, Ev::OpDone(ticket));
+    }
+
+    pub(super) fn op_done(&mut self, ticket: Ticket) {
+        let op = self.ops.remove(&ticket).expect("an open op");
+        let disk = &mut self.disks[op.disk];
+        if !op.fails {
+            for (at, sector) in sectors(op.extent).enumerate() {
+                disk.write(sector, op.tags.get(at).copied().unwrap_or(0));
+            }
+        }
+        disk.end(op.extent);
+        let result = if op.fails { Err(Failed { errno: 5 }) } else { Ok(()) };
+        self.filter.complete(self.both(), ticket, result).expect("it ran");
+        let call = self.called();
+        if op.fails {
+            let tags = self.disks[op.disk].content[sectors(op.extent)].to_vec();
+            self.changes.push(Change { call, disk: op.disk, extent: op.extent, tags, lsn: None, torn: true });
+        }
+        let pause = if self.rng.one_in(20) { S } else { 4 * MS };
+        self.later(pause, Ev::Client(op.client));
+    }
+
+    pub(super) fn start_flush(&mut self, disk: usize, ticket: FlushTicket) {
+        let content = self.disks[disk].flush_begins();
+        self.later(10 * MS, Ev::FlushDone(disk, ticket, content));
+    }
+
+    pub(super) fn flush_done(&mut self, disk: usize, ticket: FlushTicket, content: &(u64, Tags)) {
+        let result = if self.unlucky(self.hostility.flush_fails_one_in) {
+            self.disks[disk].flush_fails(&mut self.rng);
+            Err(Failed { errno: 5 })
+        } else {
+            self.disks[disk].flush_ends(content);
+            Ok(())
+        };
+        self.filter.flushed(self.both(), ticket, result);
+    }
+}
+
+impl World {
+    /// The machine ends in the middle of an op: any of its sectors may be there.
+    pub fn land_some_of(&mut self, op: &OpenOp) {
+        for (at, sector) in sectors(op.extent).enumerate() {
+            if self.rng.one_in(2) {
+                self.disks[op.disk].write(sector, op.tags.get(at).copied().unwrap_or(0));
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! A writable session against a byte-array model: read what was written, flushed or not, over clean stops and crashes.
+
+use bytes::Bytes;
+use cdp_core::frame::Payload;
+use cdp_core::journal::{Manifest, TimelineInfo, TimelineRole, TimelineState};
+use cdp_core::media::{Memory, Storage};
+use cdp_core::replica::session::{Session, SessionOptions, create};
+use cdp_core::replica::{Bases, ViewDisk};
+use cdp_core::types::{DiskId, Extent, GroupId, Lsn, MonoTime, Now, ReplicaId, Timeline, WallTime};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+const DISK: usize = 4 << 20;
+
+fn now(step: u64) -> Now {
+    Now { wall: WallTime(1_700_000_000_000_000_000 + step), mono: MonoTime(step) }
+}
+
+fn disk() -> DiskId {
+    DiskId::new(1).unwrap()
+}
+
+fn store() -> Arc<dyn Storage> {
+    let storage: Arc<dyn Storage> = Arc::new(Memory::default());
+    let trunk = Manifest::new(ReplicaId::new([1; 16]).unwrap(), GroupId::new([2; 16]).unwrap(), "g");
+    let timeline = TimelineInfo {
+        id: Timeline::new([3; 16]).unwrap(),
+        number: 1,
+        parent: Timeline::new([4; 16]),
+        fork: Lsn(10),
+        last: None,
+        state: TimelineState::Open,
+        role: TimelineRole::Session,
+        opened: WallTime(1),
+    };
+    create(storage.as_ref(), &trunk, "s", timeline).unwrap();
+    storage
+}
+
+fn open(storage: &Arc<dyn Storage>, life: u8) -> Session {
+    let options = SessionOptions {
+        path: Vec::new(),
+        bases: Arc::new(Bases::default()),
+        disks: vec![ViewDisk { id: disk(), name: "d".into(), size: DISK as u64 }],
+        keep_free_bytes: 0,
+    };
+    let mut drawn = 0u64;
+    let ids = move || {
+        drawn += 1;
+        let mut id = [life + 10; 16];
+        id[8..].copy_from_slice(&drawn.to_le_bytes());
+        id
+    };
+    Session::open(storage, options, Box::new(ids), now(u64::from(life))).unwrap()
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write {
+        sector: usize,
+        sectors: usize,
+        fill: u8,
+    },
+    Zero {
+        sector: usize,
+        sectors: usize,
+        keep: bool,
+    },
+    Read {
+        sector: usize,
+        sectors: usize,
+    },
+    Flush,
+    CleanStop,
+    /// The process ends after a flush, and without closing anything.
+    Killed,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let place = (0..DISK / 512, 1usize..1400);
+    let op = prop_oneof![
+        6 => (place.clone(), any::<u8>()).prop_map(|((sector, sectors), fill)| Op::Write { sector, sectors, fill }),
+        2 => (place.clone(), any::<bool>()).prop_map(|((sector, sectors), keep)| Op::Zero { sector, sectors, keep }),
+        4 => place.prop_map(|(sector, sectors)| Op::Read { sector, sectors }),
+        2 => Just(Op::Flush),
+        1 => Just(Op::CleanStop),
+        1 => Just(Op::Killed),
+    ];
+    prop::collection::vec(op, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn a_session_reads_as_what_was_written(ops in ops()) {
+        let storage = store();
+        let mut life = 1;
+        let mut session = open(&storage, life);
+        let mut model = vec![0u8; DISK];
+        for (step, op) in ops.into_iter().enumerate() {
+            let now = now(1000 + step as u64);
+            let range = |sector: usize, sectors: usize| (sector * 512, ((sector + sectors) * 512).min(DISK));
+            match op {
+                Op::Write { sector, sectors, fill } => {
+                    let (from, to) = range(sector, sectors);
+                    model[from..to].fill(fill);
+                    let payload = Payload::new(from as u64, Bytes::from(vec![fill; to - from])).unwrap();
+                    session.write(now, disk(), payload).unwrap();
+                }
+                Op::Zero { sector, sectors, keep } => {
+                    let (from, to) = range(sector, sectors);
+                    model[from..to].fill(0);
+                    session.zero(now, disk(), Extent::new(from as u64, (to - from) as u64), keep).unwrap();
+                }
+                Op::Read { sector, sectors } => {
+                    let (from, to) = range(sector, sectors);
+                    let mut found = vec![1; to - from];
+                    session.read(now, disk(), from as u64, &mut found).unwrap();
+                    prop_assert!(found == model[from..to]);
+                }
+                Op::Flush => session.flush(now).unwrap(),
+                Op::CleanStop => {
+                    session.close(now).unwrap();
+                    life += 1;
+                    session = open(&storage, life);
+                }
+                Op::Killed => {
+                    session.flush(now).unwrap();
+                    life += 1;
+                    session = open(&storage, life);
+                }
+            }
+        }
+        let mut found = vec![1; DISK];
+        session.read(now(9999), disk(), 0, &mut found).unwrap();
+        prop_assert!(found == model);
+    }
+}

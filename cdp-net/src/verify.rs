@@ -1,0 +1,223 @@
+//! Reading everything of a replica: journal, index and bases; what is wrong, where, and which moments are still good.
+
+use crate::host::document;
+use crate::report::{Problem, Range};
+use cdp_core::journal::{Damage as Unopened, Reader, look};
+use cdp_core::media::Storage;
+use cdp_core::replica::base::{Base, BaseError, file_names};
+use cdp_core::replica::sidecar::{self, PAGE_BYTES, Root};
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
+use cdp_core::types::{BLOCK, DiskId, Lsn, SECTOR, Timeline};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Bytes of one read of a base.
+const PIECE: u64 = 1 << 20;
+
+/// Something stored that is not what was stored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Damage {
+    /// The file.
+    pub file: PathBuf,
+    /// Where in it, in bytes.
+    pub offset: u64,
+    /// How many bytes are concerned, at most.
+    pub length: u64,
+    /// What is wrong.
+    pub what: String,
+    /// The moments that cannot be restored for it.
+    pub lost: Vec<Range>,
+}
+
+/// What verifying found.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Verified {
+    /// There is no damage.
+    pub ok: bool,
+    /// Everything that is wrong.
+    pub damage: Vec<Damage>,
+    /// The moments that are still good.
+    pub good: Vec<Range>,
+    /// Bytes that were read.
+    pub bytes: u64,
+}
+
+/// A run of records that cannot be read: no moment from its first one on is whole, on its timeline and those that fork later.
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    timeline: Timeline,
+    from: Lsn,
+}
+
+/// Reads and checks everything that was written up to `safe` (everything, where nobody owns the replica). `progress` is told
+/// the bytes read so far, and bytes in all.
+///
+/// # Errors
+/// When it cannot be read at all: damage is an answer, not an error.
+pub fn verify(
+    storage: &Arc<dyn Storage>,
+    safe: Option<Lsn>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Verified, Problem> {
+    let unreadable = |error: cdp_core::journal::OpenError| document::unreadable(&error.into());
+    let (manifest, snapshot, unopened) = look(storage.as_ref(), JOURNAL_DIRECTORY).map_err(unreadable)?;
+    let root = PathBuf::from(storage.path());
+    let total = stored_bytes(storage.as_ref());
+    let mut out = Verified::default();
+    let mut lost = Vec::new();
+    let reader = Reader::new(Arc::clone(storage), JOURNAL_DIRECTORY, 0);
+    let journal = reader.verify(&snapshot, |bytes| {
+        progress(bytes, total);
+        true
+    });
+    out.bytes = journal.bytes;
+    for finding in journal.findings {
+        let from = finding.lost.map(|(first, _)| first);
+        lost.extend(from.map(|from| Lost { timeline: finding.timeline, from }));
+        let file = root.join(JOURNAL_DIRECTORY).join(&finding.file);
+        let (offset, length, what) = (finding.offset, finding.length, finding.what);
+        out.damage.push(Damage { file, offset, length, what, lost: lost_ranges(from, finding.timeline) });
+    }
+    if let Some(damage) = unopened {
+        let timeline = manifest.timelines.last().map(|info| info.id);
+        lost.extend(timeline.map(|timeline| Lost { timeline, from: damage.good.next() }));
+        out.damage.push(of_unopened(&damage, timeline));
+    }
+    let mut base_lost = false;
+    for (disk, base) in manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base?))) {
+        let root_of = Root { size: base.size, digest: base.root };
+        let mut told = |bytes: u64| progress(journal.bytes + bytes, total);
+        let found = check_base(storage, &manifest, disk, root_of, &mut out.bytes, &mut told);
+        base_lost |= !found.is_empty();
+        out.damage.extend(found.into_iter().map(|mut damage| {
+            damage.file = root.join(&damage.file);
+            damage
+        }));
+    }
+    // Bases lie below every moment: with one damaged none can be promised.
+    if !base_lost && let Ok(replica) = load(storage, manifest, snapshot, safe) {
+        out.good = good_ranges(&replica, &lost);
+    }
+    out.ok = out.damage.is_empty();
+    Ok(out)
+}
+
+fn load(
+    storage: &Arc<dyn Storage>,
+    manifest: cdp_core::journal::Manifest,
+    snapshot: cdp_core::journal::Snapshot,
+    safe: Option<Lsn>,
+) -> Result<Replica, cdp_core::replica::ReplicaError> {
+    let safe = safe.unwrap_or(snapshot.written());
+    Replica::load(Arc::clone(storage), manifest, snapshot, safe)
+}
+
+fn stored_bytes(storage: &dyn Storage) -> u64 {
+    let length = |name: String| storage.open(&name, false).ok()?.len().ok();
+    let of = |directory: &str| {
+        let names = storage.list(directory).unwrap_or_default();
+        names.into_iter().filter_map(|name| length(format!("{directory}/{name}"))).sum::<u64>()
+    };
+    of(JOURNAL_DIRECTORY) + of("base")
+}
+
+fn of_unopened(damage: &Unopened, timeline: Option<Timeline>) -> Damage {
+    Damage {
+        file: PathBuf::from(&damage.path),
+        offset: damage.offset,
+        // Headers and trailers are sectors; of a torn tail nobody knows how long it was.
+        length: SECTOR,
+        what: damage.what.clone(),
+        lost: timeline.map(|timeline| lost_ranges(Some(damage.good.next()), timeline)).unwrap_or_default(),
+    }
+}
+
+fn lost_ranges(from: Option<Lsn>, timeline: Timeline) -> Vec<Range> {
+    let range = |from: Lsn| Range {
+        timeline: timeline.into(),
+        kind: crate::report::RangeKind::Every,
+        from_lsn: from,
+        to_lsn: Lsn(u64::MAX),
+        from_time: cdp_core::types::WallTime(0),
+        to_time: cdp_core::types::WallTime(u64::MAX),
+    };
+    from.map(range).into_iter().collect()
+}
+
+/// Restorable ranges that end before the first lost record of their own path.
+fn good_ranges(replica: &Replica, lost: &[Lost]) -> Vec<Range> {
+    let catalogue = replica.catalogue();
+    let mut good = Vec::new();
+    for branch in catalogue.branches().into_iter().rev() {
+        let on_path = |lost: &&Lost| {
+            catalogue.path(branch.timeline).iter().any(|(on, upto)| on.timeline == lost.timeline && lost.from <= *upto)
+        };
+        let first = lost.iter().filter(on_path).map(|lost| lost.from).min().unwrap_or(Lsn(u64::MAX));
+        for range in document::ranges_of(branch).into_iter().filter(|range| range.from_lsn < first) {
+            let to_lsn = range.to_lsn.min(first.prev());
+            let time = replica.exact(branch.timeline, to_lsn).map_or(range.to_time, |moment| moment.stamp.time);
+            let to_time = if to_lsn < range.to_lsn { time } else { range.to_time };
+            good.push(Range { to_lsn, to_time, ..range });
+        }
+    }
+    good
+}
+
+/// Reads a whole base; each damaged place is one finding.
+fn check_base(
+    storage: &Arc<dyn Storage>,
+    manifest: &cdp_core::journal::Manifest,
+    disk: DiskId,
+    root: Root,
+    bytes: &mut u64,
+    progress: &mut dyn FnMut(u64),
+) -> Vec<Damage> {
+    let (image, sidecar_name) = file_names(disk);
+    let everything = || {
+        let open = manifest.timelines.first().map(|info| info.id);
+        open.map(|timeline| lost_ranges(Some(Lsn(1)), timeline)).unwrap_or_default()
+    };
+    let finding = |file: &str, offset: u64, length: u64, error: &BaseError| Damage {
+        file: PathBuf::from(file),
+        offset,
+        length,
+        what: error.to_string(),
+        lost: everything(),
+    };
+    let base = match Base::open(storage.as_ref(), manifest.replica, disk, root) {
+        Ok(base) => base,
+        Err(error) => {
+            let (table, length) = (sidecar::table_offset(root.size), sidecar::table_bytes(root.size) as u64);
+            return vec![match &error {
+                BaseError::Media(media) if media.path.ends_with(&image) => finding(&image, 0, 0, &error),
+                _ => finding(&sidecar_name, table, length, &error),
+            }];
+        }
+    };
+    let mut found: Vec<Damage> = Vec::new();
+    let mut buffer = vec![0; PIECE as usize];
+    let mut at = 0;
+    while at < root.size {
+        let length = PIECE.min(root.size - at);
+        if base.read(at, &mut buffer[..length as usize]).is_err() {
+            // Something in it: block by block, so that each damaged place is named, and once.
+            for block in (at..at + length).step_by(BLOCK as usize) {
+                let bytes = BLOCK.min(at + length - block);
+                let Err(error) = base.read(block, &mut buffer[..bytes as usize]) else { continue };
+                let damage = match &error {
+                    BaseError::Page { offset, .. } => finding(&sidecar_name, *offset, PAGE_BYTES as u64, &error),
+                    BaseError::Block { offset, .. } => finding(&image, *offset, BLOCK, &error),
+                    _ => finding(&image, block, bytes, &error),
+                };
+                if found.last() != Some(&damage) {
+                    found.push(damage);
+                }
+            }
+        }
+        at += length;
+        *bytes += length;
+        progress(at);
+    }
+    found
+}
