@@ -16,6 +16,7 @@
 //! | `cdp-timer` | time |
 
 mod disk;
+mod ease;
 mod engine;
 mod failure;
 mod log_file;

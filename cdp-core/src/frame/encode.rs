@@ -5,8 +5,8 @@ use super::layout::{
     CHUNK_BYTES, CODEC_RAW, CODEC_ZSTD, CONTENT_DATA, CONTENT_NOTES, ChunkEntry, HEADER_BYTES, Header,
 };
 use super::layout::{MAGIC, MUST_UNDERSTAND, RECORD_BYTES, RecordEntry, VERSION};
-use super::note;
 use super::record::{Part, RawFrame};
+use super::{crc, note};
 use crate::types::{CHUNK_PLAIN_MAX, GroupId};
 use bytes::Bytes;
 use zerocopy::{FromZeros, IntoBytes};
@@ -70,7 +70,7 @@ impl Encoder {
     #[must_use]
     pub fn new() -> Self {
         let zstd = zstd::bulk::Compressor::default();
-        Self { zstd, level: 0, gathered: Vec::new(), packed: Vec::new() }
+        Self { zstd, level: 0, gathered: Vec::new(), packed: vec![0; CHUNK_PLAIN_MAX as usize] }
     }
 
     /// Packs `raw` as a frame of `group`.
@@ -209,9 +209,8 @@ impl Packer<'_> {
             gathered.clear();
             parts.clone().for_each(|part| gathered.extend_from_slice(&part.data));
             // The output has no room for more than fifteen sixteenths: what does not fit is not worth inflating later.
-            packed.clear();
-            packed.resize(gathered.len() - gathered.len() / 16, 0);
-            if let Ok(length) = zstd.compress_to_buffer(gathered.as_slice(), &mut packed[..]) {
+            let room = gathered.len() - gathered.len() / 16;
+            if let Ok(length) = zstd.compress_to_buffer(gathered.as_slice(), &mut packed[..room]) {
                 let stored = Bytes::copy_from_slice(&packed[..length]);
                 let crc = crc32c::crc32c(&stored);
                 self.push(CODEC_ZSTD, CONTENT_DATA, plain, length as u32, crc);
@@ -219,8 +218,9 @@ impl Packer<'_> {
                 return;
             }
         }
-        // A pass over the data is quicker than combining the parts' checksums: that costs a matrix product each.
-        let crc = parts.clone().fold(0, |crc, part| crc32c::crc32c_append(crc, &part.data));
+        // The stored bytes are the parts': what was made at capture is joined, and the bytes, long out of the cache, are not
+        // read again.
+        let crc = parts.clone().fold(0, |crc, part| crc::joined(crc, part.crc, part.data.len() as u32));
         self.push(CODEC_RAW, CONTENT_DATA, plain, plain, crc);
         self.body.extend(parts.map(|part| part.data.clone()));
     }
