@@ -99,15 +99,15 @@ impl Replica {
     /// When a base that the manifest names does not open.
     pub fn update(&mut self, manifest: Option<&Manifest>, snapshot: Snapshot) -> Result<(), ReplicaError> {
         self.snapshot = snapshot;
-        let Some(manifest) = manifest.filter(|manifest| manifest.generation != self.manifest.generation) else {
+        // Edits that are written together share a generation: an equal one may hold more, only an older one holds less.
+        let Some(manifest) = manifest.filter(|manifest| manifest.generation >= self.manifest.generation) else {
             return Ok(());
         };
         let roots = |manifest: &Manifest| manifest.disks.iter().map(|disk| disk.base).collect::<Vec<_>>();
-        let new_bases = roots(manifest) != roots(&self.manifest);
-        self.manifest.clone_from(manifest);
-        if new_bases {
-            self.bases = Arc::new(open_bases(&self.storage, &self.manifest)?);
+        if roots(manifest) != roots(&self.manifest) {
+            self.bases = Arc::new(open_bases(&self.storage, manifest)?);
         }
+        self.manifest.clone_from(manifest);
         for info in &self.manifest.timelines {
             match self.catalogue.branch_mut(info.id) {
                 Some(branch) => branch.open = info.state == TimelineState::Open,

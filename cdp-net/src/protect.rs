@@ -19,6 +19,7 @@ mod disk;
 mod engine;
 mod failure;
 mod log_file;
+mod make;
 mod open;
 mod pump;
 mod reread;
@@ -33,6 +34,7 @@ pub use stop::Summary;
 use self::engine::Engine;
 use self::failure::Failure;
 use self::pump::{Message, Stored};
+use self::stop::Threads;
 use crate::device::Device;
 use crate::host::{Edit, Host, Live, Store};
 use crate::nbd::Export;
@@ -48,7 +50,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a change of the manifest may take before its caller is told that it is not stored.
@@ -96,11 +97,11 @@ pub struct Protector {
     opened: Opened,
     shared: Arc<Shared>,
     exports: Vec<Export>,
-    sources: BTreeMap<DiskId, Source>,
-    threads: Vec<JoinHandle<()>>,
     started: Instant,
-    control: Option<ControlServer>,
-    /// The lock on the directory: let go last.
+    /// Dropped in this order: nobody asks any more, nothing runs any more, the directory is free.
+    _control: ControlServer,
+    _threads: Threads,
+    sources: BTreeMap<DiskId, Source>,
     _owner: Owner,
 }
 

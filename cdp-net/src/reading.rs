@@ -136,6 +136,8 @@ pub struct Writing {
     pub session: Arc<Session>,
     /// What the session is.
     pub report: SessionReport,
+    /// The session's directory is this process's as long as it writes there, whoever owns the replica meanwhile.
+    _writer: Owner,
     _keep: Keep,
 }
 
@@ -168,8 +170,13 @@ impl Writing {
                 (replica, report, keep(owner, host, Some(opened))?)
             }
         };
+        let timeline = timeline_named(&replica, report.timeline)?;
+        let writer = Owner::acquire(&dir.join(session_directory(timeline))).map_err(|error| {
+            let message = format!("the session is open in another process: {error}");
+            Problem::new(ProblemClass::Refused, "session-open", message).hint("end that mount first")
+        })?;
         let session = open_session(&replica, &report)?;
-        Ok(Self { session: Arc::new(session), report, _keep: kept })
+        Ok(Self { session: Arc::new(session), report, _writer: writer, _keep: kept })
     }
 }
 

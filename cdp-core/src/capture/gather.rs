@@ -7,7 +7,7 @@
 use super::options::PART_COST;
 use super::order::Order;
 use crate::frame::{Part, RawFrame};
-use crate::types::{ClockEpoch, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, Lsn, MonoTime, Now, Timeline};
+use crate::types::{ClockEpoch, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, FRAME_SPAN_NS_MAX, Lsn, MonoTime, Now, Timeline};
 use std::collections::VecDeque;
 
 /// A frame that is on its way and not durable.
@@ -79,7 +79,9 @@ impl Gather {
     /// Takes a part into the open frame, closing it first if it has no room.
     pub(super) fn push(&mut self, now: Now, epoch: ClockEpoch, order: &Order, part: Part) {
         let bytes = part.data.len() as u64;
-        if self.plain_bytes + bytes > FRAME_PLAIN_MAX || self.parts.len() == FRAME_RECORDS_MAX {
+        // After a stall of the whole process the open frame may be old before its timer was looked at.
+        let old = self.parts.first().is_some_and(|first| part.time.0.saturating_sub(first.time.0) > FRAME_SPAN_NS_MAX);
+        if old || self.plain_bytes + bytes > FRAME_PLAIN_MAX || self.parts.len() == FRAME_RECORDS_MAX {
             self.close(epoch, order);
         }
         if self.parts.is_empty() {

@@ -76,7 +76,7 @@ impl Encoder {
     /// Packs `raw` as a frame of `group`.
     ///
     /// # Panics
-    /// When `raw` holds no part: nobody sends such a frame.
+    /// When `raw` holds no part, or stamps or LSNs further apart than the format has bits for: nobody makes such a frame.
     #[must_use]
     pub fn encode(&mut self, raw: &RawFrame, group: GroupId, compression: Compression) -> EncodedFrame {
         let first = raw.parts.first().expect("a frame holds at least one record");
@@ -94,8 +94,9 @@ impl Encoder {
         let mut noted = Vec::new();
         for (number, part) in raw.parts.iter().enumerate() {
             let mut entry = RecordEntry::new_zeroed();
-            entry.lsn_delta.set((part.lsn.0 - first.lsn.0) as u32);
-            entry.time_delta.set(part.time.0.saturating_sub(first.time.0) as u32);
+            let delta = |from: u64, to: u64| u32::try_from(to.saturating_sub(from)).expect("a frame spans 32 bits");
+            entry.lsn_delta.set(delta(first.lsn.0, part.lsn.0));
+            entry.time_delta.set(delta(first.time.0, part.time.0));
             entry.offset.set(part.extent.offset);
             entry.length.set(part.extent.length);
             entry.crc.set(part.crc);

@@ -91,7 +91,7 @@ fn is_missing(error: &MediaError) -> bool {
 fn is_base_damage(error: &BaseError) -> bool {
     match error {
         BaseError::Media(error) => is_missing(error),
-        BaseError::Table { .. } | BaseError::Page { .. } | BaseError::Block { .. } => true,
+        BaseError::Table { .. } | BaseError::Length { .. } | BaseError::Page { .. } | BaseError::Block { .. } => true,
     }
 }
 

@@ -26,6 +26,9 @@ const EASE_AT: [u64; 2] = [8 << 20, 32 << 20];
 /// The longest the pump sleeps when the journal has no deadline.
 const IDLE: Duration = Duration::from_millis(500);
 
+/// Messages between two reports of what became durable.
+const BATCH: usize = 16;
+
 /// What the pump is told.
 pub(super) enum Message {
     /// The next frame.
@@ -155,15 +158,12 @@ impl Pump {
                 Ok(message) => self.handle(message),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            // Completions first free the writer's room: take all that is there before driving it.
-            while let Ok(message) = queue.try_recv() {
+            // A few at once: what became durable in between is told soon, however fast frames come.
+            for message in queue.try_iter().take(BATCH) {
                 if matches!(message, Message::End) {
                     return;
                 }
                 self.handle(message);
-                if self.held.len() > 16 {
-                    break;
-                }
             }
             self.offer_held();
             self.drive();

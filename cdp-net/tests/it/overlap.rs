@@ -87,8 +87,11 @@ impl Run {
         wait_for("the repairs", quiet);
         let end = protector.mark(&label("end")).unwrap();
         let source = Disks::new([std::fs::read(self.place.source("disk")).unwrap()]);
-        let summary = protector.stop(Duration::from_secs(30), &|| false);
-        assert!(summary.drained, "{summary:?}");
+        // A flush that failed leaves a doubt that no later one removes: such a stop is never called clean.
+        let doubtful = shaky.failed_flushes.load(Ordering::SeqCst) > 0;
+        let patience = if doubtful { Duration::from_millis(50) } else { Duration::from_secs(30) };
+        let summary = protector.stop(patience, &|| false);
+        assert!(summary.drained || doubtful, "{summary:?}");
         if self.mood != Mood::Losing {
             for (offset, bytes) in own {
                 let held = &source.0.values().next().unwrap()[offset as usize..][..bytes.len()];

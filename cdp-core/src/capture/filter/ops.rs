@@ -206,7 +206,62 @@ impl Filter {
             return;
         }
         lost.iter().for_each(|extent| self.mend.mark(disk, *extent));
+        // What runs now may have reached the disk before the flush and been lost with it, and complete well all the same.
+        self.order.distrust(disk);
         let oldest = self.order.oldest_lsn().unwrap_or(self.last_lsn.next());
         self.open_bracket(now, oldest, ResyncReason::WriteFailed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::capture::{DiskSpec, Failed, Filter, FilterOptions, Op, Output, Start};
+    use crate::frame::Payload;
+    use crate::types::{DiskId, Extent, GroupId, MonoTime, Now, Timeline, WallTime};
+    use bytes::Bytes;
+
+    fn now(seconds: u64) -> Now {
+        Now { mono: MonoTime(seconds * 1_000_000_000), wall: WallTime(seconds * 1_000_000_000) }
+    }
+
+    /// Carries out what the filter wants, the frames durable at once; gives the ranges that were read again.
+    fn drive(filter: &mut Filter, at: Now) -> Vec<Extent> {
+        let mut reread = Vec::new();
+        while let Some(output) = filter.poll(at) {
+            match output {
+                Output::Log(write) => filter.log_written(at, write.token, Ok(())).expect("open"),
+                Output::Flush(_, ticket) => filter.flushed(at, ticket, Ok(())),
+                Output::Frame(frame) => filter.durable(frame.last_lsn()),
+                Output::Reread(read) => {
+                    reread.push(read.extent);
+                    filter.reread_done(at, read.token, Ok(Vec::new())).expect("open");
+                }
+                Output::Ready(_) | Output::Event(_) => {}
+            }
+        }
+        reread
+    }
+
+    /// The write was in the disk's cache when the flush failed, and is lost with it; its own call returns well.
+    #[test]
+    fn a_write_that_runs_while_a_flush_fails_is_read_again() {
+        let disk = DiskId::new(1).expect("not zero");
+        let spec = DiskSpec { id: disk, name: "disk".into(), size: 64 << 20 };
+        let (group, timeline) = (GroupId::new([1; 16]).expect("id"), Timeline::new([2; 16]).expect("id"));
+        let options = FilterOptions::new(group, timeline, Start::First, vec![spec]);
+        let mut filter = Filter::new(options, now(1)).expect("good options");
+        drive(&mut filter, now(1));
+        filter.seed_done();
+        drive(&mut filter, now(1));
+        let payload = Payload::new(8192, Bytes::from(vec![1; 4096])).expect("aligned");
+        let ticket = filter.submit(now(1), disk, Op::Write(payload)).expect("inside").ticket();
+        drive(&mut filter, now(1));
+        let flush = filter.flush_begin(disk).expect("known");
+        filter.flushed(now(1), flush, Err(Failed { errno: 5 }));
+        drive(&mut filter, now(1));
+        filter.complete(now(1), ticket, Ok(())).expect("runs");
+        let written = Extent::new(8192, 4096);
+        let reread: Vec<_> = (2..12).flat_map(|second| drive(&mut filter, now(second))).collect();
+        assert!(reread.iter().any(|extent| extent.contains(&written)), "read again were {reread:?}");
     }
 }

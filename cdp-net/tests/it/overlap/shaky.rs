@@ -28,6 +28,7 @@ pub(super) struct Shaky {
     /// What lay where, before each write since the last good flush. Changes hold it shared, flushes alone.
     unflushed: RwLock<Mutex<Vec<(u64, Vec<u8>)>>>,
     pub(super) faults: AtomicU64,
+    pub(super) failed_flushes: AtomicU64,
 }
 
 /// What happens to a change.
@@ -47,7 +48,15 @@ impl Shaky {
     pub(super) fn new(inner: Arc<dyn Device>, mood: Mood, seed: u64, permille: u64) -> Arc<Self> {
         let permille = AtomicU64::new(if mood == Mood::Sound { 0 } else { permille });
         let (dice, unflushed) = (Mutex::new(Dice::new(seed)), RwLock::default());
-        Arc::new(Self { inner, mood, dice, permille, unflushed, faults: AtomicU64::new(0) })
+        Arc::new(Self {
+            inner,
+            mood,
+            dice,
+            permille,
+            unflushed,
+            faults: AtomicU64::new(0),
+            failed_flushes: AtomicU64::new(0),
+        })
     }
 
     /// From now on nothing fails.
@@ -117,6 +126,7 @@ impl Device for Shaky {
         let unflushed = self.unflushed.write().unwrap();
         let mut writes = unflushed.lock().unwrap();
         if self.fails() {
+            self.failed_flushes.fetch_add(1, Ordering::SeqCst);
             for (offset, before) in writes.drain(..).rev() {
                 self.inner.write(offset, Bytes::from(before), false)?;
             }
