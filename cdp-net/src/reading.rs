@@ -74,6 +74,13 @@ fn load_under_owner(dir: &Path, at: &At) -> Result<(Replica, Moment), Problem> {
     if let Some(damage) = damage.filter(|damage| damage.good < at.lsn) {
         return Err(failed(OpenError::Damaged(Box::new(damage)).into()));
     }
+    if snapshot.written() < at.lsn {
+        // No torn tail either: the owner has seen it durable.
+        let (path, written) = (storage.path(), snapshot.written());
+        let message =
+            format!("{path} holds LSNs up to {written} that can be read, and up to {} were made durable", at.lsn);
+        return Err(document::damaged(message));
+    }
     let replica = Replica::load(storage, manifest, snapshot, at.lsn).map_err(failed)?;
     let timeline = timeline_named(&replica, at.timeline)?;
     let moment = replica.exact(timeline, at.lsn).map_err(|error| document::unresolved(&replica, &error))?;

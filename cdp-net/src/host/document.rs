@@ -65,7 +65,9 @@ pub fn unreadable(error: &ReplicaError) -> Problem {
     Problem::new(ProblemClass::Failed, "unreadable", error.to_string())
 }
 
-fn damaged(message: String) -> Problem {
+/// The same where only the fact is known.
+#[must_use]
+pub fn damaged(message: String) -> Problem {
     let hint = "`cdp verify` says what is damaged and which moments are still good";
     Problem::new(ProblemClass::Damage, "damaged", message).hint(hint)
 }

@@ -1,6 +1,6 @@
 //! A segment that was cut or removed, and a tail that was damaged after a kill.
 
-use super::built::Built;
+use super::built::{Built, SEGMENT};
 use crate::support::{Guest, cdp, flip, mark, times, wait_for};
 use std::fs::File;
 use std::path::PathBuf;
@@ -69,7 +69,7 @@ fn a_tail_that_is_damaged_after_a_kill_is_not_taken_for_torn_where_that_would_di
     drop((guest, running));
     let kept = built.keep();
     let end_of = |file: PathBuf| (std::fs::read(&file).unwrap().iter().rposition(|byte| *byte != 0).unwrap_or(0), file);
-    let is_active = |file: &PathBuf| std::fs::metadata(file).unwrap().len() > 64 << 20;
+    let is_active = |file: &PathBuf| std::fs::metadata(file).unwrap().len() == SEGMENT;
     let active = built.files("journal", ".seg").into_iter().filter(is_active);
     let (end, file) = active.map(end_of).max().unwrap();
     assert!(end > 4096, "{end}");
