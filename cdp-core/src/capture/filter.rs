@@ -124,6 +124,8 @@ pub struct Filter {
     /// When the last restorable record was made, and the next candidate with its LSN.
     restorable_made: Option<MonoTime>,
     awaiting: Option<(Lsn, MonoTime)>,
+    /// What is dirty without an op of its own is compared only when the replica has everything up to here.
+    compare_floor: Lsn,
     gap: Option<Gap>,
     bracket: Option<Bracket>,
     window: Option<Window>,
@@ -209,6 +211,7 @@ impl Filter {
             settled_durable: chain_start(&options.start),
             restorable_made: None,
             awaiting: None,
+            compare_floor: Lsn::ZERO,
             gap: None,
             bracket: None,
             window: None,
@@ -303,6 +306,9 @@ impl Filter {
     }
 
     fn compare_everything(&mut self, now: Now, first: Lsn, reason: ResyncReason) {
+        if first > self.first_lsn {
+            self.compare_floor = self.last_lsn;
+        }
         for at in 0..self.disks.len() {
             self.mend.mark(at, Extent::new(0, self.disks[at].size));
         }

@@ -39,7 +39,7 @@ fn first_world(seed: u64, hostility: Hostility) -> World {
     let options = FilterOptions {
         rpo_ns: 2 * S,
         queue_bytes_max: QUEUE_BYTES_MIN,
-        hot_ns_min: 2 * S,
+        hot_ns_min: S / 5,
         ..FilterOptions::new(group, timeline, Start::First, specs)
     };
     World::new(rng, hostility, disks, base, options)

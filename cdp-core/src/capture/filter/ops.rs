@@ -205,6 +205,7 @@ impl Filter {
         if lost.is_empty() || matches!(self.life, Life::Closed { .. }) {
             return;
         }
+        self.compare_floor = self.last_lsn;
         lost.iter().for_each(|extent| self.mend.mark(disk, *extent));
         let oldest = self.order.oldest_lsn().unwrap_or(self.last_lsn.next());
         self.open_bracket(now, oldest, ResyncReason::WriteFailed);

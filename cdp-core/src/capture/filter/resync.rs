@@ -51,7 +51,8 @@ impl Filter {
         }
         let pause = u128::from(extent.length) * 1_000_000_000 / u128::from(self.limits.reread_bytes_per_s_max);
         self.reread_due = self.reread_due.max(now.mono).after(u64::try_from(pause).unwrap_or(u64::MAX));
-        let compare_at = (self.activity.last_touch(disk, extent) <= self.durable).then_some(self.durable);
+        let records = self.activity.last_touch(disk, extent).max(self.compare_floor);
+        let compare_at = (records <= self.durable).then_some(self.durable);
         Some(Reread { token, disk: self.disks[disk].id, extent, compare_at })
     }
 
@@ -118,8 +119,6 @@ impl Filter {
             bracket.bytes_read += active.extent.length;
             bracket.bytes_changed += bytes_changed;
         }
-        // The extent's bit stays until this resync has ended durably: no LSN above the last one is restorable before.
-        self.activity.touched(active.disk, active.extent, self.last_lsn.next(), now.mono);
     }
 
     /// The driver's copy of the disks into the replica is complete and durable there: the seeding ends as soon as nothing else

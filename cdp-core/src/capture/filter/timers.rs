@@ -100,7 +100,11 @@ impl Filter {
             self.activity.writer_mut().set_state(LogState::Open);
         }
         if now.mono >= self.activity.clean_due() && !matches!(self.life, Life::Closed { .. }) {
-            self.activity.clean(now.mono, self.restorable, &self.order, &self.mend);
+            // What is read again is not at the replica before the resync has ended durably: no bit is cleared until then.
+            match self.window {
+                Some(_) => self.activity.put_off_cleaning(now.mono),
+                None => self.activity.clean(now.mono, self.restorable, &self.order, &self.mend),
+            }
         }
     }
 
