@@ -151,7 +151,6 @@ pub struct Filter {
     /// Something was looked at, and its outputs are being fetched.
     working: bool,
     counters: Counters,
-    bytes_gathered: u64,
     rates: Rates,
 }
 
@@ -230,7 +229,6 @@ impl Filter {
             timer_due: now.mono,
             working: false,
             counters: Counters::default(),
-            bytes_gathered: 0,
             rates: Rates::new(now.mono.0),
             disks: Vec::new(),
         };

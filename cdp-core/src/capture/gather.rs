@@ -45,6 +45,8 @@ pub(super) struct Gather {
     whole: Lsn,
     settled: Lsn,
     queued: u64,
+    /// All that was ever queued.
+    gathered: u64,
     /// Bounded by the queue's bound: each frame costs at least a part.
     sent: VecDeque<Sent>,
     /// Closed and not fetched; counted in `queued`.
@@ -65,6 +67,7 @@ impl Gather {
             whole: after,
             settled: after,
             queued: 0,
+            gathered: 0,
             sent: VecDeque::with_capacity(64),
             frames: VecDeque::with_capacity(64),
             frames_closed: 0,
@@ -86,6 +89,7 @@ impl Gather {
         self.plain_bytes += bytes;
         self.cost += bytes + PART_COST;
         self.queued += bytes + PART_COST;
+        self.gathered += bytes + PART_COST;
         self.last_made = now.mono;
         self.parts.push(part);
     }
@@ -154,6 +158,11 @@ impl Gather {
     /// Data and part costs that were recorded and are not durable, in bytes.
     pub(super) fn queued(&self) -> u64 {
         self.queued
+    }
+
+    /// All that was ever gathered, in the same bytes; it only grows, and so does what is left of it without the queued.
+    pub(super) fn gathered(&self) -> u64 {
+        self.gathered
     }
 
     /// The last settled LSN that a frame said.

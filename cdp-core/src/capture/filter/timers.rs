@@ -73,7 +73,8 @@ impl Filter {
     }
 
     fn tick(&mut self, now: Now) {
-        self.rates.sample(now.mono.0, self.bytes_gathered, self.bytes_gathered.saturating_sub(self.gather.queued()));
+        let gathered = self.gather.gathered();
+        self.rates.sample(now.mono.0, gathered, gathered - self.gather.queued());
         self.tick_log(now);
         if !matches!(self.life, Life::Closed { .. }) {
             self.tick_records(now);
