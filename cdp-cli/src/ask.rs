@@ -2,6 +2,7 @@
 
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
+use cdp_core::journal::MANIFEST_NAME;
 use cdp_net::owner::{Access, Connection, Request};
 use serde::de::DeserializeOwned;
 use std::path::Path;
@@ -15,6 +16,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// # Errors
 /// When it has an owner that does not answer, or cannot be opened.
 pub fn access(dir: &Path) -> Result<Access, Failure> {
+    // Looking at a directory that is none of ours must leave nothing there, not even a lock.
+    if !dir.join(MANIFEST_NAME).exists() {
+        let message = format!("{} holds no replica: it has no {MANIFEST_NAME}", dir.display());
+        return Err(Failure::new(Exit::Failed, "no-replica", message)
+            .hint("give the directory after --replica of `cdp protect`"));
+    }
     Ok(Access::open(dir, PATIENCE)?)
 }
 

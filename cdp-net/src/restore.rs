@@ -7,6 +7,7 @@ use crate::device::{Device, ZeroFlags};
 use crate::file_device::FileDevice;
 use crate::host::document;
 use crate::report::{Problem, ProblemClass};
+use crate::source::{SourceError, lock_image};
 use bytes::Bytes;
 use cdp_core::journal::ReadError;
 use cdp_core::replica::{ReplicaView, ViewDisk};
@@ -31,6 +32,8 @@ pub struct RestoreOptions {
     pub disk: Option<String>,
     /// Overwrite what is there.
     pub force: bool,
+    /// The replica's own directory: nothing is written there.
+    pub replica: PathBuf,
 }
 
 /// A disk that was written.
@@ -59,7 +62,7 @@ pub fn restore(
 ) -> Result<Vec<RestoredDisk>, Problem> {
     let targets = targets(view, options)?;
     for (_, path) in &targets {
-        check_target(path, options.force)?;
+        check_target(path, options)?;
     }
     let total = targets.iter().map(|(disk, _)| disk.size).sum();
     let mut done = 0;
@@ -86,7 +89,16 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> Problem {
 }
 
 /// Refuses what must not be written over, before the first byte of any disk is written.
-fn check_target(path: &Path, force: bool) -> Result<(), Problem> {
+fn check_target(path: &Path, options: &RestoreOptions) -> Result<(), Problem> {
+    let force = options.force;
+    let whole = |path: &Path| std::fs::canonicalize(path).ok();
+    let directory = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let (Some(replica), Some(directory)) = (whole(&options.replica), whole(directory))
+        && directory.starts_with(&replica)
+    {
+        let message = format!("{} lies inside the replica that is restored", path.display());
+        return Err(refused("output-in-replica", message).hint("give a place outside of it"));
+    }
     let Ok(found) = std::fs::metadata(path) else { return Ok(()) };
     let kind = found.file_type();
     if kind.is_block_device() && !force {
@@ -96,6 +108,14 @@ fn check_target(path: &Path, force: bool) -> Result<(), Problem> {
     if kind.is_file() && !force {
         let message = format!("{} is there already", path.display());
         return Err(refused("output-exists", message).hint("give another file, or --force to replace it"));
+    }
+    if kind.is_file() {
+        // An image that a machine or a protection has open would go on living without a name.
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|error| failed("open", path, &error))?;
+        if let Err(error @ SourceError::Locked { .. }) = lock_image(&file, path) {
+            return Err(refused("output-busy", error.to_string()));
+        }
     }
     if !kind.is_file() && !kind.is_block_device() {
         let message = format!("{} is neither a file nor a block device", path.display());
@@ -109,7 +129,9 @@ fn is_block_device(path: &Path) -> bool {
 }
 
 fn targets(view: &ReplicaView, options: &RestoreOptions) -> Result<Vec<(ViewDisk, PathBuf)>, Problem> {
-    let output = &options.output;
+    // What a link names is written, not the link.
+    let resolved = std::fs::canonicalize(&options.output).unwrap_or_else(|_| options.output.clone());
+    let output = &resolved;
     let in_directory = |disk: &ViewDisk| output.join(format!("{}.img", disk.name));
     let names = || view.disks().iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ");
     let chosen: Vec<&ViewDisk> = match &options.disk {

@@ -135,7 +135,7 @@ impl Source {
         source.found = source.facts().map_err(failed)?;
         if kind == SourceKind::Image {
             source.refuse_formats()?;
-            source.lock()?;
+            lock_image(&source.file, path)?;
         }
         Ok(source)
     }
@@ -199,26 +199,30 @@ impl Source {
             None => Ok(()),
         }
     }
+}
 
-    /// Takes the locks first and looks for others' after, as QEMU does: of two who come at once at least one sees the other.
-    fn lock(&self) -> Result<(), SourceError> {
-        let file = self.file.as_fd();
-        let path = || self.path.display().to_string();
-        let failed = |source| SourceError::Open { path: path(), source };
-        let used = PERMISSIONS.map(|(byte, _)| QEMU_USED + byte);
-        let unshared = UNSHARED.map(|(byte, _)| QEMU_UNSHARED + byte);
-        for byte in used.into_iter().chain(unshared) {
-            lock::take(file, lock::Kind::Shared, byte).map_err(failed)?;
-        }
-        let theirs = PERMISSIONS.map(|(byte, what)| (QEMU_UNSHARED + byte, what)).into_iter();
-        for (byte, what) in theirs.chain(UNSHARED.map(|(byte, what)| (QEMU_USED + byte, what))) {
-            // An exclusive lock is only asked about, never taken: others' shared ones stay possible.
-            if lock::is_held(file, lock::Kind::Exclusive, byte).map_err(failed)? {
-                return Err(SourceError::Locked { path: path(), what });
-            }
-        }
-        Ok(())
+/// Locks an image for ourselves. Takes the locks first and looks for others' after, as QEMU does: of two who come at once at
+/// least one sees the other.
+///
+/// # Errors
+/// [`SourceError::Locked`] when another program works on it.
+pub fn lock_image(image: &File, name: &Path) -> Result<(), SourceError> {
+    let file = image.as_fd();
+    let path = || name.display().to_string();
+    let failed = |source| SourceError::Open { path: path(), source };
+    let used = PERMISSIONS.map(|(byte, _)| QEMU_USED + byte);
+    let unshared = UNSHARED.map(|(byte, _)| QEMU_UNSHARED + byte);
+    for byte in used.into_iter().chain(unshared) {
+        lock::take(file, lock::Kind::Shared, byte).map_err(failed)?;
     }
+    let theirs = PERMISSIONS.map(|(byte, what)| (QEMU_UNSHARED + byte, what)).into_iter();
+    for (byte, what) in theirs.chain(UNSHARED.map(|(byte, what)| (QEMU_USED + byte, what))) {
+        // An exclusive lock is only asked about, never taken: others' shared ones stay possible.
+        if lock::is_held(file, lock::Kind::Exclusive, byte).map_err(failed)? {
+            return Err(SourceError::Locked { path: path(), what });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -54,12 +54,12 @@ fn story(directory: &std::path::Path) -> Result<(), Box<dyn Error>> {
     println!("stopped, everything durable: {}", summary.drained);
 
     // Bring the moment back.
-    let storage: Arc<dyn Storage> = Arc::new(Disk::open(replica)?);
-    let replica = load_idle(&storage)?;
-    let moment = replica.resolve(&When::Label(before))?;
-    let view = replica.view(moment.timeline, moment.lsn)?;
+    let storage: Arc<dyn Storage> = Arc::new(Disk::open(&replica)?);
+    let kept = load_idle(&storage)?;
+    let moment = kept.resolve(&When::Label(before))?;
+    let view = kept.view(moment.timeline, moment.lsn)?;
     let output = directory.join("restored.img");
-    let options = RestoreOptions { output: output.clone(), disk: None, force: false };
+    let options = RestoreOptions { output: output.clone(), disk: None, force: false, replica };
     restore(&view, &options, &mut |_, _| true)?;
     let restored = std::fs::read(output)?;
     let right = |at: usize, byte: u8| restored[at..at + 4096].iter().all(|found| *found == byte);

@@ -234,12 +234,14 @@ fn summary(stopped: &Stopped) -> String {
         format_bytes(*stored_bytes),
         human::count(usize::try_from(*points).unwrap_or(usize::MAX), "point"),
     );
-    if !drained {
+    if !drained && lsn > durable_lsn {
         text.push_str(&format!(
             "not durable: LSN {} to {lsn}; the activity log names {} that the next start reads again\n",
             durable_lsn.next(),
             format_bytes(*hot_bytes)
         ));
+    } else if !drained {
+        text.push_str("the disks were not copied or compared to the end: the next start does that again\n");
     }
     text
 }

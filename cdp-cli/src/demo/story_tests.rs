@@ -162,6 +162,7 @@ impl Engine for InMemory {
         let content = fs::read(&source.path).unwrap();
         *self.journal.lock() = Journal { first: content.clone(), now: content, ..Journal::default() };
         fs::create_dir(&spec.replica).unwrap();
+        fs::write(spec.replica.join("MANIFEST"), "").unwrap();
         let owner = Owner::acquire(&spec.replica).unwrap();
         let _control = ControlServer::start(&owner, Arc::new(self.journal.clone())).unwrap();
         let file = fs::OpenOptions::new().write(true).open(&source.path).unwrap();

@@ -92,6 +92,7 @@ fn the_tree_is_sound() {
 fn every_command_by_its_way() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
+    std::fs::write(dir.path().join("MANIFEST"), "").unwrap();
     assert_eq!(cdp(&["mark", path, "--label", "x", "--json"]).0, 0);
     assert_eq!(cdp(&["mark", path, "--label", "taken"]).0, 4);
     assert_eq!(cdp(&["mark", path, "--label", "a:b"]).0, 2);
@@ -110,6 +111,7 @@ fn every_command_by_its_way() {
 fn another_owner_is_asked() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
+    std::fs::write(dir.path().join("MANIFEST"), "").unwrap();
     let owner = Owner::acquire(dir.path()).unwrap();
     let (status, _, err) = cdp(&["mark", path, "--label", "x"]);
     assert_eq!(status, 4, "an owner that never answers");

@@ -382,6 +382,11 @@ impl Activity {
         self.next_slice(now);
     }
 
+    /// Nothing can be cleared now: looks again after a while.
+    pub(super) fn put_off_cleaning(&mut self, now: MonoTime) {
+        self.slice_due = now.after(CLEAN_PASS_NS);
+    }
+
     fn next_slice(&mut self, now: MonoTime) {
         let (disk, sector) = self.slice;
         self.slice = (disk, sector + 1);

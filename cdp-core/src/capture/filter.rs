@@ -124,6 +124,8 @@ pub struct Filter {
     /// When the last restorable record was made, and the next candidate with its LSN.
     restorable_made: Option<MonoTime>,
     awaiting: Option<(Lsn, MonoTime)>,
+    /// What is dirty without an op of its own is compared only when the replica has everything up to here.
+    compare_floor: Lsn,
     gap: Option<Gap>,
     bracket: Option<Bracket>,
     window: Option<Window>,
@@ -149,7 +151,6 @@ pub struct Filter {
     /// Something was looked at, and its outputs are being fetched.
     working: bool,
     counters: Counters,
-    bytes_gathered: u64,
     rates: Rates,
 }
 
@@ -209,6 +210,7 @@ impl Filter {
             settled_durable: chain_start(&options.start),
             restorable_made: None,
             awaiting: None,
+            compare_floor: Lsn::ZERO,
             gap: None,
             bracket: None,
             window: None,
@@ -227,7 +229,6 @@ impl Filter {
             timer_due: now.mono,
             working: false,
             counters: Counters::default(),
-            bytes_gathered: 0,
             rates: Rates::new(now.mono.0),
             disks: Vec::new(),
         };
@@ -303,6 +304,9 @@ impl Filter {
     }
 
     fn compare_everything(&mut self, now: Now, first: Lsn, reason: ResyncReason) {
+        if first > self.first_lsn {
+            self.compare_floor = self.last_lsn;
+        }
         for at in 0..self.disks.len() {
             self.mend.mark(at, Extent::new(0, self.disks[at].size));
         }

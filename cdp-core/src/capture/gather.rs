@@ -15,8 +15,6 @@ use std::collections::VecDeque;
 struct Sent {
     last_lsn: Lsn,
     settled: Lsn,
-    /// Data in it, in bytes.
-    plain_bytes: u64,
     cost: u64,
     /// When its last record was made.
     made: MonoTime,
@@ -47,8 +45,8 @@ pub(super) struct Gather {
     whole: Lsn,
     settled: Lsn,
     queued: u64,
-    /// Data that became durable, in bytes.
-    drained: u64,
+    /// All that was ever queued.
+    gathered: u64,
     /// Bounded by the queue's bound: each frame costs at least a part.
     sent: VecDeque<Sent>,
     /// Closed and not fetched; counted in `queued`.
@@ -69,7 +67,7 @@ impl Gather {
             whole: after,
             settled: after,
             queued: 0,
-            drained: 0,
+            gathered: 0,
             sent: VecDeque::with_capacity(64),
             frames: VecDeque::with_capacity(64),
             frames_closed: 0,
@@ -93,6 +91,7 @@ impl Gather {
         self.plain_bytes += bytes;
         self.cost += bytes + PART_COST;
         self.queued += bytes + PART_COST;
+        self.gathered += bytes + PART_COST;
         self.last_made = now.mono;
         self.parts.push(part);
     }
@@ -113,14 +112,13 @@ impl Gather {
             plain_bytes: std::mem::take(&mut self.plain_bytes),
         };
         self.prev_lsn = frame.last_lsn();
-        self.frames.push_back(frame);
         self.sent.push_back(Sent {
             last_lsn: self.prev_lsn,
             settled: self.settled,
-            plain_bytes: self.frames.back().map_or(0, |frame| frame.plain_bytes),
             cost: std::mem::take(&mut self.cost),
             made: self.last_made,
         });
+        self.frames.push_back(frame);
         self.frames_closed += 1;
     }
 
@@ -149,7 +147,6 @@ impl Gather {
         let mut reached = None;
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.last_lsn <= lsn) {
             self.queued -= sent.cost;
-            self.drained += sent.plain_bytes;
             reached = Some(Reached { lsn: sent.last_lsn, settled: sent.settled, made: sent.made });
         }
         reached
@@ -165,9 +162,9 @@ impl Gather {
         self.queued
     }
 
-    /// Data that was recorded and became durable since the beginning, in bytes.
-    pub(super) fn drained(&self) -> u64 {
-        self.drained
+    /// All that was ever gathered, in the same bytes; it only grows, and so does what is left of it without the queued.
+    pub(super) fn gathered(&self) -> u64 {
+        self.gathered
     }
 
     /// The last settled LSN that a frame said.

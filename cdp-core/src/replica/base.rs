@@ -411,7 +411,7 @@ mod tests {
     }
 
     /// Data and zeros in runs of sectors, fed in pieces of whole blocks.
-    fn make(storage: &Memory, runs: &[(bool, u64)]) -> (Vec<u8>, Root) {
+    fn make(storage: &dyn Storage, runs: &[(bool, u64)]) -> (Vec<u8>, Root) {
         let (replica, disk) = ids();
         let mut content = Vec::new();
         for (number, (data, blocks)) in runs.iter().enumerate() {
@@ -458,7 +458,9 @@ mod tests {
     /// A hole that somebody punched into the image must not pass for zeros.
     #[test]
     fn a_hole_where_data_was_is_no_zeros() {
-        let storage = Memory::default();
+        // On a real file system: its holes are as fine as blocks.
+        let directory = tempfile::tempdir().unwrap();
+        let storage = crate::media::Disk::open(directory.path()).unwrap();
         let (content, root) = make(&storage, &[(true, 3), (false, 5), (true, 2), (false, 700)]);
         let (replica, disk) = ids();
         let base = Base::open(&storage, replica, disk, root).unwrap();

@@ -4,13 +4,13 @@ use super::catalogue::{AtTime, Branch, Moment, Neighbours};
 use super::{Replica, ReplicaError};
 use crate::journal::Damage;
 use crate::types::{Lsn, Timeline, WallTime};
-use crate::when::{TimelineName, When};
+use crate::when::{Label, TimelineName, When};
 
 /// A moment that cannot be restored, and those next to it that can.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{what} is not restorable")]
+#[error("{what}")]
 pub struct NotRestorable {
-    /// What was asked for, in words.
+    /// What is not there, as a sentence.
     pub what: String,
     /// The nearest on both sides.
     pub nearest: Neighbours,
@@ -74,15 +74,15 @@ impl Replica {
                 self.exact(latest.timeline, latest.lsn)
             }
             When::Lsn { timeline: None, lsn } => {
-                let branch = self.catalogue.on_path(*lsn).ok_or_else(|| none(format!("LSN {lsn}")))?;
+                let branch =
+                    self.catalogue.on_path(*lsn).ok_or_else(|| none(format!("LSN {lsn} is not restorable")))?;
                 self.restorable(branch, *lsn)
             }
             When::Lsn { timeline: Some(name), lsn } => self.restorable(self.named(*name)?, *lsn),
             When::Point(point) => self.restorable(self.named(point.timeline)?, point.lsn),
             When::Label(label) => {
                 let found = self.catalogue.labelled(label.as_str());
-                let point =
-                    found.first().ok_or_else(|| none(format!("a point with the label {:?}", label.as_str())))?;
+                let point = found.first().ok_or_else(|| self.unlabelled(label))?;
                 self.exact(point.id.timeline, point.id.lsn)
             }
             When::Back(back) => {
@@ -105,6 +105,11 @@ impl Replica {
         Ok(Moment { timeline, lsn, stamp: stamp.or_else(known).ok_or(unknown)? })
     }
 
+    fn unlabelled(&self, label: &Label) -> NotRestorable {
+        let what = format!("no restorable point has the label {:?}", label.as_str());
+        NotRestorable { what, nearest: Neighbours { before: self.catalogue.latest(), after: None } }
+    }
+
     fn named(&self, name: TimelineName) -> Result<&Branch, ResolveError> {
         let branches = self.catalogue.branches();
         let mut found = branches.into_iter().filter(|branch| name.matches(&branch.timeline));
@@ -113,7 +118,11 @@ impl Replica {
             (Some(_), more) => Err(ResolveError::Ambiguous { name, count: more + 1 }),
             (None, _) => {
                 let nearest = Neighbours { before: self.catalogue.latest(), after: None };
-                Err(NotRestorable { what: format!("a moment of the unknown timeline {name}"), nearest }.into())
+                Err(NotRestorable {
+                    what: format!("the timeline {name} is unknown: no moment of it is restorable"),
+                    nearest,
+                }
+                .into())
             }
         }
     }
@@ -123,7 +132,11 @@ impl Replica {
             return self.exact(branch.timeline, lsn);
         }
         let nearest = self.catalogue.neighbours(branch.timeline, lsn);
-        Err(NotRestorable { what: format!("LSN {lsn} of timeline {}", branch.timeline.short()), nearest }.into())
+        Err(NotRestorable {
+            what: format!("LSN {lsn} of timeline {} is not restorable", branch.timeline.short()),
+            nearest,
+        }
+        .into())
     }
 
     fn at_time(&self, time: WallTime) -> Result<Moment, ResolveError> {
@@ -143,9 +156,11 @@ impl Replica {
                 }
                 let after = self.catalogue.neighbours(timeline, span.to.next()).after;
                 let nearest = Neighbours { before: Some(last), after };
-                Err(NotRestorable { what: "that time".into(), nearest }.into())
+                Err(NotRestorable { what: "that time is not restorable".into(), nearest }.into())
             }
-            AtTime::Outside(nearest) => Err(NotRestorable { what: "that time".into(), nearest }.into()),
+            AtTime::Outside(nearest) => {
+                Err(NotRestorable { what: "that time is not restorable".into(), nearest }.into())
+            }
         }
     }
 }

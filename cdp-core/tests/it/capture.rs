@@ -39,7 +39,7 @@ fn first_world(seed: u64, hostility: Hostility) -> World {
     let options = FilterOptions {
         rpo_ns: 2 * S,
         queue_bytes_max: QUEUE_BYTES_MIN,
-        hot_ns_min: 2 * S,
+        hot_ns_min: S / 5,
         ..FilterOptions::new(group, timeline, Start::First, specs)
     };
     World::new(rng, hostility, disks, base, options)
@@ -88,7 +88,7 @@ fn in_peace_every_lsn_is_a_moment_of_the_source() {
 
 #[test]
 fn whatever_fails_the_replica_becomes_the_source_and_every_restorable_lsn_is_a_moment() {
-    for_seeds(20, |seed| {
+    for_seeds(12, |seed| {
         let mut world = first_world(seed, hostility_of(seed));
         world.run_for(8 * S);
         world.check();
@@ -102,7 +102,7 @@ fn whatever_fails_the_replica_becomes_the_source_and_every_restorable_lsn_is_a_m
 
 #[test]
 fn after_any_crash_the_log_covers_what_differs_and_a_restart_repairs_it() {
-    for_seeds(20, |seed| {
+    for_seeds(12, |seed| {
         let hostility = hostility_of(seed);
         let mut world = first_world(seed, hostility);
         for life in 0..4 {

@@ -54,7 +54,9 @@ impl Protector {
             if engine.with(|filter, _| filter.is_drained()) {
                 break true;
             }
-            if Instant::now() > deadline || hurry() || self.shared.failure.get().is_some() {
+            // A first copy that was told to end is begun anew at the next start: there is nothing to wait for.
+            let seeding = engine.with(|filter, _| filter.state()) == cdp_core::capture::State::Seeding;
+            if seeding || Instant::now() > deadline || hurry() || self.shared.failure.get().is_some() {
                 break false;
             }
             std::thread::sleep(LOOK);

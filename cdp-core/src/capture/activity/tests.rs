@@ -105,13 +105,13 @@ fn a_bit_is_cleared_only_when_durable_flushed_quiet_and_clean() {
     assert!(hot(&fixture), "an op runs");
     fixture.order.complete(op);
     fixture.activity.completed(0, HERE, fixture.now);
-    fixture.clean(Lsn(4));
-    assert!(hot(&fixture), "not restorable");
     fixture.clean(Lsn(5));
     assert!(hot(&fixture), "not flushed since it completed");
     assert_eq!(fixture.activity.next_flush(), Some(0), "and a flush is asked for");
     let generation = fixture.activity.flush_begins(0);
     fixture.activity.flush_ended(0, generation);
+    fixture.clean(Lsn(4));
+    assert!(hot(&fixture), "not restorable");
     fixture.mend.mark(0, HERE);
     fixture.clean(Lsn(5));
     assert!(hot(&fixture), "dirty");

@@ -205,6 +205,7 @@ impl Filter {
         if lost.is_empty() || matches!(self.life, Life::Closed { .. }) {
             return;
         }
+        self.compare_floor = self.last_lsn;
         lost.iter().for_each(|extent| self.mend.mark(disk, *extent));
         // What runs now may have reached the disk before the flush and been lost with it, and complete well all the same.
         self.order.distrust(disk);

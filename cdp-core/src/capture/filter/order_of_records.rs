@@ -36,7 +36,6 @@ impl Filter {
 
     /// Puts a part into the open frame.
     pub(super) fn gather(&mut self, now: Now, part: Part) {
-        self.bytes_gathered += part.data.len() as u64;
         if self.gather.opened().is_none() {
             self.timer_due = self.timer_due.min(now.mono.after(self.limits.frame_age_ns_max));
         }

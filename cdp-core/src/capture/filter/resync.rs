@@ -51,7 +51,8 @@ impl Filter {
         }
         let pause = u128::from(extent.length) * 1_000_000_000 / u128::from(self.limits.reread_bytes_per_s_max);
         self.reread_due = self.reread_due.max(now.mono).after(u64::try_from(pause).unwrap_or(u64::MAX));
-        let compare_at = (self.activity.last_touch(disk, extent) <= self.durable).then_some(self.durable);
+        let records = self.activity.last_touch(disk, extent).max(self.compare_floor);
+        let compare_at = (records <= self.durable).then_some(self.durable);
         Some(Reread { token, disk: self.disks[disk].id, extent, compare_at })
     }
 
@@ -117,11 +118,6 @@ impl Filter {
         if let Some(bracket) = &mut self.bracket {
             bracket.bytes_read += active.extent.length;
             bracket.bytes_changed += bytes_changed;
-        }
-        // What was compared and found equal is as safe as before. What was recorded is safe when its records are durable, even
-        // if a crash leaves the bracket open: the next start takes them for granted and compares what is still marked.
-        if bytes_changed > 0 {
-            self.activity.touched(active.disk, active.extent, self.last_lsn, now.mono);
         }
     }
 

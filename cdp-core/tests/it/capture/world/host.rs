@@ -116,7 +116,7 @@ impl World {
             self.applied_through = through;
             self.later(5 * MS, Ev::Ack(through));
         }
-        let ns = if self.unlucky(self.hostility.stall_one_in) { 2 * S } else { self.hostility.durable_ns_max };
+        let ns = if self.unlucky(self.hostility.stall_one_in) { 8 * S } else { self.hostility.durable_ns_max };
         self.later(if self.calm { MS } else { ns }, Ev::ReplicaTakes);
     }
 
@@ -171,6 +171,8 @@ impl World {
     pub fn check(&self) -> u64 {
         let frames = &self.frames[..self.taken];
         let limit = model::restorable(frames);
+        let said = self.filter.status(self.both()).restorable;
+        assert!(frames.is_empty() || said <= limit, "the filter says {said}, by its records it is {limit}");
         let windows = model::windows(&self.frames);
         for event in &self.events {
             if let Event::PointDurable { lsn } = event {
