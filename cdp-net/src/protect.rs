@@ -8,7 +8,7 @@
 //! |---|---|
 //! | those of the front end | the source, an overlapping op, or one sync of the activity log |
 //! | `cdp-pump` | frames and completions; owns the journal's writer |
-//! | `cdp-sync` | the replica's disk |
+//! | `cdp-sync`, three | the replica's disk |
 //! | `cdp-log` | the activity log's disk |
 //! | `cdp-flush` | the source's flushes that the filter itself wants |
 //! | `cdp-reread` | the source, for resyncs and repairs |

@@ -5,33 +5,34 @@ use super::writer::Writer;
 use crate::media::{File, MediaError, MediaErrorKind, Operation, Storage};
 use crate::types::{Extent, MonoTime};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Carries out effects on a storage. Any driver may use [`Executor::run`] for the effects that it does not do otherwise.
+/// Carries out effects on a storage, from as many threads as the driver has: only the table of open files is locked, never
+/// while the media are at work. Any driver may use [`Executor::run`] for the effects that it does not do otherwise.
 #[derive(Debug)]
 pub struct Executor {
     storage: Arc<dyn Storage>,
-    files: BTreeMap<FileId, Arc<dyn File>>,
+    files: Mutex<BTreeMap<FileId, Arc<dyn File>>>,
 }
 
 impl Executor {
     /// An executor on a store's directory.
     #[must_use]
     pub fn new(storage: Arc<dyn Storage>) -> Self {
-        Self { storage, files: BTreeMap::new() }
+        Self { storage, files: Mutex::default() }
     }
 
     /// An open file, for drivers that write and sync on threads of their own.
     #[must_use]
     pub fn file(&self, file: FileId) -> Option<Arc<dyn File>> {
-        self.files.get(&file).cloned()
+        self.files().get(&file).cloned()
     }
 
     /// Carries out one effect.
     ///
     /// # Errors
     /// Whatever the media say; the writer decides what that means.
-    pub fn run(&mut self, effect: &Effect) -> Outcome {
+    pub fn run(&self, effect: &Effect) -> Outcome {
         match effect {
             Effect::Create { file, name, preallocate, keep_free, replace } => {
                 self.create(*file, name, *preallocate, *keep_free, *replace)
@@ -40,7 +41,7 @@ impl Executor {
             Effect::SetLength { file, length } => self.open(*file)?.set_len(*length),
             Effect::Sync { file } => self.open(*file)?.sync(),
             Effect::Close { file } => {
-                self.files.remove(file);
+                self.files().remove(file);
                 Ok(())
             }
             Effect::Rename { from, to } => self.storage.rename(from, to),
@@ -49,9 +50,14 @@ impl Executor {
         }
     }
 
-    fn open(&self, file: FileId) -> Result<&Arc<dyn File>, MediaError> {
+    fn open(&self, file: FileId) -> Result<Arc<dyn File>, MediaError> {
         let lost = || MediaError::new(MediaErrorKind::Io, Operation::Open, "", 0, "the file was never opened");
-        self.files.get(&file).ok_or_else(lost)
+        self.file(file).ok_or_else(lost)
+    }
+
+    /// Every step under this lock leaves the table whole.
+    fn files(&self) -> MutexGuard<'_, BTreeMap<FileId, Arc<dyn File>>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remove(&self, name: &str) -> Outcome {
@@ -61,7 +67,7 @@ impl Executor {
         }
     }
 
-    fn create(&mut self, file: FileId, name: &str, preallocate: u64, keep_free: u64, replace: bool) -> Outcome {
+    fn create(&self, file: FileId, name: &str, preallocate: u64, keep_free: u64, replace: bool) -> Outcome {
         let free = if keep_free == 0 { u64::MAX } else { self.storage.free_bytes()? };
         if free < preallocate.saturating_add(keep_free) {
             let message = format!("{free} bytes are free, {preallocate} are needed and {keep_free} must be left");
@@ -77,13 +83,13 @@ impl Executor {
             let _ = self.storage.remove(name);
             return Err(error);
         }
-        self.files.insert(file, made);
+        self.files().insert(file, made);
         Ok(())
     }
 }
 
 /// Carries out everything that the writer wants now, in the order it wants it.
-pub fn drain(writer: &mut Writer, executor: &mut Executor, now: MonoTime) {
+pub fn drain(writer: &mut Writer, executor: &Executor, now: MonoTime) {
     while let Some((id, effect)) = writer.poll(now) {
         let outcome = executor.run(&effect);
         writer.completed(now, id, outcome);

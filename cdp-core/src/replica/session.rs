@@ -359,7 +359,7 @@ impl State {
     }
 
     fn drive(&mut self, now: Now) -> Result<(), SessionError> {
-        drain(&mut self.writer, &mut self.executor, now.mono);
+        drain(&mut self.writer, &self.executor, now.mono);
         match self.writer.state() {
             WriterState::Failed(error) => Err(SessionError::Failed(error)),
             _ => Ok(()),

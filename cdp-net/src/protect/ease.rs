@@ -1,9 +1,10 @@
 //! How hard to compress: as the policy says while a core is free for it, easier where guests would pay for it, not at all
 //! where it would be their time.
 //!
-//! Two signs are looked at. The backlog says that frames come quicker than they are packed. How long the pump's own thread
+//! Three signs are looked at. The backlog says that frames come quicker than they are packed. How long the pump's own thread
 //! was ready to run and had no core says that every core is wanted by somebody, in general by the guest that makes the
-//! frames; storing raw then costs a third of the time and gives the rest back.
+//! frames; storing raw then costs a third of the time and gives the rest back. But what was written and is not durable yet
+//! says how far the disk is behind: where it is further behind than we are, fewer bytes help, not fewer cycles.
 
 use cdp_core::frame::Compression;
 use cdp_core::types::MonoTime;
@@ -15,6 +16,8 @@ const LEVELS: [Compression; 3] = [Compression::Zstd(1), Compression::Zstd(-3), C
 /// Plain bytes waiting to be packed above which the next easier level is taken: about what the cores' caches hold, because
 /// what has left them costs twice.
 const EASE_AT: [u64; 2] = [4 << 20, 12 << 20];
+/// Bytes not yet durable above which the disk is behind: several syncs' worth.
+const DISK_BEHIND: u64 = 128 << 20;
 /// How often the thread's times are looked at, in nanoseconds.
 const LOOK_NS: u64 = 50_000_000;
 /// Looks without crowding before a harder level is tried again.
@@ -51,8 +54,8 @@ impl Ease {
         Self { file, times, looked: now, level: 0, calm: 0 }
     }
 
-    /// The level for the next frame, with so many plain bytes waiting.
-    pub(super) fn compression(&mut self, now: MonoTime, waiting: u64) -> Compression {
+    /// The level for the next frame, with so many plain bytes waiting to be packed, and stored ones to become durable.
+    pub(super) fn compression(&mut self, now: MonoTime, waiting: u64, unsynced: u64) -> Compression {
         let elapsed = now.since(self.looked);
         if elapsed >= LOOK_NS {
             self.looked = now;
@@ -61,6 +64,9 @@ impl Ease {
                 let percent = |after: u64, before: u64| after.saturating_sub(before) * 100 / elapsed;
                 self.look(percent(times.running, before.running), percent(times.waiting, before.waiting));
             }
+        }
+        if unsynced > DISK_BEHIND && unsynced > waiting {
+            return LEVELS[0];
         }
         let by_backlog = EASE_AT.iter().filter(|limit| waiting > **limit).count();
         LEVELS[self.level.max(by_backlog)]
@@ -108,10 +114,15 @@ mod tests {
     #[test]
     fn a_backlog_is_stored_with_less_effort() {
         let mut ease = alone();
-        assert_eq!(ease.compression(MonoTime(1), 0), Compression::Zstd(1));
-        assert_eq!(ease.compression(MonoTime(2), 5 << 20), Compression::Zstd(-3));
-        assert_eq!(ease.compression(MonoTime(3), 64 << 20), Compression::None);
-        assert_eq!(ease.compression(MonoTime(4), 0), Compression::Zstd(1));
+        assert_eq!(ease.compression(MonoTime(1), 0, 0), Compression::Zstd(1));
+        assert_eq!(ease.compression(MonoTime(2), 5 << 20, 0), Compression::Zstd(-3));
+        assert_eq!(ease.compression(MonoTime(3), 64 << 20, 32 << 20), Compression::None);
+        assert_eq!(ease.compression(MonoTime(4), 0, 0), Compression::Zstd(1));
+        assert_eq!(
+            ease.compression(MonoTime(5), 64 << 20, 300 << 20),
+            Compression::Zstd(1),
+            "the disk is the narrow place"
+        );
     }
 
     #[test]
@@ -119,7 +130,7 @@ mod tests {
         let mut ease = alone();
         ease.look(60, 30);
         ease.look(60, 30);
-        assert_eq!(ease.compression(MonoTime(1), 0), Compression::None);
+        assert_eq!(ease.compression(MonoTime(1), 0, 0), Compression::None);
         ease.look(5, 15);
         assert_eq!(ease.level, 2, "a thread that hardly runs takes nothing from anybody, and knows nothing");
         for _ in 0..CALM_LOOKS {

@@ -182,7 +182,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     let log = open_log(storage.as_ref())?;
     let durable = opened.durable.lsn();
     let mut writer = Writer::new(opened, writer_options(&manifest, options.segment_bytes), Box::new(identity));
-    let mut executor = Executor::new(Arc::clone(&storage));
+    let executor = Executor::new(Arc::clone(&storage));
     let decided = decide(options, &manifest, &sources, found_log, durable, resumed);
     let Decided { start, timeline, full_check, opened } = decided;
     if let Start::Clean { .. } = start {
@@ -195,7 +195,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
         manifest.policy.rpo_ms = rpo_ms.unwrap_or(manifest.policy.rpo_ms);
         manifest.policy.points = points.unwrap_or(manifest.policy.points);
     });
-    drain(&mut writer, &mut executor, clock::mono());
+    drain(&mut writer, &executor, clock::mono());
     if writer.manifest_durable() < generation {
         return Err(ProtectError::NotStored);
     }

@@ -1,7 +1,7 @@
 //! The pump: packs frames, appends them to the journal, and says what became durable.
 //!
 //! One thread owns the journal's writer. It writes frames itself (that is a copy into the page cache) and leaves everything
-//! that waits for a disk to the sync thread, so appends and syncs overlap. [`Ease`] says what is compressed how hard.
+//! that waits for a disk to the sync threads, so appends and syncs overlap. [`Ease`] says what is compressed how hard.
 
 use super::ease::Ease;
 use super::engine::Engine;
@@ -45,6 +45,7 @@ struct Underway {
     settled: Lsn,
     stamp: Stamp,
     events: Vec<Event>,
+    bytes: u64,
 }
 
 /// How many plain bytes are on their way to the pump; kept by both ends.
@@ -60,13 +61,6 @@ impl Backlog {
     }
 }
 
-/// Open files of the journal, shared by the pump and the sync thread.
-pub(super) type Files = Arc<Mutex<Executor>>;
-
-fn files(files: &Mutex<Executor>) -> std::sync::MutexGuard<'_, Executor> {
-    files.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Owner of the journal's writer.
 pub(super) struct Pump {
     parts: Parts,
@@ -74,6 +68,8 @@ pub(super) struct Pump {
     /// Packed frames that the writer does not take yet.
     held: VecDeque<(EncodedFrame, Underway)>,
     underway: VecDeque<Underway>,
+    /// Bytes of those.
+    unsynced: u64,
     /// The file that frames go to, so that the lock on all files is not taken for each.
     file: Option<(FileId, Arc<dyn File>)>,
     durable: Lsn,
@@ -120,8 +116,9 @@ impl Stored {
 pub(super) struct Parts {
     pub(super) group: GroupId,
     pub(super) writer: Writer,
-    pub(super) files: Files,
-    pub(super) syncs: Sender<(EffectId, Effect)>,
+    /// Shared with the sync threads.
+    pub(super) files: Arc<Executor>,
+    pub(super) syncs: Sender<SyncJob>,
     pub(super) engine: Arc<Engine>,
     pub(super) host: Arc<Host>,
     pub(super) backlog: Arc<Backlog>,
@@ -138,6 +135,7 @@ impl Pump {
             encoder: Encoder::new(),
             held: VecDeque::new(),
             underway: VecDeque::new(),
+            unsynced: 0,
             file: None,
             stamp: None,
             epoch: None,
@@ -185,7 +183,7 @@ impl Pump {
 
     fn append(&mut self, raw: &RawFrame, ease: &mut Ease) {
         let waiting = self.parts.backlog.take(raw.plain_bytes);
-        let compression = ease.compression(clock::mono(), waiting);
+        let compression = ease.compression(clock::mono(), waiting, self.unsynced);
         let frame = self.encoder.encode(raw, self.parts.group, compression);
         let underway = self.underway_of(raw);
         self.held.push_back((frame, underway));
@@ -201,7 +199,7 @@ impl Pump {
         let stamp = settled.or(self.stamp).unwrap_or(stamp_of(raw.parts[0].time));
         self.stamp = Some(stamp);
         let new_epoch = self.epoch.replace(raw.epoch) != Some(raw.epoch);
-        Underway { whole: Lsn::ZERO, settled: raw.settled, stamp, events: events_of(raw, new_epoch) }
+        Underway { whole: Lsn::ZERO, settled: raw.settled, stamp, events: events_of(raw, new_epoch), bytes: 0 }
     }
 
     fn offer_held(&mut self) {
@@ -211,6 +209,8 @@ impl Pump {
                 Ok(appended) => {
                     underway.whole = appended.whole;
                     self.parts.stored.bytes.fetch_add(bytes, Ordering::Relaxed);
+                    underway.bytes = bytes;
+                    self.unsynced += bytes;
                     self.underway.push_back(underway);
                 }
                 Err(refused) => {
@@ -239,13 +239,16 @@ impl Pump {
         }
     }
 
-    /// Carries out what the writer wants: frames here, everything that waits for a disk on the sync thread.
+    /// Carries out what the writer wants: frames here, everything that waits for a disk on the sync threads.
     fn drive(&mut self) {
         while let Some((id, effect)) = self.parts.writer.poll(clock::mono()) {
             if let Effect::Write { file, offset, data } = &effect {
                 let outcome = self.file(*file, &effect).and_then(|file| file.write_at(*offset, data));
                 self.parts.writer.completed(clock::mono(), id, outcome);
-            } else if self.parts.syncs.send((id, effect)).is_err() {
+                continue;
+            }
+            let job = SyncJob { id, file: self.file_to_sync(&effect), effect };
+            if self.parts.syncs.send(job).is_err() {
                 return;
             }
         }
@@ -256,14 +259,18 @@ impl Pump {
         }
     }
 
+    fn file_to_sync(&self, effect: &Effect) -> Option<Arc<dyn File>> {
+        let Effect::Sync { file } = effect else { return None };
+        self.parts.files.file(*file)
+    }
+
     fn file(&mut self, file: FileId, effect: &Effect) -> Result<Arc<dyn File>, cdp_core::media::MediaError> {
         if let Some((_, open)) = self.file.as_ref().filter(|(id, _)| *id == file) {
             return Ok(Arc::clone(open));
         }
-        let open = files(&self.parts.files).file(file);
-        let Some(open) = open else {
+        let Some(open) = self.parts.files.file(file) else {
             // Not one of ours: the executor says what is wrong.
-            return Err(files(&self.parts.files).run(effect).err().unwrap_or_else(|| unopened(file)));
+            return Err(self.parts.files.run(effect).err().unwrap_or_else(|| unopened(file)));
         };
         self.file = Some((file, Arc::clone(&open)));
         Ok(open)
@@ -282,6 +289,7 @@ impl Pump {
             self.parts.failure.set(&error);
         }
         let reached = self.underway.iter().take_while(|frame| frame.whole <= durable).count();
+        self.unsynced -= self.underway.iter().take(reached).map(|frame| frame.bytes).sum::<u64>();
         let trunk = replica.catalogue().trunk().map(|branch| branch.timeline);
         if let Some(branch) = trunk.and_then(|trunk| replica.catalogue_mut().branch_mut(trunk)) {
             for frame in self.underway.drain(..reached) {
@@ -320,18 +328,24 @@ fn unopened(file: FileId) -> cdp_core::media::MediaError {
     MediaError::new(MediaErrorKind::NotFound, Operation::Open, &format!("{file:?}"), 0, "the file was never opened")
 }
 
-/// The sync thread: carries out everything that waits for a disk, one after another.
-pub(super) fn run_syncs(shared: &Mutex<Executor>, queue: &Receiver<(EffectId, Effect)>, pump: &Sender<Message>) {
-    for (id, effect) in queue {
-        let synced = match &effect {
-            // The wait for the disk is not under the lock: the pump looks its files up meanwhile.
-            Effect::Sync { file } => files(shared).file(*file),
-            _ => None,
-        };
-        let outcome = match synced {
-            Some(file) => file.sync(),
-            None => files(shared).run(&effect),
-        };
+/// Threads for what waits for a disk. At a gigabyte a second a segment is made and another sealed four times a second, each with
+/// a handful of syncs; the sync that makes frames durable must not wait behind them.
+pub(super) const SYNC_THREADS: usize = 3;
+
+/// An effect that waits for a disk.
+pub(super) struct SyncJob {
+    id: EffectId,
+    effect: Effect,
+    /// What a sync is of. Looked up when it is handed out: by the time it is carried out another thread may have closed the file.
+    file: Option<Arc<dyn File>>,
+}
+
+/// A sync thread. What the writer hands out may be carried out in any order and at once.
+pub(super) fn run_syncs(files: &Executor, queue: &Mutex<Receiver<SyncJob>>, pump: &Sender<Message>) {
+    loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(SyncJob { id, effect, file }) = next else { return };
+        let outcome = file.map_or_else(|| files.run(&effect), |file| file.sync());
         if pump.send(Message::Done(id, outcome)).is_err() {
             return;
         }

@@ -4,7 +4,7 @@ use super::disk::ProtectedDisk;
 use super::engine::{Engine, Queues};
 use super::failure::Failure;
 use super::open::{Prepared, ProtectError, ProtectOptions, prepare};
-use super::pump::{Backlog, Message, Parts, Pump, Stored, run_syncs};
+use super::pump::{Backlog, Message, Parts, Pump, SYNC_THREADS, Stored, run_syncs};
 use super::seed::{self, Progress, Seed};
 use super::stop::Threads;
 use super::{Devices, Notice, Protector, PumpStore, Shared, log_file, reread};
@@ -70,7 +70,7 @@ fn launch(
     notices: Box<dyn Fn(Notice) + Send>,
 ) -> Result<Protector, ProtectError> {
     let Prepared { owner, storage, sources, devices, disks, start, timeline, full_check, log, opened, .. } = prepared;
-    let (mut writer, mut executor) = (prepared.writer, prepared.executor);
+    let (mut writer, executor) = (prepared.writer, prepared.executor);
     let manifest = writer.manifest().clone();
     let seeding = matches!(start, Start::First);
     let filter_options = FilterOptions {
@@ -84,7 +84,7 @@ fn launch(
     // Before anything of this filter is kept: where its LSNs begin, so that no later start begins below.
     let first_lsn = filter.first_lsn();
     let generation = writer.edit(|manifest| manifest.reserved = manifest.reserved.max(first_lsn));
-    drain(&mut writer, &mut executor, clock::mono());
+    drain(&mut writer, &executor, clock::mono());
     if writer.manifest_durable() < generation {
         return Err(ProtectError::NotStored);
     }
@@ -111,13 +111,13 @@ fn launch(
         uris: Mutex::default(),
     });
     let (syncs, sync_work) = channel();
-    let files = Arc::new(Mutex::new(executor));
+    let files = Arc::new(executor);
     let group = manifest.group;
-    let (for_pump, for_syncs) = (Arc::clone(&files), Arc::clone(&files));
+    let sync_work = Arc::new(Mutex::new(sync_work));
     let parts = Parts {
         group,
         writer,
-        files: for_pump,
+        files: Arc::clone(&files),
         syncs,
         engine: Arc::clone(&engine),
         host: Arc::clone(&host),
@@ -128,7 +128,11 @@ fn launch(
     let mut threads = Threads::new(Arc::clone(&shared));
     let Work { log: log_work, flushes, rereads, events, pump } = work;
     threads.spawn("cdp-pump", move || Pump::new(parts).run(&pump))?;
-    threads.spawn("cdp-sync", move || run_syncs(&for_syncs, &sync_work, &pump_sender))?;
+    for _ in 0..SYNC_THREADS {
+        let (files, work, pump) = (Arc::clone(&files), Arc::clone(&sync_work), pump_sender.clone());
+        threads.spawn("cdp-sync", move || run_syncs(&files, &work, &pump))?;
+    }
+    drop(pump_sender);
     let for_log = Arc::clone(&engine);
     threads.spawn("cdp-log", move || log_file::run(&log, &log_work, &for_log))?;
     let (for_flush, flush_devices) = (Arc::clone(&engine), devices.clone());

@@ -88,7 +88,7 @@ impl Rig {
     }
 
     pub(crate) fn drain(&mut self) {
-        drain(&mut self.writer, &mut self.executor, self.now);
+        drain(&mut self.writer, &self.executor, self.now);
     }
 
     pub(crate) fn start(&mut self, id: Timeline, parent: Option<Timeline>, fork: Lsn) {
