@@ -206,7 +206,7 @@ fn add_branches(
 ) -> Result<(), ReplicaError> {
     let mut events = reader.events(snapshot)?;
     for info in &manifest.timelines {
-        let past = info.parent.and_then(|parent| catalogue.branch(parent)?.frontier().stamp);
+        let past = info.parent.and_then(|parent| catalogue.branch(parent)?.end());
         let mut branch = branch_of(info).after(past);
         let (own, others): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.timeline == info.id);
         events = others;

@@ -260,6 +260,8 @@ impl Live for Shared {
         status.state = self.state(now.state);
         status.lsn = now.lsn;
         status.durable_lsn = now.durable;
+        status.hot_bytes = now.hot_bytes;
+        status.reread_bytes = now.counters.bytes_reread;
         status.rpo_ms = now.rpo_ns.map(|age| age / 1_000_000);
         status.rates.write_bytes_per_s = now.write_bytes_per_s;
         status.rates.stored_bytes_per_s = self.stored.per_second();

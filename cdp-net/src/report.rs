@@ -373,6 +373,12 @@ pub struct Status {
     /// The process that owns the replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner_pid: Option<u32>,
+    /// Marked in the activity log, in bytes: what a crash now would make the next start read again.
+    #[serde(default)]
+    pub hot_bytes: u64,
+    /// Bytes of the disks that were read again since the start, for resyncs and repairs.
+    #[serde(default)]
+    pub reread_bytes: u64,
 }
 
 /// Which moments are kept.

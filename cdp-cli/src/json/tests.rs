@@ -122,6 +122,8 @@ fn status() {
         sessions: vec![Session { name: None, timeline: timeline(), at: at(), bytes: 1, open: false }],
         pins: 1,
         owner_pid: None,
+        hot_bytes: 2,
+        reread_bytes: 3,
     };
     check(
         &status,
@@ -133,7 +135,7 @@ fn status() {
             "sessions": [{
                 "name": null, "timeline": "00112233445566ff", "at": at_json(), "bytes": 1, "open": false
             }],
-            "pins": 1
+            "pins": 1, "hot_bytes": 2, "reread_bytes": 3
         }),
     );
     let text = serde_json::to_string(&status).unwrap();

@@ -176,6 +176,12 @@ impl Branch {
         self
     }
 
+    /// Stamp of its last record that is safe: of its past, if it has none of its own.
+    #[must_use]
+    pub fn end(&self) -> Option<Stamp> {
+        self.frontier.stamp.or(self.past)
+    }
+
     /// Takes note of a record; it counts once the frontier has reached it. Records come in LSN order.
     pub fn handle(&mut self, event: Event) {
         self.pending.push_back(event);
@@ -241,7 +247,9 @@ impl Branch {
     }
 
     fn open_bracket(&mut self, from: Lsn, event: &Event, reason: LossReason) {
-        let before = self.ranges.last().map(Range::to_stamp).or(self.past).unwrap_or(event.stamp);
+        // A range that the bracket takes away, such as a timeline's first record, is not what lies before.
+        let before = self.ranges.iter().rev().find(|range| range.from() < from).map(Range::to_stamp);
+        let before = before.or(self.past).unwrap_or(event.stamp);
         let from_time = before.time;
         match self.ranges.last().map(Range::to) {
             // What lies between the last record and the bracket is whole.

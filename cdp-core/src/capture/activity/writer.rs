@@ -183,6 +183,13 @@ impl Writer {
         self.untold.take()
     }
 
+    /// A lost log is tried again at once: it is its last word.
+    pub(in crate::capture) fn hurry(&mut self) {
+        if let Phase::Lost { retry_at } = &mut self.phase {
+            *retry_at = MonoTime(0);
+        }
+    }
+
     /// When a lost log is tried again.
     pub(in crate::capture) fn retry_due(&self) -> Option<MonoTime> {
         match self.phase {

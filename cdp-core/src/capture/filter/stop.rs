@@ -89,6 +89,7 @@ impl Filter {
             writer.set_state(LogState::Clean);
             writer.set_facts(facts);
             writer.end_reservation(self.last_lsn);
+            writer.hurry();
             return Closing::Clean;
         }
         Closing::Open {
@@ -97,5 +98,44 @@ impl Filter {
             dirty_bytes: self.mend.dirty_bytes(),
             hot_bytes: self.activity.hot_bytes(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::{DiskSpec, Failed, FilterOptions, Output, Start};
+    use crate::types::{DiskId, GroupId, MonoTime, Timeline, WallTime};
+
+    /// The log was lost for a moment shortly before the stop; the pause before it is tried again is longer than a stop may be.
+    #[test]
+    fn a_clean_stop_does_not_wait_for_the_pause_of_a_lost_log() {
+        let now = Now { mono: MonoTime(1_000_000_000), wall: WallTime(1_000_000_000) };
+        let spec = DiskSpec { id: DiskId::new(1).expect("id"), name: "disk".into(), size: 64 << 20 };
+        let (group, timeline) = (GroupId::new([1; 16]).expect("id"), Timeline::new([2; 16]).expect("id"));
+        let options = FilterOptions::new(group, timeline, Start::First, vec![spec]);
+        let mut filter = Filter::new(options, now).expect("good options");
+        let mut fails = true;
+        let mut drive = |filter: &mut Filter| {
+            while let Some(output) = filter.poll(now) {
+                match output {
+                    Output::Log(write) => {
+                        let result = if std::mem::take(&mut fails) { Err(Failed { errno: 5 }) } else { Ok(()) };
+                        filter.log_written(now, write.token, result).expect("open");
+                    }
+                    Output::Flush(_, ticket) => filter.flushed(now, ticket, Ok(())),
+                    Output::Frame(frame) => filter.durable(frame.last_lsn()),
+                    Output::Reread(_) | Output::Ready(_) | Output::Event(_) => {}
+                }
+            }
+        };
+        drive(&mut filter);
+        filter.seed_done();
+        drive(&mut filter);
+        filter.request_drain();
+        drive(&mut filter);
+        assert_eq!(filter.close(Vec::new()), Closing::Clean);
+        drive(&mut filter);
+        assert!(filter.is_closed(), "the log says so");
     }
 }

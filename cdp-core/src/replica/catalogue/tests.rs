@@ -97,8 +97,10 @@ fn a_new_timeline_goes_on_after_its_resync_and_the_old_one_stays() {
     first.open = false;
     catalogue.insert(first);
     let mut second = Branch::new(timeline(2), 2, Some(timeline(1)), Lsn(40), Role::Trunk).after(Some(stamp(1, 400)));
-    second.handle(resync_begin(1001, 1001, ResyncReason::UncleanStop));
-    second.advance(Lsn(1001), stamp(1, 10_010));
+    // Its first record is no range for the gap to begin behind.
+    second.handle(event(1001, RecordKind::TimelineStart, None));
+    second.handle(resync_begin(1002, 1001, ResyncReason::UncleanStop));
+    second.advance(Lsn(1002), stamp(1, 10_020));
     catalogue.insert(second);
     assert_eq!(catalogue.latest().map(|moment| (moment.timeline, moment.lsn)), Some((timeline(1), Lsn(40))));
     let second = catalogue.branch_mut(timeline(2)).unwrap();
