@@ -52,7 +52,9 @@ fn replica_of(host: &Host, reread: &Reread, lsn: Lsn, view: &mut KeptView) -> Op
         let replica = host.replica();
         let trunk = replica.catalogue().trunk()?.timeline;
         let durable = replica.snapshot().durable().lsn();
-        if durable < lsn {
+        // While a disk is seeded its base is not in the view yet, and what it will hold would pass for zeros.
+        let seeded = replica.manifest().disks.iter().any(|disk| disk.id == reread.disk && disk.base.is_some());
+        if durable < lsn || !seeded {
             return None;
         }
         *view = Some((durable, replica.view(trunk, durable).ok()?));

@@ -4,6 +4,7 @@
 //! the test itself wrote, one op after another, and knows between which two LSNs each op took its place.
 
 use crate::dice::Dice;
+use crate::held::{Access, Gate, Held};
 use crate::history::{self, Disks};
 use crate::protect::{Place, label, seeded, wait_for};
 use bytes::Bytes;
@@ -15,8 +16,8 @@ use cdp_core::when::When;
 use cdp_net::device::{Device, ZeroFlags};
 use cdp_net::protect::{ProtectOptions, Protector};
 use cdp_net::restore::{RestoreOptions, restore};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 /// Small, so that looking at all of it at every LSN is quick; no multiple of anything but sectors.
@@ -299,51 +300,17 @@ fn every_lsn_stays_restorable_over_clean_and_unclean_restarts() {
     }
 }
 
-/// A source whose writes wait, for one that is in flight when everything ends.
-struct Held {
-    inner: Arc<dyn Device>,
-    held: Arc<(Mutex<bool>, Condvar)>,
-}
-
-impl Device for Held {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn read_only(&self) -> bool {
-        false
-    }
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-        self.inner.read(offset, buffer)
-    }
-    fn write(&self, offset: u64, data: Bytes, fua: bool) -> std::io::Result<()> {
-        if offset == 0 {
-            let held = self.held.0.lock().unwrap();
-            drop(self.held.1.wait_while(held, |held| *held).unwrap());
-        }
-        self.inner.write(offset, data, fua)
-    }
-    fn flush(&self) -> std::io::Result<()> {
-        self.inner.flush()
-    }
-    fn trim(&self, offset: u64, length: u64, fua: bool) -> std::io::Result<()> {
-        self.inner.trim(offset, length, fua)
-    }
-    fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags) -> std::io::Result<()> {
-        self.inner.write_zeroes(offset, length, flags)
-    }
-}
-
 /// The first time behind a write that never ended means that write, or one after it: none of them can be restored.
 #[test]
 fn a_time_behind_a_write_that_was_in_flight_is_not_restorable() {
     let mut story = Story::new(1, 41);
-    let held = Arc::new((Mutex::new(false), Condvar::new()));
-    let wrap = |_, inner| Arc::new(Held { inner, held: Arc::clone(&held) }) as Arc<dyn Device>;
+    let gate = Gate::new();
+    let wrap = |_, inner| Held::new(inner, &gate, |access| access == Access::Write(0));
     let first = Protector::start_over(&story.options, wrap, |_| {}).unwrap();
     seeded(&first);
     story.ops(&first, 10);
     let settled = first.mark(&label("settled")).unwrap();
-    *held.0.lock().unwrap() = true;
+    gate.close();
     let device = Arc::clone(&first.exports()[0].device);
     let begun = first.status().lsn;
     let in_flight = {
@@ -362,8 +329,7 @@ fn a_time_behind_a_write_that_was_in_flight_is_not_restorable() {
     assert!(under_owner.lsn >= settled && under_owner.lsn <= begun);
     drop(device);
     drop(first);
-    *held.0.lock().unwrap() = false;
-    held.1.notify_all();
+    gate.open();
     in_flight.join().unwrap();
     check_every_time(&story.place.load());
     let second = story.start();

@@ -2,8 +2,10 @@
 
 mod dice;
 mod every_lsn;
+mod held;
 mod history;
 mod nbd;
 mod nbd_clients;
 mod overlap;
 mod protect;
+mod seeding;
