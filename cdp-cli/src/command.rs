@@ -11,6 +11,8 @@ pub mod restore;
 pub mod status;
 pub mod verify;
 
+use crate::exit::Exit;
+use crate::output::Output;
 use cdp_net::owner::Side;
 use cdp_net::report::{Gap, PointPolicy, Range, RangeKind};
 use clap::ValueEnum;
@@ -49,6 +51,13 @@ impl From<Keep> for PointPolicy {
             Keep::PerPoint => Self::PerPoint,
         }
     }
+}
+
+/// How a command ends whose answer is whole but for what is damaged.
+fn damage_said(damaged: Option<&str>, output: &mut Output<'_>) -> Exit {
+    let Some(damaged) = damaged else { return Exit::Done };
+    output.note(&format!("cdp: {damaged}\n     `cdp verify` says what is damaged and which moments are still good"));
+    Exit::Damage
 }
 
 /// A line about a restorable run.

@@ -5,6 +5,7 @@
 //! acknowledged and appended; it looks the same on the wire and in the journal. The bytes are specified in `FORMAT.md`
 //! beside this code.
 
+mod crc;
 mod decode;
 mod encode;
 mod info;

@@ -17,7 +17,7 @@ pub use view::{Bases, ReplicaView, Run, ViewDisk};
 use self::base::{Base, BaseError};
 use self::catalogue::{Branch, Catalogue, Role};
 use self::sidecar::Root;
-use crate::journal::{Manifest, PathElement, ReadError, Reader, Snapshot, TimelineRole, TimelineState};
+use crate::journal::{Damage, Manifest, PathElement, ReadError, Reader, Snapshot, TimelineRole, TimelineState};
 use crate::media::{MediaError, Storage};
 use crate::types::{DiskId, Lsn, Timeline};
 use std::sync::Arc;
@@ -59,6 +59,7 @@ pub struct Replica {
     reader: Arc<Reader>,
     bases: Arc<Bases>,
     catalogue: Catalogue,
+    damage: Option<Damage>,
 }
 
 impl Replica {
@@ -77,7 +78,19 @@ impl Replica {
         let bases = Arc::new(open_bases(&storage, &manifest)?);
         let mut catalogue = Catalogue::default();
         add_branches(&mut catalogue, &manifest, &snapshot, &reader, safe)?;
-        Ok(Self { storage, manifest, snapshot, reader, bases, catalogue })
+        Ok(Self { storage, manifest, snapshot, reader, bases, catalogue, damage: None })
+    }
+
+    /// The same, knowing that a part of the journal is damaged and left out: moments that may have been there are refused.
+    #[must_use]
+    pub fn with_damage(self, damage: Option<Damage>) -> Self {
+        Self { damage, ..self }
+    }
+
+    /// Acknowledged data that is left out because it is damaged.
+    #[must_use]
+    pub fn damage(&self) -> Option<&Damage> {
+        self.damage.as_ref()
     }
 
     /// Takes over what the owner's writer says now. The catalogue's newest events are the caller's to hand in.
@@ -86,15 +99,15 @@ impl Replica {
     /// When a base that the manifest names does not open.
     pub fn update(&mut self, manifest: Option<&Manifest>, snapshot: Snapshot) -> Result<(), ReplicaError> {
         self.snapshot = snapshot;
-        let Some(manifest) = manifest.filter(|manifest| manifest.generation != self.manifest.generation) else {
+        // Edits that are written together share a generation: an equal one may hold more, only an older one holds less.
+        let Some(manifest) = manifest.filter(|manifest| manifest.generation >= self.manifest.generation) else {
             return Ok(());
         };
         let roots = |manifest: &Manifest| manifest.disks.iter().map(|disk| disk.base).collect::<Vec<_>>();
-        let new_bases = roots(manifest) != roots(&self.manifest);
-        self.manifest.clone_from(manifest);
-        if new_bases {
-            self.bases = Arc::new(open_bases(&self.storage, &self.manifest)?);
+        if roots(manifest) != roots(&self.manifest) {
+            self.bases = Arc::new(open_bases(&self.storage, manifest)?);
         }
+        self.manifest.clone_from(manifest);
         for info in &self.manifest.timelines {
             match self.catalogue.branch_mut(info.id) {
                 Some(branch) => branch.open = info.state == TimelineState::Open,

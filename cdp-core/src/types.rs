@@ -19,6 +19,8 @@ pub const CHUNK_PLAIN_MAX: u64 = 64 << 10;
 pub const FRAME_PLAIN_MAX: u64 = 256 << 10;
 /// The most parts and records in one frame.
 pub const FRAME_RECORDS_MAX: usize = 1024;
+/// The longest time between the first and the last stamp of a frame, in nanoseconds: the format has 32 bits for it.
+pub const FRAME_SPAN_NS_MAX: u64 = 2_000_000_000;
 /// How much of a disk one bit of the activity log and of the dirty map's upper level stands for, in bytes.
 pub const ACTIVITY_EXTENT: u64 = 4 << 20;
 /// The largest disk, in bytes (1 PiB).

@@ -53,6 +53,14 @@ pub trait Device: Send + Sync {
         Ok(false)
     }
 
+    /// Fills `buffer` with what the disk itself holds, as far as caches between can be told to forget what is not dirty.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    fn read_media(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.read(offset, buffer)
+    }
+
     /// Writes `data` at `offset`; with `fua` it is durable before the call returns. `data` is shared, never copied, so the
     /// caller hands over a buffer that nobody changes any more.
     ///

@@ -80,7 +80,8 @@ impl FileDevice {
         loop {
             match fallocate(&self.file, flags, offset, length) {
                 Ok(()) => return Ok(true),
-                Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS) => return Ok(false),
+                // A range that is finer than the device's own blocks is refused as invalid.
+                Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS | Errno::INVAL) => return Ok(false),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -135,6 +136,13 @@ impl Device for FileDevice {
         self.file.read_exact_at(buffer, offset)
     }
 
+    fn read_media(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let length = std::num::NonZeroU64::new(buffer.len() as u64);
+        // Advice only: where the kernel does not follow it the cache is all there is.
+        let _ = rustix::fs::fadvise(&self.file, offset, length, rustix::fs::Advice::DontNeed);
+        self.read(offset, buffer)
+    }
+
     fn read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
         let length = buffer.len();
         match preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
@@ -181,8 +189,11 @@ impl Device for FileDevice {
     }
 
     fn trim(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
-        // A trim is a hint: where the disk cannot drop the range it keeps its bytes.
-        self.punch(offset, length)?;
+        // Who asked whether it trims relies on zeros. A disk that said it can drop ranges and then does not gets them written;
+        // where it never could, a trim is a hint and changes nothing.
+        if self.can_punch && !self.punch(offset, length)? {
+            self.write_zeroes(offset, length, ZeroFlags::default())?;
+        }
         self.sync_if(fua)
     }
 

@@ -23,6 +23,9 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
+/// The shortest and the longest RPO, in milliseconds.
+pub const RPO_MS: std::ops::RangeInclusive<u64> = 100..=86_400_000;
+
 /// A change of the manifest.
 pub type Edit = Box<dyn FnOnce(&mut Manifest) + Send>;
 
@@ -57,6 +60,8 @@ pub struct Host {
     live: RwLock<Option<Arc<dyn Live>>>,
     pins: Arc<AtomicU32>,
     open_sessions: Arc<Mutex<BTreeSet<Timeline>>>,
+    /// Held while a session is opened or dropped.
+    opening: Mutex<()>,
     /// For what is given out and comes back by being dropped.
     me: Weak<Host>,
 }
@@ -97,6 +102,7 @@ impl Host {
             live: RwLock::new(None),
             pins: Arc::default(),
             open_sessions: Arc::default(),
+            opening: Mutex::default(),
             me: Weak::clone(me),
         })
     }
@@ -148,15 +154,20 @@ impl Host {
         let replica = self.replica();
         let error = match (replica.resolve(at), side) {
             (Ok(moment), _) => return Ok(moment),
-            (Err(ResolveError::NotRestorable(lost)), Some(side)) => {
+            (Err(error), Some(side)) => {
+                let nearest = match &error {
+                    ResolveError::NotRestorable(lost) => lost.nearest,
+                    ResolveError::Damaged { nearest, .. } => *nearest,
+                    _ => return Err(document::unresolved(&replica, &error)),
+                };
                 let neighbour = match side {
-                    Side::Before => lost.nearest.before,
-                    Side::After => lost.nearest.after,
+                    Side::Before => nearest.before,
+                    Side::After => nearest.after,
                 };
                 match neighbour.map(|moment| replica.exact(moment.timeline, moment.lsn)) {
                     Some(Ok(moment)) => return Ok(moment),
                     Some(Err(error)) => error,
-                    None => lost.into(),
+                    None => error,
                 }
             }
             (Err(error), _) => error,
@@ -184,7 +195,7 @@ impl Host {
     pub fn status(&self) -> Result<Status, Problem> {
         let replica = self.replica();
         let manifest = replica.manifest();
-        let bytes = replica.bases().stored_bytes().map_err(|error| document::unreadable(&error.into()))?;
+        let (bases, storage) = (Arc::clone(replica.bases()), Arc::clone(replica.storage()));
         let mut status = Status {
             state: State::Stopped,
             group: manifest.name.clone(),
@@ -197,11 +208,14 @@ impl Host {
             lsn: replica.snapshot().written(),
             durable_lsn: replica.snapshot().durable().lsn(),
             ranges: document::ranges(&replica),
-            space: Space { base: bytes, segments: segment_bytes(&replica), ..Space::default() },
             pins: self.pins.load(Ordering::Relaxed),
+            damaged: replica.damage().map(ToString::to_string),
             ..Status::default()
         };
+        // The media are asked without the lock: who writes the journal needs it.
         drop(replica);
+        let base = bases.stored_bytes().map_err(|error| document::unreadable(&error.into()))?;
+        status.space = Space { base, segments: segment_bytes(storage.as_ref()), ..Space::default() };
         status.sessions = self.sessions()?;
         status.space.overlays = status.sessions.iter().map(|session| session.bytes).sum();
         if let Some(live) = self.live() {
@@ -214,6 +228,10 @@ impl Host {
     fn change_policy(&self, change: PolicyChange) -> Result<crate::report::Policy, Problem> {
         if change.points == Some(PointPolicy::PerPoint) {
             return Err(no_coalescing());
+        }
+        if let Some(rpo_ms) = change.rpo_ms.filter(|rpo_ms| !RPO_MS.contains(rpo_ms)) {
+            let message = format!("an RPO of {rpo_ms} ms is not between {} ms and a day", RPO_MS.start());
+            return Err(Problem::new(ProblemClass::Usage, "rpo", message));
         }
         if change != PolicyChange::default() {
             self.edit(Box::new(move |manifest| {
@@ -301,9 +319,8 @@ pub fn no_coalescing() -> Problem {
     Problem::new(ProblemClass::Refused, "no-coalescing", message).hint("leave --points out, or give every-write")
 }
 
-/// Bytes of the segments' files, as far as they are in use.
-fn segment_bytes(replica: &Replica) -> u64 {
-    let storage = replica.storage();
+/// Bytes of the segments' files, reserved ones included.
+fn segment_bytes(storage: &dyn Storage) -> u64 {
     let directory = cdp_core::replica::JOURNAL_DIRECTORY;
     let names = storage.list(directory).unwrap_or_default();
     let lengths = names.iter().filter_map(|name| storage.open(&format!("{directory}/{name}"), false).ok()?.len().ok());
@@ -315,8 +332,7 @@ fn segment_bytes(replica: &Replica) -> u64 {
 /// # Errors
 /// When there is none or it cannot be read.
 pub fn load_idle(storage: &Arc<dyn Storage>) -> Result<Replica, ReplicaError> {
-    let (manifest, snapshot, _damage) =
-        cdp_core::journal::look(storage.as_ref(), cdp_core::replica::JOURNAL_DIRECTORY)?;
+    let (manifest, snapshot, damage) = cdp_core::journal::look(storage.as_ref(), cdp_core::replica::JOURNAL_DIRECTORY)?;
     let written = snapshot.written();
-    Replica::load(Arc::clone(storage), manifest, snapshot, written)
+    Ok(Replica::load(Arc::clone(storage), manifest, snapshot, written)?.with_damage(damage))
 }

@@ -139,9 +139,8 @@ impl Device for SessionDevice {
     }
 
     fn block_status(&self, offset: u64, length: u64, entries_max: usize) -> io::Result<Vec<BlockStatus>> {
-        // What was only gathered becomes visible to the index first.
-        let mut nothing = [0; 512];
-        self.read(offset, &mut nothing[..512.min(length as usize)])?;
-        status_of(self.session.view(), &self.disk, Extent::new(offset, length), entries_max)
+        let range = Extent::new(offset, length);
+        self.session.show(clock::now(), self.disk.id, range).map_err(session_failed)?;
+        status_of(self.session.view(), &self.disk, range, entries_max)
     }
 }

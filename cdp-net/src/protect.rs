@@ -16,9 +16,11 @@
 //! | `cdp-timer` | time |
 
 mod disk;
+mod ease;
 mod engine;
 mod failure;
 mod log_file;
+mod make;
 mod open;
 mod pump;
 mod reread;
@@ -33,6 +35,7 @@ pub use stop::Summary;
 use self::engine::Engine;
 use self::failure::Failure;
 use self::pump::{Message, Stored};
+use self::stop::Threads;
 use crate::device::Device;
 use crate::host::{Edit, Host, Live, Store};
 use crate::nbd::Export;
@@ -48,7 +51,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a change of the manifest may take before its caller is told that it is not stored.
@@ -96,11 +98,11 @@ pub struct Protector {
     opened: Opened,
     shared: Arc<Shared>,
     exports: Vec<Export>,
-    sources: BTreeMap<DiskId, Source>,
-    threads: Vec<JoinHandle<()>>,
     started: Instant,
-    control: Option<ControlServer>,
-    /// The lock on the directory: let go last.
+    /// Dropped in this order: nobody asks any more, nothing runs any more, the directory is free.
+    _control: ControlServer,
+    _threads: Threads,
+    sources: BTreeMap<DiskId, Source>,
     _owner: Owner,
 }
 
@@ -205,6 +207,18 @@ impl Protector {
         self.shared.engine.with(|filter, now| filter.status(now))
     }
 
+    /// What is being done, in one word.
+    #[must_use]
+    pub fn state(&self) -> report::State {
+        self.state_of(self.status().state)
+    }
+
+    /// The same for a state that the filter told of.
+    #[must_use]
+    pub fn state_of(&self, filter: capture::State) -> report::State {
+        self.shared.state(filter)
+    }
+
     /// Why the replica's side stopped, if it did.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
@@ -222,6 +236,11 @@ impl Protector {
 
 impl Live for Shared {
     fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
+        if self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace {
+            let message = "the replica's disk has no room: this moment would not be kept";
+            return Err(Problem::new(ProblemClass::Refused, "not-restorable-now", message)
+                .hint("make room; the protection then goes on by itself"));
+        }
         let kinds = PointKinds { mark: true, ..PointKinds::default() };
         let mark = Mark { kinds, on_barrier: false, label: label.as_str().to_owned() };
         let lsn = self.engine.with(|filter, now| filter.mark(now, mark)).map_err(|error| match error {
@@ -284,14 +303,15 @@ impl Shared {
         if self.failure.get().is_some() {
             return State::ReplicaLost;
         }
+        // Whether the filter still has memory to record into or not: nothing reaches the replica now.
+        if self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace {
+            return State::NoSpace;
+        }
         match state {
             capture::State::Seeding => State::Seeding,
             capture::State::Protecting => State::Protecting,
             capture::State::Resyncing => State::Resync,
-            capture::State::Tracking | capture::State::Paused => {
-                let no_space = self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace;
-                if no_space { State::NoSpace } else { State::Tracking }
-            }
+            capture::State::Tracking | capture::State::Paused => State::Tracking,
         }
     }
 }

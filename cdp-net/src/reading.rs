@@ -5,7 +5,7 @@ use crate::host::{Host, OpenedSession, document, load_idle, session_directory};
 use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, PinReply, Request, Side};
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
-use cdp_core::journal::look;
+use cdp_core::journal::{OpenError, look};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::catalogue::Moment;
 use cdp_core::replica::session::{Session, SessionError, SessionOptions};
@@ -69,7 +69,18 @@ fn storage(dir: &Path) -> Result<Arc<dyn Storage>, Problem> {
 fn load_under_owner(dir: &Path, at: &At) -> Result<(Replica, Moment), Problem> {
     let storage = storage(dir)?;
     let failed = |error: cdp_core::replica::ReplicaError| document::unreadable(&error);
-    let (manifest, snapshot, _) = look(storage.as_ref(), JOURNAL_DIRECTORY).map_err(|error| failed(error.into()))?;
+    let (manifest, snapshot, damage) =
+        look(storage.as_ref(), JOURNAL_DIRECTORY).map_err(|error| failed(error.into()))?;
+    if let Some(damage) = damage.filter(|damage| damage.good < at.lsn) {
+        return Err(failed(OpenError::Damaged(Box::new(damage)).into()));
+    }
+    if snapshot.written() < at.lsn {
+        // No torn tail either: the owner has seen it durable.
+        let (path, written) = (storage.path(), snapshot.written());
+        let message =
+            format!("{path} holds LSNs up to {written} that can be read, and up to {} were made durable", at.lsn);
+        return Err(document::damaged(message));
+    }
     let replica = Replica::load(storage, manifest, snapshot, at.lsn).map_err(failed)?;
     let timeline = timeline_named(&replica, at.timeline)?;
     let moment = replica.exact(timeline, at.lsn).map_err(|error| document::unresolved(&replica, &error))?;
@@ -125,6 +136,8 @@ pub struct Writing {
     pub session: Arc<Session>,
     /// What the session is.
     pub report: SessionReport,
+    /// The session's directory is this process's as long as it writes there, whoever owns the replica meanwhile.
+    _writer: Owner,
     _keep: Keep,
 }
 
@@ -157,8 +170,13 @@ impl Writing {
                 (replica, report, keep(owner, host, Some(opened))?)
             }
         };
+        let timeline = timeline_named(&replica, report.timeline)?;
+        let writer = Owner::acquire(&dir.join(session_directory(timeline))).map_err(|error| {
+            let message = format!("the session is open in another process: {error}");
+            Problem::new(ProblemClass::Refused, "session-open", message).hint("end that mount first")
+        })?;
         let session = open_session(&replica, &report)?;
-        Ok(Self { session: Arc::new(session), report, _keep: kept })
+        Ok(Self { session: Arc::new(session), report, _writer: writer, _keep: kept })
     }
 }
 

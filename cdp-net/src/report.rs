@@ -240,6 +240,9 @@ pub struct Points {
     /// What to give as `--until` to see the points that were left off.
     #[serde(with = "text::option", default)]
     pub next: Option<WallTime>,
+    /// What is damaged, where and since which LSN, if that is known: what was there is not listed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<String>,
 }
 
 /// What a replica or its owner is doing.
@@ -373,6 +376,9 @@ pub struct Status {
     /// The process that owns the replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner_pid: Option<u32>,
+    /// What is damaged, where and since which LSN, if that is known: what was there is not listed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<String>,
     /// Marked in the activity log, in bytes: what a crash now would make the next start read again.
     #[serde(default)]
     pub hot_bytes: u64,

@@ -50,23 +50,26 @@ pub type OnProgress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 /// Writes the disks of the view.
 ///
 /// # Errors
-/// When something is there and not to be overwritten, the output cannot be written, or a byte does not verify; nothing is left
-/// behind then, but for what a block device holds by then.
+/// When something is there and not to be overwritten, the output cannot be written, or a byte does not verify. The disk that
+/// was being written leaves nothing behind then, unless it was going to a block device; those before it are complete.
 pub fn restore(
     view: &ReplicaView,
     options: &RestoreOptions,
     progress: OnProgress<'_>,
 ) -> Result<Vec<RestoredDisk>, Problem> {
     let targets = targets(view, options)?;
+    for (_, path) in &targets {
+        check_target(path, options.force)?;
+    }
     let total = targets.iter().map(|(disk, _)| disk.size).sum();
     let mut done = 0;
     let mut restored = Vec::new();
     for (disk, path) in targets {
         let mut of_disk = |here: u64| progress(done + here, total);
         if is_block_device(&path) {
-            write_device(view, &disk, &path, options.force, &mut of_disk)?;
+            write_device(view, &disk, &path, &mut of_disk)?;
         } else {
-            write_file(view, &disk, &path, options.force, &mut of_disk)?;
+            write_file(view, &disk, &path, &mut of_disk)?;
         }
         done += disk.size;
         restored.push(RestoredDisk { disk: disk.name, path, bytes: disk.size });
@@ -80,6 +83,25 @@ fn refused(code: &str, message: String) -> Problem {
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> Problem {
     Problem::new(ProblemClass::Failed, "output", format!("cannot {what} {}: {error}", path.display()))
+}
+
+/// Refuses what must not be written over, before the first byte of any disk is written.
+fn check_target(path: &Path, force: bool) -> Result<(), Problem> {
+    let Ok(found) = std::fs::metadata(path) else { return Ok(()) };
+    let kind = found.file_type();
+    if kind.is_block_device() && !force {
+        let message = format!("{} is a block device: what it holds would be lost", path.display());
+        return Err(refused("output-exists", message).hint("--force writes over it"));
+    }
+    if kind.is_file() && !force {
+        let message = format!("{} is there already", path.display());
+        return Err(refused("output-exists", message).hint("give another file, or --force to replace it"));
+    }
+    if !kind.is_file() && !kind.is_block_device() {
+        let message = format!("{} is neither a file nor a block device", path.display());
+        return Err(refused("output-kind", message).hint("give the name of a new file"));
+    }
+    Ok(())
 }
 
 fn is_block_device(path: &Path) -> bool {
@@ -139,16 +161,12 @@ fn write_file(
     view: &ReplicaView,
     disk: &ViewDisk,
     path: &Path,
-    force: bool,
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> Result<(), Problem> {
-    if path.exists() && !force {
-        let message = format!("{} is there already", path.display());
-        return Err(refused("output-exists", message).hint("give another file, or --force to replace it"));
-    }
     let directory = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = directory.join(format!(".{name}.cdp-{}", std::process::id()));
+    let unique: String = crate::random::identity()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let temporary = directory.join(format!(".{name}.cdp-{unique}"));
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
     let file = file.map_err(|error| failed("make", &temporary, &error))?;
     let written = fill_file(view, disk, &file, &temporary, progress).map_err(Problem::from).and_then(|()| {
@@ -185,13 +203,8 @@ fn write_device(
     view: &ReplicaView,
     disk: &ViewDisk,
     path: &Path,
-    force: bool,
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> Result<(), Problem> {
-    if !force {
-        let message = format!("{} is a block device: what it holds would be lost", path.display());
-        return Err(refused("output-exists", message).hint("--force writes over it"));
-    }
     let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(path);
     let file = opened.map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => refused("output-busy", format!("{} is mounted or in use", path.display())),

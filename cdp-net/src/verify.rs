@@ -5,9 +5,9 @@ use crate::report::{Problem, Range};
 use cdp_core::journal::{Damage as Unopened, Reader, look};
 use cdp_core::media::Storage;
 use cdp_core::replica::base::{Base, BaseError, file_names};
-use cdp_core::replica::sidecar::Root;
+use cdp_core::replica::sidecar::{self, PAGE_BYTES, Root};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
-use cdp_core::types::{DiskId, Lsn, Timeline};
+use cdp_core::types::{BLOCK, DiskId, Lsn, SECTOR, Timeline};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,6 +79,9 @@ pub fn verify(
         let (offset, length, what) = (finding.offset, finding.length, finding.what);
         out.damage.push(Damage { file, offset, length, what, lost: lost_ranges(from, finding.timeline) });
     }
+    // Beside a live owner the end of the journal moves while it is looked at: what lies behind what the owner vouches for is not
+    // judged.
+    let unopened = unopened.filter(|damage| safe.is_none_or(|safe| damage.good < safe));
     if let Some(damage) = unopened {
         let timeline = manifest.timelines.last().map(|info| info.id);
         lost.extend(timeline.map(|timeline| Lost { timeline, from: damage.good.next() }));
@@ -126,7 +129,8 @@ fn of_unopened(damage: &Unopened, timeline: Option<Timeline>) -> Damage {
     Damage {
         file: PathBuf::from(&damage.path),
         offset: damage.offset,
-        length: 0,
+        // Headers and trailers are sectors; of a torn tail nobody knows how long it was.
+        length: SECTOR,
         what: damage.what.clone(),
         lost: timeline.map(|timeline| lost_ranges(Some(damage.good.next()), timeline)).unwrap_or_default(),
     }
@@ -172,7 +176,7 @@ fn check_base(
     bytes: &mut u64,
     progress: &mut dyn FnMut(u64),
 ) -> Vec<Damage> {
-    let (image, sidecar) = file_names(disk);
+    let (image, sidecar_name) = file_names(disk);
     let everything = || {
         let open = manifest.timelines.first().map(|info| info.id);
         open.map(|timeline| lost_ranges(Some(Lsn(1)), timeline)).unwrap_or_default()
@@ -186,19 +190,33 @@ fn check_base(
     };
     let base = match Base::open(storage.as_ref(), manifest.replica, disk, root) {
         Ok(base) => base,
-        Err(error) => return vec![finding(&sidecar, 0, 0, &error)],
+        Err(error) => {
+            let (table, length) = (sidecar::table_offset(root.size), sidecar::table_bytes(root.size) as u64);
+            return vec![match &error {
+                BaseError::Media(media) if media.path.ends_with(&image) => finding(&image, 0, 0, &error),
+                _ => finding(&sidecar_name, table, length, &error),
+            }];
+        }
     };
     let mut found: Vec<Damage> = Vec::new();
     let mut buffer = vec![0; PIECE as usize];
     let mut at = 0;
     while at < root.size {
         let length = PIECE.min(root.size - at);
-        if let Err(error) = base.read(at, &mut buffer[..length as usize]) {
-            found.push(match &error {
-                BaseError::Page { offset, .. } => finding(&sidecar, *offset, 4096, &error),
-                BaseError::Block { offset, .. } => finding(&image, *offset, 4096, &error),
-                _ => finding(&image, at, length, &error),
-            });
+        if base.read(at, &mut buffer[..length as usize]).is_err() {
+            // Something in it: block by block, so that each damaged place is named, and once.
+            for block in (at..at + length).step_by(BLOCK as usize) {
+                let bytes = BLOCK.min(at + length - block);
+                let Err(error) = base.read(block, &mut buffer[..bytes as usize]) else { continue };
+                let damage = match &error {
+                    BaseError::Page { offset, .. } => finding(&sidecar_name, *offset, PAGE_BYTES as u64, &error),
+                    BaseError::Block { offset, .. } => finding(&image, *offset, BLOCK, &error),
+                    _ => finding(&image, block, bytes, &error),
+                };
+                if found.last() != Some(&damage) {
+                    found.push(damage);
+                }
+            }
         }
         at += length;
         *bytes += length;

@@ -1,6 +1,6 @@
 //! `cdp points`: what can be restored, and what cannot.
 
-use super::{gap_line, range_line};
+use super::{damage_said, gap_line, range_line};
 use crate::ask::ask;
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
@@ -41,7 +41,7 @@ impl Arguments {
         let request = Request::Points { since: self.since, until: self.until, limit: Some(self.limit) };
         let points: Points = ask(engine, &self.dir, request)?;
         output.answer(&points, for_people);
-        Ok(Exit::Done)
+        Ok(damage_said(points.damaged.as_deref(), output))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `cdp status`: how a replica is.
 
-use super::range_line;
+use super::{damage_said, range_line};
 use crate::ask::ask;
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
@@ -28,7 +28,7 @@ impl Arguments {
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
         let status: Status = ask(engine, &self.dir, Request::Status)?;
         output.answer(&status, for_people);
-        Ok(Exit::Done)
+        Ok(damage_said(status.damaged.as_deref(), output))
     }
 }
 

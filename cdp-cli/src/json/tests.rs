@@ -89,6 +89,7 @@ fn points() {
         points: vec![point()],
         gaps: vec![gap()],
         next: Some(WallTime(5)),
+        damaged: None,
     };
     check(
         &points,
@@ -122,6 +123,7 @@ fn status() {
         sessions: vec![Session { name: None, timeline: timeline(), at: at(), bytes: 1, open: false }],
         pins: 1,
         owner_pid: None,
+        damaged: None,
         hot_bytes: 2,
         reread_bytes: 3,
     };

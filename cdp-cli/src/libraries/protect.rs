@@ -102,12 +102,13 @@ pub(super) fn run(spec: &ProtectSpec, stop: &Stop, events: &mut dyn FnMut(Protec
 
 /// Tells what happens until the end is wished.
 fn watch(protector: &Protector, noticed: &Receiver<Notice>, stop: &Stop, events: &mut dyn FnMut(ProtectEvent)) {
-    let mut teller = Teller { started: Instant::now(), gaps: 0, done: 0, failed: false };
+    let mut teller = Teller { started: Instant::now(), gaps: 0, done: 0, state: None };
     while !stop.is_wished() {
         teller.seeding(protector, events);
         match noticed.recv_timeout(LOOK) {
             Ok(notice) => teller.notice(protector, &notice, events),
-            Err(RecvTimeoutError::Timeout) => {}
+            // Between notices: what the filter does not know, such as that the disk is full, and how it all began.
+            Err(RecvTimeoutError::Timeout) => teller.state(protector.state(), None, events),
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
         }
         teller.gaps(protector, events);
@@ -118,7 +119,8 @@ struct Teller {
     started: Instant,
     gaps: usize,
     done: u64,
-    failed: bool,
+    /// As it was last told.
+    state: Option<State>,
 }
 
 impl Teller {
@@ -135,24 +137,33 @@ impl Teller {
     fn notice(&mut self, protector: &Protector, notice: &Notice, events: &mut dyn FnMut(ProtectEvent)) {
         match notice {
             Notice::Filter(Event::PointDurable { lsn }) => self.point(protector, *lsn, events),
-            Notice::Filter(Event::State { to, .. }) => events(ProtectEvent::State { state: state(*to), reason: None }),
+            Notice::Filter(Event::State { to, .. }) => self.state(protector.state_of(*to), None, events),
             Notice::Filter(Event::GapBegan { reason, .. }) => {
                 let reason = format!("writes are not recorded, only which blocks they touch: {}", reason.as_str());
-                events(ProtectEvent::State { state: State::Tracking, reason: Some(reason) });
+                self.state(protector.state_of(capture::State::Tracking), Some(reason), events);
             }
             Notice::Filter(Event::RpoViolated { rpo_ns }) => {
                 let age = rpo_ns.map_or("nothing can be restored yet".to_owned(), |age| {
                     format!("the last restorable record is {} old", crate::human::span(Duration::from_nanos(age)))
                 });
-                let state = state(protector.status().state);
-                events(ProtectEvent::State { state, reason: Some(format!("the RPO is not held: {age}")) });
+                self.state(protector.state(), Some(format!("the RPO is not held: {age}")), events);
             }
-            Notice::ReplicaFailed(why) if !self.failed => {
-                self.failed = true;
+            Notice::ReplicaFailed(why) => {
                 let reason = format!("{why}; the disks are served on, a restart takes the protection up again");
-                events(ProtectEvent::State { state: State::ReplicaLost, reason: Some(reason) });
+                self.state(State::ReplicaLost, Some(reason), events);
             }
             _ => {}
+        }
+    }
+
+    /// The state, if it is another one or there is something to say about it.
+    fn state(&mut self, state: State, reason: Option<String>, events: &mut dyn FnMut(ProtectEvent)) {
+        let new = self.state.replace(state) != Some(state);
+        let no_room =
+            "the replica's disk has no room: the disks are served on, and it goes on by itself once there is room";
+        let reason = reason.or_else(|| (new && state == State::NoSpace).then(|| no_room.to_owned()));
+        if new || reason.is_some() {
+            events(ProtectEvent::State { state, reason });
         }
     }
 
@@ -177,14 +188,5 @@ impl Teller {
         drop(replica);
         self.gaps = self.gaps.max(ended);
         new.into_iter().for_each(|gap| events(ProtectEvent::Gap { gap }));
-    }
-}
-
-fn state(state: capture::State) -> State {
-    match state {
-        capture::State::Seeding => State::Seeding,
-        capture::State::Protecting => State::Protecting,
-        capture::State::Resyncing => State::Resync,
-        capture::State::Tracking | capture::State::Paused => State::Tracking,
     }
 }

@@ -5,3 +5,4 @@ mod built;
 mod flips;
 mod journal;
 mod log;
+mod owned;

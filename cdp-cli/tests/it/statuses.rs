@@ -92,6 +92,7 @@ fn a_moment_that_is_not_restorable_is_status_3_with_its_neighbours() {
     // A kill: what lies between the last durable record and the end of the resync is a gap.
     drop((guest, running));
     let mut running = Running::protect(&[&source], &replica, &place.socket("nbd"), &[]).protecting();
+    mark(&replica, "two");
     let output = place.path("out.img");
     let gaps = cdp(&["points", text(&replica)]).done()["gaps"].clone();
     let gap =

@@ -317,6 +317,11 @@ impl Activity {
         self.regions[disk].last_completion < self.regions[disk].flushed
     }
 
+    /// Whether a flush would help what completed at the disk: not after one that failed.
+    pub(super) fn awaits_flush(&self, disk: usize) -> bool {
+        !self.is_flushed(disk) && self.regions[disk].last_completion != NEVER_FLUSHED
+    }
+
     /// The disk's source is to be flushed, so that bits can be cleared.
     pub(super) fn want_flush(&mut self, disk: usize) {
         self.regions[disk].flush_wanted = true;

@@ -7,7 +7,7 @@
 use super::options::PART_COST;
 use super::order::Order;
 use crate::frame::{Part, RawFrame};
-use crate::types::{ClockEpoch, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, Lsn, MonoTime, Now, Timeline};
+use crate::types::{ClockEpoch, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, FRAME_SPAN_NS_MAX, Lsn, MonoTime, Now, Timeline};
 use std::collections::VecDeque;
 
 /// A frame that is on its way and not durable.
@@ -15,6 +15,8 @@ use std::collections::VecDeque;
 struct Sent {
     last_lsn: Lsn,
     settled: Lsn,
+    /// Data in it, in bytes.
+    plain_bytes: u64,
     cost: u64,
     /// When its last record was made.
     made: MonoTime,
@@ -45,6 +47,8 @@ pub(super) struct Gather {
     whole: Lsn,
     settled: Lsn,
     queued: u64,
+    /// Data that became durable, in bytes.
+    drained: u64,
     /// Bounded by the queue's bound: each frame costs at least a part.
     sent: VecDeque<Sent>,
     /// Closed and not fetched; counted in `queued`.
@@ -65,6 +69,7 @@ impl Gather {
             whole: after,
             settled: after,
             queued: 0,
+            drained: 0,
             sent: VecDeque::with_capacity(64),
             frames: VecDeque::with_capacity(64),
             frames_closed: 0,
@@ -74,7 +79,9 @@ impl Gather {
     /// Takes a part into the open frame, closing it first if it has no room.
     pub(super) fn push(&mut self, now: Now, epoch: ClockEpoch, order: &Order, part: Part) {
         let bytes = part.data.len() as u64;
-        if self.plain_bytes + bytes > FRAME_PLAIN_MAX || self.parts.len() == FRAME_RECORDS_MAX {
+        // After a stall of the whole process the open frame may be old before its timer was looked at.
+        let old = self.parts.first().is_some_and(|first| part.time.0.saturating_sub(first.time.0) > FRAME_SPAN_NS_MAX);
+        if old || self.plain_bytes + bytes > FRAME_PLAIN_MAX || self.parts.len() == FRAME_RECORDS_MAX {
             self.close(epoch, order);
         }
         if self.parts.is_empty() {
@@ -106,13 +113,14 @@ impl Gather {
             plain_bytes: std::mem::take(&mut self.plain_bytes),
         };
         self.prev_lsn = frame.last_lsn();
+        self.frames.push_back(frame);
         self.sent.push_back(Sent {
             last_lsn: self.prev_lsn,
             settled: self.settled,
+            plain_bytes: self.frames.back().map_or(0, |frame| frame.plain_bytes),
             cost: std::mem::take(&mut self.cost),
             made: self.last_made,
         });
-        self.frames.push_back(frame);
         self.frames_closed += 1;
     }
 
@@ -141,6 +149,7 @@ impl Gather {
         let mut reached = None;
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.last_lsn <= lsn) {
             self.queued -= sent.cost;
+            self.drained += sent.plain_bytes;
             reached = Some(Reached { lsn: sent.last_lsn, settled: sent.settled, made: sent.made });
         }
         reached
@@ -154,6 +163,11 @@ impl Gather {
     /// Data and part costs that were recorded and are not durable, in bytes.
     pub(super) fn queued(&self) -> u64 {
         self.queued
+    }
+
+    /// Data that was recorded and became durable since the beginning, in bytes.
+    pub(super) fn drained(&self) -> u64 {
+        self.drained
     }
 
     /// The last settled LSN that a frame said.

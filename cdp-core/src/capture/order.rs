@@ -295,6 +295,7 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn held(order: &mut Order, extent: Extent) -> Ticket {
         let blockers = order.overlapping(0, extent);
@@ -344,5 +345,69 @@ mod tests {
         order.complete(first).expect("runs");
         assert!(order.complete(first).is_none());
         assert_eq!(order.oldest_lsn(), None);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Submit(u64, u64),
+        Complete(proptest::sample::Index),
+        Withdraw(proptest::sample::Index),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            3 => (0..12u64, 1..5u64).prop_map(|(at, n)| Step::Submit(at * 512, n * 512)),
+            2 => any::<proptest::sample::Index>().prop_map(Step::Complete),
+            1 => any::<proptest::sample::Index>().prop_map(Step::Withdraw),
+        ];
+        proptest::collection::vec(step, 0..60)
+    }
+
+    proptest! {
+        /// Against a list: an op may run exactly when no earlier one that overlaps it is open.
+        #[test]
+        fn ops_run_as_early_as_their_order_allows(steps in steps()) {
+            let mut order = Order::default();
+            let mut open: Vec<(Ticket, Extent, bool)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Submit(offset, length) => {
+                        let extent = Extent::new(offset, length);
+                        let free = order.overlapping(0, extent) == 0;
+                        prop_assert_eq!(free, !open.iter().any(|(_, other, _)| other.overlaps(&extent)));
+                        let ticket = if free { going(&mut order, extent, 1) } else { held(&mut order, extent) };
+                        prop_assert!(open.iter().all(|(other, ..)| *other != ticket));
+                        open.push((ticket, extent, free));
+                    }
+                    Step::Complete(_) | Step::Withdraw(_) if open.is_empty() => {}
+                    Step::Complete(which) => {
+                        let at = which.index(open.len());
+                        prop_assert_eq!(order.complete(open[at].0).is_some(), open[at].2);
+                        open.retain(|(ticket, _, running)| !running || order.running(*ticket).is_some());
+                    }
+                    Step::Withdraw(which) => {
+                        let at = which.index(open.len());
+                        prop_assert_eq!(order.withdraw(open[at].0).is_some(), !open[at].2);
+                        if !open[at].2 {
+                            open.remove(at);
+                        }
+                    }
+                }
+                let mut released = Vec::new();
+                while let Some((ticket, _, op)) = order.release(MonoTime(1), |_, _| true) {
+                    released.push((ticket, op.extent()));
+                }
+                let mut expected = Vec::new();
+                for at in 0..open.len() {
+                    let blocked = open[..at].iter().any(|(_, other, _)| other.overlaps(&open[at].1));
+                    if !open[at].2 && !blocked {
+                        open[at].2 = true;
+                        expected.push((open[at].0, open[at].1));
+                    }
+                }
+                prop_assert_eq!(released, expected);
+                prop_assert_eq!(order.running_count() + order.held_count(), open.len());
+            }
+        }
     }
 }

@@ -5,8 +5,8 @@ use super::layout::{
     CHUNK_BYTES, CODEC_RAW, CODEC_ZSTD, CONTENT_DATA, CONTENT_NOTES, ChunkEntry, HEADER_BYTES, Header,
 };
 use super::layout::{MAGIC, MUST_UNDERSTAND, RECORD_BYTES, RecordEntry, VERSION};
-use super::note;
 use super::record::{Part, RawFrame};
+use super::{crc, note};
 use crate::types::{CHUNK_PLAIN_MAX, GroupId};
 use bytes::Bytes;
 use zerocopy::{FromZeros, IntoBytes};
@@ -70,13 +70,13 @@ impl Encoder {
     #[must_use]
     pub fn new() -> Self {
         let zstd = zstd::bulk::Compressor::default();
-        Self { zstd, level: 0, gathered: Vec::new(), packed: Vec::new() }
+        Self { zstd, level: 0, gathered: Vec::new(), packed: vec![0; CHUNK_PLAIN_MAX as usize] }
     }
 
     /// Packs `raw` as a frame of `group`.
     ///
     /// # Panics
-    /// When `raw` holds no part: nobody sends such a frame.
+    /// When `raw` holds no part, or stamps or LSNs further apart than the format has bits for: nobody makes such a frame.
     #[must_use]
     pub fn encode(&mut self, raw: &RawFrame, group: GroupId, compression: Compression) -> EncodedFrame {
         let first = raw.parts.first().expect("a frame holds at least one record");
@@ -94,8 +94,9 @@ impl Encoder {
         let mut noted = Vec::new();
         for (number, part) in raw.parts.iter().enumerate() {
             let mut entry = RecordEntry::new_zeroed();
-            entry.lsn_delta.set((part.lsn.0 - first.lsn.0) as u32);
-            entry.time_delta.set(part.time.0.saturating_sub(first.time.0) as u32);
+            let delta = |from: u64, to: u64| u32::try_from(to.saturating_sub(from)).expect("a frame spans 32 bits");
+            entry.lsn_delta.set(delta(first.lsn.0, part.lsn.0));
+            entry.time_delta.set(delta(first.time.0, part.time.0));
             entry.offset.set(part.extent.offset);
             entry.length.set(part.extent.length);
             entry.crc.set(part.crc);
@@ -208,9 +209,8 @@ impl Packer<'_> {
             gathered.clear();
             parts.clone().for_each(|part| gathered.extend_from_slice(&part.data));
             // The output has no room for more than fifteen sixteenths: what does not fit is not worth inflating later.
-            packed.clear();
-            packed.resize(gathered.len() - gathered.len() / 16, 0);
-            if let Ok(length) = zstd.compress_to_buffer(gathered.as_slice(), &mut packed[..]) {
+            let room = gathered.len() - gathered.len() / 16;
+            if let Ok(length) = zstd.compress_to_buffer(gathered.as_slice(), &mut packed[..room]) {
                 let stored = Bytes::copy_from_slice(&packed[..length]);
                 let crc = crc32c::crc32c(&stored);
                 self.push(CODEC_ZSTD, CONTENT_DATA, plain, length as u32, crc);
@@ -218,8 +218,9 @@ impl Packer<'_> {
                 return;
             }
         }
-        // A pass over the data is quicker than combining the parts' checksums: that costs a matrix product each.
-        let crc = parts.clone().fold(0, |crc, part| crc32c::crc32c_append(crc, &part.data));
+        // The stored bytes are the parts': what was made at capture is joined, and the bytes, long out of the cache, are not
+        // read again.
+        let crc = parts.clone().fold(0, |crc, part| crc::joined(crc, part.crc, part.data.len() as u32));
         self.push(CODEC_RAW, CONTENT_DATA, plain, plain, crc);
         self.body.extend(parts.map(|part| part.data.clone()));
     }

@@ -262,7 +262,9 @@ pub struct Part {
 #[derive(Clone, Debug)]
 pub struct Payload {
     extent: Extent,
-    parts: Vec<(Bytes, u32)>,
+    /// The first part stands by itself, so that a write of one part, the usual one, allocates nothing here.
+    first: (Bytes, u32),
+    rest: Vec<(Bytes, u32)>,
 }
 
 /// Why bytes cannot be one write.
@@ -296,14 +298,18 @@ impl Payload {
             return Err(PayloadError::TooLong { length: extent.length });
         }
         let part = PART_MAX as usize;
-        let mut parts = Vec::with_capacity(data.len().div_ceil(part));
-        let mut rest = data;
-        while !rest.is_empty() {
-            let piece = rest.split_to(part.min(rest.len()));
+        let mut left = data;
+        let cut = |left: &mut Bytes| {
+            let piece = left.split_to(part.min(left.len()));
             let crc = crc32c::crc32c(&piece);
-            parts.push((piece, crc));
+            (piece, crc)
+        };
+        let first = cut(&mut left);
+        let mut rest = Vec::with_capacity(left.len().div_ceil(part));
+        while !left.is_empty() {
+            rest.push(cut(&mut left));
         }
-        Ok(Self { extent, parts })
+        Ok(Self { extent, first, rest })
     }
 
     /// The range that is written.
@@ -314,9 +320,9 @@ impl Payload {
 
     /// The parts as records of `kind` at `lsn`, in order of their offset.
     pub fn into_parts(self, kind: RecordKind, disk: DiskId, lsn: Lsn, time: WallTime) -> impl Iterator<Item = Part> {
-        let count = self.parts.len() as u16;
+        let count = self.rest.len() as u16 + 1;
         let mut offset = self.extent.offset;
-        self.parts.into_iter().enumerate().map(move |(index, (data, crc))| {
+        std::iter::once(self.first).chain(self.rest).enumerate().map(move |(index, (data, crc))| {
             let extent = Extent::new(offset, data.len() as u64);
             offset = extent.end();
             Part { lsn, time, kind, disk: Some(disk), extent, index: index as u16, count, crc, data, note: None }

@@ -72,6 +72,17 @@ pub enum ReadError {
     },
 }
 
+impl ReadError {
+    /// Where in its file, in bytes, if that is known.
+    pub(super) fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Format { offset, .. } | Self::Frame { offset, .. } => Some(*offset),
+            Self::Media(error) => Some(error.offset),
+            _ => None,
+        }
+    }
+}
+
 /// Which block of which segment; ids, because they are never used again.
 type BlockKey = (SegmentId, u32);
 

@@ -311,7 +311,7 @@ fn examine_sealed(
         }
         Ok(())
     };
-    let wrong = settle(check())?.err().map(|error| (0, error.to_string()));
+    let wrong = settle(check())?.err().map(|error| (error.offset().unwrap_or(0), error.to_string()));
     let (last, whole) = (summary.last_lsn, summary.whole_lsn);
     Ok(Found { facts: Facts::Sealed { sound: wrong.is_none(), last, whole }, scan: None, wrong })
 }
@@ -333,7 +333,7 @@ fn examine_unsealed(
             let none = Lsn::ZERO;
             let (there, connects, frames, torn) = (false, false, false, false);
             let facts = Facts::Unsealed { there, connects, frames, last: none, whole: none, torn, witness: none };
-            return Ok(Found { facts, scan: None, wrong: Some((0, error.to_string())) });
+            return Ok(Found { facts, scan: None, wrong: Some((error.offset().unwrap_or(0), error.to_string())) });
         }
     };
     let follows = |opening: &super::layout::Opening| {

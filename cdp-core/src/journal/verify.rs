@@ -77,11 +77,7 @@ impl Reader {
 
 impl Check<'_> {
     fn report(&mut self, error: &ReadError, offset: u64, length: u64, lost: Option<(Lsn, Lsn)>) {
-        let offset = match error {
-            ReadError::Format { offset, .. } | ReadError::Frame { offset, .. } => *offset,
-            ReadError::Media(error) => error.offset,
-            _ => offset,
-        };
+        let offset = error.offset().unwrap_or(offset);
         let (file, timeline) = (segment_name(self.segment.number), self.segment.timeline);
         self.out.findings.push(Finding { file, offset, length, what: error.to_string(), timeline, lost });
     }

@@ -173,7 +173,8 @@ impl Writer {
             self.roll();
         }
         if self.active.is_none() && !self.activate(open) {
-            let hold = if self.prepare.is_waiting() { Hold::NoSpace } else { Hold::Preparing };
+            let no_space = self.prepare.is_waiting() || self.catalog.is_waiting();
+            let hold = if no_space { Hold::NoSpace } else { Hold::Preparing };
             return Err(Refusal::NotNow(hold));
         }
         Ok(head)

@@ -32,6 +32,16 @@ pub enum BaseError {
         /// Where.
         offset: u64,
     },
+    /// The image has another length than the base it is of.
+    #[error("{path} is damaged: it has {found} bytes, expected {expected}")]
+    Length {
+        /// The image.
+        path: String,
+        /// What the base's size makes it.
+        expected: u64,
+        /// What it has.
+        found: u64,
+    },
     /// A block is not what was written.
     #[error("{path} is damaged: the block at byte {offset} has CRC32C {found:08x}, expected {expected:08x}")]
     Block {
@@ -232,6 +242,10 @@ impl Base {
     pub fn open(storage: &dyn Storage, replica: ReplicaId, disk: DiskId, root: Root) -> Result<Self, BaseError> {
         let (image, sidecar) = file_names(disk);
         let (image, sidecar) = (storage.open(&image, false)?, storage.open(&sidecar, false)?);
+        let (expected, found) = (root.size.next_multiple_of(BLOCK), image.len()?);
+        if found != expected {
+            return Err(BaseError::Length { path: image.path().to_owned(), expected, found });
+        }
         let mut table = vec![0; sidecar::table_bytes(root.size)];
         sidecar.read_exact_at(sidecar::table_offset(root.size), &mut table)?;
         let Some(digests) = sidecar::decode_table(&table, root) else {
@@ -270,13 +284,52 @@ impl Base {
         Ok(())
     }
 
-    /// The next run at or after `offset` that may hold something other than zeros; none up to the end.
+    /// The runs of a range, in order: whether each may hold anything but zeros. What the image says is a hole is one only if
+    /// the sidecar says so too: a hole where data was is damage, which reading finds.
     ///
     /// # Errors
-    /// When the media fail.
-    pub fn next_data(&self, offset: u64) -> Result<Option<Extent>, BaseError> {
-        let found = self.image.next_data(offset)?;
-        Ok(found.and_then(|extent| extent.intersect(&Extent::new(offset, self.root.size.saturating_sub(offset)))))
+    /// When the media fail or a page of checksums does not verify.
+    pub fn runs(&self, range: Extent) -> Result<Vec<(Extent, bool)>, BaseError> {
+        let mut runs: Vec<(Extent, bool)> = Vec::new();
+        let mut add = |extent: Extent, data: bool| match runs.last_mut().filter(|last| last.1 == data) {
+            Some(last) => last.0.length += extent.length,
+            None => runs.push((extent, data)),
+        };
+        let inside = Extent::new(range.offset, self.root.size.saturating_sub(range.offset).min(range.length));
+        let mut at = inside.offset;
+        while at < inside.end() {
+            let end = ((at / PAGE_COVERS + 1) * PAGE_COVERS).min(inside.end());
+            let here = Extent::new(at, end - at);
+            match self.page(at / PAGE_COVERS)? {
+                None => add(here, false),
+                Some(page) => self.runs_of_page(&page, here, &mut add)?,
+            }
+            at = end;
+        }
+        if inside.end() < range.end() {
+            add(Extent::new(inside.end(), range.end() - inside.end()), false);
+        }
+        Ok(runs)
+    }
+
+    fn runs_of_page(&self, page: &Page, range: Extent, add: &mut impl FnMut(Extent, bool)) -> Result<(), BaseError> {
+        static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
+        let mut at = range.offset;
+        while at < range.end() {
+            let data = self.image.next_data(at)?.and_then(|data| data.intersect(&range));
+            let data = data.unwrap_or(Extent::new(range.end(), 0));
+            while at < data.offset {
+                let end = ((at / BLOCK + 1) * BLOCK).min(data.offset);
+                let (lsn, crc) = page.entry((at / BLOCK % PAGE_BLOCKS) as usize);
+                add(Extent::new(at, end - at), self.seed.block(at / BLOCK, lsn, &ZEROS) != crc);
+                at = end;
+            }
+            if !data.is_empty() {
+                add(data, true);
+                at = data.end();
+            }
+        }
+        Ok(())
     }
 
     /// Bytes that image and sidecar hold, holes not counted.
@@ -400,6 +453,25 @@ mod tests {
                 prop_assert!(is_zero(&buffer[inside..]));
             }
         }
+    }
+
+    /// A hole that somebody punched into the image must not pass for zeros.
+    #[test]
+    fn a_hole_where_data_was_is_no_zeros() {
+        let storage = Memory::default();
+        let (content, root) = make(&storage, &[(true, 3), (false, 5), (true, 2), (false, 700)]);
+        let (replica, disk) = ids();
+        let base = Base::open(&storage, replica, disk, root).unwrap();
+        let all = Extent::new(0, content.len() as u64);
+        let data =
+            |base: &Base| base.runs(all).unwrap().into_iter().filter(|run| run.1).map(|run| run.0).collect::<Vec<_>>();
+        let right = [Extent::new(0, 3 * BLOCK), Extent::new(8 * BLOCK, 2 * BLOCK)];
+        assert_eq!(data(&base), right);
+        storage.open(&file_names(disk).0, true).unwrap().punch(Extent::new(BLOCK, BLOCK)).unwrap();
+        assert_eq!(data(&base), right, "the sidecar knows better than the image");
+        assert!(base.read(0, &mut vec![0; 4 * BLOCK as usize]).is_err());
+        storage.open(&file_names(disk).0, true).unwrap().set_len(BLOCK).unwrap();
+        assert!(matches!(Base::open(&storage, replica, disk, root), Err(BaseError::Length { .. })));
     }
 
     #[test]

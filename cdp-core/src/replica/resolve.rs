@@ -2,6 +2,7 @@
 
 use super::catalogue::{AtTime, Branch, Moment, Neighbours};
 use super::{Replica, ReplicaError};
+use crate::journal::Damage;
 use crate::types::{Lsn, Timeline, WallTime};
 use crate::when::{TimelineName, When};
 
@@ -21,6 +22,14 @@ pub enum ResolveError {
     /// It lies in a gap, before the first or after the last.
     #[error(transparent)]
     NotRestorable(#[from] NotRestorable),
+    /// What was asked for may have been in what is damaged; only what is good is among the nearest.
+    #[error("{damage}")]
+    Damaged {
+        /// What is wrong, and where.
+        damage: Box<Damage>,
+        /// The nearest on both sides.
+        nearest: Neighbours,
+    },
     /// Two timelines begin with these digits.
     #[error("{name} is the beginning of {count} timelines")]
     Ambiguous {
@@ -44,8 +53,20 @@ impl Replica {
     /// The moment that is meant, with the exact stamp of its record.
     ///
     /// # Errors
-    /// When it is not restorable (the nearest that are, are named), or the journal cannot be read.
+    /// When it is not restorable (the nearest that are, are named), may be among what is damaged, or the journal cannot be read.
     pub fn resolve(&self, when: &When) -> Result<Moment, ResolveError> {
+        let found = self.find(when);
+        let Some(damage) = &self.damage else { return found };
+        let lost = |nearest| Err(ResolveError::Damaged { damage: Box::new(damage.clone()), nearest });
+        match (when, found) {
+            // Both count from an end that is not there any more: an older moment would pass for what was meant.
+            (When::Latest | When::Back(_), Ok(_)) => lost(Neighbours { before: self.catalogue.latest(), after: None }),
+            (_, Err(ResolveError::NotRestorable(NotRestorable { nearest, .. }))) => lost(nearest),
+            (_, found) => found,
+        }
+    }
+
+    fn find(&self, when: &When) -> Result<Moment, ResolveError> {
         let none = |what: String| NotRestorable { what, nearest: Neighbours::default() };
         match when {
             When::Latest => {

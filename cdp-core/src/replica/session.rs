@@ -12,7 +12,8 @@ use crate::journal::{
 };
 use crate::media::{MediaError, Storage};
 use crate::types::{
-    ClockEpoch, DiskId, Extent, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, GroupId, Lsn, Now, Timeline, WallTime,
+    ClockEpoch, DiskId, Extent, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, FRAME_SPAN_NS_MAX, GroupId, Lsn, Now, Timeline,
+    WallTime,
 };
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,8 +22,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const CACHE_BYTES: u64 = 16 << 20;
 /// Segments of a session, in bytes: small, because each is reserved in full.
 const SEGMENT_BYTES: u64 = 32 << 20;
-/// The longest time between the first and the last record of a frame, in nanoseconds.
-const FRAME_SPAN_NS: u64 = 2_000_000_000;
 /// How far above its fork a session's LSNs begin: no LSN of the trunk's path is ever as high.
 const LSN_JUMP: u64 = 1 << 48;
 
@@ -144,13 +143,20 @@ impl Session {
     /// # Errors
     /// When anything that is needed cannot be read or does not verify.
     pub fn read(&self, now: Now, disk: DiskId, offset: u64, out: &mut [u8]) -> Result<(), SessionError> {
-        let wanted = Extent::new(offset, out.len() as u64);
+        self.show(now, disk, Extent::new(offset, out.len() as u64))?;
+        Ok(self.view.read(disk, offset, out)?)
+    }
+
+    /// Makes what was written to a range visible to [`Session::view`].
+    ///
+    /// # Errors
+    /// When there is no room or the store failed.
+    pub fn show(&self, now: Now, disk: DiskId, range: Extent) -> Result<(), SessionError> {
         let mut state = self.state();
-        if state.waiting.iter().any(|part| part.disk == Some(disk) && part.extent.overlaps(&wanted)) {
+        if state.waiting.iter().any(|part| part.disk == Some(disk) && part.extent.overlaps(&range)) {
             self.append(&mut state, now)?;
         }
-        drop(state);
-        Ok(self.view.read(disk, offset, out)?)
+        Ok(())
     }
 
     /// Takes a write. It can be read at once and is durable after the next [`Session::flush`].
@@ -329,7 +335,7 @@ impl State {
 
     /// Stamps of one frame lie close together: the format has 32 bits for the difference.
     fn is_old(&self) -> bool {
-        self.waiting.front().is_some_and(|first| self.time.0 - first.time.0 > FRAME_SPAN_NS)
+        self.waiting.front().is_some_and(|first| self.time.0 - first.time.0 > FRAME_SPAN_NS_MAX)
     }
 
     /// The next frame's worth of what was gathered; it stays gathered until it was [`State::taken`].
@@ -338,7 +344,7 @@ impl State {
         let mut plain_bytes = 0;
         let fits = |part: &&Part| {
             plain_bytes += part.data.len() as u64;
-            plain_bytes <= FRAME_PLAIN_MAX && part.time.0 - first.time.0 <= FRAME_SPAN_NS
+            plain_bytes <= FRAME_PLAIN_MAX && part.time.0 - first.time.0 <= FRAME_SPAN_NS_MAX
         };
         let parts: Vec<_> = self.waiting.iter().take(FRAME_RECORDS_MAX).take_while(fits).cloned().collect();
         let plain_bytes = parts.iter().map(|part| part.data.len() as u64).sum();

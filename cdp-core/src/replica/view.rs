@@ -139,18 +139,7 @@ impl ReplicaView {
     /// The runs of the base inside `range`: whether each may hold anything but zeros.
     fn below(&self, disk: DiskId, range: Extent) -> Result<Vec<(Extent, bool)>, ReadError> {
         let Some(base) = self.bases.get(disk) else { return Ok(vec![(range, false)]) };
-        let mut runs = Vec::new();
-        let mut at = range.offset;
-        while at < range.end() {
-            let failed = |source: BaseError| ReadError::Below { disk, offset: at, source: source.into() };
-            let data = base.next_data(at).map_err(failed)?.and_then(|data| data.intersect(&range));
-            let data = data.unwrap_or(Extent::new(range.end(), 0));
-            runs.push((Extent::new(at, data.offset - at), false));
-            runs.push((data, true));
-            at = data.end().max(at + 1);
-        }
-        runs.retain(|(extent, _)| !extent.is_empty());
-        Ok(runs)
+        base.runs(range).map_err(|source| ReadError::Below { disk, offset: range.offset, source: source.into() })
     }
 
     /// Walks through a whole disk: `visit` gets every run that is not known to be zeros, read and verified, in pieces of at

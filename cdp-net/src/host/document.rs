@@ -5,7 +5,7 @@ use crate::report::{
     TimelineRole, TimelineState,
 };
 use cdp_core::journal::{OpenError, PointsMode, ReadError, SessionKind};
-use cdp_core::media::MediaErrorKind;
+use cdp_core::media::{MediaError, MediaErrorKind};
 use cdp_core::replica::base::BaseError;
 use cdp_core::replica::catalogue::{self, Branch, LossReason, Moment, Role};
 use cdp_core::replica::{NotRestorable, Replica, ReplicaError, ResolveError};
@@ -40,6 +40,11 @@ pub fn unresolved(replica: &Replica, error: &ResolveError) -> Problem {
             };
             Problem::new(ProblemClass::NotRestorable, "not-restorable", message).hint(hint).nearest(nearest)
         }
+        ResolveError::Damaged { damage, nearest } => {
+            let sides = [nearest.before, nearest.after];
+            let nearest = sides.iter().flatten().map(|moment| at(replica, moment)).collect();
+            damaged(damage.to_string()).nearest(nearest)
+        }
         ResolveError::Ambiguous { .. } => Problem::new(ProblemClass::Usage, "ambiguous", error.to_string()),
         ResolveError::Replica(error) => unreadable(error),
     }
@@ -55,10 +60,16 @@ pub fn unreadable(error: &ReplicaError) -> Problem {
         _ => false,
     };
     if damage {
-        let hint = "`cdp verify` says what is damaged and which moments are still good";
-        return Problem::new(ProblemClass::Damage, "damaged", error.to_string()).hint(hint);
+        return damaged(error.to_string());
     }
     Problem::new(ProblemClass::Failed, "unreadable", error.to_string())
+}
+
+/// The same where only the fact is known.
+#[must_use]
+pub fn damaged(message: String) -> Problem {
+    let hint = "`cdp verify` says what is damaged and which moments are still good";
+    Problem::new(ProblemClass::Damage, "damaged", message).hint(hint)
 }
 
 /// Whether stored bytes are not what was stored (else the media did not give them).
@@ -67,15 +78,20 @@ pub fn is_damage(error: &ReadError) -> bool {
     match error {
         ReadError::Format { .. } | ReadError::Frame { .. } | ReadError::Dangling { .. } => true,
         ReadError::Below { source, .. } => source.downcast_ref::<BaseError>().is_some_and(is_base_damage),
-        ReadError::Media(error) => error.kind == MediaErrorKind::Short,
+        ReadError::Media(error) => is_missing(error),
         ReadError::NotWritten { .. } => false,
     }
 }
 
+/// Whether a file that the manifest names, or its end, is not there.
+fn is_missing(error: &MediaError) -> bool {
+    matches!(error.kind, MediaErrorKind::Short | MediaErrorKind::NotFound)
+}
+
 fn is_base_damage(error: &BaseError) -> bool {
     match error {
-        BaseError::Media(error) => error.kind == MediaErrorKind::Short,
-        BaseError::Table { .. } | BaseError::Page { .. } | BaseError::Block { .. } => true,
+        BaseError::Media(error) => is_missing(error),
+        BaseError::Table { .. } | BaseError::Length { .. } | BaseError::Page { .. } | BaseError::Block { .. } => true,
     }
 }
 
@@ -83,7 +99,11 @@ fn is_base_damage(error: &BaseError) -> bool {
 #[must_use]
 pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime>, limit: Option<u32>) -> Points {
     let catalogue = replica.catalogue();
-    let mut document = Points { group: replica.manifest().name.clone(), ..Points::default() };
+    let mut document = Points {
+        group: replica.manifest().name.clone(),
+        damaged: replica.damage().map(ToString::to_string),
+        ..Points::default()
+    };
     let disks: Vec<_> = replica.disks().into_iter().map(|disk| disk.name).collect();
     let mut points = Vec::new();
     for branch in catalogue.branches().into_iter().rev() {

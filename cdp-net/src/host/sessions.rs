@@ -6,11 +6,11 @@
 use super::{Host, document, lock};
 use crate::owner::Side;
 use crate::random::identity;
-use crate::report::{At, Problem, ProblemClass, Session};
+use crate::report::{Problem, ProblemClass, Session};
 use cdp_core::journal::{SessionInfo, SessionKind, TimelineInfo, TimelineRole, TimelineState};
 use cdp_core::media::Storage;
 use cdp_core::replica::catalogue::Moment;
-use cdp_core::types::Timeline;
+use cdp_core::types::{NAME_MAX, Timeline};
 use cdp_core::when::When;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -92,6 +92,12 @@ impl Host {
         side: Option<Side>,
         name: Option<String>,
     ) -> Result<OpenedSession, Problem> {
+        if let Some(name) = name.as_ref().filter(|name| name.is_empty() || name.len() > NAME_MAX) {
+            let message = format!("a session's name has 1 to {NAME_MAX} bytes, not {}", name.len());
+            return Err(Problem::new(ProblemClass::Usage, "name", message));
+        }
+        // One at a time: of two who open, or open and drop, the second sees what the first did.
+        let _opening = lock(&self.opening);
         let known = |info: &&SessionInfo| info.kind == SessionKind::Named && Some(&info.name) == name.as_ref();
         let found = self.replica().manifest().sessions.iter().find(known).cloned();
         let temporary = name.is_none();
@@ -113,12 +119,16 @@ impl Host {
                 return Err(refused("no-session", message).hint(hint));
             }
         };
+        let taken = || refused("session-open", format!("the session {:?} is open in another process", info.name));
+        if self.has_writer(info.timeline) {
+            return Err(taken().hint("end that mount first"));
+        }
+        let report = self.session_report(&info)?;
         if !lock(&self.open_sessions).insert(info.timeline) {
-            let message = format!("the session {:?} is open in another process", info.name);
-            return Err(refused("session-open", message).hint("end that mount first"));
+            return Err(taken().hint("end that mount first"));
         }
         Ok(OpenedSession {
-            report: self.session_report(&info)?,
+            report: Session { open: true, ..report },
             timeline: info.timeline,
             temporary,
             host: self.me.clone(),
@@ -167,11 +177,18 @@ impl Host {
             let message = format!("there is no session {name:?}");
             return Err(refused("no-session", message).hint("`cdp status` lists those that there are"));
         };
-        if lock(&self.open_sessions).contains(&timeline) {
+        let _opening = lock(&self.opening);
+        if lock(&self.open_sessions).contains(&timeline) || self.has_writer(timeline) {
             let message = format!("the session {name:?} is open");
             return Err(refused("session-open", message).hint("end its mount first"));
         }
         self.forget_session(timeline)
+    }
+
+    /// Whether some process writes in the session, known to this owner or to one before it: writers lock its directory.
+    fn has_writer(&self, timeline: Timeline) -> bool {
+        let directory = Path::new(&self.replica().storage().path()).join(session_directory(timeline));
+        crate::owner::is_owned(&directory).unwrap_or(false)
     }
 
     fn forget_session(&self, timeline: Timeline) -> Result<(), Problem> {
@@ -186,9 +203,11 @@ impl Host {
     /// # Errors
     /// When the media do not take it.
     pub fn clean_sessions(&self) -> Result<(), Problem> {
-        let temporary = |info: &SessionInfo| info.kind == SessionKind::Temporary;
-        if self.replica().manifest().sessions.iter().any(temporary) {
-            self.edit(Box::new(move |manifest| manifest.sessions.retain(|info| !temporary(info))))?;
+        let sessions = self.replica().manifest().sessions.clone();
+        let ended = |info: &&SessionInfo| info.kind == SessionKind::Temporary && !self.has_writer(info.timeline);
+        let ended: BTreeSet<_> = sessions.iter().filter(ended).map(|info| info.timeline).collect();
+        if !ended.is_empty() {
+            self.edit(Box::new(move |manifest| manifest.sessions.retain(|info| !ended.contains(&info.timeline))))?;
         }
         let replica = self.replica();
         let named: BTreeSet<_> = replica.manifest().sessions.iter().map(|info| info.timeline.short()).collect();
@@ -198,15 +217,6 @@ impl Host {
             }
         }
         Ok(())
-    }
-
-    /// The report of an opened session's fork, for a reader without an owner.
-    #[must_use]
-    pub fn fork_of(&self, timeline: Timeline) -> Option<(Moment, At)> {
-        let replica = self.replica();
-        let info = replica.manifest().sessions.iter().find(|info| info.timeline == timeline)?;
-        let moment = replica.exact(info.parent, info.fork).ok()?;
-        Some((moment, document::at(&replica, &moment)))
     }
 }
 

@@ -32,11 +32,19 @@ pub(super) struct Queues {
     pub(super) events: Sender<Event>,
 }
 
+/// Ops that were held and may run now.
+#[derive(Default)]
+struct Ready {
+    tickets: BTreeSet<Ticket>,
+    /// No more will come.
+    ended: bool,
+}
+
 /// One group's filter, shared by all threads.
 pub(super) struct Engine {
     /// The queues are under the filter's lock: frames stay in the order in which they were closed.
     filter: Mutex<(Filter, Option<Queues>)>,
-    ready: Mutex<BTreeSet<Ticket>>,
+    ready: Mutex<Ready>,
     ready_signal: Condvar,
     timer_stopped: Mutex<bool>,
     timer_signal: Condvar,
@@ -51,7 +59,7 @@ impl Engine {
     pub(super) fn new(filter: Filter, queues: Queues) -> Self {
         Self {
             filter: Mutex::new((filter, Some(queues))),
-            ready: Mutex::new(BTreeSet::new()),
+            ready: Mutex::default(),
             ready_signal: Condvar::new(),
             timer_stopped: Mutex::new(false),
             timer_signal: Condvar::new(),
@@ -72,7 +80,7 @@ impl Engine {
 
     fn dispatch(&self, output: Output, queues: Option<&Queues>) {
         if let Output::Ready(ticket) = output {
-            lock(&self.ready).insert(ticket);
+            lock(&self.ready).tickets.insert(ticket);
             self.ready_signal.notify_all();
             return;
         }
@@ -88,9 +96,18 @@ impl Engine {
         };
     }
 
-    /// Ends the threads that wait for work.
-    pub(super) fn close_queues(&self) {
-        lock(&self.filter).1 = None;
+    /// Ends everything: threads that wait for work end, ops are refused from here on, those that wait are let go of. What is
+    /// not durable stays so; the activity log names it.
+    pub(super) fn end(&self) {
+        {
+            let mut held = lock(&self.filter);
+            // Without queues the log's last word is not written: a filter that is dropped has not stopped cleanly.
+            held.1 = None;
+            let _ = held.0.close(Vec::new());
+        }
+        lock(&self.ready).ended = true;
+        self.ready_signal.notify_all();
+        self.stop_timer();
     }
 
     /// Gives an op its place in the order; returns when it may run. The wait is one of the two bounded ones: for an op that
@@ -100,7 +117,10 @@ impl Engine {
             Submitted::Go(ticket) => Ok(ticket),
             Submitted::Hold(ticket) => {
                 let mut ready = lock(&self.ready);
-                while !ready.remove(&ticket) {
+                while !ready.tickets.remove(&ticket) {
+                    if ready.ended {
+                        return Err(SubmitError::Closed);
+                    }
                     ready = self.ready_signal.wait(ready).unwrap_or_else(PoisonError::into_inner);
                 }
                 Ok(ticket)
@@ -115,7 +135,7 @@ impl Engine {
         debug_assert!(known.is_ok(), "a ticket is completed once");
     }
 
-    /// Runs the filter's timers until [`Engine::stop_timer`].
+    /// Runs the filter's timers until [`Engine::end`].
     pub(super) fn run_timer(&self) {
         let mut stopped = lock(&self.timer_stopped);
         while !*stopped {
@@ -132,8 +152,7 @@ impl Engine {
         }
     }
 
-    /// Ends the timer thread.
-    pub(super) fn stop_timer(&self) {
+    fn stop_timer(&self) {
         *lock(&self.timer_stopped) = true;
         self.timer_signal.notify_one();
     }

@@ -10,18 +10,21 @@ use crate::report::Problem;
 use crate::source::{Source, SourceError};
 use cdp_core::capture::{DiskSpec, LogContents, LogState, OptionsError, Start};
 use cdp_core::journal::{
-    self, DiskInfo, Executor, MANIFEST_NAME, Manifest, OpenError, Options, PointsMode, SegmentState, TimelineInfo,
-    TimelineRole, TimelineState, Writer, drain,
+    self, Executor, Manifest, OpenError, Options, PointsMode, SegmentState, TimelineInfo, TimelineRole, TimelineState,
+    Writer, drain,
 };
 use cdp_core::media::{Disk, File, MediaError, Storage};
 use cdp_core::replica::{JOURNAL_DIRECTORY, unseeded};
-use cdp_core::types::{ClockEpoch, DiskId, GroupId, Lsn, ReplicaId, Timeline};
+use cdp_core::types::{ClockEpoch, DiskId, Lsn, Timeline};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The activity log's file inside the replica's directory.
 pub(super) const ACTIVITY_LOG: &str = "state/activity.log";
+
+/// The most bytes of an activity log that are read: 64 disks of a PiB have fewer.
+const LOG_BYTES_MAX: u64 = 4 << 30;
 
 /// A disk to protect.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -136,15 +139,13 @@ pub(super) struct Prepared {
     pub(super) opened: Opened,
 }
 
-fn unreadable(error: OpenError) -> ProtectError {
+pub(super) fn unreadable(error: OpenError) -> ProtectError {
     ProtectError::Replica(document::unreadable(&error.into()))
 }
 
 /// Takes the directory and the sources, opens or makes the store, and begins the timeline that writes will be on.
 pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError> {
-    if options.points == Some(PointsMode::PerPoint) {
-        return Err(ProtectError::Replica(crate::host::no_coalescing()));
-    }
+    super::make::check(options).map_err(ProtectError::Replica)?;
     let storage: Arc<dyn Storage> = Arc::new(Disk::create(&options.replica)?);
     let owner = Owner::acquire(&options.replica)?;
     let opened_sources = options.sources.iter().map(|source| Ok((source, Source::open(&source.path)?)));
@@ -156,9 +157,14 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     if let Some(manifest) = &manifest {
         check_same(manifest, options, &opened_sources)?;
     }
-    let opened = match manifest {
-        Some(_) => journal::open(storage.as_ref(), JOURNAL_DIRECTORY, None).map_err(unreadable)?,
-        None => create(storage.as_ref(), options, &opened_sources)?,
+    let (opened, found_log) = match manifest {
+        Some(manifest) => {
+            // Extents that the log forgot are not compared: what it calls durable has to be there, or nothing is begun.
+            let log = read_log(storage.as_ref(), &manifest)?;
+            let witness = log.as_ref().map(|log| log.durable);
+            (journal::open(storage.as_ref(), JOURNAL_DIRECTORY, witness).map_err(unreadable)?, log)
+        }
+        None => (super::make::create(storage.as_ref(), options, &opened_sources)?, None),
     };
     let manifest = opened.manifest.clone();
     let named = |name: &str| manifest.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id);
@@ -173,7 +179,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     }
     let disks = manifest.disks.iter().map(|disk| DiskSpec { id: disk.id, name: disk.name.clone(), size: disk.size });
     let disks: Vec<_> = disks.collect();
-    let (log, found_log) = open_log(storage.as_ref(), &manifest)?;
+    let log = open_log(storage.as_ref())?;
     let durable = opened.durable.lsn();
     let mut writer = Writer::new(opened, writer_options(&manifest, options.segment_bytes), Box::new(identity));
     let mut executor = Executor::new(Arc::clone(&storage));
@@ -235,63 +241,31 @@ fn check_same(
     if known == given { Ok(()) } else { Err(ProtectError::OtherDisks { known, given }) }
 }
 
-/// Makes a new store; what an attempt before left is removed first, its manifest before all else.
-fn create(
-    storage: &dyn Storage,
-    options: &ProtectOptions,
-    sources: &[(&SourceOptions, Source)],
-) -> Result<journal::Opened, ProtectError> {
-    remove(storage, MANIFEST_NAME)?;
-    storage.sync_dir("")?;
-    for directory in [JOURNAL_DIRECTORY, "base", "state"] {
-        for name in storage.list(directory)? {
-            remove(storage, &format!("{directory}/{name}"))?;
-        }
-    }
-    let first = options.sources.first().map(|source| source.name.clone()).unwrap_or_default();
-    let name = options.name.clone().unwrap_or(first);
-    let (Some(replica), Some(group)) = (ReplicaId::new(identity()), GroupId::new(identity())) else {
-        unreachable!("an identity is never zero")
+/// What the activity log says, if that is to be believed.
+fn read_log(storage: &dyn Storage, manifest: &Manifest) -> Result<Option<LogContents>, ProtectError> {
+    let file = match storage.open(ACTIVITY_LOG, false) {
+        Err(error) if error.is_not_found() => return Ok(None),
+        other => other?,
     };
-    let mut manifest = Manifest::new(replica, group, &name);
-    for (number, (options, source)) in (1..).zip(sources) {
-        let Some(id) = DiskId::new(number) else { continue };
-        manifest.disks.push(DiskInfo {
-            id,
-            name: options.name.clone(),
-            size: source.size(),
-            source: source.path().display().to_string(),
-            added: Lsn::ZERO,
-            removed: None,
-            stopped: None,
-            base: None,
-        });
+    let mut bytes = vec![0; file.len()?.min(LOG_BYTES_MAX) as usize];
+    if file.read_exact_at(0, &mut bytes).is_err() {
+        return Ok(None);
     }
-    journal::create(storage, manifest).map_err(unreadable)
+    // A log that is damaged, another group's, or older than what the replica was told, says nothing: all is compared.
+    let found = LogContents::read(&bytes, manifest.group).ok();
+    Ok(found.filter(|log| log.generation >= manifest.activity_generation))
 }
 
-fn remove(storage: &dyn Storage, name: &str) -> Result<(), MediaError> {
-    match storage.remove(name) {
-        Err(error) if error.is_not_found() => Ok(()),
-        other => other,
-    }
-}
-
-/// The activity log's file, and what it says if that is to be believed.
-fn open_log(storage: &dyn Storage, manifest: &Manifest) -> Result<(Arc<dyn File>, Option<LogContents>), ProtectError> {
-    let file = match storage.open(ACTIVITY_LOG, true) {
+/// The activity log's file, made if it is not there.
+fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, ProtectError> {
+    match storage.open(ACTIVITY_LOG, true) {
         Err(error) if error.is_not_found() => {
             let file = storage.create(ACTIVITY_LOG)?;
             storage.sync_dir("state")?;
-            return Ok((file, None));
+            Ok(file)
         }
-        other => other?,
-    };
-    let mut bytes = vec![0; file.len()? as usize];
-    file.read_exact_at(0, &mut bytes)?;
-    // A log that is damaged, another group's, or older than what the replica was told, says nothing: all is compared.
-    let found = LogContents::read(&bytes, manifest.group).ok();
-    Ok((file, found.filter(|log| log.generation >= manifest.activity_generation)))
+        other => Ok(other?),
+    }
 }
 
 struct Decided {

@@ -1,15 +1,15 @@
 //! The pump: packs frames, appends them to the journal, and says what became durable.
 //!
 //! One thread owns the journal's writer. It writes frames itself (that is a copy into the page cache) and leaves everything
-//! that waits for a disk to the sync thread, so appends and syncs overlap. What is compressed how hard follows the backlog:
-//! with little waiting the level is the policy's, with much everything is stored as it is.
+//! that waits for a disk to the sync thread, so appends and syncs overlap. [`Ease`] says what is compressed how hard.
 
+use super::ease::Ease;
 use super::engine::Engine;
 use super::failure::Failure;
 use crate::clock;
 use crate::host::Host;
 use cdp_core::capture::Room;
-use cdp_core::frame::{Compression, EncodedFrame, Encoder, RawFrame, RecordKind};
+use cdp_core::frame::{EncodedFrame, Encoder, RawFrame, RecordKind};
 use cdp_core::journal::{
     Effect, EffectId, Event, Executor, FileId, Generation, Hold, Outcome, Refusal, Writer, WriterState,
 };
@@ -21,10 +21,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Plain bytes waiting to be packed above which the next easier level is taken: zstd 1, zstd -3, none.
-const EASE_AT: [u64; 2] = [8 << 20, 32 << 20];
 /// The longest the pump sleeps when the journal has no deadline.
 const IDLE: Duration = Duration::from_millis(500);
+
+/// Messages between two reports of what became durable.
+const BATCH: usize = 16;
 
 /// What the pump is told.
 pub(super) enum Message {
@@ -146,24 +147,22 @@ impl Pump {
 
     /// Runs until every sender of its queue is gone or the writer is closed.
     pub(super) fn run(mut self, queue: &Receiver<Message>) {
+        let mut ease = Ease::of_this_thread(clock::mono());
         loop {
             let now = clock::mono();
             let wait =
                 self.parts.writer.next_deadline().map_or(IDLE, |due| Duration::from_nanos(due.since(now)).min(IDLE));
             match queue.recv_timeout(wait) {
                 Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(message) => self.handle(message),
+                Ok(message) => self.handle(message, &mut ease),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            // Completions first free the writer's room: take all that is there before driving it.
-            while let Ok(message) = queue.try_recv() {
+            // A few at once: what became durable in between is told soon, however fast frames come.
+            for message in queue.try_iter().take(BATCH) {
                 if matches!(message, Message::End) {
                     return;
                 }
-                self.handle(message);
-                if self.held.len() > 16 {
-                    break;
-                }
+                self.handle(message, &mut ease);
             }
             self.offer_held();
             self.drive();
@@ -175,22 +174,18 @@ impl Pump {
         }
     }
 
-    fn handle(&mut self, message: Message) {
+    fn handle(&mut self, message: Message, ease: &mut Ease) {
         match message {
-            Message::Frame(raw) => self.append(&raw),
+            Message::Frame(raw) => self.append(&raw, ease),
             Message::Done(id, outcome) => self.parts.writer.completed(clock::mono(), id, outcome),
             Message::Call(call) => call(&mut self.parts.writer),
             Message::End => {}
         }
     }
 
-    fn append(&mut self, raw: &RawFrame) {
+    fn append(&mut self, raw: &RawFrame, ease: &mut Ease) {
         let waiting = self.parts.backlog.take(raw.plain_bytes);
-        let compression = match EASE_AT.iter().filter(|limit| waiting > **limit).count() {
-            0 => Compression::Zstd(1),
-            1 => Compression::Zstd(-3),
-            _ => Compression::None,
-        };
+        let compression = ease.compression(clock::mono(), waiting);
         let frame = self.encoder.encode(raw, self.parts.group, compression);
         let underway = self.underway_of(raw);
         self.held.push_back((frame, underway));
@@ -232,7 +227,7 @@ impl Pump {
                 }
             }
         }
-        if self.parts.writer.state() == WriterState::Running {
+        if !matches!(self.parts.writer.state(), WriterState::Failed(_)) {
             self.set_room(Room::Ok);
         }
     }
@@ -254,13 +249,10 @@ impl Pump {
                 return;
             }
         }
-        match self.parts.writer.state() {
-            WriterState::Failed(error) => {
-                self.parts.failure.set(&error);
-                self.set_room(Room::Lost);
-            }
-            WriterState::NoSpace => self.set_room(Room::NoSpace),
-            _ => {}
+        // Lack of room for the next segment is no matter while the active one takes frames: it is one when a frame is refused.
+        if let WriterState::Failed(error) = self.parts.writer.state() {
+            self.parts.failure.set(&error);
+            self.set_room(Room::Lost);
         }
     }
 

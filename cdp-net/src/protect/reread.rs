@@ -8,7 +8,7 @@ use crate::host::Host;
 use bytes::Bytes;
 use cdp_core::capture::{Failed, Reread};
 use cdp_core::frame::Payload;
-use cdp_core::replica::ReplicaView;
+use cdp_core::replica::{Bases, ReplicaView};
 use cdp_core::types::{BLOCK, DiskId, Lsn};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,13 +27,20 @@ pub(super) fn run(sources: &BTreeMap<DiskId, Arc<dyn Device>>, host: &Host, engi
     }
 }
 
-/// The replica at a durable LSN; kept while that LSN is good enough.
-type KeptView = Option<(Lsn, ReplicaView)>;
+/// The replica at a durable LSN; kept while that LSN is good enough and the bases are those it was opened on.
+struct Kept {
+    at: Lsn,
+    bases: Arc<Bases>,
+    view: ReplicaView,
+}
+
+type KeptView = Option<Kept>;
 
 fn read(source: &dyn Device, host: &Host, reread: &Reread, view: &mut KeptView) -> Result<Vec<Payload>, Failed> {
     let mut data = vec![0; reread.extent.length as usize];
     let failed = |error: std::io::Error| Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) };
-    source.read(reread.extent.offset, &mut data).map_err(failed)?;
+    // From the disk, not from a cache that may hold what a failed flush did not bring down.
+    source.read_media(reread.extent.offset, &mut data).map_err(failed)?;
     let data = Bytes::from(data);
     let offset = reread.extent.offset;
     let known = reread.compare_at.and_then(|lsn| replica_of(host, reread, lsn, view));
@@ -46,10 +53,13 @@ fn read(source: &dyn Device, host: &Host, reread: &Reread, view: &mut KeptView) 
     Ok(runs.into_iter().filter_map(payload).collect())
 }
 
-/// What the replica holds of the range at `lsn` or later.
-fn replica_of(host: &Host, reread: &Reread, lsn: Lsn, view: &mut KeptView) -> Option<Vec<u8>> {
-    if view.as_ref().is_none_or(|(at, _)| *at < lsn) {
-        let replica = host.replica();
+/// What the replica holds of the range at `lsn` or later; `None` where that is not known, as for a disk whose first copy is
+/// not complete: below the journal there is nothing to compare with.
+fn replica_of(host: &Host, reread: &Reread, lsn: Lsn, kept: &mut KeptView) -> Option<Vec<u8>> {
+    let replica = host.replica();
+    replica.bases().get(reread.disk)?;
+    let usable = |kept: &Kept| kept.at >= lsn && Arc::ptr_eq(&kept.bases, replica.bases());
+    if !kept.as_ref().is_some_and(usable) {
         let trunk = replica.catalogue().trunk()?.timeline;
         let durable = replica.snapshot().durable().lsn();
         // While a disk is seeded its base is not in the view yet, and what it will hold would pass for zeros.
@@ -57,9 +67,11 @@ fn replica_of(host: &Host, reread: &Reread, lsn: Lsn, view: &mut KeptView) -> Op
         if durable < lsn || !seeded {
             return None;
         }
-        *view = Some((durable, replica.view(trunk, durable).ok()?));
+        let view = replica.view(trunk, durable).ok()?;
+        *kept = Some(Kept { at: durable, bases: Arc::clone(replica.bases()), view });
     }
-    let (_, view) = view.as_ref()?;
+    drop(replica);
+    let Kept { view, .. } = kept.as_ref()?;
     let mut held = vec![0; reread.extent.length as usize];
     view.read(reread.disk, reread.extent.offset, &mut held).ok()?;
     Some(held)

@@ -19,7 +19,9 @@ const PIECE: u64 = 1 << 20;
 const PIECES: usize = 8;
 /// Bytes written between two syncs.
 const SYNC_EVERY: u64 = 128 << 20;
-/// How long a read that failed is left alone.
+/// Bytes written between two looks at the room that is left.
+const ROOM_EVERY: u64 = 16 << 20;
+/// How long a read that failed, or media without room, are left alone.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How far the seeding of a group is, for whoever shows it.
@@ -31,6 +33,8 @@ pub struct Progress {
     pub done: AtomicU64,
     /// Reads of a source that failed and are tried again.
     pub failing: AtomicU64,
+    /// The replica's media have no more room than the reserve: the copy waits and goes on by itself.
+    pub no_space: AtomicBool,
 }
 
 /// A disk to be seeded.
@@ -40,6 +44,8 @@ pub(super) struct Seed<'a> {
     pub(super) source: &'a dyn Device,
     /// An LSN up to which everything is in what is read next: settled at the source.
     pub(super) lsn: &'a (dyn Fn() -> Lsn + Sync),
+    /// Stays free on the replica's media, in bytes.
+    pub(super) reserve: u64,
     pub(super) progress: &'a Progress,
     /// Set when the protector is to end; the seeding is then begun anew at the next start.
     pub(super) stop: &'a AtomicBool,
@@ -63,13 +69,18 @@ pub(super) fn run(storage: &Arc<dyn Storage>, seed: &Seed<'_>) -> Result<Option<
     let image = writer.image();
     std::thread::scope(|scope| {
         scope.spawn(move || read(seed, size, pieces, &buffers));
-        scope.spawn(move || syncs.into_iter().try_for_each(|()| image.sync()));
-        let mut synced = 0;
+        let syncer = scope.spawn(move || syncs.into_iter().try_for_each(|()| image.sync()));
+        let (mut synced, mut checked) = (0, None);
         for piece in incoming {
             let before = writer.position();
             match piece {
                 Piece::Data(buffer, length, lsn) => {
+                    if checked.is_none_or(|checked| writer.stored_bytes() - checked >= ROOM_EVERY) {
+                        wait_for_room(storage.as_ref(), seed)?;
+                        checked = Some(writer.stored_bytes());
+                    }
                     writer.data(&buffer[..length], lsn)?;
+                    // The reader may have ended: it needs no more buffers then.
                     let _ = spent.try_send(buffer);
                 }
                 Piece::Zeros(length, lsn) => writer.zeros(length, lsn)?,
@@ -80,11 +91,23 @@ pub(super) fn run(storage: &Arc<dyn Storage>, seed: &Seed<'_>) -> Result<Option<
             }
         }
         drop(sync);
+        // A sync that failed says all there is to know: asking again would prove nothing.
+        syncer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         if writer.position() < size {
             return Ok(None);
         }
         writer.finish(storage.as_ref(), (seed.lsn)()).map(Some)
     })
+}
+
+/// Returns when there is more room than the reserve, so that our copy never takes the guest's own.
+fn wait_for_room(storage: &dyn Storage, seed: &Seed<'_>) -> Result<(), MediaError> {
+    while storage.free_bytes()? < seed.reserve.saturating_add(2 * ROOM_EVERY) && !seed.stop.load(Ordering::Relaxed) {
+        seed.progress.no_space.store(true, Ordering::Relaxed);
+        pause(seed, RETRY);
+    }
+    seed.progress.no_space.store(false, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Reads the source from the first byte to the last; ends early when told to stop.
@@ -135,12 +158,18 @@ fn next_run(seed: &Seed<'_>, at: u64, size: u64) -> Option<Run> {
     Some(Run { length: end - at, zero: false })
 }
 
+/// A read failed: it is tried again after a while.
 fn wait(seed: &Seed<'_>) {
     seed.progress.failing.fetch_add(1, Ordering::Relaxed);
-    let mut left = RETRY;
-    let step = Duration::from_millis(50);
+    pause(seed, RETRY);
+}
+
+/// Waits, unless the protector is to end.
+fn pause(seed: &Seed<'_>, time: Duration) {
+    const STEP: Duration = Duration::from_millis(50);
+    let mut left = time;
     while !left.is_zero() && !seed.stop.load(Ordering::Relaxed) {
-        std::thread::sleep(step);
-        left = left.saturating_sub(step);
+        std::thread::sleep(STEP);
+        left = left.saturating_sub(STEP);
     }
 }

@@ -6,6 +6,7 @@ use super::failure::Failure;
 use super::open::{Prepared, ProtectError, ProtectOptions, prepare};
 use super::pump::{Backlog, Message, Parts, Pump, Stored, run_syncs};
 use super::seed::{self, Progress, Seed};
+use super::stop::Threads;
 use super::{Devices, Notice, Protector, PumpStore, Shared, log_file, reread};
 use crate::clock;
 use crate::device::Device;
@@ -21,11 +22,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How long the first write of the activity log may take before guests are served without it.
 const LOG_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a manifest that could not be written is left alone.
+const MANIFEST_RETRY: Duration = Duration::from_millis(500);
 
 /// What the threads get their work from.
 struct Work {
@@ -122,33 +125,28 @@ fn launch(
         failure,
         stored,
     };
-    let mut threads = Vec::new();
-    let mut spawn = |name: &str, run: Box<dyn FnOnce() + Send>| -> Result<(), ProtectError> {
-        let failed = |source| ProtectError::System { what: "start a thread", source };
-        threads.push(Builder::new().name(name.to_owned()).spawn(run).map_err(failed)?);
-        Ok(())
-    };
+    let mut threads = Threads::new(Arc::clone(&shared));
     let Work { log: log_work, flushes, rereads, events, pump } = work;
-    spawn("cdp-pump", Box::new(move || Pump::new(parts).run(&pump)))?;
-    spawn("cdp-sync", Box::new(move || run_syncs(&for_syncs, &sync_work, &pump_sender)))?;
+    threads.spawn("cdp-pump", move || Pump::new(parts).run(&pump))?;
+    threads.spawn("cdp-sync", move || run_syncs(&for_syncs, &sync_work, &pump_sender))?;
     let for_log = Arc::clone(&engine);
-    spawn("cdp-log", Box::new(move || log_file::run(&log, &log_work, &for_log)))?;
+    threads.spawn("cdp-log", move || log_file::run(&log, &log_work, &for_log))?;
     let (for_flush, flush_devices) = (Arc::clone(&engine), devices.clone());
-    spawn("cdp-flush", Box::new(move || run_flushes(&flush_devices, &for_flush, &flushes)))?;
+    threads.spawn("cdp-flush", move || run_flushes(&flush_devices, &for_flush, &flushes))?;
     let (for_reread, host_reread, reread_devices) = (Arc::clone(&engine), Arc::clone(&host), devices.clone());
-    spawn("cdp-reread", Box::new(move || reread::run(&reread_devices, &host_reread, &for_reread, &rereads)))?;
+    threads.spawn("cdp-reread", move || reread::run(&reread_devices, &host_reread, &for_reread, &rereads))?;
     let for_timer = Arc::clone(&engine);
-    spawn("cdp-timer", Box::new(move || for_timer.run_timer()))?;
+    threads.spawn("cdp-timer", move || for_timer.run_timer())?;
     let (trusted, trust) = channel();
     let for_events = Arc::clone(&shared);
-    spawn("cdp-events", Box::new(move || run_events(&for_events, &events, &trusted, &*notices)))?;
+    threads.spawn("cdp-events", move || run_events(&for_events, &events, &trusted, &*notices))?;
     // Guests are served when the log is on disk and the replica knows it, or when both are known not to be.
     let _ = trust.recv_timeout(LOG_PATIENCE);
     if seeding {
         let (for_seed, seed_storage, seed_devices) = (Arc::clone(&shared), Arc::clone(&storage), devices.clone());
         let replica = manifest.replica;
         shared.progress.total.store(seed_devices.values().map(|device| device.size()).sum(), Ordering::Relaxed);
-        spawn("cdp-seed", Box::new(move || run_seeding(&for_seed, &seed_storage, replica, &seed_devices)))?;
+        threads.spawn("cdp-seed", move || run_seeding(&for_seed, &seed_storage, replica, &seed_devices))?;
     }
     let live: Arc<dyn Live> = Arc::clone(&shared) as _;
     host.set_live(Some(live));
@@ -162,9 +160,9 @@ fn launch(
         shared,
         exports,
         sources,
-        threads,
         started: Instant::now(),
-        control: Some(control),
+        _control: control,
+        _threads: threads,
         _owner: owner,
     })
 }
@@ -245,6 +243,7 @@ fn run_seeding(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, 
             disk: *disk,
             source: device.as_ref(),
             lsn: &settled,
+            reserve: shared.host.replica().manifest().policy.reserve_bytes,
             progress: &shared.progress,
             stop: &shared.stop,
         };
@@ -257,24 +256,20 @@ fn run_seeding(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, 
             }
         }
     }
-    let edit = Box::new(move |manifest: &mut cdp_core::journal::Manifest| {
-        for (id, root) in bases {
-            if let Some(disk) = manifest.disks.iter_mut().find(|disk| disk.id == id) {
-                // A base may hold more than the records up to its LSN; those above are applied over it again.
-                disk.base = Some(BaseInfo { lsn: Lsn::ZERO, generation: 1, size: root.size, root: root.digest });
+    // The copy is complete and durable; only the manifest has to say so. Where it cannot yet, it is asked again.
+    while !shared.stop.load(Ordering::Relaxed) && shared.failure.get().is_none() {
+        let bases = bases.clone();
+        let name_bases = move |manifest: &mut cdp_core::journal::Manifest| {
+            for (id, root) in bases {
+                if let Some(disk) = manifest.disks.iter_mut().find(|disk| disk.id == id) {
+                    // A base may hold more than the records up to its LSN; those above are applied over it again.
+                    disk.base = Some(BaseInfo { lsn: Lsn::ZERO, generation: 1, size: root.size, root: root.digest });
+                }
             }
+        };
+        if shared.host.edit(Box::new(name_bases)).is_ok() {
+            return shared.engine.with(|filter, _| filter.seed_done());
         }
-    });
-    match shared.host.edit(edit) {
-        Ok(()) => shared.engine.with(|filter, _| filter.seed_done()),
-        Err(problem) => shared.failure.set(&problem),
-    }
-}
-
-/// Waits for threads that were told to end.
-pub(super) fn join(threads: Vec<JoinHandle<()>>) {
-    for thread in threads {
-        // A thread that panicked has said so already; what it held is safe on the media.
-        let _ = thread.join();
+        std::thread::sleep(MANIFEST_RETRY);
     }
 }

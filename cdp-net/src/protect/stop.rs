@@ -1,14 +1,17 @@
 //! Ending a protection: drain, close the log as clean if everything is safe, and let go of everything in order.
 
+use super::open::ProtectError;
 use super::pump::Message;
-use super::start::join;
-use super::{Protector, wall_seconds};
+use super::{Protector, Shared, wall_seconds};
 use crate::source::Source;
 use cdp_core::capture::{Closing, Status};
 use cdp_core::journal::{Writer, WriterState};
 use cdp_core::types::{DiskId, Lsn};
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Between two looks at whether everything is through.
@@ -109,16 +112,43 @@ impl Protector {
     }
 }
 
-impl Drop for Protector {
+/// The threads of a protector: dropping this ends them, whatever started them and however far it came.
+pub(super) struct Threads {
+    shared: Arc<Shared>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, handles: Vec::new() }
+    }
+
+    pub(super) fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), ProtectError> {
+        let failure = Arc::clone(&self.shared.failure);
+        let told = name.to_owned();
+        let contained = move || {
+            // A thread that panics takes its part of the protection along: that is told, and the guest goes on.
+            if std::panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
+                failure.set(&format!("the thread {told} ended by a panic"));
+            }
+        };
+        let failed = |source| ProtectError::System { what: "start a thread", source };
+        self.handles.push(Builder::new().name(name.to_owned()).spawn(contained).map_err(failed)?);
+        Ok(())
+    }
+}
+
+impl Drop for Threads {
     fn drop(&mut self) {
-        self.control = None;
         self.shared.host.set_live(None);
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.engine.stop_timer();
-        self.shared.engine.close_queues();
+        self.shared.engine.end();
         // The pump waits for its own queue, which the writer's driver and edits may still hold: it is told.
         let _ = self.shared.pump.send(Message::End);
-        join(std::mem::take(&mut self.threads));
+        for handle in self.handles.drain(..) {
+            // Panics are contained inside: there is nothing to hear.
+            let _ = handle.join();
+        }
     }
 }
 

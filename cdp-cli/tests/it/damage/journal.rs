@@ -1,8 +1,9 @@
 //! A segment that was cut or removed, and a tail that was damaged after a kill.
 
-use super::built::Built;
-use crate::support::{Guest, flip, mark, times};
+use super::built::{Built, SEGMENT};
+use crate::support::{Guest, cdp, flip, mark, times, wait_for};
 use std::fs::File;
+use std::path::PathBuf;
 
 #[test]
 fn a_truncated_segment_is_named_by_every_command() {
@@ -56,27 +57,26 @@ fn a_removed_base_is_named_by_every_command() {
 #[test]
 fn a_tail_that_is_damaged_after_a_kill_is_not_taken_for_torn_where_that_would_diverge() {
     let built = Built::new();
-    let running = built.protect().protecting();
+    // Time records, which tell what is durable too, come at their slowest.
+    let running = built.protect_with(&["--rpo", "10m"]).protecting();
     let mut guest = Guest::connect(running.uri(), built.source(), 77);
     guest.work(40);
     mark(&built.replica, "durable");
+    guest.work(5);
     let log = built.replica.join("state/activity.log");
-    let clean = || {
-        crate::support::cdp(&["inspect".as_ref(), log.as_os_str()]).done().to_string().contains(" 0 bytes are marked")
-    };
-    crate::support::wait_for("a clean activity log", clean);
+    let inspected = || cdp(&["inspect".as_ref(), log.as_os_str()]).done().to_string();
+    wait_for("a clean activity log", || inspected().contains(" 0 bytes are marked"));
     drop((guest, running));
     let kept = built.keep();
-    let active =
-        built.files("journal", ".seg").into_iter().filter(|file| std::fs::metadata(file).unwrap().len() > 64 << 20);
-    let bytes = |file: &std::path::PathBuf| {
-        let end = std::fs::read(file).unwrap().iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64;
-        (file.clone(), end)
-    };
-    let (file, end) = active.map(|file| bytes(&file)).max_by_key(|(_, end)| *end).unwrap();
+    let end_of = |file: PathBuf| (std::fs::read(&file).unwrap().iter().rposition(|byte| *byte != 0).unwrap_or(0), file);
+    let is_active = |file: &PathBuf| std::fs::metadata(file).unwrap().len() == SEGMENT;
+    let active = built.files("journal", ".seg").into_iter().filter(is_active);
+    let (end, file) = active.map(end_of).max().unwrap();
     assert!(end > 4096, "{end}");
-    for number in 0..times("CDP_TEST_TAILS", 8) {
-        let at = end - number * number * end / 100;
+    let many = times("CDP_TEST_TAILS", 8);
+    for number in 0..many {
+        // Densest at the end, where the last frames are.
+        let at = end as u64 - (number * number * (end as u64 - 4096) / (many * many));
         flip(&file, at, 3);
         built.restart(&format!("byte {at} of {end}"));
         built.put_back(&kept);

@@ -1,72 +1,70 @@
 //! A small file system of a test's own, without root: made in a mount namespace that a helper process keeps alive, and
 //! reached through that process's root. It is gone when the helper is.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// Says so when it is there, and waits for its end.
-const WAIT: &str = "echo mounted; exec sleep 1000000";
+/// Does what it is told, a line each, and says so; ends with whoever tells it.
+const OBEY: &str = "while read -r line; do if eval \"$line\"; then echo done; else echo failed; fi; done";
 
 pub(crate) struct Mounted {
     holder: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
     path: PathBuf,
-    _directory: tempfile::TempDir,
+    mount_point: tempfile::TempDir,
 }
 
 impl Mounted {
     /// A file system in memory with so much room. `None`, and a word about it, where this machine does not allow it.
     pub(crate) fn tmpfs(bytes: u64) -> Option<Self> {
-        Self::new(&format!("mount -t tmpfs -o size={bytes},mode=700 tmpfs \"$0\""))
-    }
-
-    /// A directory that cannot be written to, also by root.
-    pub(crate) fn read_only() -> Option<Self> {
-        Self::new("mount -t tmpfs -o size=1m tmpfs \"$0\" && mkdir \"$0/replica\" && mount -o remount,ro \"$0\"")
-    }
-
-    fn new(script: &str) -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let script = format!("{script} && {WAIT}");
+        let mount_point = tempfile::tempdir().unwrap();
         let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).arg(directory.path());
-        let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", OBEY]);
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         let Ok(mut holder) = spawned else {
             println!("skipped: unshare is not installed");
             return None;
         };
-        let mut line = String::new();
-        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        if line != "mounted\n" {
-            let _ = holder.kill();
-            let said = std::io::read_to_string(holder.stderr.take().unwrap()).unwrap();
-            let _ = holder.wait();
-            println!("skipped: unshare cannot mount here: {said}");
+        let (orders, answers) = (holder.stdin.take().unwrap(), BufReader::new(holder.stdout.take().unwrap()));
+        let inside = mount_point.path().strip_prefix("/").unwrap();
+        let path = PathBuf::from(format!("/proc/{}/root", holder.id())).join(inside);
+        let mut mounted = Self { holder, orders, answers, path, mount_point };
+        let mount = format!("mount -t tmpfs -o size={bytes} tmpfs {}", mounted.mount_point.path().display());
+        if !mounted.order(&mount) {
+            println!("skipped: unshare and mount do not work here: a user namespace may not mount");
             return None;
         }
-        let inside = directory.path().strip_prefix("/").unwrap();
-        let path = PathBuf::from(format!("/proc/{}/root", holder.id())).join(inside);
-        Some(Self { holder, path, _directory: directory })
+        Some(mounted)
+    }
+
+    fn order(&mut self, line: &str) -> bool {
+        let mut answer = String::new();
+        // A helper that could not even begin answers nothing.
+        let told = writeln!(self.orders, "{line}").and_then(|()| self.answers.read_line(&mut answer));
+        told.is_ok() && answer == "done\n"
+    }
+
+    fn remount(&mut self, option: &str) {
+        let order = format!("mount -o remount,{option} {}", self.mount_point.path().display());
+        assert!(self.order(&order), "{order}");
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    pub(crate) fn free_bytes(&self) -> u64 {
+    /// From now on nobody writes to it, root neither.
+    pub(crate) fn make_read_only(&mut self) {
+        self.remount("ro");
+    }
+
+    /// Leaves so much free.
+    pub(crate) fn leave(&mut self, bytes: u64) {
         let found = rustix::fs::statvfs(&self.path).unwrap();
-        found.f_bavail * found.f_frsize
-    }
-
-    /// Takes all room but this.
-    pub(crate) fn fill(&self, leave: u64) {
-        let file = std::fs::File::create(self.path("filler")).unwrap();
-        let flags = rustix::fs::FallocateFlags::empty();
-        rustix::fs::fallocate(&file, flags, 0, self.free_bytes() - leave).unwrap();
-    }
-
-    pub(crate) fn make_room(&self) {
-        std::fs::remove_file(self.path("filler")).unwrap();
+        let used = (found.f_blocks - found.f_bfree) * found.f_frsize;
+        self.remount(&format!("size={}", used + bytes));
     }
 }
 

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 #[derive(Default)]
@@ -14,6 +14,11 @@ struct Heard {
     events: Vec<Value>,
     stderr: String,
     ended: bool,
+}
+
+/// A test that failed while it held the lock is not to be hidden behind another failure.
+fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
+    heard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A command that answers with one event a line. Killed when it is dropped.
@@ -33,17 +38,17 @@ impl Running {
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let event = serde_json::from_str(&line).unwrap_or(Value::String(line));
-                from_out.0.lock().unwrap().events.push(event);
+                lock(&from_out.0).events.push(event);
                 from_out.1.notify_all();
             }
-            from_out.0.lock().unwrap().ended = true;
+            lock(&from_out.0).ended = true;
             from_out.1.notify_all();
         });
         let from_err = Arc::clone(&heard);
         std::thread::spawn(move || {
             let mut piece = [0; 4096];
             while let Ok(count @ 1..) = stderr.read(&mut piece) {
-                from_err.0.lock().unwrap().stderr.push_str(&String::from_utf8_lossy(&piece[..count]));
+                lock(&from_err.0).stderr.push_str(&String::from_utf8_lossy(&piece[..count]));
             }
         });
         Self { child, heard, uri: String::new() }
@@ -53,7 +58,7 @@ impl Running {
     pub(crate) fn ready(mut self) -> Result<Self, (i32, Value)> {
         let deadline = Instant::now() + PATIENCE;
         let uri = loop {
-            let mut heard = self.heard.0.lock().unwrap();
+            let mut heard = lock(&self.heard.0);
             if let Some(ready) = heard.events.iter().find(|event| event["event"] == "ready") {
                 break ready["exports"][0]["uri"].as_str().unwrap().to_owned();
             }
@@ -63,7 +68,7 @@ impl Running {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "it is never ready: {:?}\n{}", heard.events, heard.stderr);
-            heard = self.heard.1.wait_timeout(heard, left).unwrap().0;
+            heard = self.heard.1.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
             drop(heard);
         };
         self.uri = uri;
@@ -101,13 +106,9 @@ impl Running {
         &self.uri
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Everything that was said until now.
     pub(crate) fn events(&self) -> Vec<Value> {
-        self.heard.0.lock().unwrap().events.clone()
+        lock(&self.heard.0).events.clone()
     }
 
     /// The first event of which this holds, now or later.
@@ -119,14 +120,14 @@ impl Running {
     pub(crate) fn wait_event_after(&self, from: usize, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         let (heard, signal) = &*self.heard;
-        let mut heard = heard.lock().unwrap();
+        let mut heard = lock(heard);
         loop {
             if let Some(event) = heard.events.iter().skip(from).find(|event| holds(event)) {
                 return event.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero() && !heard.ended, "no {what}: {:?}\n{}", heard.events, heard.stderr);
-            heard = signal.wait_timeout(heard, left).unwrap().0;
+            heard = signal.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -158,9 +159,9 @@ impl Running {
             std::thread::sleep(std::time::Duration::from_millis(5));
         };
         let (heard, signal) = &*self.heard;
-        let mut heard = heard.lock().unwrap();
+        let mut heard = lock(heard);
         while !heard.ended {
-            heard = signal.wait(heard).unwrap();
+            heard = signal.wait(heard).unwrap_or_else(PoisonError::into_inner);
         }
         assert!(!heard.stderr.contains("panicked"), "{}", heard.stderr);
         let status = status.code().unwrap_or_else(|| panic!("ended by a signal: {}", heard.stderr));
@@ -179,7 +180,7 @@ impl Drop for Running {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let stderr = &self.heard.0.lock().unwrap().stderr;
+        let stderr = &lock(&self.heard.0).stderr;
         assert!(std::thread::panicking() || !stderr.contains("panicked"), "{stderr}");
     }
 }

@@ -68,7 +68,7 @@ impl Filter {
             self.tell_due = Some(now.mono);
         }
         for disk in 0..self.disks.len() {
-            if !self.activity.is_flushed(disk) {
+            if self.activity.awaits_flush(disk) {
                 self.activity.want_flush(disk);
             }
         }

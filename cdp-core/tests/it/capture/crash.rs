@@ -67,16 +67,7 @@ fn check_cover(world: &World, replica: &[Tags], log: Option<&LogContents>) {
         for sector in (0..disk.content.len()).filter(differs) {
             let offset = sector as u64 * SECTOR;
             let marked = log.disks[at].hot.iter().any(|run| run.offset <= offset && offset < run.end());
-            if !marked {
-                world.history(at, sector);
-                eprintln!(
-                    "fork {:?} taken {} log {:?}",
-                    model::restorable(&world.frames[..world.taken]),
-                    world.taken,
-                    log
-                );
-            }
-            assert!(marked, "sector {sector} of disk {at} differs and the log does not mark it ({:?})", log.state);
+            assert!(marked, "sector {sector} of disk {at} differs, unmarked in {log:?}: {}", world.history(at, sector));
         }
     }
 }

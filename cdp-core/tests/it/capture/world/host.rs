@@ -137,40 +137,30 @@ impl World {
         for (at, (disk, tags)) in source.iter().zip(replica).enumerate() {
             let differs = (0..tags.len()).find(|sector| disk.content[*sector] != tags[*sector]);
             if let Some(sector) = differs {
-                if std::env::var("CDP_SEED").is_ok() {
-                    self.history(at, sector);
-                }
-                let (here, there) = (disk.content[sector], tags[sector]);
-                panic!("sector {sector} of disk {at} is {here:x} at the source, {there:x} at the replica");
+                panic!("sector {sector} of disk {at} differs at the end: {}", self.history(at, sector));
             }
         }
     }
 
-    pub fn history(&self, disk: usize, sector: usize) {
+    /// All that ever happened to a sector, for people.
+    pub fn history(&self, disk: usize, sector: usize) -> String {
         let inside = |extent: &Extent| sectors(*extent).contains(&sector);
+        let tag = |tags: &[u64], extent: Extent| tags.get(sector - sectors(extent).start).copied().unwrap_or(0);
+        let mut out = vec![format!("base {:x}", self.base[disk][sector])];
         for change in self.changes.iter().filter(|change| change.disk == disk && inside(&change.extent)) {
-            let tag = change.tags.get(sector - sectors(change.extent).start);
-            eprintln!(
-                "source: call {} lsn {:?} {} tag {tag:x?} torn {}",
-                change.call, change.lsn, change.extent, change.torn
-            );
+            let (Change { call, lsn, extent, torn, .. }, tag) = (change, tag(&change.tags, change.extent));
+            out.push(format!("source: call {call} lsn {lsn:?} {extent} tag {tag:x} torn {torn}"));
         }
         for (at, frame) in self.frames.iter().enumerate() {
-            for part in
-                frame.parts.iter().filter(|part| part.disk.is_some_and(|id| index(id) == disk) && inside(&part.extent))
-            {
-                let tag = tags_of(&part.data).get(sector - sectors(part.extent).start).copied();
-                eprintln!(
-                    "replica: frame {at} of {} (taken {}) lsn {} {:?} {} tag {tag:x?}",
-                    self.frames.len(),
-                    self.taken,
-                    part.lsn,
-                    part.kind,
-                    part.extent
-                );
+            let here =
+                |part: &&cdp_core::frame::Part| part.disk.is_some_and(|id| index(id) == disk) && inside(&part.extent);
+            for part in frame.parts.iter().filter(here) {
+                let tag = tag(&tags_of(&part.data), part.extent);
+                out.push(format!("replica: frame {at} lsn {} {:?} {} tag {tag:x}", part.lsn, part.kind, part.extent));
             }
         }
-        eprintln!("base {:x}, events {:?}", self.base[disk][sector], self.events);
+        out.push(format!("taken {} of {}, events {:?}", self.taken, self.frames.len(), self.events));
+        out.join("\n")
     }
 
     fn last_change(&self) -> Lsn {
@@ -191,26 +181,11 @@ impl World {
                 );
             }
         }
-        let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            model::check_every_lsn(
-                self.base.clone(),
-                self.start_content.clone(),
-                &self.changes,
-                frames,
-                &self.lsn_after_call,
-                index,
-            )
-        }));
-        match r {
-            Ok(n) => n,
-            Err(e) => {
-                if let Some(s) = e.downcast_ref::<String>() {
-                    let v: Vec<&str> = s.split(' ').collect();
-                    if v[0] == "HIST" {
-                        self.history(v[1].parse().unwrap(), v[2].parse().unwrap());
-                    }
-                }
-                std::panic::resume_unwind(e)
+        let (base, source) = (self.base.clone(), self.start_content.clone());
+        match model::check_every_lsn(base, source, &self.changes, frames, &self.lsn_after_call, index) {
+            Ok(checked) => checked,
+            Err(wrong) => {
+                panic!("LSN {} is no moment of the source: {}", wrong.lsn, self.history(wrong.disk, wrong.sector))
             }
         }
     }

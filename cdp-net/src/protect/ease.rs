@@ -1,0 +1,132 @@
+//! How hard to compress: as the policy says while a core is free for it, easier where guests would pay for it, not at all
+//! where it would be their time.
+//!
+//! Two signs are looked at. The backlog says that frames come quicker than they are packed. How long the pump's own thread
+//! was ready to run and had no core says that every core is wanted by somebody, in general by the guest that makes the
+//! frames; storing raw then costs a third of the time and gives the rest back.
+
+use cdp_core::frame::Compression;
+use cdp_core::types::MonoTime;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// From the policy's level to storing what comes.
+const LEVELS: [Compression; 3] = [Compression::Zstd(1), Compression::Zstd(-3), Compression::None];
+/// Plain bytes waiting to be packed above which the next easier level is taken: about what the cores' caches hold, because
+/// what has left them costs twice.
+const EASE_AT: [u64; 2] = [4 << 20, 12 << 20];
+/// How often the thread's times are looked at, in nanoseconds.
+const LOOK_NS: u64 = 50_000_000;
+/// Looks without crowding before a harder level is tried again.
+const CALM_LOOKS: u32 = 40;
+/// Of every hundred parts of a look: ready without a core for so many means crowded, if packing is worth speaking of.
+const CROWDED_PERCENT: u64 = 12;
+const WORTH_PERCENT: u64 = 25;
+/// Below this it is calm.
+const CALM_PERCENT: u64 = 4;
+
+/// What the scheduler says of a thread, in nanoseconds since its start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Times {
+    running: u64,
+    waiting: u64,
+}
+
+/// Chooses the level, frame by frame.
+#[derive(Debug)]
+pub(super) struct Ease {
+    /// `None` where the kernel does not tell: then the backlog alone decides.
+    file: Option<File>,
+    times: Times,
+    looked: MonoTime,
+    level: usize,
+    calm: u32,
+}
+
+impl Ease {
+    /// For the calling thread.
+    pub(super) fn of_this_thread(now: MonoTime) -> Self {
+        let file = File::open("/proc/thread-self/schedstat").ok();
+        let times = file.as_ref().and_then(read).unwrap_or_default();
+        Self { file, times, looked: now, level: 0, calm: 0 }
+    }
+
+    /// The level for the next frame, with so many plain bytes waiting.
+    pub(super) fn compression(&mut self, now: MonoTime, waiting: u64) -> Compression {
+        let elapsed = now.since(self.looked);
+        if elapsed >= LOOK_NS {
+            self.looked = now;
+            if let Some(times) = self.file.as_ref().and_then(read) {
+                let before = std::mem::replace(&mut self.times, times);
+                let percent = |after: u64, before: u64| after.saturating_sub(before) * 100 / elapsed;
+                self.look(percent(times.running, before.running), percent(times.waiting, before.waiting));
+            }
+        }
+        let by_backlog = EASE_AT.iter().filter(|limit| waiting > **limit).count();
+        LEVELS[self.level.max(by_backlog)]
+    }
+
+    fn look(&mut self, running: u64, waiting: u64) {
+        if waiting >= CROWDED_PERCENT && running + waiting >= WORTH_PERCENT {
+            self.level = (self.level + 1).min(LEVELS.len() - 1);
+            self.calm = 0;
+        } else if waiting >= CALM_PERCENT {
+            self.calm = 0;
+        } else {
+            self.calm += 1;
+            if self.calm >= CALM_LOOKS {
+                self.level = self.level.saturating_sub(1);
+                self.calm = 0;
+            }
+        }
+    }
+}
+
+fn read(file: &File) -> Option<Times> {
+    let mut text = [0; 64];
+    let length = file.read_at(&mut text, 0).ok()?;
+    let mut numbers = std::str::from_utf8(&text[..length]).ok()?.split_whitespace();
+    let mut number = || numbers.next()?.parse().ok();
+    Some(Times { running: number()?, waiting: number()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alone() -> Ease {
+        Ease { file: None, times: Times::default(), looked: MonoTime(0), level: 0, calm: 0 }
+    }
+
+    #[test]
+    fn the_kernel_tells_this_threads_times() {
+        let ease = Ease::of_this_thread(MonoTime(0));
+        // Where there is no such file the kernel was built without.
+        assert!(ease.file.as_ref().is_none_or(|file| read(file).is_some()));
+    }
+
+    #[test]
+    fn a_backlog_is_stored_with_less_effort() {
+        let mut ease = alone();
+        assert_eq!(ease.compression(MonoTime(1), 0), Compression::Zstd(1));
+        assert_eq!(ease.compression(MonoTime(2), 5 << 20), Compression::Zstd(-3));
+        assert_eq!(ease.compression(MonoTime(3), 64 << 20), Compression::None);
+        assert_eq!(ease.compression(MonoTime(4), 0), Compression::Zstd(1));
+    }
+
+    #[test]
+    fn crowded_cores_are_left_to_the_guest_until_it_has_been_calm_for_a_while() {
+        let mut ease = alone();
+        ease.look(60, 30);
+        ease.look(60, 30);
+        assert_eq!(ease.compression(MonoTime(1), 0), Compression::None);
+        ease.look(5, 15);
+        assert_eq!(ease.level, 2, "a thread that hardly runs takes nothing from anybody, and knows nothing");
+        for _ in 0..CALM_LOOKS {
+            ease.look(30, 1);
+        }
+        assert_eq!(ease.level, 1);
+        ease.look(5, 15);
+        assert_eq!(ease.level, 1);
+    }
+}
