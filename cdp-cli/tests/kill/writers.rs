@@ -48,7 +48,7 @@ fn fill(offset: usize, version: u64, bytes: &mut [u8]) {
         sector[..8].copy_from_slice(&at.to_le_bytes());
         sector[8..16].copy_from_slice(&version.to_le_bytes());
         // Every third version compresses.
-        let mut dice = Dice::new(if version % 3 == 0 { version } else { at ^ version << 32 });
+        let mut dice = Dice::new(if version.is_multiple_of(3) { version } else { at ^ version << 32 });
         for word in sector[16..].chunks_mut(8) {
             word.copy_from_slice(&dice.below(u64::MAX).to_le_bytes()[..word.len()]);
         }

@@ -4,6 +4,10 @@
 //! of brackets every LSN is, as far as it is durable and settled (the *frontier*). Times are the source's; each restorable
 //! range is cut into *spans* of one clock epoch, inside which times are ordered.
 
+mod nearest;
+
+pub use self::nearest::Neighbours;
+use self::nearest::{first_after, last_before};
 use crate::frame::{GapReason, Mark, Note, ResyncReason};
 use crate::journal::Event;
 use crate::types::{ClockEpoch, Lsn, PointId, Stamp, Timeline, WallTime};
@@ -329,15 +333,6 @@ pub struct Moment {
     pub stamp: Stamp,
 }
 
-/// The restorable moments on both sides of one that is not.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Neighbours {
-    /// The last one before.
-    pub before: Option<Moment>,
-    /// The first one after.
-    pub after: Option<Moment>,
-}
-
 /// Where a time lies.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum AtTime {
@@ -493,19 +488,6 @@ impl Catalogue {
         found.sort_by_key(|point| std::cmp::Reverse(point.id.lsn));
         found
     }
-}
-
-fn last_before(branch: &Branch, upto: Lsn) -> Option<Moment> {
-    let range = branch.ranges.iter().rev().find(|range| range.from() <= upto)?;
-    let span = range.spans.iter().rev().find(|span| span.from <= upto)?;
-    let stamp = Stamp { epoch: span.epoch, time: if span.to <= upto { span.to_time } else { span.from_time } };
-    Some(Moment { timeline: branch.timeline, lsn: span.to.min(upto), stamp })
-}
-
-fn first_after(branch: &Branch, lsn: Lsn) -> Option<Moment> {
-    let range = branch.ranges.iter().find(|range| range.to() > lsn)?;
-    let lsn = range.from().max(lsn.next());
-    Some(Moment { timeline: branch.timeline, lsn, stamp: range.from_stamp() })
 }
 
 #[cfg(test)]

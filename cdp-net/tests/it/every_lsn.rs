@@ -306,7 +306,7 @@ fn every_lsn_stays_restorable_over_clean_and_unclean_restarts() {
 fn a_time_behind_a_write_that_was_in_flight_is_not_restorable() {
     let mut story = Story::new(1, 41);
     let gate = Gate::new();
-    let wrap = |_, inner| Held::new(inner, &gate, |access| access == Access::Write(0));
+    let wrap = |_, inner| Held::over(inner, &gate, |access| access == Access::Write(0));
     let first = Protector::start_over(&story.options, wrap, |_| {}).unwrap();
     seeded(&first);
     story.ops(&first, 10);

@@ -43,7 +43,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn new(inner: Arc<dyn Device>, gate: &Arc<Gate>, stops: fn(Access) -> bool) -> Arc<dyn Device> {
+    pub(crate) fn over(inner: Arc<dyn Device>, gate: &Arc<Gate>, stops: fn(Access) -> bool) -> Arc<dyn Device> {
         Arc::new(Self { inner, gate: Arc::clone(gate), stops })
     }
 

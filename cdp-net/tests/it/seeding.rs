@@ -20,7 +20,7 @@ fn zeros_written_in_a_gap_of_the_seeding_reach_the_replica() {
     std::fs::write(place.source("disk"), noise(77, 24 * MIB as usize)).unwrap();
     let gate = Gate::new();
     gate.close();
-    let wrap = |_, inner| Held::new(inner, &gate, |access| matches!(access, Access::Read(at) if at >= 14 * MIB));
+    let wrap = |_, inner| Held::over(inner, &gate, |access| matches!(access, Access::Read(at) if at >= 14 * MIB));
     let options = ProtectOptions { queue_bytes: 4 * MIB, segment_bytes: 64 * MIB, ..place.options(&["disk"]) };
     let protector = Protector::start_over(&options, wrap, |_| {}).unwrap();
     let device = protector.exports()[0].device.as_ref();

@@ -25,8 +25,10 @@ pub(super) struct Shaky {
     dice: Mutex<Dice>,
     /// Of a thousand ops so many fail.
     permille: AtomicU64,
-    /// What lay where, before each write since the last good flush. Changes hold it shared, flushes alone.
-    unflushed: RwLock<Mutex<Vec<(u64, Vec<u8>)>>>,
+    /// Changes hold it shared, flushes alone.
+    turn: RwLock<()>,
+    /// What lay where, before each write since the last good flush.
+    unflushed: Mutex<Vec<(u64, Vec<u8>)>>,
     pub(super) faults: AtomicU64,
     pub(super) failed_flushes: AtomicU64,
 }
@@ -47,13 +49,14 @@ fn eio() -> io::Error {
 impl Shaky {
     pub(super) fn new(inner: Arc<dyn Device>, mood: Mood, seed: u64, permille: u64) -> Arc<Self> {
         let permille = AtomicU64::new(if mood == Mood::Sound { 0 } else { permille });
-        let (dice, unflushed) = (Mutex::new(Dice::new(seed)), RwLock::default());
+        let dice = Mutex::new(Dice::new(seed));
         Arc::new(Self {
             inner,
             mood,
             dice,
             permille,
-            unflushed,
+            turn: RwLock::default(),
+            unflushed: Mutex::default(),
             faults: AtomicU64::new(0),
             failed_flushes: AtomicU64::new(0),
         })
@@ -85,11 +88,11 @@ impl Shaky {
 
     /// Runs a change that `work` makes to the first so many bytes of a range.
     fn change(&self, offset: u64, length: u64, work: impl FnOnce(u64) -> io::Result<()>) -> io::Result<()> {
-        let held = self.unflushed.read().unwrap();
+        let _shared = self.turn.read().unwrap();
         if self.mood == Mood::Losing {
             let mut before = vec![0; length as usize];
             self.inner.read(offset, &mut before)?;
-            held.lock().unwrap().push((offset, before));
+            self.unflushed.lock().unwrap().push((offset, before));
         }
         match self.fault(length) {
             Fault::None => work(length),
@@ -123,8 +126,8 @@ impl Device for Shaky {
     }
 
     fn flush(&self) -> io::Result<()> {
-        let unflushed = self.unflushed.write().unwrap();
-        let mut writes = unflushed.lock().unwrap();
+        let _alone = self.turn.write().unwrap();
+        let mut writes = self.unflushed.lock().unwrap();
         if self.fails() {
             self.failed_flushes.fetch_add(1, Ordering::SeqCst);
             for (offset, before) in writes.drain(..).rev() {
