@@ -52,7 +52,7 @@ impl Served {
 }
 
 pub(crate) fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(10)
+    Instant::now() + Duration::from_secs(60)
 }
 
 /// Whether the server closes the connection soon; what it sends before is read and forgotten.

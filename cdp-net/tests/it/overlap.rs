@@ -78,7 +78,7 @@ impl Run {
         }
         let (seen, own) = self.load(&protector, &uri);
         shaky.mend();
-        assert!(server.stop(Duration::from_secs(10)).1, "all connections have ended");
+        assert!(server.stop(Duration::from_secs(60)).1, "all connections have ended");
         // A flush that failed last leaves nothing behind that a good one does not find.
         protector.exports()[0].device.flush().unwrap();
         let quiet = || {
