@@ -16,8 +16,7 @@ pub mod record;
 mod tests;
 
 pub use decode::{
-    ChunkInfo, FRAME_BYTES_MAX, FrameError, FrameHead, HEAD_BYTES_MAX, RecordInfo, decode_chunk, decode_chunk_into,
-    verify_part,
+    ChunkInfo, FRAME_BYTES_MAX, FrameError, FrameHead, HEAD_BYTES_MAX, RecordInfo, decode_chunk, verify_part,
 };
 pub use encode::{Compression, EncodedFrame, Encoder};
 pub use info::FrameInfo;

@@ -286,19 +286,6 @@ pub fn decode_chunk(chunk: &ChunkInfo, stored: &Bytes) -> Result<Bytes, FrameErr
     Ok(plain.into())
 }
 
-/// Verifies a chunk's stored bytes and inflates them into `plain`, whose length is the chunk's plain length.
-///
-/// # Errors
-/// When the checksum or the length does not hold; what `plain` holds then means nothing.
-pub fn decode_chunk_into(chunk: &ChunkInfo, stored: &[u8], plain: &mut [u8]) -> Result<(), FrameError> {
-    verify_chunk(chunk, stored)?;
-    if chunk.compressed {
-        return inflate(chunk, stored, plain);
-    }
-    plain.copy_from_slice(stored);
-    Ok(())
-}
-
 /// Verifies a part's plain bytes against the checksum made at capture.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! Records in memory: what a filter makes, what a frame carries, what a journal gives back.
 
-use crate::types::{ClockEpoch, DiskId, Extent, Lsn, MonoTime, PART_MAX, SECTOR, Stamp, Timeline, WRITE_MAX, WallTime};
+use crate::types::{ClockEpoch, DiskId, Extent, Lsn, MonoTime, PART_MAX, SECTOR, Timeline, WRITE_MAX, WallTime};
 use bytes::Bytes;
 
 /// What a record is. The numbers are those of the format; 0 is none of them.
@@ -378,11 +378,5 @@ impl RawFrame {
     #[must_use]
     pub fn last_lsn(&self) -> Lsn {
         self.parts.last().map_or(Lsn::ZERO, |part| part.lsn)
-    }
-
-    /// The stamp of the last record.
-    #[must_use]
-    pub fn last_stamp(&self) -> Option<Stamp> {
-        self.parts.last().map(|part| Stamp { epoch: self.epoch, time: part.time })
     }
 }
