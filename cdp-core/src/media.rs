@@ -8,6 +8,7 @@
 //! * [`File::sync`] makes the file's bytes and length survive a power cut, not its name: that takes [`Storage::sync_dir`].
 //! * A failed write or sync leaves the touched bytes in an unknown state. Nothing here retries: the caller poisons the file.
 
+mod direct;
 mod disk;
 mod faulty;
 mod memory;
@@ -142,6 +143,15 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// `Exists` when the name is taken.
     fn create(&self, name: &str) -> Result<Arc<dyn File>>;
+
+    /// Like [`Storage::create`], for a file that is written once from front to back and seldom read soon after: large writes
+    /// on multiples of a sector may go past the system's cache.
+    ///
+    /// # Errors
+    /// As [`Storage::create`].
+    fn create_streamed(&self, name: &str) -> Result<Arc<dyn File>> {
+        self.create(name)
+    }
 
     /// Opens an existing file, for writing too if `write`.
     ///
@@ -285,23 +295,10 @@ pub trait File: Send + Sync + fmt::Debug {
     /// # Errors
     /// As for writing several.
     fn write_at(&self, offset: u64, data: &[Bytes]) -> Result<()> {
-        let mut at = offset;
-        for batch in data.chunks(GATHER) {
-            let mut slices = [IoSlice::new(&[]); GATHER];
-            let mut bytes = 0;
-            for (slice, data) in slices.iter_mut().zip(batch) {
-                *slice = IoSlice::new(data);
-                bytes += data.len() as u64;
-            }
-            self.write_vectored_at(at, &slices[..batch.len()])?;
-            at += bytes;
-        }
-        Ok(())
+        let slices: Vec<_> = data.iter().map(|data| IoSlice::new(data)).collect();
+        self.write_vectored_at(offset, &slices)
     }
 }
-
-/// Buffers per system call of [`File::write_at`]: a frame of 4 KiB records has 64 and a few; IOV_MAX is 1,024.
-const GATHER: usize = 128;
 
 /// Joins a directory and a name; either may be empty.
 #[must_use]

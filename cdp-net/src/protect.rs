@@ -15,6 +15,7 @@
 //! | `cdp-seed` | the source and the replica's disk, until the first copy is complete |
 //! | `cdp-timer` | time |
 
+mod append;
 mod disk;
 mod ease;
 mod engine;

@@ -76,7 +76,8 @@ impl Executor {
         if replace {
             self.remove(name)?;
         }
-        let made = self.storage.create(name)?;
+        // Room is reserved for segments, which are written from front to back and read when somebody looks back.
+        let made = if preallocate > 0 { self.storage.create_streamed(name) } else { self.storage.create(name) }?;
         let reserved = if preallocate > 0 { made.preallocate(Extent::new(0, preallocate)) } else { Ok(()) };
         if let Err(error) = reserved {
             // Best effort: what stays is removed at the next start, and the error is told either way.

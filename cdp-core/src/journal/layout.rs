@@ -3,6 +3,7 @@
 //! `FORMAT.md` beside this code has the byte tables; nothing else of the crate knows these offsets.
 
 use super::bytes::{FormatError, PREFIX, Put, Take};
+use crate::buffer::PAGE;
 use crate::types::{ClockEpoch, GroupId, Lsn, ReplicaId, SECTOR, SegmentId, Stamp, Timeline, WallTime};
 
 /// Version of every block of a segment.
@@ -15,6 +16,8 @@ pub(super) const OPENING_AT: u64 = 512;
 pub(super) const FIXED_BYTES: usize = 512;
 /// Bytes of an envelope.
 pub(super) const ENVELOPE_BYTES: usize = 64;
+/// Bytes from which on a frame is a large one: padding to a page is a sixteenth of it at most.
+pub(super) const LARGE_FRAME: u64 = 64 << 10;
 /// Bytes of a footer block.
 pub(super) const BLOCK_BYTES: usize = 4096;
 /// Bytes of a footer block before its entries.
@@ -144,15 +147,17 @@ impl Envelope {
     pub(super) fn begins(bytes: &[u8]) -> bool {
         bytes.starts_with(&ENVELOPE_MAGIC)
     }
-    /// Bytes from this envelope to the next one.
-    pub(super) fn stride(&self) -> u64 {
-        stride(u64::from(self.frame_bytes))
+    /// Bytes from this envelope, which begins at `offset`, to the next one.
+    pub(super) fn stride(&self, offset: u64) -> u64 {
+        stride(offset, u64::from(self.frame_bytes))
     }
 }
 
-/// Bytes that a frame takes in a segment, with envelope and padding.
-pub(super) fn stride(frame_bytes: u64) -> u64 {
-    (ENVELOPE_BYTES as u64 + frame_bytes).next_multiple_of(SECTOR)
+/// Bytes that a frame takes in a segment, with envelope and padding, when its envelope begins at `offset`. Behind a large frame
+/// the next one begins on a page: file systems write several of those at once past the page cache, and others one by one.
+pub(super) fn stride(offset: u64, frame_bytes: u64) -> u64 {
+    let unit = if frame_bytes >= LARGE_FRAME { PAGE as u64 } else { SECTOR };
+    (offset + ENVELOPE_BYTES as u64 + frame_bytes).next_multiple_of(unit) - offset
 }
 
 /// What a footer block holds.

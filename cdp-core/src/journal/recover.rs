@@ -397,7 +397,7 @@ fn seal(storage: &dyn Storage, directory: &str, info: &SegmentInfo, scan: &Scan)
     };
     let run = IndexRun::merge(&scan.runs);
     for frame in run.frames.iter().filter(|frame| frame.last_lsn > scan.witness) {
-        let mut bytes = vec![0; super::layout::stride(u64::from(frame.frame_bytes)) as usize];
+        let mut bytes = vec![0; super::layout::stride(frame.offset, u64::from(frame.frame_bytes)) as usize];
         file.read_exact_at(frame.offset, &mut bytes)?;
         file.write_all_at(frame.offset, &bytes)?;
     }

@@ -133,7 +133,7 @@ impl Scan {
         }
         let broken = |source| ReadError::Format { segment: number, offset, source };
         let envelope = Envelope::decode(&front).map_err(broken)?;
-        let mut bytes = vec![0; envelope.stride() as usize];
+        let mut bytes = vec![0; envelope.stride(offset) as usize];
         file.read_exact_at(offset, &mut bytes)?;
         let (envelope, head) = parse_head(number, id, offset, &bytes)?;
         for (field, expected, found) in
@@ -152,7 +152,7 @@ impl Scan {
         let run = IndexRun::of_frame(&head, body, place);
         let run = run.map_err(|source| ReadError::Frame { segment: number, offset, source })?;
         self.runs.push(Arc::new(run));
-        self.end += envelope.stride();
+        self.end += envelope.stride(offset);
         self.last_lsn = head.info.last_lsn;
         self.plain_bytes += u64::from(head.info.plain_bytes);
         self.witness = self.witness.max(envelope.durable);

@@ -103,3 +103,18 @@ fn the_index_stays_within_its_24_bytes() {
         + 64.0 / per_block(ENTRY_BYTES) * FENCE_BYTES as f64;
     assert!(frame / 64.0 <= 24.0, "{}", frame / 64.0);
 }
+
+#[test]
+fn behind_a_large_frame_the_next_begins_on_a_page() {
+    use super::layout::{LARGE_FRAME, stride};
+    for offset in [4096, 4608, 8192 + 3 * 512] {
+        for bytes in [200, LARGE_FRAME - 1] {
+            let next = offset + stride(offset, bytes);
+            assert!(next.is_multiple_of(512) && next - offset - 64 - bytes < 512, "{bytes} at {offset}");
+        }
+        for bytes in [LARGE_FRAME, 300_000] {
+            let next = offset + stride(offset, bytes);
+            assert!(next.is_multiple_of(4096) && next - offset - 64 - bytes < 4096, "{bytes} at {offset}");
+        }
+    }
+}

@@ -156,7 +156,7 @@ impl Check<'_> {
     ) -> Result<(IndexRun, u64, u32), ReadError> {
         let (number, id) = (self.segment.number, self.segment.id);
         let broken = |source| ReadError::Format { segment: number, offset, source };
-        let mut bytes = vec![0; stride(u64::from(frame_bytes)) as usize];
+        let mut bytes = vec![0; stride(offset, u64::from(frame_bytes)) as usize];
         self.reader.file(number, id)?.read_exact_at(offset, &mut bytes)?;
         let padding = bytes.split_off(ENVELOPE_BYTES + frame_bytes as usize);
         self.padding(&padding, offset + bytes.len() as u64);
@@ -182,7 +182,7 @@ impl Check<'_> {
         let run = IndexRun::of_frame(&head, &body, place).map_err(failed)?;
         self.out.frames += 1;
         self.out.records += u64::from(head.info.records);
-        Ok((run, envelope.stride(), head.chunks.len() as u32))
+        Ok((run, envelope.stride(offset), head.chunks.len() as u32))
     }
 
     /// Trailer, and the checksum over blocks and events.

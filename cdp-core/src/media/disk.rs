@@ -1,5 +1,6 @@
 //! Storage in a real directory, through system calls that say what they did.
 
+use super::direct::Direct;
 use super::{File, MediaError, MediaErrorKind, Operation, Result, Storage, is_inside};
 use crate::types::Extent;
 use rustix::fd::OwnedFd;
@@ -73,16 +74,14 @@ impl Disk {
         Ok(())
     }
 
-    fn open_file(&self, name: &str, flags: OFlags, operation: Operation) -> Result<Arc<dyn File>> {
+    fn open_file(&self, name: &str, flags: OFlags, operation: Operation) -> Result<DiskFile> {
         let path = self.full(name, operation)?;
         let fd = fs::open(&path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))
             .map_err(|e| self.error(e, operation, name))?;
-        Ok(Arc::new(DiskFile { fd, path: path.to_string_lossy().into_owned() }))
+        Ok(DiskFile { fd, direct: None, path: path.to_string_lossy().into_owned() })
     }
-}
 
-impl Storage for Disk {
-    fn create(&self, name: &str) -> Result<Arc<dyn File>> {
+    fn create_file(&self, name: &str) -> Result<DiskFile> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         match self.open_file(name, flags, Operation::Create) {
             Err(e) if e.is_not_found() => {
@@ -93,9 +92,21 @@ impl Storage for Disk {
             other => other,
         }
     }
+}
+
+impl Storage for Disk {
+    fn create(&self, name: &str) -> Result<Arc<dyn File>> {
+        Ok(Arc::new(self.create_file(name)?))
+    }
+
+    fn create_streamed(&self, name: &str) -> Result<Arc<dyn File>> {
+        let file = self.create_file(name)?;
+        Ok(Arc::new(DiskFile { direct: Direct::open(file.path.as_ref()), ..file }))
+    }
 
     fn open(&self, name: &str, write: bool) -> Result<Arc<dyn File>> {
-        self.open_file(name, if write { OFlags::RDWR } else { OFlags::RDONLY }, Operation::Open)
+        let flags = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        Ok(Arc::new(self.open_file(name, flags, Operation::Open)?))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
@@ -151,6 +162,7 @@ impl Storage for Disk {
 #[derive(Debug)]
 struct DiskFile {
     fd: OwnedFd,
+    direct: Option<Direct>,
     path: String,
 }
 
@@ -183,6 +195,9 @@ impl File for DiskFile {
     fn write_vectored_at(&self, offset: u64, data: &[IoSlice<'_>]) -> Result<()> {
         let mut done = 0;
         let total: usize = data.iter().map(|slice| slice.len()).sum();
+        if let Some(direct) = self.direct.as_ref().filter(|direct| direct.takes(offset, total)) {
+            return direct.write(offset, data).map_err(|(errno, at)| self.error(errno, Operation::Write, at));
+        }
         let mut first = 0;
         // Bytes of `data[first]` that are written already: a short transfer ends inside a buffer.
         let mut inside = 0;

@@ -97,6 +97,10 @@ impl Storage for Faulty {
         self.check(Operation::Create, name)?;
         self.inner.create(name).map(|file| self.wrap(file))
     }
+    fn create_streamed(&self, name: &str) -> Result<Arc<dyn File>> {
+        self.check(Operation::Create, name)?;
+        self.inner.create_streamed(name).map(|file| self.wrap(file))
+    }
     fn open(&self, name: &str, write: bool) -> Result<Arc<dyn File>> {
         self.check(Operation::Open, name)?;
         self.inner.open(name, write).map(|file| self.wrap(file))

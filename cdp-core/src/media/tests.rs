@@ -1,6 +1,8 @@
 //! Both implementations do the same.
 
 use super::*;
+use crate::types::SECTOR;
+use proptest::prelude::*;
 
 fn storages() -> Vec<(Arc<dyn Storage>, Option<tempfile::TempDir>)> {
     let directory = tempfile::tempdir().unwrap();
@@ -84,4 +86,56 @@ fn faults_come_and_go() {
     file.write_all_at(512, &[1; 512]).unwrap();
     assert_eq!(file.write_all_at(512, &[1; 512]).unwrap_err().kind, MediaErrorKind::Io);
     file.write_all_at(512, &[1; 512]).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Small writes go through the page cache and large ones past it, in the same pages and in any order.
+    #[test]
+    fn a_streamed_file_holds_what_was_written(
+        ops in proptest::collection::vec((0u64..400, 1u64..600, 1usize..5, any::<u8>(), any::<bool>()), 1..40),
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Disk::create(directory.path()).unwrap();
+        let (file, model) = (disk.create_streamed("a.seg").unwrap(), Memory::new().create("a.seg").unwrap());
+        file.preallocate(Extent::new(0, 1 << 20)).unwrap();
+        model.set_len(1 << 20).unwrap();
+        for (sector, sectors, pieces, fill, odd) in ops {
+            let length = (sectors * SECTOR) as usize - usize::from(odd);
+            let bytes: Vec<u8> = (0..length).map(|at| fill.wrapping_add((at / 100) as u8)).collect();
+            let pieces: Vec<_> = bytes.chunks(length.div_ceil(pieces)).map(Bytes::copy_from_slice).collect();
+            for file in [&file, &model] {
+                file.write_at(sector * SECTOR, &pieces).unwrap();
+            }
+            let (mut found, mut expected) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+            file.read_exact_at(0, &mut found).unwrap();
+            model.read_exact_at(0, &mut expected).unwrap();
+            prop_assert!(found == expected, "after {length} bytes at sector {sector}");
+        }
+        file.sync().unwrap();
+    }
+}
+
+#[test]
+fn large_writes_of_a_streamed_file_are_not_in_the_page_cache() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.seg");
+    let file = Disk::create(directory.path()).unwrap().create("a.seg").unwrap();
+    let Some(direct) = direct::Direct::open(&path) else {
+        eprintln!("skipped: the file system here takes no writes past the page cache, or does not say so");
+        return;
+    };
+    // Smaller, or not on sectors: the cache's business.
+    assert!(!direct.takes(0, 4096) && !direct.takes(100, 1 << 20) && !direct.takes(512, (1 << 20) + 1));
+    assert!(direct.takes(512, 1 << 20));
+    let pieces: Vec<Vec<u8>> = (0..41).map(|piece| vec![piece; 77 * 512 + usize::from(piece)]).collect();
+    let mut whole = pieces.concat();
+    whole.resize(whole.len().next_multiple_of(512), 0);
+    let rest = &whole[pieces.concat().len()..];
+    let slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).chain([IoSlice::new(rest)]).collect();
+    direct.write(512, &slices).unwrap();
+    let mut found = vec![0; whole.len()];
+    file.read_exact_at(512, &mut found).unwrap();
+    assert!(found == whole);
 }

@@ -3,8 +3,8 @@
 //!
 //! Three signs are looked at. The backlog says that frames come quicker than they are packed. How long the pump's own thread
 //! was ready to run and had no core says that every core is wanted by somebody, in general by the guest that makes the
-//! frames; storing raw then costs a third of the time and gives the rest back. But what was written and is not durable yet
-//! says how far the disk is behind: where it is further behind than we are, fewer bytes help, not fewer cycles.
+//! frames; storing raw then costs a tenth of the time and gives the rest back. But packed frames that the journal does not
+//! take yet, or written ones that do not become durable, say that the disk is behind: then fewer bytes help, not fewer cycles.
 
 use cdp_core::frame::Compression;
 use cdp_core::types::MonoTime;
@@ -16,7 +16,7 @@ const LEVELS: [Compression; 3] = [Compression::Zstd(1), Compression::Zstd(-3), C
 /// Plain bytes waiting to be packed above which the next easier level is taken: about what the cores' caches hold, because
 /// what has left them costs twice.
 const EASE_AT: [u64; 2] = [4 << 20, 12 << 20];
-/// Bytes not yet durable above which the disk is behind: several syncs' worth.
+/// Bytes written and not yet durable above which the disk is behind: several syncs' worth.
 const DISK_BEHIND: u64 = 128 << 20;
 /// How often the thread's times are looked at, in nanoseconds.
 const LOOK_NS: u64 = 50_000_000;
@@ -54,8 +54,9 @@ impl Ease {
         Self { file, times, looked: now, level: 0, calm: 0 }
     }
 
-    /// The level for the next frame, with so many plain bytes waiting to be packed, and stored ones to become durable.
-    pub(super) fn compression(&mut self, now: MonoTime, waiting: u64, unsynced: u64) -> Compression {
+    /// The level for the next frame, with so many plain bytes waiting to be packed, so many stored ones to be written, and so
+    /// many written ones to become durable.
+    pub(super) fn compression(&mut self, now: MonoTime, waiting: u64, unwritten: u64, unsynced: u64) -> Compression {
         let elapsed = now.since(self.looked);
         if elapsed >= LOOK_NS {
             self.looked = now;
@@ -65,7 +66,7 @@ impl Ease {
                 self.look(percent(times.running, before.running), percent(times.waiting, before.waiting));
             }
         }
-        if unsynced > DISK_BEHIND && unsynced > waiting {
+        if unwritten > DISK_BEHIND || (unsynced > DISK_BEHIND && unsynced > waiting) {
             return LEVELS[0];
         }
         let by_backlog = EASE_AT.iter().filter(|limit| waiting > **limit).count();
@@ -114,15 +115,14 @@ mod tests {
     #[test]
     fn a_backlog_is_stored_with_less_effort() {
         let mut ease = alone();
-        assert_eq!(ease.compression(MonoTime(1), 0, 0), Compression::Zstd(1));
-        assert_eq!(ease.compression(MonoTime(2), 5 << 20, 0), Compression::Zstd(-3));
-        assert_eq!(ease.compression(MonoTime(3), 64 << 20, 32 << 20), Compression::None);
-        assert_eq!(ease.compression(MonoTime(4), 0, 0), Compression::Zstd(1));
-        assert_eq!(
-            ease.compression(MonoTime(5), 64 << 20, 300 << 20),
-            Compression::Zstd(1),
-            "the disk is the narrow place"
-        );
+        assert_eq!(ease.compression(MonoTime(1), 0, 0, 0), Compression::Zstd(1));
+        assert_eq!(ease.compression(MonoTime(2), 5 << 20, 0, 0), Compression::Zstd(-3));
+        assert_eq!(ease.compression(MonoTime(3), 64 << 20, 0, 32 << 20), Compression::None);
+        assert_eq!(ease.compression(MonoTime(4), 0, 0, 0), Compression::Zstd(1));
+        for (unwritten, unsynced) in [(0, 300 << 20), (256 << 10, 0)] {
+            let chosen = ease.compression(MonoTime(5), 64 << 20, unwritten, unsynced);
+            assert_eq!(chosen, Compression::Zstd(1), "the disk is the narrow place");
+        }
     }
 
     #[test]
@@ -130,7 +130,7 @@ mod tests {
         let mut ease = alone();
         ease.look(60, 30);
         ease.look(60, 30);
-        assert_eq!(ease.compression(MonoTime(1), 0, 0), Compression::None);
+        assert_eq!(ease.compression(MonoTime(1), 0, 0, 0), Compression::None);
         ease.look(5, 15);
         assert_eq!(ease.level, 2, "a thread that hardly runs takes nothing from anybody, and knows nothing");
         for _ in 0..CALM_LOOKS {

@@ -1,8 +1,9 @@
 //! The pump: packs frames, appends them to the journal, and says what became durable.
 //!
-//! One thread owns the journal's writer. It writes frames itself (that is a copy into the page cache) and leaves everything
-//! that waits for a disk to the sync threads, so appends and syncs overlap. [`Ease`] says what is compressed how hard.
+//! One thread owns the journal's writer and packs; a second one writes what was packed; sync threads do everything else that
+//! waits for a disk. So packing, appending and syncing overlap. [`Ease`] says what is compressed how hard.
 
+use super::append::Append;
 use super::ease::Ease;
 use super::engine::Engine;
 use super::failure::Failure;
@@ -31,12 +32,34 @@ const BATCH: usize = 16;
 pub(super) enum Message {
     /// The next frame.
     Frame(RawFrame),
-    /// An effect that another thread carried out is done.
-    Done(EffectId, Outcome),
+    /// There is something among the [`Completions`].
+    Done,
     /// Something for the writer itself: edits of the manifest, a request to sync.
     Call(Box<dyn FnOnce(&mut Writer) + Send>),
     /// Nothing more comes: what is not durable stays so.
     End,
+}
+
+/// What other threads carried out and the writer has not been told. Not in the pump's queue: there it would wait behind frames,
+/// and the journal would seem busier than it is.
+#[derive(Debug, Default)]
+pub(super) struct Completions(Mutex<Vec<(EffectId, Outcome)>>);
+
+impl Completions {
+    /// Adds some, and wakes the pump; whether it is still there.
+    pub(super) fn add(&self, done: impl IntoIterator<Item = (EffectId, Outcome)>, pump: &Sender<Message>) -> bool {
+        self.list().extend(done);
+        pump.send(Message::Done).is_ok()
+    }
+
+    fn take(&self) -> Vec<(EffectId, Outcome)> {
+        std::mem::take(&mut self.list())
+    }
+
+    /// Whole at every step.
+    fn list(&self) -> std::sync::MutexGuard<'_, Vec<(EffectId, Outcome)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A frame that was appended and is not yet durable.
@@ -118,6 +141,8 @@ pub(super) struct Parts {
     pub(super) writer: Writer,
     /// Shared with the sync threads.
     pub(super) files: Arc<Executor>,
+    pub(super) completions: Arc<Completions>,
+    pub(super) appends: Sender<Append>,
     pub(super) syncs: Sender<SyncJob>,
     pub(super) engine: Arc<Engine>,
     pub(super) host: Arc<Host>,
@@ -173,17 +198,20 @@ impl Pump {
     }
 
     fn handle(&mut self, message: Message, ease: &mut Ease) {
+        for (id, outcome) in self.parts.completions.take() {
+            self.parts.writer.completed(clock::mono(), id, outcome);
+        }
         match message {
             Message::Frame(raw) => self.append(&raw, ease),
-            Message::Done(id, outcome) => self.parts.writer.completed(clock::mono(), id, outcome),
             Message::Call(call) => call(&mut self.parts.writer),
-            Message::End => {}
+            Message::Done | Message::End => {}
         }
     }
 
     fn append(&mut self, raw: &RawFrame, ease: &mut Ease) {
         let waiting = self.parts.backlog.take(raw.plain_bytes);
-        let compression = ease.compression(clock::mono(), waiting, self.unsynced);
+        let unwritten = self.held.iter().map(|(frame, _)| frame.len()).sum();
+        let compression = ease.compression(clock::mono(), waiting, unwritten, self.unsynced);
         let frame = self.encoder.encode(raw, self.parts.group, compression);
         let underway = self.underway_of(raw);
         self.held.push_back((frame, underway));
@@ -239,16 +267,23 @@ impl Pump {
         }
     }
 
-    /// Carries out what the writer wants: frames here, everything that waits for a disk on the sync threads.
+    /// Has carried out what the writer wants: writes by the thread that appends, everything else on the sync threads.
     fn drive(&mut self) {
         while let Some((id, effect)) = self.parts.writer.poll(clock::mono()) {
-            if let Effect::Write { file, offset, data } = &effect {
-                let outcome = self.file(*file, &effect).and_then(|file| file.write_at(*offset, data));
-                self.parts.writer.completed(clock::mono(), id, outcome);
-                continue;
-            }
-            let job = SyncJob { id, file: self.file_to_sync(&effect), effect };
-            if self.parts.syncs.send(job).is_err() {
+            let sent = match effect {
+                Effect::Write { file, offset, data } => match self.file(file) {
+                    Ok(file) => self.parts.appends.send(Append { id, file, offset, data }).is_ok(),
+                    Err(error) => {
+                        self.parts.writer.completed(clock::mono(), id, Err(error));
+                        true
+                    }
+                },
+                effect => {
+                    let job = SyncJob { id, file: self.file_to_sync(&effect), effect };
+                    self.parts.syncs.send(job).is_ok()
+                }
+            };
+            if !sent {
                 return;
             }
         }
@@ -264,14 +299,11 @@ impl Pump {
         self.parts.files.file(*file)
     }
 
-    fn file(&mut self, file: FileId, effect: &Effect) -> Result<Arc<dyn File>, cdp_core::media::MediaError> {
+    fn file(&mut self, file: FileId) -> Result<Arc<dyn File>, cdp_core::media::MediaError> {
         if let Some((_, open)) = self.file.as_ref().filter(|(id, _)| *id == file) {
             return Ok(Arc::clone(open));
         }
-        let Some(open) = self.parts.files.file(file) else {
-            // Not one of ours: the executor says what is wrong.
-            return Err(self.parts.files.run(effect).err().unwrap_or_else(|| unopened(file)));
-        };
+        let open = self.parts.files.file(file).ok_or_else(|| unopened(file))?;
         self.file = Some((file, Arc::clone(&open)));
         Ok(open)
     }
@@ -341,12 +373,17 @@ pub(super) struct SyncJob {
 }
 
 /// A sync thread. What the writer hands out may be carried out in any order and at once.
-pub(super) fn run_syncs(files: &Executor, queue: &Mutex<Receiver<SyncJob>>, pump: &Sender<Message>) {
+pub(super) fn run_syncs(
+    files: &Executor,
+    queue: &Mutex<Receiver<SyncJob>>,
+    completions: &Completions,
+    pump: &Sender<Message>,
+) {
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(SyncJob { id, effect, file }) = next else { return };
         let outcome = file.map_or_else(|| files.run(&effect), |file| file.sync());
-        if pump.send(Message::Done(id, outcome)).is_err() {
+        if !completions.add([(id, outcome)], pump) {
             return;
         }
     }

@@ -1,10 +1,11 @@
 //! Starting a protector: the filter, its threads, and the moment from which guests may be served.
 
+use super::append::{APPEND_THREADS, Queue, run_appends};
 use super::disk::ProtectedDisk;
 use super::engine::{Engine, Queues};
 use super::failure::Failure;
 use super::open::{Prepared, ProtectError, ProtectOptions, prepare};
-use super::pump::{Backlog, Message, Parts, Pump, SYNC_THREADS, Stored, run_syncs};
+use super::pump::{Backlog, Completions, Message, Parts, Pump, SYNC_THREADS, Stored, run_syncs};
 use super::seed::{self, Progress, Seed};
 use super::stop::Threads;
 use super::{Devices, Notice, Protector, PumpStore, Shared, log_file, reread};
@@ -110,6 +111,8 @@ fn launch(
         draining: AtomicBool::new(false),
         uris: Mutex::default(),
     });
+    let completions = Arc::new(Completions::default());
+    let (appends, append_work) = channel();
     let (syncs, sync_work) = channel();
     let files = Arc::new(executor);
     let group = manifest.group;
@@ -118,6 +121,8 @@ fn launch(
         group,
         writer,
         files: Arc::clone(&files),
+        completions: Arc::clone(&completions),
+        appends,
         syncs,
         engine: Arc::clone(&engine),
         host: Arc::clone(&host),
@@ -128,9 +133,15 @@ fn launch(
     let mut threads = Threads::new(Arc::clone(&shared));
     let Work { log: log_work, flushes, rereads, events, pump } = work;
     threads.spawn("cdp-pump", move || Pump::new(parts).run(&pump))?;
+    let append_work = Arc::new(Mutex::new(Queue::new(append_work)));
+    for _ in 0..APPEND_THREADS {
+        let (work, done, pump) = (Arc::clone(&append_work), Arc::clone(&completions), pump_sender.clone());
+        threads.spawn("cdp-append", move || run_appends(&work, &done, &pump))?;
+    }
     for _ in 0..SYNC_THREADS {
         let (files, work, pump) = (Arc::clone(&files), Arc::clone(&sync_work), pump_sender.clone());
-        threads.spawn("cdp-sync", move || run_syncs(&files, &work, &pump))?;
+        let done = Arc::clone(&completions);
+        threads.spawn("cdp-sync", move || run_syncs(&files, &work, &done, &pump))?;
     }
     drop(pump_sender);
     let for_log = Arc::clone(&engine);

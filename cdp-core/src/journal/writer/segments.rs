@@ -73,7 +73,7 @@ impl Segment {
         let notes = if head.chunks.iter().any(|chunk| chunk.notes) { records } else { 0 };
         let (entries, chunks) = (self.entries + records, u64::from(self.chunks) + chunks);
         let footer = footer::bound(entries, chunks, u64::from(self.frames) + 1, self.events + notes);
-        let frame = stride(u64::from(head.info.head_bytes) + u64::from(head.info.body_bytes));
+        let frame = stride(self.offset, u64::from(head.info.head_bytes) + u64::from(head.info.body_bytes));
         let span = head.info.last_lsn.0 - self.first_lsn.unwrap_or(head.info.first_lsn).0;
         let small = self.offset + frame + footer <= options.segment_bytes && entries <= options.segment_records;
         // An empty segment takes any frame: a file may grow past what was reserved.
@@ -84,8 +84,10 @@ impl Segment {
         self.frames
     }
 
-    fn is_half_full(&self, options: &Options) -> bool {
-        self.offset >= options.segment_bytes / 2 || self.entries >= options.segment_records / 2
+    /// Whether it is time for the next one: at more than a gigabyte a second three quarters of a segment last as long as the
+    /// syncs take by which one is made.
+    fn wants_next(&self, options: &Options) -> bool {
+        self.offset >= options.segment_bytes / 4 || self.entries >= options.segment_records / 4
     }
 
     /// Takes a frame: where it is written, as what, and its index.
@@ -123,14 +125,15 @@ impl Segment {
             data.push(Bytes::from_static(&ZEROS[..gap]));
             offset = OPENING_AT;
         }
-        let padding = (envelope.stride() - frame.len()) as usize - crate::journal::layout::ENVELOPE_BYTES;
+        let stride = envelope.stride(self.offset);
+        let padding = (stride - frame.len()) as usize - crate::journal::layout::ENVELOPE_BYTES;
         data.push(envelope.encode().into());
         data.push(frame.head.clone());
         data.extend(frame.body.iter().cloned());
         if padding > 0 {
             data.push(Bytes::from_static(&ZEROS[..padding]));
         }
-        self.offset += envelope.stride();
+        self.offset += stride;
         self.frames += 1;
         self.chunks += head.chunks.len() as u32;
         self.entries += (run.narrow.len() + run.wide.len()) as u64;
@@ -251,7 +254,7 @@ impl Writer {
 
     fn advance_prepare(&mut self, now: MonoTime) {
         let wanted = match &self.prepare {
-            Prepare::None => self.active.as_ref().is_none_or(|segment| segment.is_half_full(&self.options)),
+            Prepare::None => self.active.as_ref().is_none_or(|segment| segment.wants_next(&self.options)),
             Prepare::Waiting(deadline) => *deadline <= now,
             Prepare::Naming(..) if self.closing => {
                 let Prepare::Naming(segment, _) = std::mem::replace(&mut self.prepare, Prepare::None) else { return };
