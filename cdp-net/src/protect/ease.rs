@@ -16,7 +16,7 @@ const LEVELS: [Compression; 3] = [Compression::Zstd(1), Compression::Zstd(-3), C
 /// Plain bytes waiting to be packed above which the next easier level is taken: about what the cores' caches hold, because
 /// what has left them costs twice.
 const EASE_AT: [u64; 2] = [4 << 20, 12 << 20];
-/// Bytes written and not yet durable above which the disk is behind: several syncs' worth.
+/// Bytes packed and not written, or written and not durable, above which the disk is behind: several syncs' worth.
 const DISK_BEHIND: u64 = 128 << 20;
 /// How often the thread's times are looked at, in nanoseconds.
 const LOOK_NS: u64 = 50_000_000;
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(ease.compression(MonoTime(2), 5 << 20, 0, 0), Compression::Zstd(-3));
         assert_eq!(ease.compression(MonoTime(3), 64 << 20, 0, 32 << 20), Compression::None);
         assert_eq!(ease.compression(MonoTime(4), 0, 0, 0), Compression::Zstd(1));
-        for (unwritten, unsynced) in [(0, 300 << 20), (256 << 10, 0)] {
+        for (unwritten, unsynced) in [(0, 300 << 20), (300 << 20, 0)] {
             let chosen = ease.compression(MonoTime(5), 64 << 20, unwritten, unsynced);
             assert_eq!(chosen, Compression::Zstd(1), "the disk is the narrow place");
         }
