@@ -32,7 +32,7 @@ pub use activity::{
 };
 pub use clock::{STEP_NS, TIME_RECORD_NS_MAX, TIME_RECORD_NS_MIN, time_record_period_ns};
 pub use dirty::{DIRTY_BLOCK, DirtyMap};
-pub use filter::{Closing, Filter, RereadError, Room};
+pub use filter::{Closing, Drained, Filter, RereadError, Room};
 pub use mend::{EXACT_MAX, RETRY_NS_MAX, RETRY_NS_MIN};
 pub use options::{
     DiskSpec, FilterOptions, LSN_JUMP, MarkError, NotOpen, OptionsError, PART_COST, QUEUE_BYTES_MIN, REREAD_BYTES_MAX,

@@ -284,6 +284,11 @@ impl Activity {
         self.regions[disk].flush
     }
 
+    /// Completions of generations below this one are flushed.
+    pub(super) fn flushed(&self, disk: usize) -> u64 {
+        self.regions[disk].flushed
+    }
+
     /// A flush ended well: what completed before it began is on the disk.
     pub(super) fn flush_ended(&mut self, disk: usize, generation: u64) {
         let region = &mut self.regions[disk];
@@ -291,19 +296,23 @@ impl Activity {
         region.flush_asked = false;
     }
 
-    /// A flush failed. Returns the extents whose last op was not flushed before, or is still
+    /// A flush failed that began when `flushed` was. Returns the extents whose last op was not flushed by then, or is still
     /// running: the source may have lost it.
     ///
     /// An operating system may forget the failure and call the next flush good without having written those pages. So these
     /// extents stay marked, and the disk unflushed, for as long as this filter lives: the next start compares them.
-    pub(super) fn flush_failed(&mut self, disk: usize, running: impl Iterator<Item = Extent>) -> Vec<Extent> {
+    pub(super) fn flush_failed(
+        &mut self,
+        disk: usize,
+        flushed: u64,
+        running: impl Iterator<Item = Extent>,
+    ) -> Vec<Extent> {
         let region = &mut self.regions[disk];
         region.flush_asked = false;
         for index in running.flat_map(range_of) {
             region.touches[index as usize][2] = NEVER_FLUSHED;
         }
-        let unflushed =
-            |index: &u64| Region::is(&region.want, *index) && region.touches[*index as usize][2] >= region.flushed;
+        let unflushed = |index: &u64| Region::is(&region.want, *index) && region.touches[*index as usize][2] >= flushed;
         let lost: Vec<u64> = (0..region.extents).filter(unflushed).collect();
         for index in &lost {
             region.touches[*index as usize][2] = NEVER_FLUSHED;
@@ -319,7 +328,12 @@ impl Activity {
 
     /// Whether a flush would help what completed at the disk: not after one that failed.
     pub(super) fn awaits_flush(&self, disk: usize) -> bool {
-        !self.is_flushed(disk) && self.regions[disk].last_completion != NEVER_FLUSHED
+        !self.is_flushed(disk) && !self.has_lost(disk)
+    }
+
+    /// Whether a flush of the disk failed.
+    pub(super) fn has_lost(&self, disk: usize) -> bool {
+        self.regions[disk].last_completion == NEVER_FLUSHED
     }
 
     /// The disk's source is to be flushed, so that bits can be cleared.

@@ -8,7 +8,7 @@ mod stop;
 mod timers;
 
 pub use resync::RereadError;
-pub use stop::Closing;
+pub use stop::{Closing, Drained};
 
 #[cfg(test)]
 mod tests;
@@ -102,7 +102,7 @@ enum Life {
 /// [`reread_done`](Self::reread_done), [`durable`](Self::durable), [`set_room`](Self::set_room). *Orders*:
 /// [`mark`](Self::mark), [`seed_done`](Self::seed_done), [`full_check`](Self::full_check), [`pause`](Self::pause),
 /// [`resume`](Self::resume), [`add_disk`](Self::add_disk), [`grow`](Self::grow), [`request_drain`](Self::request_drain),
-/// [`close`](Self::close). *Looking*: [`status`](Self::status), [`is_drained`](Self::is_drained).
+/// [`close`](Self::close). *Looking*: [`status`](Self::status), [`drained`](Self::drained).
 #[derive(Debug)]
 pub struct Filter {
     disks: Vec<DiskSpec>,
@@ -359,7 +359,8 @@ impl Filter {
     }
 
     fn flush_ticket(&mut self, disk: usize, guest: bool) -> FlushTicket {
-        FlushTicket { disk, generation: self.activity.flush_begins(disk), guest }
+        let flushed = self.activity.flushed(disk);
+        FlushTicket { disk, generation: self.activity.flush_begins(disk), flushed, guest }
     }
 }
 

@@ -27,6 +27,8 @@ impl Ticket {
 pub struct FlushTicket {
     pub(super) disk: usize,
     pub(super) generation: u64,
+    /// What was flushed when it began: if it fails, everything since then may be lost, whatever ends well meanwhile.
+    pub(super) flushed: u64,
     pub(super) guest: bool,
 }
 

@@ -21,12 +21,18 @@ impl ProtectedDisk {
         Self { id, source, engine }
     }
 
-    /// Runs `work` on the source at the place in the order that `op` gets.
-    fn ordered(&self, op: Op, work: impl FnOnce(&dyn Device) -> io::Result<()>) -> io::Result<()> {
+    /// Runs `work` on the source at the place in the order that `op` gets; with `fua` it is durable when this returns.
+    fn ordered(&self, op: Op, fua: bool, work: impl FnOnce(&dyn Device) -> io::Result<()>) -> io::Result<()> {
+        let flush =
+            if fua { Some(self.engine.with(|filter, _| filter.flush_begin(self.id)).map_err(refused)?) } else { None };
         let ticket = self.engine.submit(self.id, op).map_err(refused)?;
         // A source that panics must not leave its op open for ever: others would wait for it.
         let source = std::panic::AssertUnwindSafe(|| work(self.source.as_ref()));
         let result = std::panic::catch_unwind(source).unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::EIO)));
+        if let (Some(flush), Err(_)) = (flush, &result) {
+            // The system tells once that it could not write pages: what this call heard of may be others' pages.
+            self.engine.with(|filter, now| filter.flushed(now, flush, failed(&result)));
+        }
         self.engine.complete(ticket, &result);
         result
     }
@@ -61,7 +67,7 @@ impl Device for ProtectedDisk {
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> io::Result<()> {
         // The parts are checksummed here, before any lock. What goes to the source are the very bytes that are kept.
         let payload = Payload::new(offset, data.clone()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-        self.ordered(Op::Write(payload), |source| source.write(offset, data, fua))
+        self.ordered(Op::Write(payload), fua, |source| source.write(offset, data, fua))
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -76,7 +82,7 @@ impl Device for ProtectedDisk {
             // A hint that the source cannot follow changes nothing, so nothing is recorded.
             return if fua { self.flush() } else { Ok(()) };
         }
-        self.ordered(Op::Discard(Extent::new(offset, length)), |source| source.trim(offset, length, fua))
+        self.ordered(Op::Discard(Extent::new(offset, length)), fua, |source| source.trim(offset, length, fua))
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags) -> io::Result<()> {
@@ -85,7 +91,7 @@ impl Device for ProtectedDisk {
         }
         let extent = Extent::new(offset, length);
         let op = if flags.no_hole { Op::Zero(extent) } else { Op::Discard(extent) };
-        self.ordered(op, |source| source.write_zeroes(offset, length, flags))
+        self.ordered(op, flags.fua, |source| source.write_zeroes(offset, length, flags))
     }
 
     fn can_trim(&self) -> bool {

@@ -4,7 +4,7 @@ use super::open::ProtectError;
 use super::pump::Message;
 use super::{Protector, Shared, wall_seconds};
 use crate::source::Source;
-use cdp_core::capture::{Closing, Status};
+use cdp_core::capture::{Closing, Drained, Status};
 use cdp_core::journal::{Writer, WriterState};
 use cdp_core::types::{DiskId, Lsn};
 use std::collections::BTreeMap;
@@ -51,8 +51,10 @@ impl Protector {
         engine.with(|filter, _| filter.request_drain());
         let drained = loop {
             pump.ask(Writer::request_sync, LOOK * 200);
-            if engine.with(|filter, _| filter.is_drained()) {
-                break true;
+            match engine.with(|filter, _| filter.drained()) {
+                Drained::Safe => break true,
+                Drained::InDoubt => break false,
+                Drained::NotYet => {}
             }
             // A first copy that was told to end is begun anew at the next start: there is nothing to wait for.
             let seeding = engine.with(|filter, _| filter.state()) == cdp_core::capture::State::Seeding;

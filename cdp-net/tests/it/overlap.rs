@@ -90,9 +90,8 @@ impl Run {
         let source = Disks::new([std::fs::read(self.place.source("disk")).unwrap()]);
         // A flush that failed leaves a doubt that no later one removes: such a stop is never called clean.
         let doubtful = shaky.failed_flushes.load(Ordering::SeqCst) > 0;
-        let patience = if doubtful { Duration::from_millis(50) } else { Duration::from_secs(30) };
-        let summary = protector.stop(patience, &|| false);
-        assert!(summary.drained || doubtful, "{summary:?}");
+        let summary = protector.stop(Duration::from_secs(30), &|| false);
+        assert_eq!(summary.drained, !doubtful, "{summary:?}");
         if self.mood != Mood::Losing {
             for (offset, bytes) in own {
                 let held = &source.0.values().next().unwrap()[offset as usize..][..bytes.len()];

@@ -187,7 +187,10 @@ fn what_a_failed_flush_may_have_lost_stays_marked() {
     fixture.write();
     fixture.activity.touched(0, HERE, Lsn(5), fixture.now);
     fixture.activity.completed(0, HERE, fixture.now);
-    assert_eq!(fixture.activity.flush_failed(0, std::iter::empty()), [Extent::new(8 << 20, 4 << 20)]);
+    assert_eq!(
+        fixture.activity.flush_failed(0, fixture.activity.flushed(0), std::iter::empty()),
+        [Extent::new(8 << 20, 4 << 20)]
+    );
     let generation = fixture.activity.flush_begins(0);
     fixture.activity.flush_ended(0, generation);
     fixture.clean(Lsn(5));

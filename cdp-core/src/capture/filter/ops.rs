@@ -168,7 +168,8 @@ impl Filter {
     }
 
     /// A flush ended. A guest's flush that ended well is recorded as a barrier, and may close the period's point. After one
-    /// that failed the source may have lost what was written since the last good one: it is read again.
+    /// that failed the source may have lost what was written since the last good one: it is read again. The same goes for a
+    /// write that was to be durable at once and failed: its ticket is taken before it begins, and reported only then.
     pub fn flushed(&mut self, now: Now, ticket: FlushTicket, result: Result<(), Failed>) {
         self.kicked = true;
         match result {
@@ -181,7 +182,7 @@ impl Filter {
             Err(error) => {
                 let disk = self.disks[ticket.disk].id;
                 self.events.push_back(Event::FlushFailed { disk, error });
-                self.flush_failed(now, ticket.disk);
+                self.flush_failed(now, ticket);
             }
         }
     }
@@ -197,11 +198,11 @@ impl Filter {
         }
     }
 
-    fn flush_failed(&mut self, now: Now, disk: usize) {
+    fn flush_failed(&mut self, now: Now, FlushTicket { disk, flushed, .. }: FlushTicket) {
         if self.doubt.is_some() {
             self.doubt = Some(Doubt::Forever);
         }
-        let lost = self.activity.flush_failed(disk, self.order.running_on(disk));
+        let lost = self.activity.flush_failed(disk, flushed, self.order.running_on(disk));
         if lost.is_empty() || matches!(self.life, Life::Closed { .. }) {
             return;
         }

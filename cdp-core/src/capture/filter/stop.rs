@@ -1,6 +1,6 @@
 //! Stopping: drain, and the activity log's last word.
 
-use super::{Filter, Life};
+use super::{Doubt, Filter, Life};
 use crate::capture::activity::{Facts, LogState};
 use crate::types::Now;
 
@@ -24,6 +24,18 @@ pub enum Closing {
     },
 }
 
+/// How far a drain is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Drained {
+    /// Something is open, not durable at the replica, or not flushed at a source.
+    NotYet,
+    /// Everything is settled and durable at the replica, and that is all that can be had: a flush of a source failed, and what
+    /// it lost only the next start can tell.
+    InDoubt,
+    /// Everything is settled, durable at the replica and flushed at the sources.
+    Safe,
+}
+
 impl Filter {
     /// The driver is about to stop: the open frame closes at once, the filter makes no more points and time records of its own
     /// accord, and asks for flushes of the sources. Ops are still taken; end the guests' connections first.
@@ -35,17 +47,22 @@ impl Filter {
         self.kicked = true;
     }
 
-    /// Whether everything is settled, durable at the replica and flushed at the sources, and nothing is in doubt. Never again
-    /// after a flush of a source failed: what it lost is not known.
+    /// How far a drain is.
     #[must_use]
-    pub fn is_drained(&self) -> bool {
-        self.no_op_is_open()
+    pub fn drained(&self) -> Drained {
+        let mut disks = 0..self.disks.len();
+        let doubtful =
+            matches!(self.doubt, Some(Doubt::Forever)) || disks.clone().any(|disk| self.activity.has_lost(disk));
+        let durable = self.no_op_is_open()
             && self.gather.is_settled()
             && self.gather.is_durable()
             && self.is_protecting()
-            && self.mend.is_idle()
-            && self.doubt.is_none()
-            && (0..self.disks.len()).all(|disk| self.activity.is_flushed(disk))
+            && self.mend.is_idle();
+        match durable {
+            true if doubtful => Drained::InDoubt,
+            true if self.doubt.is_none() && disks.all(|disk| self.activity.is_flushed(disk)) => Drained::Safe,
+            _ => Drained::NotYet,
+        }
     }
 
     /// Whether the log says that the stop was clean.
@@ -81,7 +98,7 @@ impl Filter {
         if let Life::Closed { clean: true, .. } = self.life {
             return Closing::Clean;
         }
-        let clean = self.is_drained();
+        let clean = self.drained() == Drained::Safe;
         self.life = Life::Closed { clean, told: false };
         if clean {
             self.activity.clear_all();

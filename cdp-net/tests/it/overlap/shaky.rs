@@ -67,6 +67,17 @@ impl Shaky {
         self.permille.store(0, Ordering::SeqCst);
     }
 
+    /// What is demanded durable at once is so by a flush, which may fail and lose more than the one write; who is told that it
+    /// failed cannot know which of the two did.
+    fn flushed_if(&self, fua: bool, changed: io::Result<()>) -> io::Result<()> {
+        match changed {
+            Err(_) if fua => drop(self.failed_flushes.fetch_add(1, Ordering::SeqCst)),
+            Ok(()) if fua => return self.flush(),
+            _ => {}
+        }
+        changed
+    }
+
     fn fails(&self) -> bool {
         let permille = self.permille.load(Ordering::SeqCst);
         let fails = permille > 0 && self.dice.lock().unwrap().permille(permille);
@@ -122,7 +133,8 @@ impl Device for Shaky {
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> io::Result<()> {
-        self.change(offset, data.len() as u64, |bytes| self.inner.write(offset, data.slice(..bytes as usize), fua))
+        let write = |bytes| self.inner.write(offset, data.slice(..bytes as usize), false);
+        self.flushed_if(fua, self.change(offset, data.len() as u64, write))
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -140,11 +152,12 @@ impl Device for Shaky {
     }
 
     fn trim(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
-        self.change(offset, length, |bytes| self.inner.trim(offset, bytes, fua))
+        self.flushed_if(fua, self.change(offset, length, |bytes| self.inner.trim(offset, bytes, false)))
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags) -> io::Result<()> {
-        self.change(offset, length, |bytes| self.inner.write_zeroes(offset, bytes, flags))
+        let cached = ZeroFlags { fua: false, ..flags };
+        self.flushed_if(flags.fua, self.change(offset, length, |bytes| self.inner.write_zeroes(offset, bytes, cached)))
     }
 
     fn can_trim(&self) -> bool {

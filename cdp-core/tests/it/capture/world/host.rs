@@ -195,7 +195,7 @@ impl World {
     /// A clean stop, from a converged world. Returns the log.
     pub fn stop(&mut self) -> LogContents {
         self.filter.request_drain();
-        self.run_until(|world| world.filter.is_drained(), self.now + 60 * S);
+        self.run_until(|world| world.filter.drained() == Drained::Safe, self.now + 60 * S);
         let facts = vec![(spec(0, 0).id, b"size 1, inode 2".to_vec())];
         assert_eq!(self.filter.close(facts), Closing::Clean);
         self.run_until(|world| world.events.contains(&Event::Closed), self.now + 60 * S);
