@@ -12,10 +12,10 @@ pub use sessions::{OpenedSession, SESSIONS_DIRECTORY, session_directory};
 
 use crate::owner::{Connection, Handler, PinReply, PolicyChange, Request, Side, reply};
 use crate::report::{PointPolicy, Problem, ProblemClass, Session, Space, State, Status};
-use cdp_core::journal::{Manifest, PointsMode};
+use cdp_core::journal::{Looked, Manifest, PointsMode, look};
 use cdp_core::media::Storage;
 use cdp_core::replica::catalogue::Moment;
-use cdp_core::replica::{Replica, ReplicaError, ResolveError};
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, ResolveError};
 use cdp_core::types::{Lsn, Timeline, WallTime};
 use cdp_core::when::{Label, When};
 use serde_json::Value;
@@ -332,7 +332,8 @@ fn segment_bytes(storage: &dyn Storage) -> u64 {
 /// # Errors
 /// When there is none or it cannot be read.
 pub fn load_idle(storage: &Arc<dyn Storage>) -> Result<Replica, ReplicaError> {
-    let (manifest, snapshot, damage) = cdp_core::journal::look(storage.as_ref(), cdp_core::replica::JOURNAL_DIRECTORY)?;
+    let witness = crate::protect::witness(storage.as_ref());
+    let Looked { manifest, snapshot, damage, .. } = look(storage.as_ref(), JOURNAL_DIRECTORY, witness)?;
     let written = snapshot.written();
     Ok(Replica::load(Arc::clone(storage), manifest, snapshot, written)?.with_damage(damage))
 }

@@ -29,6 +29,7 @@ mod seed;
 mod start;
 mod stop;
 
+pub(crate) use open::witness;
 pub use open::{ProtectError, ProtectOptions, SourceOptions};
 pub use seed::Progress;
 pub use stop::Summary;

@@ -5,7 +5,7 @@ use crate::host::{Host, OpenedSession, document, load_idle, session_directory};
 use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, PinReply, Request, Side};
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
-use cdp_core::journal::{OpenError, look};
+use cdp_core::journal::{Looked, OpenError, look};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::catalogue::Moment;
 use cdp_core::replica::session::{Session, SessionError, SessionOptions};
@@ -69,8 +69,9 @@ fn storage(dir: &Path) -> Result<Arc<dyn Storage>, Problem> {
 fn load_under_owner(dir: &Path, at: &At) -> Result<(Replica, Moment), Problem> {
     let storage = storage(dir)?;
     let failed = |error: cdp_core::replica::ReplicaError| document::unreadable(&error);
-    let (manifest, snapshot, damage) =
-        look(storage.as_ref(), JOURNAL_DIRECTORY).map_err(|error| failed(error.into()))?;
+    // The owner is the witness.
+    let looked = look(storage.as_ref(), JOURNAL_DIRECTORY, None).map_err(|error| failed(error.into()))?;
+    let Looked { manifest, snapshot, damage, .. } = looked;
     if let Some(damage) = damage.filter(|damage| damage.good < at.lsn) {
         return Err(failed(OpenError::Damaged(Box::new(damage)).into()));
     }

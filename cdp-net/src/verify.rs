@@ -2,7 +2,7 @@
 
 use crate::host::document;
 use crate::report::{Problem, Range};
-use cdp_core::journal::{Damage as Unopened, Reader, look};
+use cdp_core::journal::{Damage as Unopened, Looked, Reader, look};
 use cdp_core::media::Storage;
 use cdp_core::replica::base::{Base, BaseError, file_names};
 use cdp_core::replica::sidecar::{self, PAGE_BYTES, Root};
@@ -61,24 +61,31 @@ pub fn verify(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Verified, Problem> {
     let unreadable = |error: cdp_core::journal::OpenError| document::unreadable(&error.into());
-    let (manifest, snapshot, unopened) = look(storage.as_ref(), JOURNAL_DIRECTORY).map_err(unreadable)?;
+    // Beside a live owner the log runs ahead of what a look finds: the owner is the witness then.
+    let witness = if safe.is_none() { crate::protect::witness(storage.as_ref()) } else { None };
+    let looked = look(storage.as_ref(), JOURNAL_DIRECTORY, witness).map_err(unreadable)?;
+    let Looked { manifest, snapshot, damage: unopened, behind } = looked;
     let root = PathBuf::from(storage.path());
     let total = stored_bytes(storage.as_ref());
     let mut out = Verified::default();
     let mut lost = Vec::new();
     let reader = Reader::new(Arc::clone(storage), JOURNAL_DIRECTORY, 0);
-    let journal = reader.verify(&snapshot, |bytes| {
-        progress(bytes, total);
-        true
-    });
-    out.bytes = journal.bytes;
-    for finding in journal.findings {
-        let from = finding.lost.map(|(first, _)| first);
-        lost.extend(from.map(|from| Lost { timeline: finding.timeline, from }));
-        let file = root.join(JOURNAL_DIRECTORY).join(&finding.file);
-        let (offset, length, what) = (finding.offset, finding.length, finding.what);
-        out.damage.push(Damage { file, offset, length, what, lost: lost_ranges(from, finding.timeline) });
+    for snapshot in std::iter::once(&snapshot).chain(&behind) {
+        let before = out.bytes;
+        let journal = reader.verify(snapshot, |bytes| {
+            progress(before + bytes, total);
+            true
+        });
+        out.bytes += journal.bytes;
+        for finding in journal.findings {
+            let from = finding.lost.map(|(first, _)| first);
+            lost.extend(from.map(|from| Lost { timeline: finding.timeline, from }));
+            let file = root.join(JOURNAL_DIRECTORY).join(&finding.file);
+            let (offset, length, what) = (finding.offset, finding.length, finding.what);
+            out.damage.push(Damage { file, offset, length, what, lost: lost_ranges(from, finding.timeline) });
+        }
     }
+    let journal_bytes = out.bytes;
     // Beside a live owner the end of the journal moves while it is looked at: what lies behind what the owner vouches for is not
     // judged.
     let unopened = unopened.filter(|damage| safe.is_none_or(|safe| damage.good < safe));
@@ -90,7 +97,7 @@ pub fn verify(
     let mut base_lost = false;
     for (disk, base) in manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base?))) {
         let root_of = Root { size: base.size, digest: base.root };
-        let mut told = |bytes: u64| progress(journal.bytes + bytes, total);
+        let mut told = |bytes: u64| progress(journal_bytes + bytes, total);
         let found = check_base(storage, &manifest, disk, root_of, &mut out.bytes, &mut told);
         base_lost |= !found.is_empty();
         out.damage.extend(found.into_iter().map(|mut damage| {

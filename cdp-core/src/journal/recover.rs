@@ -195,17 +195,31 @@ pub fn open(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Res
     Ok(Opened { manifest, durable, last_lsn: plan.last, repairs })
 }
 
+/// A store as it was found by [`look`].
+#[derive(Clone, Debug)]
+pub struct Looked {
+    /// Its state.
+    pub manifest: Manifest,
+    /// What can be read.
+    pub snapshot: Snapshot,
+    /// What is missing or damaged of what was acknowledged. From there on segments are not in the snapshot.
+    pub damage: Option<Damage>,
+    /// Sealed segments behind the damage: of no moment any more, and yet for whoever verifies to read.
+    pub behind: Option<Snapshot>,
+}
+
 /// Reads a store without changing it, also while its owner writes: what was not sealed is scanned by heads, up to where it
-/// ends now. `written` of the snapshot then says how far; what of that is durable only the owner knows.
+/// ends now. `written` of the snapshot then says how far; what of that is durable only the owner knows. `witness` is what
+/// somebody remembers to have been durable before this call.
 ///
 /// # Errors
-/// When the manifest or a file cannot be read. Damage is not an error here: segments from the first unsound one on are left
-/// out, and it is given beside.
-pub fn look(storage: &dyn Storage, directory: &str) -> Result<(Manifest, Snapshot, Option<Damage>), OpenError> {
+/// When the manifest or a file cannot be read. Damage is not an error here.
+pub fn look(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Result<Looked, OpenError> {
     let manifest = read_manifest(storage)?;
     let found = examine(storage, directory, &manifest, Depth::Heads)?;
     let facts: Vec<_> = found.iter().map(|found| found.facts).collect();
-    let loss = decide(&facts, manifest.floor, manifest.durable).err();
+    let acknowledged = manifest.durable.max(witness.unwrap_or(Lsn::ZERO));
+    let loss = decide(&facts, manifest.floor, acknowledged).err();
     let damage = loss.map(|loss| damage(storage, directory, &manifest, &found, loss));
     let usable = if loss.is_some() { found.iter().take_while(|found| is_sound(found)).count() } else { found.len() };
     // Without its loss everything is decided as it would be without a witness.
@@ -230,8 +244,14 @@ pub fn look(storage: &dyn Storage, directory: &str) -> Result<(Manifest, Snapsho
         }
     }
     let whole = plan.map_or(whole, |plan| plan.whole);
-    let snapshot = Snapshot::new(&manifest, segments, DurableLsn::mint(manifest.durable.min(whole)), whole, settled);
-    Ok((manifest, snapshot, damage))
+    let durable = DurableLsn::mint(acknowledged.min(whole));
+    let snapshot = Snapshot::new(&manifest, segments, durable, whole, settled);
+    let behind = damage.as_ref().map(|_| {
+        let sound = manifest.segments.iter().zip(&found).skip(usable).filter(|(_, found)| is_sound(found));
+        let segments = sound.filter_map(|(info, _)| SegmentView::sealed(info).map(Arc::new)).collect();
+        Snapshot::new(&manifest, segments, durable, whole, settled)
+    });
+    Ok(Looked { manifest, snapshot, damage, behind })
 }
 
 fn is_sound(found: &Found) -> bool {

@@ -30,7 +30,8 @@ impl Store for IdleStore {
         let (writer, executor) = match held.as_mut() {
             Some(opened) => opened,
             None => {
-                let opened = cdp_core::journal::open(self.storage.as_ref(), JOURNAL_DIRECTORY, None);
+                let witness = crate::protect::witness(self.storage.as_ref());
+                let opened = cdp_core::journal::open(self.storage.as_ref(), JOURNAL_DIRECTORY, witness);
                 let opened = opened.map_err(|error| document::unreadable(&error.into()))?;
                 let clean = opened.manifest.clean;
                 let mut writer = Writer::new(opened, Options::default(), Box::new(identity));

@@ -256,6 +256,14 @@ fn read_log(storage: &dyn Storage, manifest: &Manifest) -> Result<Option<LogCont
     Ok(found.filter(|log| log.generation >= manifest.activity_generation))
 }
 
+/// Up to where the journal was durable when the activity log was last written: the witness for a last frame that was
+/// acknowledged and is damaged, which by itself looks like one that was never whole. Asked before the journal is looked at.
+pub(crate) fn witness(storage: &dyn Storage) -> Option<Lsn> {
+    // A log that cannot be read is no witness; whether it is needed is the business of who takes the store over.
+    let log = read_log(storage, &journal::read_manifest(storage).ok()?).ok()??;
+    Some(log.durable)
+}
+
 /// The activity log's file, made if it is not there.
 fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, ProtectError> {
     match storage.open(ACTIVITY_LOG, true) {

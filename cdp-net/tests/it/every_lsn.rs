@@ -8,7 +8,7 @@ use crate::held::{Access, Gate, Held};
 use crate::history::{self, Disks};
 use crate::protect::{Place, label, seeded, wait_for};
 use bytes::Bytes;
-use cdp_core::journal::look;
+use cdp_core::journal::{Looked, look};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ResolveError};
 use cdp_core::types::{Lsn, Timeline, WallTime};
@@ -361,7 +361,8 @@ fn a_second_reader_sees_every_moment_while_the_protector_runs() {
             while !stop.load(Ordering::Relaxed) {
                 let Ok(latest) = protector.host().moment(&When::Latest, None) else { continue };
                 let safe = latest.lsn;
-                let (manifest, snapshot, damage) = look(storage.as_ref(), JOURNAL_DIRECTORY).unwrap();
+                let looked = look(storage.as_ref(), JOURNAL_DIRECTORY, None).unwrap();
+                let Looked { manifest, snapshot, damage, .. } = looked;
                 assert!(damage.is_none(), "{damage:?}");
                 let replica = Replica::load(Arc::clone(&storage), manifest, snapshot, safe).unwrap();
                 let latest = replica.resolve(&When::Latest).unwrap();

@@ -1,7 +1,7 @@
 //! A protected disk in one process: what is restored is what was there.
 
 use bytes::Bytes;
-use cdp_core::journal::look;
+use cdp_core::journal::{Looked, look};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
 use cdp_core::types::Lsn;
@@ -236,7 +236,7 @@ fn the_journal_reads_the_same_under_its_owner() {
     write(protector.exports()[0].device.as_ref(), &mut model, 0, noise(9, 64 << 10));
     let lsn = protector.mark(&label("now")).unwrap();
     let storage: Arc<dyn Storage> = Arc::new(Disk::open(place.replica()).unwrap());
-    let (manifest, snapshot, damage) = look(storage.as_ref(), JOURNAL_DIRECTORY).unwrap();
+    let Looked { manifest, snapshot, damage, .. } = look(storage.as_ref(), JOURNAL_DIRECTORY, None).unwrap();
     assert!(damage.is_none(), "{damage:?}");
     let replica = Replica::load(storage, manifest, snapshot, lsn).unwrap();
     assert!(restored(&replica, &When::Lsn { timeline: None, lsn }, "disk") == model);

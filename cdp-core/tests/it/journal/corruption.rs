@@ -20,7 +20,7 @@ fn store(clean: bool) -> (Memory, Source, Lsn) {
         source.note(RecordKind::Mark, None, Note::Mark(Mark { label, ..Mark::default() }));
         let compression = if round % 2 == 0 { Compression::None } else { Compression::Zstd(1) };
         source.frames(compression).into_iter().for_each(|frame| drop(rig.append(frame)));
-        if round % 8 == 7 {
+        if round == 7 || round == 15 {
             rig.writer.roll();
         }
     }
@@ -151,8 +151,8 @@ fn damage_to_a_stopped_store_is_noticed_and_never_gives_a_wrong_byte() {
         };
         assert_eq!(noticed, changed, "seed {seed}: {what}");
         // Who only looks gets what is good, and never a wrong byte.
-        if let Ok((_, snapshot, _)) = look(&storage, DIRECTORY) {
-            read_right(&reader, &snapshot, &source, snapshot.written(), &what);
+        if let Ok(looked) = look(&storage, DIRECTORY, None) {
+            read_right(&reader, &looked.snapshot, &source, looked.snapshot.written(), &what);
         }
     }
 }
@@ -160,7 +160,7 @@ fn damage_to_a_stopped_store_is_noticed_and_never_gives_a_wrong_byte() {
 #[test]
 fn damage_to_what_was_not_sealed_is_refused_or_was_never_acknowledged() {
     let (intact, source, durable) = store(false);
-    let mut refused = 0;
+    let (mut refused, mut told) = (0, 0);
     for seed in 1000..1300 {
         let mut dice = Dice(seed);
         let storage = copy(&intact);
@@ -175,11 +175,42 @@ fn damage_to_what_was_not_sealed_is_refused_or_was_never_acknowledged() {
             Err(OpenError::Damaged(damage)) => {
                 refused += 1;
                 assert!(damage.good < damage.acknowledged && damage.acknowledged >= durable, "{what}: {damage}");
-                let (_, snapshot, _) = look(&storage, DIRECTORY).unwrap();
-                read_right(&reader, &snapshot, &source, snapshot.written().min(damage.good), &what);
+                // Who only looks is told the same before anybody takes the store over; of frames' bodies, when it reads them.
+                let looked = look(&storage, DIRECTORY, Some(durable)).unwrap();
+                told += usize::from(looked.damage.is_some());
+                let at_least =
+                    looked.damage.is_none_or(|told| told.good >= damage.good && told.acknowledged >= durable);
+                assert!(at_least, "{what}: {damage}");
+                let upto = looked.snapshot.written().min(damage.good);
+                read_right(&reader, &looked.snapshot, &source, upto, &what);
             }
             Err(_) => refused += 1,
         }
     }
-    assert!(refused > 50, "{refused}");
+    assert!(refused > 50 && told > 20, "{refused} refused, {told} told to who looks");
+}
+
+/// By itself an acknowledged last frame that is damaged looks like one that was never whole.
+#[test]
+fn who_remembers_what_was_durable_is_told_that_the_last_frame_is_damaged() {
+    let storage = Memory::new();
+    let mut rig = Rig::create(Arc::new(storage.clone()));
+    let mut source = Source::new(12, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    for _ in 0..3 {
+        source.any();
+        source.frames(Compression::None).into_iter().for_each(|frame| drop(rig.append(frame)));
+        rig.sync();
+    }
+    let durable = rig.writer.durable().lsn();
+    let last = |name: &String| read(&storage, name).windows(8).rposition(|bytes| bytes == b"CDPENVL\x01");
+    let found = names(&storage).into_iter().filter_map(|name| last(&name).map(|at| (name, at)));
+    let (name, at) = found.last().unwrap();
+    let file = storage.open(&name, true).unwrap();
+    file.write_all_at(at as u64 + 20, &[0x55]).unwrap();
+    let looked = look(&storage, DIRECTORY, None).unwrap();
+    assert!(looked.damage.is_none() && looked.snapshot.written() < durable);
+    let damage = look(&storage, DIRECTORY, Some(durable)).unwrap().damage.unwrap();
+    assert_eq!((damage.good, damage.acknowledged), (looked.snapshot.written(), durable));
+    assert!(matches!(open(&storage, DIRECTORY, Some(durable)), Err(OpenError::Damaged(_))));
 }

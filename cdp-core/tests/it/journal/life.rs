@@ -175,9 +175,9 @@ fn times_and_events_come_back() {
     };
     check(&rig.reader(), &rig.writer.snapshot());
     // As another process sees it while the owner writes, and after a clean stop.
-    let (_, looked, damage) = look(storage.as_ref(), DIRECTORY).unwrap();
-    assert_eq!(damage, None);
-    check(&rig.reader(), &looked);
+    let looked = look(storage.as_ref(), DIRECTORY, Some(source.lsn)).unwrap();
+    assert_eq!(looked.damage, None);
+    check(&rig.reader(), &looked.snapshot);
     rig.close();
     let opened = open(storage.as_ref(), DIRECTORY, Some(source.lsn)).unwrap();
     check(&Reader::new(storage, DIRECTORY, 1 << 20), &opened.snapshot());

@@ -222,5 +222,9 @@ fn a_failed_flush_reads_again_what_it_may_have_lost_and_spoils_the_clean_stop() 
         rig.pass(S);
     }
     rig.durable();
-    assert_eq!(rig.filter.drained(), Drained::InDoubt, "the replica has everything, and nobody knows what the source has");
+    assert_eq!(
+        rig.filter.drained(),
+        Drained::InDoubt,
+        "the replica has everything, and nobody knows what the source has"
+    );
 }
