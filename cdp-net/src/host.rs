@@ -130,6 +130,11 @@ impl Host {
         self.replica.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where it is. Who uses it holds no lock: whoever writes the journal needs that of the replica.
+    fn storage(&self) -> Arc<dyn Storage> {
+        Arc::clone(self.replica().storage())
+    }
+
     /// The replica, to be brought up to date by whoever writes it.
     pub(crate) fn replica_mut(&self) -> RwLockWriteGuard<'_, Replica> {
         self.replica.write().unwrap_or_else(PoisonError::into_inner)

@@ -71,13 +71,17 @@ impl Host {
     }
 
     fn session_report(&self, info: &SessionInfo) -> Result<Session, Problem> {
-        let replica = self.replica();
-        let moment = replica.exact(info.parent, info.fork).map_err(|error| document::unresolved(&replica, &error))?;
+        let at = {
+            let replica = self.replica();
+            let moment =
+                replica.exact(info.parent, info.fork).map_err(|error| document::unresolved(&replica, &error))?;
+            document::at(&replica, &moment)
+        };
         Ok(Session {
             name: document::session_name(info),
             timeline: info.timeline.into(),
-            at: document::at(&replica, &moment),
-            bytes: directory_bytes(replica.storage().as_ref(), &session_directory(info.timeline)),
+            at,
+            bytes: directory_bytes(self.storage().as_ref(), &session_directory(info.timeline)),
             open: lock(&self.open_sessions).contains(&info.timeline),
         })
     }
@@ -143,24 +147,22 @@ impl Host {
         let name = name.unwrap_or_else(|| timeline.short());
         let (parent, fork) = (moment.timeline, moment.lsn);
         let info = SessionInfo { name: name.clone(), timeline, parent, fork, kind, created };
-        {
-            let replica = self.replica();
-            let branch = TimelineInfo {
-                id: timeline,
-                number: 1,
-                parent: Some(parent),
-                fork,
-                last: None,
-                state: TimelineState::Open,
-                role: TimelineRole::Session,
-                opened: created,
-            };
-            let store = replica.storage().sub(&session_directory(timeline));
-            let made = store.map_err(Into::into).and_then(|store| {
-                cdp_core::replica::session::create(store.as_ref(), replica.manifest(), &name, branch)
-            });
-            made.map_err(|error| document::unreadable(&error.into()))?;
-        }
+        let branch = TimelineInfo {
+            id: timeline,
+            number: 1,
+            parent: Some(parent),
+            fork,
+            last: None,
+            state: TimelineState::Open,
+            role: TimelineRole::Session,
+            opened: created,
+        };
+        let manifest = self.replica().manifest().clone();
+        let store = self.storage().sub(&session_directory(timeline));
+        let made = store
+            .map_err(Into::into)
+            .and_then(|store| cdp_core::replica::session::create(store.as_ref(), &manifest, &name, branch));
+        made.map_err(|error| document::unreadable(&error.into()))?;
         let entry = info.clone();
         self.edit(Box::new(move |manifest| manifest.sessions.push(entry)))?;
         Ok(info)
@@ -187,14 +189,13 @@ impl Host {
 
     /// Whether some process writes in the session, known to this owner or to one before it: writers lock its directory.
     fn has_writer(&self, timeline: Timeline) -> bool {
-        let directory = Path::new(&self.replica().storage().path()).join(session_directory(timeline));
+        let directory = Path::new(&self.storage().path()).join(session_directory(timeline));
         crate::owner::is_owned(&directory).unwrap_or(false)
     }
 
     fn forget_session(&self, timeline: Timeline) -> Result<(), Problem> {
         self.edit(Box::new(move |manifest| manifest.sessions.retain(|info| info.timeline != timeline)))?;
-        let replica = self.replica();
-        remove_directory(replica.storage().as_ref(), &session_directory(timeline));
+        remove_directory(self.storage().as_ref(), &session_directory(timeline));
         Ok(())
     }
 
@@ -209,12 +210,11 @@ impl Host {
         if !ended.is_empty() {
             self.edit(Box::new(move |manifest| manifest.sessions.retain(|info| !ended.contains(&info.timeline))))?;
         }
-        let replica = self.replica();
-        let named: BTreeSet<_> = replica.manifest().sessions.iter().map(|info| info.timeline.short()).collect();
-        for name in replica.storage().list(SESSIONS_DIRECTORY).unwrap_or_default() {
-            if !named.contains(&name) {
-                remove_directory(replica.storage().as_ref(), &format!("{SESSIONS_DIRECTORY}/{name}"));
-            }
+        let storage = self.storage();
+        let listed = storage.list(SESSIONS_DIRECTORY).unwrap_or_default();
+        let named: BTreeSet<_> = self.replica().manifest().sessions.iter().map(|info| info.timeline.short()).collect();
+        for name in listed.iter().filter(|name| !named.contains(*name)) {
+            remove_directory(storage.as_ref(), &format!("{SESSIONS_DIRECTORY}/{name}"));
         }
         Ok(())
     }
