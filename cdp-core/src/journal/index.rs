@@ -199,10 +199,11 @@ impl IndexRun {
     /// there are events.
     pub(super) fn of_frame(head: &FrameHead, body: &[u8], place: Place) -> Result<Self, FrameError> {
         let info = &head.info;
-        let body_at = place.offset + super::layout::ENVELOPE_BYTES as u64 + u64::from(info.head_bytes);
+        let frame_bytes = info.head_bytes + info.body_bytes;
+        let body_at = place.offset + super::layout::body_at(info.head_bytes.into(), frame_bytes.into());
         let frame = FrameRow {
             offset: place.offset,
-            frame_bytes: info.head_bytes + info.body_bytes,
+            frame_bytes,
             records: info.records,
             first_lsn: info.first_lsn,
             last_lsn: info.last_lsn,

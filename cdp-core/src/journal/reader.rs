@@ -283,10 +283,12 @@ impl Reader {
 
     /// A frame with all its records, every checksum verified.
     pub(super) fn frame(&self, segment: &SegmentView, row: &FrameRow) -> Result<RawFrame, ReadError> {
-        let bytes = Bytes::from(self.read(segment, row.offset, ENVELOPE_BYTES + row.frame_bytes as usize)?);
-        let (_, head) = parse_head(segment.number, segment.id, row.offset, &bytes)?;
+        let broken = |source| ReadError::Format { segment: segment.number, offset: row.offset, source };
+        let envelope = Envelope::decode(&self.read(segment, row.offset, ENVELOPE_BYTES)?).map_err(broken)?;
+        let bytes = Bytes::from(self.read(segment, row.offset, envelope.stride(row.offset) as usize)?);
+        let (envelope, head) = parse_head(segment.number, segment.id, row.offset, &bytes)?;
         let failed = |source| ReadError::Frame { segment: segment.number, offset: row.offset, source };
-        let at = ENVELOPE_BYTES + head.info.head_bytes as usize;
+        let at = envelope.body_at() as usize;
         let expected = head.info.body_bytes as usize;
         if bytes.len() < at + expected {
             return Err(failed(FrameError::Short { expected, found: bytes.len().saturating_sub(at) }));

@@ -416,8 +416,9 @@ fn seal(storage: &dyn Storage, directory: &str, info: &SegmentInfo, scan: &Scan)
         return Err(MediaError::new(MediaErrorKind::Short, Operation::Read, path, 0, "no opening").into());
     };
     let run = IndexRun::merge(&scan.runs);
-    for frame in run.frames.iter().filter(|frame| frame.last_lsn > scan.witness) {
-        let mut bytes = vec![0; super::layout::stride(frame.offset, u64::from(frame.frame_bytes)) as usize];
+    let ends = run.frames.iter().skip(1).map(|next| next.offset).chain([scan.end]);
+    for (frame, end) in run.frames.iter().zip(ends).filter(|(frame, _)| frame.last_lsn > scan.witness) {
+        let mut bytes = vec![0; (end - frame.offset) as usize];
         file.read_exact_at(frame.offset, &mut bytes)?;
         file.write_all_at(frame.offset, &bytes)?;
     }

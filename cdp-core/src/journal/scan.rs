@@ -144,7 +144,7 @@ impl Scan {
             }
         }
         self.check_chain(&head).map_err(broken)?;
-        let body = &bytes[ENVELOPE_BYTES + head.info.head_bytes as usize..];
+        let body = &bytes[envelope.body_at() as usize..];
         if depth == Depth::Bodies {
             check_chunks(&head, body).map_err(|source| ReadError::Frame { segment: number, offset, source })?;
         }

@@ -106,15 +106,16 @@ fn the_index_stays_within_its_24_bytes() {
 
 #[test]
 fn behind_a_large_frame_the_next_begins_on_a_page() {
-    use super::layout::{LARGE_FRAME, stride};
+    use super::layout::{LARGE_FRAME, body_at, stride};
     for offset in [4096, 4608, 8192 + 3 * 512] {
         for bytes in [200, LARGE_FRAME - 1] {
-            let next = offset + stride(offset, bytes);
+            let next = offset + stride(offset, 176, bytes);
             assert!(next.is_multiple_of(512) && next - offset - 64 - bytes < 512, "{bytes} at {offset}");
         }
         for bytes in [LARGE_FRAME, 300_000] {
-            let next = offset + stride(offset, bytes);
-            assert!(next.is_multiple_of(4096) && next - offset - 64 - bytes < 4096, "{bytes} at {offset}");
+            let next = offset + stride(offset, 176, bytes);
+            assert!(next.is_multiple_of(4096) && next - offset - 512 - (bytes - 176) < 4096, "{bytes} at {offset}");
+            assert_eq!((body_at(176, bytes), body_at(448, bytes), body_at(449, bytes)), (512, 512, 1024));
         }
     }
 }

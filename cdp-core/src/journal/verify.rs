@@ -3,7 +3,8 @@
 use super::bytes::FormatError;
 use super::index::{Entry, IndexRun, Place};
 use super::layout::{
-    BLOCK_BYTES, ENVELOPE_BYTES, FIXED_BYTES, FRAMES_AT, OPENING_AT, Opening, Summary, decode_trailer, foreign, stride,
+    BLOCK_BYTES, ENVELOPE_BYTES, Envelope, FIXED_BYTES, FRAMES_AT, OPENING_AT, Opening, Summary, decode_trailer,
+    foreign,
 };
 use super::manifest::segment_name;
 use super::reader::{ReadError, Reader, parse_head};
@@ -156,12 +157,18 @@ impl Check<'_> {
     ) -> Result<(IndexRun, u64, u32), ReadError> {
         let (number, id) = (self.segment.number, self.segment.id);
         let broken = |source| ReadError::Format { segment: number, offset, source };
-        let mut bytes = vec![0; stride(offset, u64::from(frame_bytes)) as usize];
-        self.reader.file(number, id)?.read_exact_at(offset, &mut bytes)?;
-        let padding = bytes.split_off(ENVELOPE_BYTES + frame_bytes as usize);
+        let file = self.reader.file(number, id)?;
+        let mut front = [0; ENVELOPE_BYTES];
+        file.read_exact_at(offset, &mut front)?;
+        let envelope = Envelope::decode(&front).map_err(broken)?;
+        let mut bytes = vec![0; envelope.stride(offset) as usize];
+        file.read_exact_at(offset, &mut bytes)?;
+        let (envelope, head) = parse_head(number, id, offset, &bytes)?;
+        let (head_ends, body_at) = (ENVELOPE_BYTES + envelope.head_bytes as usize, envelope.body_at() as usize);
+        let padding = bytes.split_off(body_at + (envelope.frame_bytes - envelope.head_bytes) as usize);
+        self.padding(&bytes[head_ends..body_at], offset + head_ends as u64);
         self.padding(&padding, offset + bytes.len() as u64);
         self.out.bytes += bytes.len() as u64;
-        let (envelope, head) = parse_head(number, id, offset, &bytes)?;
         let facts = [
             ("sequence", u64::from(sequence), u64::from(envelope.sequence)),
             ("first_chunk", u64::from(place.first_chunk), u64::from(envelope.first_chunk)),
@@ -176,7 +183,7 @@ impl Check<'_> {
         if head.info.timeline != self.segment.timeline {
             return Err(broken(foreign("frame", "timeline", self.segment.timeline, head.info.timeline)));
         }
-        let body = Bytes::from(bytes).slice(ENVELOPE_BYTES + head.info.head_bytes as usize..);
+        let body = Bytes::from(bytes).slice(body_at..);
         let failed = |source| ReadError::Frame { segment: number, offset, source };
         head.unpack(&body).map_err(failed)?;
         let run = IndexRun::of_frame(&head, &body, place).map_err(failed)?;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Buffers per system call: more than Linux's IOV_MAX are refused by it.
-const IOV_MAX: usize = 1024;
+pub(super) const IOV_MAX: usize = 1024;
 
 /// A real directory.
 #[derive(Clone, Debug)]

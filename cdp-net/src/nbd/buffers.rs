@@ -4,15 +4,16 @@ use cdp_core::buffer::{BufferPool, PAGE, PooledBuffer};
 
 /// Size of a receive buffer, in bytes: what one send of a client at depth brings fits several times.
 pub(crate) const RECEIVE_BYTES: usize = 1 << 20;
-/// From this payload on a write is received straight into a buffer of its own, page-aligned.
-pub(crate) const LARGE_BYTES: usize = 256 << 10;
+/// From this payload on a write is received straight into a buffer of its own, page-aligned: the journal hands it to the disk
+/// from there.
+pub(crate) const LARGE_BYTES: usize = 64 << 10;
 /// A protected disk keeps what was received until the journal has it: with fewer buffers than that, each is fresh memory, and
 /// the page faults of one cost as much as receiving into it.
 const RECEIVE_RETAINED_MAX: usize = 64;
 /// The smallest size of large buffers, in bytes (reads by workers).
 const LARGE_MIN: usize = 64 << 10;
 /// Unused memory that each size of large buffers may hold, in bytes; at least one buffer is kept.
-const LARGE_RETAINED_BYTES: usize = 32 << 20;
+const LARGE_RETAINED_BYTES: usize = 64 << 20;
 const LARGE_CLASSES: usize = 10;
 
 /// Pools for every size there is, up to the largest payload.

@@ -5,7 +5,7 @@ use crate::frame::{EncodedFrame, FrameError, FrameHead};
 use crate::journal::effect::FileId;
 use crate::journal::footer;
 use crate::journal::index::{ActiveIndex, LSN_SPAN, Place};
-use crate::journal::layout::{Envelope, FRAMES_AT, OPENING_AT, Opening, SegmentHeader, stride};
+use crate::journal::layout::{ENVELOPE_BYTES, Envelope, FRAMES_AT, OPENING_AT, Opening, SegmentHeader, stride};
 use crate::journal::manifest::{Generation, SegmentInfo, SegmentState, segment_name};
 use crate::journal::snapshot::SegmentView;
 use crate::media;
@@ -73,7 +73,8 @@ impl Segment {
         let notes = if head.chunks.iter().any(|chunk| chunk.notes) { records } else { 0 };
         let (entries, chunks) = (self.entries + records, u64::from(self.chunks) + chunks);
         let footer = footer::bound(entries, chunks, u64::from(self.frames) + 1, self.events + notes);
-        let frame = stride(self.offset, u64::from(head.info.head_bytes) + u64::from(head.info.body_bytes));
+        let head_bytes = u64::from(head.info.head_bytes);
+        let frame = stride(self.offset, head_bytes, head_bytes + u64::from(head.info.body_bytes));
         let span = head.info.last_lsn.0 - self.first_lsn.unwrap_or(head.info.first_lsn).0;
         let small = self.offset + frame + footer <= options.segment_bytes && entries <= options.segment_records;
         // An empty segment takes any frame: a file may grow past what was reserved.
@@ -111,7 +112,7 @@ impl Segment {
             head_bytes: info.head_bytes,
             head_crc: crc32c::crc32c(&frame.head),
         };
-        let mut data = Vec::with_capacity(frame.body.len() + 5);
+        let mut data = Vec::with_capacity(frame.body.len() + 6);
         let mut offset = self.offset;
         if self.frames == 0 {
             self.prev_lsn = before.lsn;
@@ -125,14 +126,13 @@ impl Segment {
             data.push(Bytes::from_static(&ZEROS[..gap]));
             offset = OPENING_AT;
         }
-        let stride = envelope.stride(self.offset);
-        let padding = (stride - frame.len()) as usize - crate::journal::layout::ENVELOPE_BYTES;
+        let (body_at, stride) = (envelope.body_at(), envelope.stride(self.offset));
+        let zeros = |bytes: u64| (bytes > 0).then(|| Bytes::from_static(&ZEROS[..bytes as usize]));
         data.push(envelope.encode().into());
         data.push(frame.head.clone());
+        data.extend(zeros(body_at - ENVELOPE_BYTES as u64 - u64::from(info.head_bytes)));
         data.extend(frame.body.iter().cloned());
-        if padding > 0 {
-            data.push(Bytes::from_static(&ZEROS[..padding]));
-        }
+        data.extend(zeros(stride - body_at - u64::from(info.body_bytes)));
         self.offset += stride;
         self.frames += 1;
         self.chunks += head.chunks.len() as u32;

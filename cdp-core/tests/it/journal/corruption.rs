@@ -204,8 +204,8 @@ fn who_remembers_what_was_durable_is_told_that_the_last_frame_is_damaged() {
     }
     let durable = rig.writer.durable().lsn();
     let last = |name: &String| read(&storage, name).windows(8).rposition(|bytes| bytes == b"CDPENVL\x01");
-    let found = names(&storage).into_iter().filter_map(|name| last(&name).map(|at| (name, at)));
-    let (name, at) = found.last().unwrap();
+    let mut found = names(&storage).into_iter().filter_map(|name| last(&name).map(|at| (name, at)));
+    let (name, at) = found.next_back().unwrap();
     let file = storage.open(&name, true).unwrap();
     file.write_all_at(at as u64 + 20, &[0x55]).unwrap();
     let looked = look(&storage, DIRECTORY, None).unwrap();
