@@ -28,7 +28,6 @@ mod status;
 
 pub use activity::{
     CLEAN_PASS_NS, CLEAN_SLICE_NS, FACTS_MAX, HeaderFault, LOOKAHEAD, LogContents, LogDisk, LogError, LogState,
-    LogWitness,
 };
 pub use clock::{STEP_NS, TIME_RECORD_NS_MAX, TIME_RECORD_NS_MIN, time_record_period_ns};
 pub use dirty::{DIRTY_BLOCK, DirtyMap};

@@ -10,7 +10,7 @@
 mod codec;
 mod writer;
 
-pub use codec::{FACTS_MAX, HeaderFault, LogContents, LogDisk, LogError, LogState, LogWitness};
+pub use codec::{FACTS_MAX, HeaderFault, LogContents, LogDisk, LogError, LogState};
 pub(super) use writer::Facts;
 
 #[cfg(test)]
@@ -454,5 +454,5 @@ impl Activity {
 pub(super) struct Limits {
     pub(super) wait_ns_max: u64,
     pub(super) hot_ns_min: u64,
-    pub(super) witness: LogWitness,
+    pub(super) generation_least: u64,
 }

@@ -187,8 +187,11 @@ impl Filter {
     pub fn new(options: FilterOptions, now: Now) -> Result<Self, OptionsError> {
         options.check()?;
         let (after, epoch, found) = beginnings(&options.start);
-        let limits =
-            Limits { wait_ns_max: options.log_wait_ns_max, hot_ns_min: options.hot_ns_min, witness: options.witness };
+        let limits = Limits {
+            wait_ns_max: options.log_wait_ns_max,
+            hot_ns_min: options.hot_ns_min,
+            generation_least: options.log_generation_least,
+        };
         let mut filter = Self {
             limits: FilterLimits {
                 queue_bytes_max: options.queue_bytes_max,

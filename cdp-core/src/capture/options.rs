@@ -1,6 +1,6 @@
 //! What a filter is made with, its bounds, and why it may refuse.
 
-use super::activity::{LogContents, LogWitness};
+use super::activity::LogContents;
 use crate::types::{ClockEpoch, DISK_MAX, DISKS_MAX, DiskId, Extent, GroupId, Lsn, NAME_MAX, SECTOR, Timeline};
 
 /// The smallest bound for what is not yet durable, in bytes: one re-read of 1 MiB must fit into a quarter of it.
@@ -66,9 +66,9 @@ pub struct FilterOptions {
     pub timeline: Timeline,
     /// Where it begins.
     pub start: Start,
-    /// What the replica keeps about the activity log (all zeros for a group's first start): a log without a good predecessor
-    /// gets a generation far above all that may lie around.
-    pub witness: LogWitness,
+    /// The least generation of an activity log that the replica believes, 0 at a group's first start (see
+    /// [`super::LogTrust::least`]): a log without a good predecessor gets a generation far above all that may lie around.
+    pub log_generation_least: u64,
     /// Compare the whole source with the replica in the background (not for [`Start::First`], which seeds).
     pub full_check: bool,
     /// The group's disks.
@@ -98,7 +98,7 @@ impl FilterOptions {
             group,
             timeline,
             start,
-            witness: LogWitness::default(),
+            log_generation_least: 0,
             full_check: false,
             disks,
             rpo_ns: 15_000_000_000,

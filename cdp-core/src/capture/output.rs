@@ -92,7 +92,8 @@ pub struct Reread {
     pub compare_at: Option<Lsn>,
 }
 
-/// What happened to the activity log's trust. The driver keeps the last of each at the replica (see [`super::LogWitness`]).
+/// What happened to the activity log's trust. The driver keeps the highest [`LogTrust::least`] durably at the replica, and at
+/// each start believes no log below it: neither a stale one that comes back nor one that was lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogTrust {
     /// The log on disk is whole and current from this generation on.
@@ -107,6 +108,17 @@ pub enum LogTrust {
         /// What the write failed with; `None`: it did not end in time, or LSNs ran out of their reservation.
         error: Option<Failed>,
     },
+}
+
+impl LogTrust {
+    /// The least generation of a log that may be believed after this.
+    #[must_use]
+    pub fn least(&self) -> u64 {
+        match self {
+            Self::Good { generation } => *generation,
+            Self::Lost { generation, .. } => generation + 1,
+        }
+    }
 }
 
 /// What happened, for people and for the catalogue's watchers.

@@ -147,9 +147,9 @@ fn a_clean_stop_is_resumed_on_the_same_timeline_without_reading() {
         let after = world.filter.status(world.both()).lsn;
         let epoch = world.frames.last().expect("frames").epoch;
         let options = FilterOptions { start: Start::Clean { after, epoch, log }, ..world.options };
-        let (log_file, witness) = (world.log_file, world.witness);
+        let (log_file, least) = (world.log_file, world.least);
         let mut world = World::new(world.rng, PEACE, world.disks, world.applied, options);
-        (world.log_file, world.witness) = (log_file, witness);
+        (world.log_file, world.least) = (log_file, least);
         world.run_for(3 * S);
         world.check();
         assert_eq!(world.bytes_reread, 0);

@@ -14,7 +14,7 @@ use crate::device::Device;
 use crate::host::{Host, Live};
 use crate::nbd::Export;
 use crate::owner::ControlServer;
-use cdp_core::capture::{Event, Filter, FilterOptions, LogTrust, LogWitness, LogWrite, Reread, Start};
+use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Start};
 use cdp_core::journal::{BaseInfo, drain};
 use cdp_core::media::Storage;
 use cdp_core::replica::Replica;
@@ -76,7 +76,7 @@ fn launch(
     let seeding = matches!(start, Start::First);
     let filter_options = FilterOptions {
         full_check,
-        witness: LogWitness { good: manifest.activity_generation, lost: 0 },
+        log_generation_least: manifest.activity_generation,
         rpo_ns: manifest.policy.rpo_ms * 1_000_000,
         queue_bytes_max: options.queue_bytes,
         ..FilterOptions::new(manifest.group, timeline, start, disks)
@@ -229,10 +229,7 @@ fn run_events(shared: &Shared, events: &Receiver<Event>, trusted: &Sender<()>, n
     let mut failed = false;
     for event in events {
         if let Event::Log(trust) = event {
-            let least = match trust {
-                LogTrust::Good { generation } => generation,
-                LogTrust::Lost { generation, .. } => generation + 1,
-            };
+            let least = trust.least();
             let edit = Box::new(move |manifest: &mut cdp_core::journal::Manifest| {
                 manifest.activity_generation = manifest.activity_generation.max(least);
             });

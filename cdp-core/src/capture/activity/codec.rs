@@ -367,22 +367,3 @@ impl Runs {
         }
     }
 }
-
-/// What a replica remembers about the log, so that a stale one that comes back is not believed.
-///
-/// The driver keeps the last [`super::super::LogTrust`] of each kind durably at the replica, and asks this at each start.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LogWitness {
-    /// The generation of the last `Good`; 0 before the first.
-    pub good: u64,
-    /// The generation of the last `Lost`; 0 if there was none.
-    pub lost: u64,
-}
-
-impl LogWitness {
-    /// Whether this log may be believed: it is not older than what was good, and newer than what was lost.
-    #[must_use]
-    pub fn believes(&self, log: &LogContents) -> bool {
-        log.generation >= self.good && log.generation > self.lost
-    }
-}

@@ -1,7 +1,8 @@
 //! The codec against garbage, torn and flipped bytes.
 
 use super::codec::*;
-use super::{LogContents, LogError, LogState, LogWitness};
+use super::{LogContents, LogError, LogState};
+use crate::capture::LogTrust;
 use crate::types::{ACTIVITY_EXTENT, DiskId, Extent, GroupId, Lsn, Timeline};
 use proptest::prelude::*;
 
@@ -117,11 +118,12 @@ fn a_sector_in_anothers_place_does_not_pass() {
 }
 
 #[test]
-fn a_witness_does_not_believe_what_is_stale_or_was_lost() {
+fn what_is_stale_or_was_lost_is_not_believed() {
     let log = LogContents::read(&file(&header(5, &SIZES), &[]), group()).expect("good");
-    assert!(LogWitness { good: 5, lost: 4 }.believes(&log));
-    assert!(!LogWitness { good: 6, lost: 0 }.believes(&log), "an older file came back");
-    assert!(!LogWitness { good: 4, lost: 5 }.believes(&log), "it was lost at this generation");
+    let lost = |generation| LogTrust::Lost { generation, error: None };
+    assert!(log.generation >= LogTrust::Good { generation: 5 }.least() && log.generation >= lost(4).least());
+    assert!(log.generation < LogTrust::Good { generation: 6 }.least(), "an older file came back");
+    assert!(log.generation < lost(5).least(), "it was lost at this generation");
 }
 
 proptest! {

@@ -21,7 +21,7 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let limits = Limits { wait_ns_max: 100 * MS, hot_ns_min: 1000 * MS, witness: LogWitness::default() };
+        let limits = Limits { wait_ns_max: 100 * MS, hot_ns_min: 1000 * MS, generation_least: 0 };
         let timeline = Timeline::new([9; 16]).expect("not 0");
         let mut activity = Activity::new(group(), timeline, None, limits, MonoTime(1));
         activity.add_disk(DiskId::new(1).expect("not 0"), 1 << 30);

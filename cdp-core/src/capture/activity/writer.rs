@@ -84,7 +84,7 @@ impl Writer {
         if let Some(found) = found {
             copies[found.copy] = found.generation;
         }
-        let above = limits.witness.good.max(limits.witness.lost);
+        let above = limits.generation_least;
         let generation = found.map_or(above.saturating_add(GENERATION_JUMP), |found| found.generation.max(above)) + 1;
         let header = Header {
             state: LogState::Open,

@@ -44,7 +44,7 @@ pub fn crash(mut world: World, end: End) -> Left {
     // Both are forks that a replica may choose: all that is durable, or all that can be restored.
     let durable = model::whole(frames).max(world.applied_through);
     let restorable = if frames.is_empty() { durable } else { model::restorable(frames) };
-    let log = LogContents::read(&world.log_file, world.options.group).ok().filter(|log| world.witness.believes(log));
+    let log = LogContents::read(&world.log_file, world.options.group).ok().filter(|log| log.generation >= world.least);
     for fork in [restorable, durable] {
         check_cover(&world, &at(&world, fork), log.as_ref());
     }
@@ -98,9 +98,9 @@ impl Left {
         let timeline = Timeline::new(old.rng.identity()).expect("not 0");
         let above = old.filter.first_lsn();
         let start = Start::Unclean { parent: old.options.timeline, fork, above, epoch, log };
-        let options = FilterOptions { timeline, start, witness: old.witness, ..old.options };
+        let options = FilterOptions { timeline, start, log_generation_least: old.least, ..old.options };
         let mut world = World::new(old.rng, hostility, old.disks, base, options);
-        (world.log_file, world.witness) = (old.log_file, old.witness);
+        (world.log_file, world.least) = (old.log_file, old.least);
         let first = world.filter.status(world.both()).lsn;
         assert!(first > given, "LSNs of the child lie above all that left the parent");
         world

@@ -88,7 +88,8 @@ pub struct World {
     /// The activity log: what is synced, and what is being written.
     pub log_file: Vec<u8>,
     pub log_pending: Option<(LogToken, Vec<(u64, bytes::Bytes)>)>,
-    pub witness: LogWitness,
+    /// What the replica believes of activity logs.
+    pub least: u64,
     pub frames: Vec<RawFrame>,
     shape: Shape,
     chain_start: Lsn,
@@ -150,7 +151,7 @@ impl World {
             rereads: BTreeMap::new(),
             log_file: Vec::new(),
             log_pending: None,
-            witness: LogWitness::default(),
+            least: 0,
             frames: Vec::new(),
             shape: Shape::default(),
             chain_start,
@@ -303,10 +304,8 @@ impl World {
             Output::Reread(reread) => self.start_reread(reread),
             Output::Frame(frame) => self.take_frame(frame),
             Output::Event(event) => {
-                match event {
-                    Event::Log(LogTrust::Good { generation }) => self.witness.good = generation,
-                    Event::Log(LogTrust::Lost { generation, .. }) => self.witness.lost = generation,
-                    _ => {}
+                if let Event::Log(trust) = event {
+                    self.least = self.least.max(trust.least());
                 }
                 self.events.push(event);
             }
