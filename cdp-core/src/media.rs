@@ -90,6 +90,8 @@ pub enum MediaErrorKind {
     Exists,
     /// The media or the permissions allow no change.
     ReadOnly,
+    /// The name is a pipe's, a device's, a socket's or a directory's: nothing of ours, and reading it might never end.
+    NotAFile,
     /// The file ends before what should be read.
     Short,
     /// Everything else: what was touched is in an unknown state.
@@ -143,10 +145,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `Exists` when the name is taken.
     fn create(&self, name: &str) -> Result<Arc<dyn File>>;
 
-    /// Opens an existing file, for writing too if `write`.
+    /// Opens an existing file, for writing too if `write`. Never waits for a writer, as a pipe would make it.
     ///
     /// # Errors
-    /// `NotFound`, `ReadOnly`.
+    /// `NotFound`, `NotAFile`, `ReadOnly`.
     fn open(&self, name: &str, write: bool) -> Result<Arc<dyn File>>;
 
     /// Gives a file another name in one step; what had the name is replaced.

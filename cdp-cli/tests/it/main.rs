@@ -2,7 +2,10 @@
 
 mod damage;
 mod full_disk;
+mod findings;
 mod hostile;
+mod no_room;
 mod real_clients;
+mod sources;
 mod statuses;
 mod support;

@@ -62,6 +62,10 @@ impl Catalog {
             _ => None,
         }
     }
+    /// Bytes of the manifest that was last written, or tried.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
     /// There was no room: everything again at `deadline`.
     pub(super) fn wait(&mut self, deadline: MonoTime) {
         self.step = Step::Waiting(deadline);
