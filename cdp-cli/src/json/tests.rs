@@ -119,6 +119,7 @@ fn status() {
         rpo_ms: Some(12),
         ranges: vec![range()],
         space: Space { base: 1, layers: 2, segments: 3, overlays: 4, pinned: 5, quota: None },
+        lacks: Some(Lack { needed_bytes: 11, free_bytes: 10 }),
         rates: Rates { write_bytes_per_s: 6, stored_bytes_per_s: 7 },
         sessions: vec![Session { name: None, timeline: timeline(), at: at(), bytes: 1, open: false }],
         pins: 1,
@@ -133,6 +134,7 @@ fn status() {
             "state": "no-space", "group": "web", "disks": [], "timeline": "00112233445566ff", "lsn": 9,
             "durable_lsn": 8, "rpo_ms": 12, "ranges": [range_json()],
             "space": {"base": 1, "layers": 2, "segments": 3, "overlays": 4, "pinned": 5, "quota": null},
+            "lacks": {"needed_bytes": 11, "free_bytes": 10},
             "rates": {"write_bytes_per_s": 6, "stored_bytes_per_s": 7},
             "sessions": [{
                 "name": null, "timeline": "00112233445566ff", "at": at_json(), "bytes": 1, "open": false

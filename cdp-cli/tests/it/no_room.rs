@@ -112,13 +112,14 @@ fn a_first_start_without_room_says_how_much_is_needed_serves_and_begins_by_itsel
     let running = scene.protect();
     let mut guest = scene.guest(&running, 32);
     let said = running.wait_event("no-space", |event| is_state(event, "no-space"));
-    let needed = SEGMENT + RESERVE;
-    assert_eq!(said["lacks"]["needed_bytes"].as_u64(), Some(needed), "{said}");
+    // The first copy needs some too, beside the reserve.
+    let needed = said["lacks"]["needed_bytes"].as_u64().unwrap();
+    assert!((SEGMENT + RESERVE..ROOM).contains(&needed), "{said}");
     let free = said["lacks"]["free_bytes"].as_u64().unwrap();
-    assert!(free <= room && said["reason"].as_str().unwrap().contains("264 MiB are needed"), "{said}");
+    assert!(free <= room && said["reason"].as_str().unwrap().contains("are needed"), "{said}");
     guest.work(30);
     let status = ask("status", &scene.replica);
-    assert_eq!((status["state"].as_str(), status["lacks"]["needed_bytes"].as_u64()), (Some("no-space"), Some(needed)));
+    assert_eq!((status["state"].as_str(), status["lacks"]["needed_bytes"].is_u64()), (Some("no-space"), true));
     assert_eq!(status["durable_lsn"], 0);
     assert!(!running.events().iter().any(|event| is_state(event, "protecting")), "{:?}", running.events());
     scene.mounted.leave(ROOM);
@@ -175,26 +176,40 @@ fn a_replica_is_resumed_where_not_a_byte_is_free() {
     }
 }
 
-/// Everything is durable in a segment that was reserved, and the manifest cannot say that the stop was clean.
+/// Everything is durable in segments that were reserved, and the manifest cannot say that the stop was clean.
 #[test]
 fn a_stop_without_room_for_the_manifest_says_so_and_loses_nothing() {
-    let Some(mut scene) = Scene::new(37, ROOM) else { return };
-    let mut running = scene.protect().protecting();
-    let mut guest = scene.guest(&running, 37);
+    let place = Place::new();
+    let (source, replica) = (place.source("disk.img", 37, DISK), place.path("replica"));
+    let manifest = [replica.join("MANIFEST.tmp")];
+    // The first few are written, those of the start among them.
+    let inject = Inject { calls: "pwritev", how: "error=ENOSPC:when=12+", paths: &manifest };
+    let listen = place.socket("nbd");
+    let Some(running) = Running::protect_with_failing_calls(&[&source], &replica, &listen, &MORE, &inject) else {
+        return;
+    };
+    let mut running = running.protecting();
+    let mut guest = Guest::connect(running.uri(), &source, 37);
     guest.work(20);
-    mark(&scene.replica, "before");
+    mark(&replica, "before");
     let before = guest.hash();
-    scene.mounted.leave(0);
+    let policy = |seconds: u64| cdp(&["policy", replica.to_str().unwrap(), "--rpo", &format!("{seconds}s")]);
+    let refused = (2..20).map(policy).find(|answer| answer.status != 0).expect("strace was told to");
+    refused.failed(1, "no-space");
     guest.work(20);
     let (status, stopped) = running.stop();
     let said = (status, stopped["drained"].as_bool(), stopped["manifest_stored"].as_bool());
     assert_eq!(said, (1, Some(false), Some(false)), "{stopped}");
     assert_eq!(stopped["lsn"], stopped["durable_lsn"], "{stopped}");
     assert!(stopped["lacks"]["needed_bytes"].as_u64().unwrap() > 0, "{stopped}");
-    assert_eq!((scene.restored("latest"), scene.restored("before")), (guest.hash(), before));
-    scene.mounted.leave(ROOM);
-    let running = scene.protect().protecting();
-    scene.end(running, &guest, &[("before", before)]);
+    let output = place.path("out.img");
+    let restored = |at: &str| {
+        restore(&replica, at, &output).done();
+        hash(&output)
+    };
+    assert_eq!((restored("latest"), restored("before")), (guest.hash(), before));
+    Running::protect(&[&source], &replica, &listen, &MORE).protecting().stop_clean();
+    assert_eq!((restored("latest"), restored("before"), hash(&source)), (guest.hash(), before, guest.hash()));
 }
 
 /// A writable mount's writes fail as those of a full disk do, and succeed again; protection is not touched by that.
@@ -263,11 +278,17 @@ fn a_restore_to_a_full_disk_names_it_and_leaves_nothing_behind() {
     running.stop_clean();
 }
 
+/// Those that a test can come to.
+fn segments(replica: &Path) -> Vec<PathBuf> {
+    (0..64).map(|number| replica.join(format!("journal/{number:016x}.seg"))).collect()
+}
+
 /// A file system that cannot reserve room: the frames' own writes find none.
 #[test]
 fn segments_that_could_not_be_reserved_are_waited_for() {
     let Some(mut scene) = Scene::new(40, ROOM) else { return };
-    let inject = Inject { calls: "fallocate", how: "error=EOPNOTSUPP", path: None };
+    let segments = segments(&scene.replica);
+    let inject = Inject { calls: "fallocate", how: "error=EOPNOTSUPP", paths: &segments };
     let listen = scene.place.socket("nbd");
     let running = Running::protect_with_failing_calls(&[&scene.source], &scene.replica, &listen, &MORE, &inject);
     let Some(running) = running.map(Running::protecting) else { return };
@@ -294,7 +315,8 @@ fn segments_that_could_not_be_reserved_are_waited_for() {
 #[test]
 fn a_kill_while_a_frame_finds_no_room_loses_nothing_that_was_durable() {
     let Some(mut scene) = Scene::new(41, ROOM) else { return };
-    let inject = Inject { calls: "fallocate", how: "error=EOPNOTSUPP", path: None };
+    let segments = segments(&scene.replica);
+    let inject = Inject { calls: "fallocate", how: "error=EOPNOTSUPP", paths: &segments };
     let listen = scene.place.socket("nbd");
     let running = Running::protect_with_failing_calls(&[&scene.source], &scene.replica, &listen, &MORE, &inject);
     let Some(running) = running.map(Running::protecting) else { return };
@@ -317,8 +339,8 @@ fn a_first_copy_that_finds_no_room_waits_and_is_completed() {
     for name in ["img", "sum"] {
         let place = Place::new();
         let (source, replica) = (place.source("disk.img", 42, DISK), place.path("replica"));
-        let file = replica.join(format!("base/1.{name}"));
-        let inject = Inject { calls: "pwritev,pwrite64", how: "error=ENOSPC:when=2..4", path: Some(&file) };
+        let file = [replica.join(format!("base/1.{name}"))];
+        let inject = Inject { calls: "pwritev", how: "error=ENOSPC:when=2..4", paths: &file };
         let listen = place.socket("nbd");
         let Some(running) = Running::protect_with_failing_calls(&[&source], &replica, &listen, &MORE, &inject) else {
             return;

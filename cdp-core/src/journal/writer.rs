@@ -107,7 +107,7 @@ impl Writer {
             whole: opened.durable.lsn(),
             unfinished: None,
             sealed: Arc::new(sealed),
-            catalog: catalog::Catalog::new(manifest.generation),
+            catalog: catalog::Catalog::new(opened.stored, manifest.generation),
             commit: commit::Commit::new(opened.durable),
             options: Options { segment_bytes: options.segment_bytes.max(1 << 20), ..options },
             ids,

@@ -246,6 +246,10 @@ impl Session {
     /// Writes a frame of what was gathered, and shows it. Where there is no room everything stays gathered.
     fn append_one(&self, state: &mut State, now: Now) -> Result<(), SessionError> {
         self.catch_up(state, now)?;
+        if state.writer.lacks().is_some() {
+            // Only who drives it asks for room again.
+            state.drive(now)?;
+        }
         let Some(raw) = state.frame() else { return Ok(()) };
         let mut frame = state.encoder.encode(&raw, state.group, Compression::None);
         loop {

@@ -21,7 +21,11 @@ fn disk() -> DiskId {
 }
 
 fn store() -> Arc<dyn Storage> {
-    let storage: Arc<dyn Storage> = Arc::new(Memory::default());
+    store_in(Memory::default())
+}
+
+fn store_in(memory: Memory) -> Arc<dyn Storage> {
+    let storage: Arc<dyn Storage> = Arc::new(memory);
     let trunk = Manifest::new(ReplicaId::new([1; 16]).unwrap(), GroupId::new([2; 16]).unwrap(), "g");
     let timeline = TimelineInfo {
         id: Timeline::new([3; 16]).unwrap(),
@@ -186,6 +190,28 @@ fn a_session_without_room_gives_no_wrong_byte_and_goes_on_by_itself() {
         session.read(now(step), disk(), 0, &mut found).unwrap();
         assert!(found == model);
     }
+}
+
+/// Who was refused once was refused for ever: nobody asked for room again.
+#[test]
+fn a_session_that_was_refused_a_segment_gets_it_when_there_is_room() {
+    let memory = Memory::default();
+    let storage = store_in(memory.clone());
+    let session = open(&storage, 1);
+    memory.set_capacity(70 << 20);
+    let mut step = 0;
+    let mut write = |fill: u8| {
+        step += 300_000_000;
+        let payload = Payload::new(0, Bytes::from(vec![fill; 2 << 20])).unwrap();
+        session.write(now(step), disk(), payload)
+    };
+    let refused = (0..100).find_map(|fill| write(fill).err()).expect("two segments do not hold two hundred megabytes");
+    assert!(matches!(refused, SessionError::NoSpace { .. }), "{refused}");
+    memory.set_capacity(1 << 30);
+    assert!((0..20).any(|_| write(7).is_ok()), "it never asks again");
+    let mut found = vec![0; 2 << 20];
+    session.read(now(u64::MAX / 2), disk(), 0, &mut found).unwrap();
+    assert!(found.iter().all(|byte| *byte == 7));
 }
 
 /// Its manifest names the timeline that follows an unclean stop: without room for that it was asked again for ever.

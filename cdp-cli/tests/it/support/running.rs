@@ -4,7 +4,7 @@ use super::{PATIENCE, command};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -27,8 +27,8 @@ pub(crate) struct Inject<'a> {
     pub(crate) calls: &'a str,
     /// As strace takes it: `error=ENOSPC:when=3`.
     pub(crate) how: &'a str,
-    /// Only on this file.
-    pub(crate) path: Option<&'a Path>,
+    /// On these files, which need not be there yet.
+    pub(crate) paths: &'a [PathBuf],
 }
 
 /// A command that answers with one event a line. Killed when it is dropped.
@@ -108,8 +108,7 @@ impl Running {
         arguments
     }
 
-    /// `cdp protect` whose system calls fail as strace is told: of the ones in `calls`, as `inject` says, on `path` only if
-    /// one is given. `None`, and a word about it, where strace does not work.
+    /// `cdp protect` whose system calls fail as strace is told. `None`, and a word about it, where strace does not work.
     pub(crate) fn protect_with_failing_calls(
         sources: &[&Path],
         replica: &Path,
@@ -120,7 +119,9 @@ impl Running {
         // The tracer steps aside: signals go to the command itself.
         let mut traced = Command::new("strace");
         traced.args(["-D", "-f", "-qqq", "-o", "/dev/null", "-e"]).arg(format!("trace={}", inject.calls));
-        inject.path.iter().for_each(|path| drop(traced.arg("-P").arg(path)));
+        for path in inject.paths {
+            traced.arg("-P").arg(path);
+        }
         traced.arg("-e").arg(format!("inject={}:{}", inject.calls, inject.how));
         let works = Command::new("strace").args(["-D", "-qqq", "-o", "/dev/null", "true"]).status();
         if !works.is_ok_and(|status| status.success()) {

@@ -138,6 +138,41 @@ fn a_timeline_that_finds_no_room_for_its_name_waits_for_it() {
     assert_eq!(scene.rig.writer.lacks(), None);
 }
 
+/// After a crash, too, the manifest may find no room: the store opens, everything is there, and nothing is taken meanwhile.
+#[test]
+fn a_store_opens_without_room_for_its_manifest() {
+    let mut scene = Scene::new(9);
+    for _ in 0..30 {
+        for frame in scene.frames() {
+            scene.append(frame);
+        }
+    }
+    scene.rig.sync();
+    let durable = scene.rig.writer.durable().lsn();
+    for life in 0..3 {
+        scene.faults.clear();
+        scene.lack(Operation::Write, "MANIFEST", 0, u64::MAX);
+        let storage: Arc<dyn Storage> = Arc::new(Faulty::new(scene.memory.clone(), scene.faults.clone()));
+        scene.rig = Rig::open(storage, 60 + life).unwrap();
+        assert_eq!(scene.rig.writer.durable().lsn(), durable, "life {life}");
+    }
+    scene.source.fork(timeline(2), scene.source.lsn);
+    scene.rig.start(timeline(2), Some(timeline(1)), durable);
+    let frame = scene.frames().remove(0);
+    let refused = scene.rig.writer.append(scene.rig.now, frame).unwrap_err();
+    assert_eq!(refused.why, Refusal::NotNow(Hold::NoSpace));
+    scene.faults.clear();
+    scene.append(refused.frame);
+    scene.rig.sync();
+    let upto = scene.source.lsn;
+    assert_eq!(scene.rig.writer.durable().lsn(), upto);
+    let rig = Rig::open(scene.memory.clone(), 70).unwrap();
+    let elements = [(timeline(1), durable), (timeline(2), upto)];
+    let view = View::open(&path(&rig.reader(), &rig.writer.snapshot(), &elements), 1 << 20).unwrap();
+    let expected = scene.source.model.at(&elements, 1, scene.source.size as usize);
+    assert!(restore(&view, 1, scene.source.size).unwrap() == expected);
+}
+
 /// What a sync dropped is not known, whatever its reason.
 #[test]
 fn a_sync_that_finds_no_room_is_a_failure() {
