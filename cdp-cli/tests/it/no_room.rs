@@ -24,6 +24,15 @@ fn is_state(event: &Value, state: &str) -> bool {
     event["event"] == "state" && event["state"] == state
 }
 
+/// Writes here and there; no trims, which a file system that is made to lack them does not do.
+fn scribble(guest: &mut Guest, writes: u64) {
+    for write in 0..writes {
+        let place = u64::from_le_bytes(noise(write + 1, 8).try_into().unwrap());
+        guest.write(place % (DISK as u64 / 4096 - 8) * 4096, noise(place, 32 << 10));
+    }
+    guest.flush();
+}
+
 struct Scene {
     mounted: Mounted,
     place: Place,
@@ -55,7 +64,7 @@ impl Scene {
             guest.write(written % DISK as u64, noise(written + 1, MIB as usize));
             written += MIB;
         }
-        guest.work(30);
+        scribble(guest, 30);
     }
 
     fn restored(&self, at: &str) -> blake3::Hash {
@@ -278,54 +287,41 @@ fn a_restore_to_a_full_disk_names_it_and_leaves_nothing_behind() {
     running.stop_clean();
 }
 
-/// Those that a test can come to.
-fn segments(replica: &Path) -> Vec<PathBuf> {
-    (0..64).map(|number| replica.join(format!("journal/{number:016x}.seg"))).collect()
+/// A file system that cannot reserve room: the frames' own writes find none. The very next one does, in the middle of a segment.
+fn without_reserving(scene: &mut Scene, seed: u64) -> Option<(Running, Guest, blake3::Hash)> {
+    let inject = Inject { calls: "fallocate", how: "error=EOPNOTSUPP", paths: &[] };
+    let listen = scene.place.socket("nbd");
+    let running = Running::protect_with_failing_calls(&[&scene.source], &scene.replica, &listen, &MORE, &inject);
+    let running = running?.protecting();
+    let mut guest = scene.guest(&running, seed);
+    scribble(&mut guest, 50);
+    mark(&scene.replica, "before");
+    let before = guest.hash();
+    scene.mounted.leave(10 * 4096);
+    guest.write(0, noise(5, MIB as usize));
+    running.wait_event("no-space", |event| is_state(event, "no-space"));
+    Some((running, guest, before))
 }
 
-/// A file system that cannot reserve room: the frames' own writes find none.
 #[test]
 fn segments_that_could_not_be_reserved_are_waited_for() {
     let Some(mut scene) = Scene::new(40, ROOM) else { return };
-    let segments = segments(&scene.replica);
-    let inject = Inject { calls: "fallocate", how: "error=EOPNOTSUPP", paths: &segments };
-    let listen = scene.place.socket("nbd");
-    let running = Running::protect_with_failing_calls(&[&scene.source], &scene.replica, &listen, &MORE, &inject);
-    let Some(running) = running.map(Running::protecting) else { return };
-    let mut guest = scene.guest(&running, 40);
-    guest.work(50);
-    mark(&scene.replica, "before");
-    let before = guest.hash();
-    scene.mounted.leave(0);
-    // The very next frame finds no room, in the middle of a segment.
-    guest.write(0, noise(5, MIB as usize));
-    running.wait_event("no-space", |event| is_state(event, "no-space"));
+    let Some((running, mut guest, before)) = without_reserving(&mut scene, 40) else { return };
     scene.overflow(&mut guest);
     assert_eq!((hash(&scene.source), scene.restored("before")), (guest.hash(), before));
     let heard = running.events().len();
     scene.mounted.leave(ROOM);
     running.wait_event_after(heard, "protection again", |event| is_state(event, "protecting"));
-    guest.work(20);
+    scribble(&mut guest, 20);
     mark(&scene.replica, "after");
     let known = [("before", before), ("after", guest.hash())];
     scene.end(running, &guest, &known);
 }
 
-/// And killed at such a moment: what was durable is there, and nothing is made up.
 #[test]
 fn a_kill_while_a_frame_finds_no_room_loses_nothing_that_was_durable() {
     let Some(mut scene) = Scene::new(41, ROOM) else { return };
-    let segments = segments(&scene.replica);
-    let inject = Inject { calls: "fallocate", how: "error=EOPNOTSUPP", paths: &segments };
-    let listen = scene.place.socket("nbd");
-    let running = Running::protect_with_failing_calls(&[&scene.source], &scene.replica, &listen, &MORE, &inject);
-    let Some(running) = running.map(Running::protecting) else { return };
-    let mut guest = scene.guest(&running, 41);
-    guest.work(50);
-    mark(&scene.replica, "before");
-    let before = guest.hash();
-    scene.mounted.leave(10 * 4096);
-    scene.overflow(&mut guest);
+    let Some((running, guest, before)) = without_reserving(&mut scene, 41) else { return };
     drop(running);
     assert_eq!(scene.restored("before"), before);
     scene.mounted.leave(ROOM);
