@@ -2,7 +2,9 @@
 //!
 //! Fields may be added, never renamed or removed.
 
-pub use cdp_net::report::{At, Disk, Gap, Lack, Point, PointKind, Points, Policy, Range, Session, Space, State, Status};
+pub use cdp_net::report::{
+    At, Disk, Gap, Lack, Point, PointKind, Points, Policy, Range, Session, Space, State, Status,
+};
 pub use cdp_net::restore::RestoredDisk;
 pub use cdp_net::verify::{Damage, Verified};
 

@@ -1,7 +1,7 @@
 //! Protecting disks in one process: filter, journal and replica, with a thread for each kind of waiting.
 //!
-//! One write's way: a front end's thread checksums it and submits it to the filter ([`engine`]), writes the very same bytes to
-//! the source, completes it, and answers. The filter's frames go to the [`pump`], which packs and appends them; the sync
+//! One write's way: a front end's thread checksums it and submits it to the filter (`engine`), writes the very same bytes to
+//! the source, completes it, and answers. The filter's frames go to the `pump`, which packs and appends them; the sync
 //! thread makes them durable; that comes back to the filter, which frees the memory and, later, the activity log's bit.
 //!
 //! | thread | waits for |
@@ -30,8 +30,8 @@ mod seed;
 mod start;
 mod stop;
 
-pub use room::Lack;
 pub use open::{ProtectError, ProtectOptions, SourceOptions};
+pub use room::Lack;
 pub use seed::Progress;
 pub use stop::Summary;
 
@@ -167,14 +167,19 @@ impl Store for Arc<PumpStore> {
         };
         loop {
             let look = move |writer: &mut cdp_core::journal::Writer| {
-                if writer.manifest_durable() >= generation { Ok(writer.manifest().clone()) } else { Err(writer.lacks()) }
+                if writer.manifest_durable() >= generation {
+                    Ok(writer.manifest().clone())
+                } else {
+                    Err(writer.lacks())
+                }
             };
             match self.ask(look, EDIT_PATIENCE) {
                 Some(Ok(manifest)) => return Ok(manifest),
                 Some(Err(Some(_))) if begun.elapsed() >= ROOM_PATIENCE => {
                     let message = "the replica's disk has no room for the change: it is not stored";
-                    return Err(Problem::new(ProblemClass::Failed, "no-space", message)
-                        .hint("make room: the change is kept in mind and stored then, if the protection still goes on"));
+                    return Err(Problem::new(ProblemClass::Failed, "no-space", message).hint(
+                        "make room: the change is kept in mind and stored then, if the protection still goes on",
+                    ));
                 }
                 Some(Err(_)) if begun.elapsed() < EDIT_PATIENCE => std::thread::sleep(LOOK),
                 _ => return Err(not_stored("the replica's media do not take the change")),

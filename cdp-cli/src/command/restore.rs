@@ -60,7 +60,9 @@ fn for_people(restored: &Restored) -> String {
         text.push_str(&format!("{} ({size}) is in {path}\n", written.disk));
         if let Some(over) = written.over {
             let (over, bytes) = (format_bytes(over), written.bytes);
-            text.push_str(&format!("  what was there had {over}: a file is shorter now, a device unchanged from byte {bytes} on\n"));
+            text.push_str(&format!(
+                "  what was there had {over}: a file is shorter now, a device unchanged from byte {bytes} on\n"
+            ));
         }
     }
     text

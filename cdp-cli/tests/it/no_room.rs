@@ -251,7 +251,10 @@ fn a_session_without_room_fails_as_a_full_disk_does_and_goes_on() {
     let second = scene.place.socket("second");
     let replica = scene.replica.to_str().unwrap();
     let another = cdp(&["mount", replica, "--listen", &second, "--at", "base", "--writable"]);
-    assert!(another.status == 1 && another.stderr.contains("room") | another.stderr.contains("No space"), "{another:?}");
+    assert!(
+        another.status == 1 && another.stderr.contains("room") | another.stderr.contains("No space"),
+        "{another:?}"
+    );
     scene.mounted.leave(ROOM);
     wait_for("room", || put(written % 8 * MIB, written).is_ok());
     for at in 0..8 {

@@ -53,7 +53,11 @@ fn sources_of_one_size_that_changed_places_are_refused() {
         let two = Two::new(50);
         let mut running = two.run(0, 1, &[]).protecting();
         Guest::connect(running.uri(), &two.files[0], 50).work(20);
-        if killed { drop(running) } else { running.stop_clean() }
+        if killed {
+            drop(running)
+        } else {
+            running.stop_clean()
+        }
         let listen = two.place.socket("nbd");
         for more in [None, Some("--trust-source")] {
             let mut swapped = two.named(1, 0).to_vec();

@@ -144,13 +144,12 @@ impl Replica {
             let counts = move |point: &&Point| point.id.lsn <= *upto && branch.is_restorable(point.id.lsn);
             branch.points().iter().filter(counts)
         });
-        let moments = on_path.map(|point| Moment { timeline: point.id.timeline, lsn: point.id.lsn, stamp: point.stamp });
+        let moments =
+            on_path.map(|point| Moment { timeline: point.id.timeline, lsn: point.id.lsn, stamp: point.stamp });
         let (before, after): (Vec<_>, Vec<_>) = moments.partition(|moment| moment.lsn < lsn);
         let by_lsn = |moment: &Moment| moment.lsn;
-        let nearest = Neighbours {
-            before: before.into_iter().max_by_key(by_lsn),
-            after: after.into_iter().min_by_key(by_lsn),
-        };
+        let nearest =
+            Neighbours { before: before.into_iter().max_by_key(by_lsn), after: after.into_iter().min_by_key(by_lsn) };
         let none = nearest.before.is_none() && nearest.after.is_none();
         if none { self.catalogue.neighbours(branch.timeline, lsn) } else { nearest }
     }

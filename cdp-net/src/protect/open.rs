@@ -11,8 +11,8 @@ use crate::report::Problem;
 use crate::source::{Source, SourceError};
 use cdp_core::capture::{DiskSpec, LogContents, LogState, OptionsError, Start};
 use cdp_core::journal::{
-    self, Executor, Generation, Manifest, OpenError, Options, PointsMode, SegmentState, TimelineInfo, TimelineRole, TimelineState,
-    Writer, WriterState, drain,
+    self, Executor, Generation, Manifest, OpenError, Options, PointsMode, SegmentState, TimelineInfo, TimelineRole,
+    TimelineState, Writer, WriterState, drain,
 };
 use cdp_core::media::{Disk, File, MediaError, MediaErrorKind, Storage};
 use cdp_core::replica::{JOURNAL_DIRECTORY, unseeded};
@@ -341,7 +341,8 @@ fn decide(
         }
         log => {
             let believed = log.as_ref().is_some_and(|log| log.state != LogState::AllUnknown);
-            let exchanged = |log: &LogContents| sources.iter().any(|(id, source)| was_exchanged(options, log, *id, source));
+            let exchanged =
+                |log: &LogContents| sources.iter().any(|(id, source)| was_exchanged(options, log, *id, source));
             let full_check = options.full_check || log.as_ref().is_some_and(exchanged);
             let everything = full_check || !believed;
             let compared = if everything { Compared::Everything } else { Compared::ActivityLog };

@@ -309,7 +309,8 @@ impl Writer {
     /// There was no room for a footer. It is made again from the start, unless a sync failed: what that dropped is not known.
     pub(super) fn seal_starved(&mut self, number: u64, retry: MonoTime) -> bool {
         let found = self.sealing.iter_mut().find(|sealing| sealing.segment.number == number);
-        let Some(sealing) = found.filter(|sealing| matches!(sealing.step, SealStep::Writing | SealStep::Cutting)) else {
+        let Some(sealing) = found.filter(|sealing| matches!(sealing.step, SealStep::Writing | SealStep::Cutting))
+        else {
             return false;
         };
         (sealing.step, sealing.retry_at) = (SealStep::Filling, Some(retry));
