@@ -157,6 +157,8 @@ fn a_replica_is_resumed_where_not_a_byte_is_free() {
             std::fs::remove_file(scene.replica.join("state/activity.log")).unwrap();
         }
         for life in 0..2 {
+            // Its owner's name takes room too.
+            std::fs::write(scene.replica.join("LOCK"), "").unwrap();
             scene.mounted.leave(0);
             let running = scene.protect();
             let said = running.wait_event("no-space", |event| is_state(event, "no-space"));

@@ -1,15 +1,17 @@
 //! Sources that are not what they were, or not what somebody thinks: given twice, in each other's place, exchanged, empty.
 
-use crate::support::{Answer, Guest, Place, Running, cdp, hash, mark, restore};
+use crate::support::{Guest, Place, Running, hash, mark, restore};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 const DISK: usize = 6 << 20;
 
-fn protect(sources: &[String], replica: &Path, listen: &str) -> Answer {
-    let mut arguments = vec!["protect"];
-    arguments.extend(sources.iter().map(String::as_str));
-    arguments.extend(["--replica", replica.to_str().unwrap(), "--listen", listen]);
-    cdp(&arguments)
+/// The error of a protection that must not begin.
+fn refused(sources: &[String], replica: &Path, listen: &str, more: &[&str], status: i32, code: &str) -> Value {
+    let sources: Vec<&Path> = sources.iter().map(Path::new).collect();
+    let end = Running::try_protect(&sources, replica, listen, more).err().unwrap_or_else(|| panic!("no {code}"));
+    assert_eq!((end.0, end.1["error"]["code"].as_str()), (status, Some(code)), "{end:?}");
+    end.1["error"].clone()
 }
 
 /// Two disks of one size under names of their own.
@@ -59,10 +61,8 @@ fn sources_of_one_size_that_changed_places_are_refused() {
             running.stop_clean()
         }
         let listen = two.place.socket("nbd");
-        for more in [None, Some("--trust-source")] {
-            let mut swapped = two.named(1, 0).to_vec();
-            swapped.extend(more.map(str::to_owned));
-            let refused = protect(&swapped, &two.replica, &listen).failed(4, "sources-swapped");
+        for more in [&[][..], &["--trust-source"]] {
+            let refused = refused(&two.named(1, 0), &two.replica, &listen, more, 4, "sources-swapped");
             let message = refused["message"].as_str().unwrap();
             assert!(message.contains("two.img") && message.contains("data") && message.contains("root"), "{refused}");
         }
@@ -111,7 +111,8 @@ fn a_source_that_is_given_twice_is_said_to_be() {
     std::os::unix::fs::symlink(&source, &pointed).unwrap();
     for again in [&source, &linked, &pointed] {
         let sources = [format!("a={}", source.display()), format!("b={}", again.display())];
-        let refused = protect(&sources, &place.path("replica"), &place.socket("nbd")).failed(2, "source-twice");
+        let (replica, listen) = (place.path("replica"), place.socket("nbd"));
+        let refused = refused(&sources, &replica, &listen, &[], 2, "source-twice");
         let message = refused["message"].as_str().unwrap();
         assert!(message.contains(again.to_str().unwrap()) && message.contains("same disk"), "{refused}");
     }
@@ -124,7 +125,7 @@ fn an_empty_source_is_told_what_it_needs() {
     let source = place.path("empty.img");
     std::fs::write(&source, "").unwrap();
     let sources = [source.display().to_string()];
-    let answer = protect(&sources, &place.path("replica"), &place.socket("nbd"));
-    let said = &answer.stderr;
-    assert!(answer.status == 1 && said.contains("is empty") && said.contains("truncate -s 10G"), "{answer:?}");
+    let refused = refused(&sources, &place.path("replica"), &place.socket("nbd"), &[], 1, "source");
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.contains("is empty") && message.contains("truncate -s 10G"), "{refused}");
 }
