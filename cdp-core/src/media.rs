@@ -6,7 +6,8 @@
 //! What is promised and what is not:
 //! * Names are relative, parts are joined by `/`; `.` and `..` are refused.
 //! * [`File::sync`] makes the file's bytes and length survive a power cut, not its name: that takes [`Storage::sync_dir`].
-//! * A failed write or sync leaves the touched bytes in an unknown state. Nothing here retries: the caller poisons the file.
+//! * A failed write or sync leaves the touched bytes in an unknown state. Nothing here retries: the caller poisons the file, or,
+//!   after a write that found no room, writes the same again.
 
 mod disk;
 mod faulty;

@@ -36,6 +36,9 @@ impl From<ProtectError> for Failure {
                 "give each source under the name of its disk (`cdp status` lists them); if a disk really is to go on with the \
                  other's content, --full-check compares it wholly",
             ),
+            ProtectError::Media(ref media) if media.is_no_space() => {
+                Self::new(Exit::Failed, "no-space", error.to_string()).hint("make room on the replica's disk")
+            }
             ProtectError::NoRoom { .. } => Self::new(Exit::Failed, "no-space", error.to_string())
                 .hint("make room on the replica's disk; without --trust-source the disks would be served meanwhile"),
             ProtectError::Source(SourceError::Twice { .. }) => Self::new(Exit::Usage, "source-twice", error.to_string()),

@@ -273,8 +273,13 @@ fn run_seeding(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, 
                 }
             }
         };
-        if shared.host.edit(Box::new(name_bases)).is_ok() {
+        let named = shared.host.edit(Box::new(name_bases));
+        shared.progress.lack.clear();
+        if named.is_ok() {
             return shared.engine.with(|filter, _| filter.seed_done());
+        }
+        if let Some(bytes) = shared.pump.ask(|writer| writer.lacks(), MANIFEST_RETRY).flatten() {
+            shared.progress.lack.set(bytes);
         }
         std::thread::sleep(MANIFEST_RETRY);
     }
