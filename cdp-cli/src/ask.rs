@@ -1,10 +1,11 @@
 //! Small questions to a replica: to its owner if it has one, else to the replica itself.
 
 use crate::engine::Engine;
-use crate::exit::{Exit, Failure};
+use crate::exit::{AS_THAT_USER, Exit, Failure};
 use cdp_core::journal::MANIFEST_NAME;
 use cdp_net::owner::{Access, Connection, Request};
 use serde::de::DeserializeOwned;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +18,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// When it has an owner that does not answer, or cannot be opened.
 pub fn access(dir: &Path) -> Result<Access, Failure> {
     // Looking at a directory that is none of ours must leave nothing there, not even a lock.
-    if !dir.join(MANIFEST_NAME).exists() {
+    let found = std::fs::metadata(dir.join(MANIFEST_NAME));
+    if let Err(error) = found {
+        if error.kind() == ErrorKind::PermissionDenied {
+            let message = format!("cannot look into {}: {error}", dir.display());
+            return Err(Failure::new(Exit::Refused, "no-permission", message).hint(AS_THAT_USER));
+        }
         let message = format!("{} holds no replica: it has no {MANIFEST_NAME}", dir.display());
         return Err(Failure::new(Exit::Failed, "no-replica", message)
             .hint("give the directory after --replica of `cdp protect`"));

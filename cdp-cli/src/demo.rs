@@ -5,7 +5,7 @@
 //! movements are carried to their end. In between, writers keep documents that they write, trim and zero, overwrite one
 //! shared pad without any lock, and flush.
 //!
-//! What makes a restored image judgeable ([`check`]) is that every sector says which write of which writer it belongs to, and
+//! What makes a restored image judgeable ([`mod@check`]) is that every sector says which write of which writer it belongs to, and
 //! that every intent says which movements of *all* writers its writer knew to be complete. A moment is right if and only if it
 //! is a prefix of what happened, so the checker demands: whatever a sector or an intent presupposes is there too. That finds
 //! lost writes, reordered writes, torn writes and trims that came undone, also between writers.

@@ -3,6 +3,7 @@
 use cdp_core::when::{AmountError, LabelError, WhenError};
 use cdp_net::owner::{AccessError, ClientError, OwnerError};
 use cdp_net::report::{At, Problem, ProblemClass};
+use std::io::ErrorKind;
 use std::process::{ExitCode, Termination};
 
 /// Exit statuses, which scripts rely on.
@@ -92,11 +93,17 @@ impl From<Problem> for Failure {
     }
 }
 
+/// What to do about a replica of somebody else.
+pub(crate) const AS_THAT_USER: &str = "run the command as the user that the replica belongs to, or as root";
+
 impl From<OwnerError> for Failure {
     fn from(error: OwnerError) -> Self {
         match error {
             OwnerError::Owned { .. } => Self::new(Exit::Refused, "owned", error.to_string())
                 .hint("wait until that process ends, or stop it: a replica has one owner at a time"),
+            OwnerError::Io { ref source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+                Self::new(Exit::Refused, "no-permission", error.to_string()).hint(AS_THAT_USER)
+            }
             OwnerError::Io { .. } => Self::new(Exit::Failed, "replica-directory", error.to_string())
                 .hint("give the directory of a replica that you may write to"),
         }
@@ -109,6 +116,9 @@ impl From<ClientError> for Failure {
             ClientError::Refused(problem) => problem.into(),
             ClientError::NoOwner { .. } => {
                 Self::new(Exit::Refused, "no-owner", error.to_string()).hint("start `cdp protect` on the replica first")
+            }
+            ClientError::Denied { .. } => {
+                Self::new(Exit::Refused, "no-permission", error.to_string()).hint(AS_THAT_USER)
             }
             other => Self::new(Exit::Failed, "owner-silent", other.to_string()),
         }

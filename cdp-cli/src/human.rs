@@ -2,10 +2,11 @@
 
 use cdp_core::types::WallTime;
 use cdp_core::when::format_bytes;
-use cdp_net::report::At;
+use cdp_net::report::{At, Lack};
 use std::time::Duration;
 
-/// A time in the machine's own zone, to the millisecond, with its offset: `2026-01-31 23:59:59.500 +02:00`.
+/// A time in the machine's own zone, with its offset: `2026-01-31 23:59:59.500000000 +02:00`. To the nanosecond, so that
+/// `--at` takes it for the very record it stands beside, and not for the one before.
 #[must_use]
 pub fn local_time(time: WallTime) -> String {
     time_in(time, jiff::tz::TimeZone::system())
@@ -13,7 +14,7 @@ pub fn local_time(time: WallTime) -> String {
 
 fn time_in(time: WallTime, zone: jiff::tz::TimeZone) -> String {
     match jiff::Timestamp::from_nanosecond(i128::from(time.0)) {
-        Ok(timestamp) => timestamp.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S.%3f %:z").to_string(),
+        Ok(timestamp) => timestamp.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S.%9f %:z").to_string(),
         Err(_) => time.to_string(),
     }
 }
@@ -54,6 +55,12 @@ pub fn moment(at: &At) -> String {
     }
 }
 
+/// What is lacking: `512 MiB are needed, 12.0 KiB are free`.
+#[must_use]
+pub fn lack(lack: &Lack) -> String {
+    format!("{} are needed, {} are free", format_bytes(lack.needed_bytes), format_bytes(lack.free_bytes))
+}
+
 /// `1 disk`, `2 disks`.
 #[must_use]
 pub fn count(number: usize, what: &str) -> String {
@@ -68,7 +75,7 @@ mod tests {
     #[test]
     fn as_people_read_it() {
         let zone = jiff::tz::TimeZone::fixed(jiff::tz::offset(2));
-        assert_eq!(time_in(WallTime(1_782_864_000_250_999_999), zone), "2026-07-01 02:00:00.250 +02:00");
+        assert_eq!(time_in(WallTime(1_782_864_000_250_999_999), zone), "2026-07-01 02:00:00.250999999 +02:00");
         assert_eq!(rate(3 << 29), "1.50 GiB/s");
         assert_eq!(bytes_per_s(100, Duration::ZERO), 0);
         for (millis, expect) in [
@@ -83,6 +90,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_time_that_is_shown_can_be_asked_for(nanos: u64, quarters in -48i32..=56) {
+            let zone = jiff::tz::TimeZone::fixed(jiff::tz::Offset::from_seconds(quarters * 900).unwrap());
+            let shown = time_in(WallTime(nanos), zone);
+            prop_assert_eq!(shown.parse::<cdp_core::when::When>(), Ok(cdp_core::when::When::Time(WallTime(nanos))));
+        }
+
         /// Our own reading and writing of RFC 3339, against another's.
         #[test]
         fn times_agree_with_jiff(nanos: u64) {

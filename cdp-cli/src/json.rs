@@ -2,7 +2,9 @@
 //!
 //! Fields may be added, never renamed or removed.
 
-pub use cdp_net::report::{At, Disk, Gap, Point, PointKind, Points, Policy, Range, Session, Space, State, Status};
+pub use cdp_net::report::{
+    At, Disk, Gap, Lack, Point, PointKind, Points, Policy, Range, Session, Space, State, Status,
+};
 pub use cdp_net::restore::RestoredDisk;
 pub use cdp_net::verify::{Damage, Verified};
 
@@ -110,6 +112,9 @@ pub enum ProtectEvent {
         state: State,
         /// Why, for people.
         reason: Option<String>,
+        /// Of `no-space`: what has to be free.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lacks: Option<Lack>,
     },
     /// The end.
     Stopped(Stopped),
@@ -136,6 +141,11 @@ pub struct Stopped {
     pub points: u64,
     /// Seconds that it lasted.
     pub seconds: u64,
+    /// The replica's manifest says how it ended; else the next start takes it for a crash.
+    pub manifest_stored: bool,
+    /// What would have to be free on the replica's disk for the rest, if room was lacking.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<Lack>,
 }
 
 /// The answer of `mark`.

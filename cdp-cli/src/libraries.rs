@@ -12,11 +12,12 @@ use cdp_core::media::{Disk, Storage};
 use cdp_net::device::Device;
 use cdp_net::host::Host;
 use cdp_net::mount::{SessionDevice, ViewDevice};
-use cdp_net::nbd::{self, Address, Server, ServerOptions, TlsServer, Uri};
+use cdp_net::nbd::{self, Address, ListenError, ServeError, Server, ServerOptions, TlsServer, Uri};
 use cdp_net::owner::{Access, Handler, Owner, PinReply, Request};
 use cdp_net::reading::{Reading, Writing, not_answered};
 use cdp_net::restore::{RestoreOptions, restore};
 use cdp_net::verify::verify;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,13 +59,34 @@ fn serve(
         }
         (None, false) => None,
     };
-    let server = Server::start(options).map_err(|error| {
-        Failure::new(Exit::Failed, "listen", error.to_string()).hint("give another place with --listen")
-    })?;
+    let server = Server::start(options)
+        .map_err(|error| Failure::new(Exit::Failed, "listen", error.to_string()).hint(listen_hint(&error)))?;
     let served =
         server.uris().into_iter().zip(sizes).map(|(uri, (name, size))| Export { name, uri: uri.to_string(), size });
     let served = served.collect();
     Ok((server, served))
+}
+
+/// What to do about an address that cannot be listened on.
+fn listen_hint(error: &ServeError) -> &'static str {
+    let ServeError::Listen(error) = error else { return "give another place with --listen" };
+    match error {
+        ListenError::InUse { .. } => "stop what listens there, or give another place with --listen",
+        ListenError::NotASocket { .. } => "remove that file, or give another place with --listen",
+        ListenError::Io { address, source } => match (source.kind(), address) {
+            (ErrorKind::PermissionDenied, Address::Tcp { .. }) => {
+                "ports below 1024 are for root: give a higher one with --listen, such as nbd://127.0.0.1:10809"
+            }
+            (ErrorKind::PermissionDenied, Address::Unix(_)) => {
+                "give a path with --listen in a directory that you may write to"
+            }
+            (ErrorKind::NotFound, Address::Unix(_)) => "make the directory of that path, or give another with --listen",
+            (ErrorKind::AddrNotAvailable, _) => {
+                "that address is none of this machine's: give one that is with --listen, or 0.0.0.0 for all"
+            }
+            _ => "give another place with --listen",
+        },
+    }
 }
 
 impl Engine for Libraries {

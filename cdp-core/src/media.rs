@@ -6,7 +6,8 @@
 //! What is promised and what is not:
 //! * Names are relative, parts are joined by `/`; `.` and `..` are refused.
 //! * [`File::sync`] makes the file's bytes and length survive a power cut, not its name: that takes [`Storage::sync_dir`].
-//! * A failed write or sync leaves the touched bytes in an unknown state. Nothing here retries: the caller poisons the file.
+//! * A failed write or sync leaves the touched bytes in an unknown state. Nothing here retries: the caller poisons the file, or,
+//!   after a write that found no room, writes the same again.
 
 mod direct;
 mod disk;
@@ -91,6 +92,8 @@ pub enum MediaErrorKind {
     Exists,
     /// The media or the permissions allow no change.
     ReadOnly,
+    /// The name is a pipe's, a device's, a socket's or a directory's: nothing of ours, and reading it might never end.
+    NotAFile,
     /// The file ends before what should be read.
     Short,
     /// Everything else: what was touched is in an unknown state.
@@ -153,10 +156,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
         self.create(name)
     }
 
-    /// Opens an existing file, for writing too if `write`.
+    /// Opens an existing file, for writing too if `write`. Never waits for a writer, as a pipe would make it.
     ///
     /// # Errors
-    /// `NotFound`, `ReadOnly`.
+    /// `NotFound`, `NotAFile`, `ReadOnly`.
     fn open(&self, name: &str, write: bool) -> Result<Arc<dyn File>>;
 
     /// Gives a file another name in one step; what had the name is replaced.

@@ -1,7 +1,7 @@
 //! Protecting disks in one process: filter, journal and replica, with a thread for each kind of waiting.
 //!
-//! One write's way: a front end's thread checksums it and submits it to the filter ([`engine`]), writes the very same bytes to
-//! the source, completes it, and answers. The filter's frames go to the [`pump`], which packs and appends them; the sync
+//! One write's way: a front end's thread checksums it and submits it to the filter (`engine`), writes the very same bytes to
+//! the source, completes it, and answers. The filter's frames go to the `pump`, which packs and appends them; the sync
 //! thread makes them durable; that comes back to the filter, which frees the memory and, later, the activity log's bit.
 //!
 //! | thread | waits for |
@@ -25,12 +25,15 @@ mod make;
 mod open;
 mod pump;
 mod reread;
+mod room;
+mod same;
 mod seed;
 mod start;
 mod stop;
 
 pub(crate) use open::witness;
 pub use open::{ProtectError, ProtectOptions, SourceOptions};
+pub use room::Lack;
 pub use seed::Progress;
 pub use stop::Summary;
 
@@ -57,6 +60,8 @@ use std::time::{Duration, Instant};
 
 /// How long a change of the manifest may take before its caller is told that it is not stored.
 const EDIT_PATIENCE: Duration = Duration::from_secs(20);
+/// The same where there is no room for it: long enough for a moment's lack.
+const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a mark may take to become durable before its caller is told.
 const MARK_PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at what another thread brings about.
@@ -121,6 +126,8 @@ struct Shared {
     pump: Arc<PumpStore>,
     failure: Arc<Failure>,
     stored: Arc<Stored>,
+    /// What has to be free before the journal goes on.
+    lack: Arc<Lack>,
     progress: Arc<Progress>,
     stop: Arc<AtomicBool>,
     draining: AtomicBool,
@@ -156,17 +163,27 @@ impl PumpStore {
 impl Store for Arc<PumpStore> {
     fn edit(&self, change: Edit) -> Result<Manifest, Problem> {
         let not_stored = |message: &str| Problem::new(ProblemClass::Failed, "not-stored", message);
-        let deadline = Instant::now() + EDIT_PATIENCE;
+        let begun = Instant::now();
         let Some(generation) = self.ask(move |writer| writer.edit(change), EDIT_PATIENCE) else {
             return Err(not_stored("the replica's journal has stopped: the change was not stored"));
         };
         loop {
             let look = move |writer: &mut cdp_core::journal::Writer| {
-                (writer.manifest_durable() >= generation).then(|| writer.manifest().clone())
+                if writer.manifest_durable() >= generation {
+                    Ok(writer.manifest().clone())
+                } else {
+                    Err(writer.lacks())
+                }
             };
             match self.ask(look, EDIT_PATIENCE) {
-                Some(Some(manifest)) => return Ok(manifest),
-                Some(None) if Instant::now() < deadline => std::thread::sleep(LOOK),
+                Some(Ok(manifest)) => return Ok(manifest),
+                Some(Err(Some(_))) if begun.elapsed() >= ROOM_PATIENCE => {
+                    let message = "the replica's disk has no room for the change: it is not stored";
+                    return Err(Problem::new(ProblemClass::Failed, "no-space", message).hint(
+                        "make room: the change is kept in mind and stored then, if the protection still goes on",
+                    ));
+                }
+                Some(Err(_)) if begun.elapsed() < EDIT_PATIENCE => std::thread::sleep(LOOK),
                 _ => return Err(not_stored("the replica's media do not take the change")),
             }
         }
@@ -219,6 +236,12 @@ impl Protector {
     #[must_use]
     pub fn state_of(&self, filter: capture::State) -> report::State {
         self.shared.state(filter)
+    }
+
+    /// What has to be free on the replica's media, and what is, while the state is `no-space`.
+    #[must_use]
+    pub fn lacks(&self) -> Option<report::Lack> {
+        (self.state() == report::State::NoSpace).then(|| self.shared.lacks()).flatten()
     }
 
     /// Why the replica's side stopped, if it did.
@@ -279,6 +302,7 @@ impl Live for Shared {
     fn describe(&self, status: &mut report::Status) {
         let now = self.engine.with(|filter, now| filter.status(now));
         status.state = self.state(now.state);
+        status.lacks = (status.state == report::State::NoSpace).then(|| self.lacks()).flatten();
         status.lsn = now.lsn;
         status.durable_lsn = now.durable;
         status.hot_bytes = now.hot_bytes;
@@ -297,6 +321,13 @@ impl Live for Shared {
 }
 
 impl Shared {
+    /// What has to be free, and what is.
+    fn lacks(&self) -> Option<report::Lack> {
+        let needed_bytes = self.lack.get().max(self.progress.lack.get())?;
+        let storage = Arc::clone(self.host.replica().storage());
+        Some(report::Lack { needed_bytes, free_bytes: storage.free_bytes().ok()? })
+    }
+
     fn state(&self, state: capture::State) -> report::State {
         use report::State;
         if self.draining.load(Ordering::Relaxed) {
@@ -305,12 +336,17 @@ impl Shared {
         if self.failure.get().is_some() {
             return State::ReplicaLost;
         }
+        let (room, whole, begun) =
+            self.engine.with(|filter, now| (filter.room(), filter.is_whole(), filter.status(now).rpo_ns.is_some()));
         // Whether the filter still has memory to record into or not: nothing reaches the replica now.
-        if self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace {
+        if room == capture::Room::NoSpace || self.progress.lack.get().is_some() {
             return State::NoSpace;
         }
         match state {
             capture::State::Seeding => State::Seeding,
+            // The end of the resync is recorded and not durable: `latest` is still what was before it.
+            capture::State::Protecting if !whole && !begun && self.progress.is_of_this_start() => State::Seeding,
+            capture::State::Protecting if !whole => State::Resync,
             capture::State::Protecting => State::Protecting,
             capture::State::Resyncing => State::Resync,
             capture::State::Tracking | capture::State::Paused => State::Tracking,

@@ -303,6 +303,15 @@ pub struct Space {
     pub quota: Option<u64>,
 }
 
+/// What keeps the state `no-space` from ending.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Lack {
+    /// What has to be free on the replica's media.
+    pub needed_bytes: u64,
+    /// What is.
+    pub free_bytes: u64,
+}
+
 /// Bytes a second over the last seconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Rates {
@@ -366,6 +375,9 @@ pub struct Status {
     pub ranges: Vec<Range>,
     /// Where the bytes are.
     pub space: Space,
+    /// While the state is `no-space`: what has to be free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<Lack>,
     /// How fast they come.
     pub rates: Rates,
     /// Writable sessions.

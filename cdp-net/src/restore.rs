@@ -45,6 +45,9 @@ pub struct RestoredDisk {
     pub path: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
+    /// The size in bytes of what was there, if it was larger: a device keeps what lies behind the disk's end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over: Option<u64>,
 }
 
 /// Told bytes done and bytes in all; says whether to go on.
@@ -60,6 +63,20 @@ pub fn restore(
     options: &RestoreOptions,
     progress: OnProgress<'_>,
 ) -> Result<Vec<RestoredDisk>, Problem> {
+    let made = options.output.as_os_str().as_encoded_bytes().ends_with(b"/") && make_directory(&options.output)?;
+    let restored = restore_all(view, options, progress);
+    if restored.is_err() && made {
+        // With a complete disk in it, it stays.
+        let _ = std::fs::remove_dir(&options.output);
+    }
+    restored
+}
+
+fn restore_all(
+    view: &ReplicaView,
+    options: &RestoreOptions,
+    progress: OnProgress<'_>,
+) -> Result<Vec<RestoredDisk>, Problem> {
     let targets = targets(view, options)?;
     for (_, path) in &targets {
         check_target(path, options)?;
@@ -69,15 +86,29 @@ pub fn restore(
     let mut restored = Vec::new();
     for (disk, path) in targets {
         let mut of_disk = |here: u64| progress(done + here, total);
+        let over = size_of(&path).filter(|there| *there > disk.size);
         if is_block_device(&path) {
             write_device(view, &disk, &path, &mut of_disk)?;
         } else {
             write_file(view, &disk, &path, &mut of_disk)?;
         }
         done += disk.size;
-        restored.push(RestoredDisk { disk: disk.name, path, bytes: disk.size });
+        restored.push(RestoredDisk { disk: disk.name, path, bytes: disk.size, over });
     }
     Ok(restored)
+}
+
+/// Bytes of what is there, if it can be asked.
+fn size_of(path: &Path) -> Option<u64> {
+    io::Seek::seek(&mut File::open(path).ok()?, io::SeekFrom::End(0)).ok()
+}
+
+/// Makes the directory that was asked for by a slash at its end; whether it was not there.
+fn make_directory(path: &Path) -> Result<bool, Problem> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        made => made.map(|()| true).map_err(|error| failed("make", path, &error)),
+    }
 }
 
 fn refused(code: &str, message: String) -> Problem {
@@ -85,7 +116,13 @@ fn refused(code: &str, message: String) -> Problem {
 }
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> Problem {
-    Problem::new(ProblemClass::Failed, "output", format!("cannot {what} {}: {error}", path.display()))
+    let problem = Problem::new(ProblemClass::Failed, "output", format!("cannot {what} {}: {error}", path.display()));
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            problem.hint("make room there, or give a place on another disk")
+        }
+        _ => problem,
+    }
 }
 
 /// Refuses what must not be written over, before the first byte of any disk is written.
@@ -149,7 +186,8 @@ fn targets(view: &ReplicaView, options: &RestoreOptions) -> Result<Vec<(ViewDisk
         (_, false) => {
             let message =
                 format!("the moment has several disks ({}) and {} is no directory", names(), output.display());
-            Err(refused("several-disks", message).hint("choose one with --disk, or make the directory"))
+            Err(refused("several-disks", message)
+                .hint("choose one with --disk, or give a directory: one that ends with a slash is made"))
         }
     }
 }

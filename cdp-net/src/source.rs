@@ -40,6 +40,19 @@ impl Facts {
         bytes[24..].copy_from_slice(&self.changed_ns.to_le_bytes());
         bytes
     }
+
+    /// From those bytes; `None` where they are none of these.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (words, []) = bytes.as_chunks::<8>() else { return None };
+        let [size, inode, modified, changed] = words else { return None };
+        Some(Self {
+            size: u64::from_le_bytes(*size),
+            inode: u64::from_le_bytes(*inode),
+            modified_ns: i64::from_le_bytes(*modified),
+            changed_ns: i64::from_le_bytes(*changed),
+        })
+    }
 }
 
 /// Why a source cannot be protected.
@@ -58,6 +71,28 @@ pub enum SourceError {
     NotADisk {
         /// Which.
         path: String,
+    },
+    /// Nothing is in it: which size the disk is to have nobody can know.
+    #[error(
+        "{path} is empty: for a new disk give it a size first, such as `truncate -s 10G {path}`; else name the image that was meant"
+    )]
+    Empty {
+        /// Which.
+        path: String,
+    },
+    /// A block device without a medium.
+    #[error("{path} has no medium: its size is 0 bytes")]
+    NoMedium {
+        /// Which.
+        path: String,
+    },
+    /// It was given before, perhaps under another name.
+    #[error("{second} is the same disk as {first}: give each disk once")]
+    Twice {
+        /// As it was given first.
+        first: String,
+        /// As it was given again.
+        second: String,
     },
     /// The size is none a disk has.
     #[error(
@@ -128,7 +163,13 @@ impl Source {
             _ => failed(error),
         })?;
         let size = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(failed)?;
-        if size == 0 || !size.is_multiple_of(cdp_core::types::SECTOR) || size > cdp_core::types::DISK_MAX {
+        if size == 0 {
+            return Err(match kind {
+                SourceKind::Image => SourceError::Empty { path: name },
+                SourceKind::BlockDevice => SourceError::NoMedium { path: name },
+            });
+        }
+        if !size.is_multiple_of(cdp_core::types::SECTOR) || size > cdp_core::types::DISK_MAX {
             return Err(SourceError::Size { path: name, size });
         }
         let mut source = Self { path: path.to_owned(), file, kind, size, found: None };
@@ -199,6 +240,15 @@ impl Source {
             None => Ok(()),
         }
     }
+}
+
+/// What makes two paths the same disk: file system and inode of a file, the number of a device.
+///
+/// # Errors
+/// When the path cannot be asked.
+pub fn identity(path: &Path) -> io::Result<(bool, u64, u64)> {
+    let found = std::fs::metadata(path)?;
+    Ok(if found.file_type().is_block_device() { (true, found.rdev(), 0) } else { (false, found.dev(), found.ino()) })
 }
 
 /// Locks an image for ourselves. Takes the locks first and looks for others' after, as QEMU does: of two who come at once at

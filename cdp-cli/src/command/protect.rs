@@ -200,7 +200,7 @@ fn for_people(event: &ProtectEvent) -> String {
         }
         ProtectEvent::Seeding { .. } | ProtectEvent::Point { .. } => String::new(),
         ProtectEvent::Gap { gap } => gap_line(gap),
-        ProtectEvent::State { state, reason } => match reason {
+        ProtectEvent::State { state, reason, .. } => match reason {
             Some(reason) => format!("{}: {reason}\n", state.as_str()),
             None => format!("{}\n", state.as_str()),
         },
@@ -226,7 +226,7 @@ fn opened(resumed: bool, clean: bool, compared: Compared, timeline: &str) -> Str
 }
 
 fn summary(stopped: &Stopped) -> String {
-    let Stopped { lsn, durable_lsn, written_bytes, stored_bytes, hot_bytes, points, seconds, drained } = stopped;
+    let Stopped { lsn, durable_lsn, written_bytes, stored_bytes, hot_bytes, points, seconds, .. } = stopped;
     let mut text = format!(
         "stopped after {}: {} written, {} stored, {}, durable up to LSN {durable_lsn}\n",
         human::span(Duration::from_secs(*seconds)),
@@ -234,13 +234,21 @@ fn summary(stopped: &Stopped) -> String {
         format_bytes(*stored_bytes),
         human::count(usize::try_from(*points).unwrap_or(usize::MAX), "point"),
     );
-    if !drained && lsn > durable_lsn {
+    if stopped.drained {
+        return text;
+    }
+    if let Some(lacks) = &stopped.lacks {
+        text.push_str(&format!("the replica's disk has no room: {}\n", human::lack(lacks)));
+    }
+    if lsn > durable_lsn {
         text.push_str(&format!(
             "not durable: LSN {} to {lsn}; the activity log names {} that the next start reads again\n",
             durable_lsn.next(),
             format_bytes(*hot_bytes)
         ));
-    } else if !drained {
+    } else if !stopped.manifest_stored && *hot_bytes == 0 {
+        text.push_str("the replica's manifest could not be written: the next start takes this stop for a crash\n");
+    } else {
         text.push_str("the disks were not copied or compared to the end: the next start does that again\n");
     }
     text

@@ -25,7 +25,7 @@ pub struct Arguments {
     /// If the moment is not restorable, take its neighbour
     #[arg(long, value_enum)]
     nearest: Option<Nearest>,
-    /// The file or block device to write; for several disks a directory
+    /// The file or block device to write; for several disks a directory, made if it ends with a slash
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Only this disk
@@ -56,12 +56,14 @@ impl Arguments {
 fn for_people(restored: &Restored) -> String {
     let mut text = format!("restored {}\n", human::moment(&restored.at));
     for written in &restored.outputs {
-        text.push_str(&format!(
-            "{} ({}) is in {}\n",
-            written.disk,
-            format_bytes(written.bytes),
-            written.path.display()
-        ));
+        let (size, path) = (format_bytes(written.bytes), written.path.display());
+        text.push_str(&format!("{} ({size}) is in {path}\n", written.disk));
+        if let Some(over) = written.over {
+            let (over, bytes) = (format_bytes(over), written.bytes);
+            text.push_str(&format!(
+                "  what was there had {over}: a file is shorter now, a device unchanged from byte {bytes} on\n"
+            ));
+        }
     }
     text
 }
@@ -74,8 +76,10 @@ mod tests {
 
     #[test]
     fn a_restore_in_words() {
-        let disk = RestoredDisk { disk: "root".into(), path: "out.img".into(), bytes: 1 << 30 };
-        let text = for_people(&Restored { at: at(), outputs: vec![disk] });
+        let disk = RestoredDisk { disk: "root".into(), path: "out.img".into(), bytes: 1 << 30, over: None };
+        let text = for_people(&Restored { at: at(), outputs: vec![disk.clone()] });
         assert!(text.ends_with("root (1.00 GiB) is in out.img\n"), "{text}");
+        let text = for_people(&Restored { at: at(), outputs: vec![RestoredDisk { over: Some(2 << 30), ..disk }] });
+        assert!(text.contains("had 2.00 GiB") && text.contains("from byte 1073741824 on"), "{text}");
     }
 }

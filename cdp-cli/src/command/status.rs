@@ -54,6 +54,9 @@ fn for_people(status: &Status) -> String {
         human::rate(status.rates.write_bytes_per_s),
         human::rate(status.rates.stored_bytes_per_s),
     );
+    if let Some(lacks) = &status.lacks {
+        text.push_str(&format!("lacks   {}; it goes on by itself then\n", human::lack(lacks)));
+    }
     for disk in &status.disks {
         let place = disk.uri.as_ref().map(|uri| format!(", served at {uri}")).unwrap_or_default();
         text.push_str(&format!("disk    {} ({}){place}\n", disk.name, format_bytes(disk.size)));
@@ -76,7 +79,7 @@ fn session_line(session: &Session) -> String {
 mod tests {
     use super::*;
     use crate::json::tests::{at, range};
-    use crate::json::{Disk, Space, State};
+    use crate::json::{Disk, Lack, Space, State};
 
     #[test]
     fn a_status_in_words() {
@@ -88,6 +91,7 @@ mod tests {
             rpo_ms: Some(1500),
             owner_pid: Some(7),
             pins: 2,
+            lacks: Some(Lack { needed_bytes: 512 << 20, free_bytes: 12 << 10 }),
             space: Space { base: 1 << 30, quota: Some(2 << 30), ..Space::default() },
             disks: vec![Disk { name: "root".into(), size: 1 << 30, uri: Some("nbd://h".into()) }],
             ranges: vec![range()],
@@ -103,6 +107,7 @@ mod tests {
             "keeps   every write",
             "session lab: 4.00 KiB since point 0011",
             "held    by 2 readers\n",
+            "lacks   512 MiB are needed, 12.0 KiB are free; it goes on by itself then\n",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }

@@ -119,6 +119,7 @@ fn status() {
         rpo_ms: Some(12),
         ranges: vec![range()],
         space: Space { base: 1, layers: 2, segments: 3, overlays: 4, pinned: 5, quota: None },
+        lacks: Some(Lack { needed_bytes: 11, free_bytes: 10 }),
         rates: Rates { write_bytes_per_s: 6, stored_bytes_per_s: 7 },
         sessions: vec![Session { name: None, timeline: timeline(), at: at(), bytes: 1, open: false }],
         pins: 1,
@@ -133,6 +134,7 @@ fn status() {
             "state": "no-space", "group": "web", "disks": [], "timeline": "00112233445566ff", "lsn": 9,
             "durable_lsn": 8, "rpo_ms": 12, "ranges": [range_json()],
             "space": {"base": 1, "layers": 2, "segments": 3, "overlays": 4, "pinned": 5, "quota": null},
+            "lacks": {"needed_bytes": 11, "free_bytes": 10},
             "rates": {"write_bytes_per_s": 6, "stored_bytes_per_s": 7},
             "sessions": [{
                 "name": null, "timeline": "00112233445566ff", "at": at_json(), "bytes": 1, "open": false
@@ -165,14 +167,21 @@ fn events_of_protect() {
     check(ProtectEvent::Point { point: point() }, json!({"event": "point", "point": point_json()}));
     check(ProtectEvent::Gap { gap: gap() }, json!({"event": "gap", "gap": gap_json()}));
     check(
-        ProtectEvent::State { state: State::Tracking, reason: None },
+        ProtectEvent::State { state: State::Tracking, reason: None, lacks: None },
         json!({"event": "state", "state": "tracking", "reason": null}),
+    );
+    let lacks = Some(Lack { needed_bytes: 2, free_bytes: 1 });
+    check(
+        ProtectEvent::State { state: State::NoSpace, reason: Some("full".into()), lacks },
+        json!({
+            "event": "state", "state": "no-space", "reason": "full", "lacks": {"needed_bytes": 2, "free_bytes": 1}
+        }),
     );
     check(
         ProtectEvent::Stopped(Stopped { drained: true, ..Stopped::default() }),
         json!({
             "event": "stopped", "drained": true, "lsn": 0, "durable_lsn": 0, "written_bytes": 0, "stored_bytes": 0,
-            "hot_bytes": 0, "points": 0, "seconds": 0
+            "hot_bytes": 0, "points": 0, "seconds": 0, "manifest_stored": false
         }),
     );
 }
@@ -180,10 +189,13 @@ fn events_of_protect() {
 #[test]
 fn answers_of_commands() {
     check(Marked { at: at(), label: "x".into() }, json!({"at": at_json(), "label": "x"}));
-    let output = RestoredDisk { disk: "root".into(), path: "out".into(), bytes: 5 };
+    let output = RestoredDisk { disk: "root".into(), path: "out".into(), bytes: 5, over: None };
+    let over = RestoredDisk { over: Some(9), ..output.clone() };
     check(
-        Restored { at: at(), outputs: vec![output] },
-        json!({"at": at_json(), "outputs": [{"disk": "root", "path": "out", "bytes": 5}]}),
+        Restored { at: at(), outputs: vec![output, over] },
+        json!({"at": at_json(), "outputs": [
+            {"disk": "root", "path": "out", "bytes": 5}, {"disk": "root", "path": "out", "bytes": 5, "over": 9}
+        ]}),
     );
     check(
         MountEvent::Ready { at: at(), exports: vec![], session: None, writable: false },

@@ -3,9 +3,10 @@
 use super::serve;
 use crate::engine::{ProtectSpec, SourceTrust};
 use crate::exit::{Exit, Failure};
+use crate::human;
 use crate::json::{Compared, ProtectEvent, State, Stopped};
 use crate::stop::Stop;
-use cdp_core::capture::{self, Event};
+use cdp_core::capture::{self, Event, LogTrust};
 use cdp_core::journal::PointsMode;
 use cdp_core::replica::catalogue::Branch;
 use cdp_core::types::Lsn;
@@ -31,6 +32,16 @@ impl From<ProtectError> for Failure {
                 .hint("give the same disks under the same names, or another directory"),
             ProtectError::OtherName { .. } => Self::new(Exit::Refused, "other-name", error.to_string())
                 .hint("leave --name out, or give another directory"),
+            ProtectError::Swapped { .. } => Self::new(Exit::Refused, "sources-swapped", error.to_string()).hint(
+                "give each source under the name of its disk (`cdp status` lists them); if a disk really is to go on with the \
+                 other's content, --full-check compares it wholly",
+            ),
+            ProtectError::Media(ref media) if media.is_no_space() => {
+                Self::new(Exit::Failed, "no-space", error.to_string()).hint("make room on the replica's disk")
+            }
+            ProtectError::NoRoom { .. } => Self::new(Exit::Failed, "no-space", error.to_string())
+                .hint("make room on the replica's disk; without --trust-source the disks would be served meanwhile"),
+            ProtectError::Source(SourceError::Twice { .. }) => Self::new(Exit::Usage, "source-twice", error.to_string()),
             ProtectError::Source(SourceError::Locked { .. }) => {
                 Self::new(Exit::Refused, "source-in-use", error.to_string())
             }
@@ -97,20 +108,23 @@ pub(super) fn run(spec: &ProtectSpec, stop: &Stop, events: &mut dyn FnMut(Protec
         hot_bytes: summary.hot_bytes,
         points: summary.points,
         seconds: summary.seconds,
+        manifest_stored: summary.manifest_stored,
+        lacks: summary.lacks,
     })
 }
 
 /// Tells what happens until the end is wished.
 fn watch(protector: &Protector, noticed: &Receiver<Notice>, stop: &Stop, events: &mut dyn FnMut(ProtectEvent)) {
-    let mut teller = Teller { started: Instant::now(), gaps: 0, done: 0, state: None };
+    let mut teller = Teller { started: Instant::now(), gaps: 0, done: 0, state: None, log_lost: false };
     while !stop.is_wished() {
         teller.seeding(protector, events);
         match noticed.recv_timeout(LOOK) {
             Ok(notice) => teller.notice(protector, &notice, events),
-            // Between notices: what the filter does not know, such as that the disk is full, and how it all began.
-            Err(RecvTimeoutError::Timeout) => teller.state(protector.state(), None, events),
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
         }
+        // What no notice tells: that the disk is full, that the end of a resync has become durable, and how it all began.
+        teller.state(protector, protector.state(), None, events);
         teller.gaps(protector, events);
     }
 }
@@ -121,6 +135,8 @@ struct Teller {
     done: u64,
     /// As it was last told.
     state: Option<State>,
+    /// The activity log cannot be written, and that was told.
+    log_lost: bool,
 }
 
 impl Teller {
@@ -137,34 +153,64 @@ impl Teller {
     fn notice(&mut self, protector: &Protector, notice: &Notice, events: &mut dyn FnMut(ProtectEvent)) {
         match notice {
             Notice::Filter(Event::PointDurable { lsn }) => self.point(protector, *lsn, events),
-            Notice::Filter(Event::State { to, .. }) => self.state(protector.state_of(*to), None, events),
+            Notice::Filter(Event::State { to, .. }) => self.state(protector, protector.state_of(*to), None, events),
+            Notice::Filter(Event::Log(trust)) => self.log(protector, *trust, events),
             Notice::Filter(Event::GapBegan { reason, .. }) => {
                 let reason = format!("writes are not recorded, only which blocks they touch: {}", reason.as_str());
-                self.state(protector.state_of(capture::State::Tracking), Some(reason), events);
+                self.state(protector, protector.state_of(capture::State::Tracking), Some(reason), events);
             }
             Notice::Filter(Event::RpoViolated { rpo_ns }) => {
                 let age = rpo_ns.map_or("nothing can be restored yet".to_owned(), |age| {
-                    format!("the last restorable record is {} old", crate::human::span(Duration::from_nanos(age)))
+                    format!("the last restorable record is {} old", human::span(Duration::from_nanos(age)))
                 });
-                self.state(protector.state(), Some(format!("the RPO is not held: {age}")), events);
+                self.state(protector, protector.state(), Some(format!("the RPO is not held: {age}")), events);
             }
             Notice::ReplicaFailed(why) => {
                 let reason = format!("{why}; the disks are served on, a restart takes the protection up again");
-                self.state(State::ReplicaLost, Some(reason), events);
+                self.state(protector, State::ReplicaLost, Some(reason), events);
             }
             _ => {}
         }
     }
 
     /// The state, if it is another one or there is something to say about it.
-    fn state(&mut self, state: State, reason: Option<String>, events: &mut dyn FnMut(ProtectEvent)) {
+    fn state(
+        &mut self,
+        protector: &Protector,
+        state: State,
+        reason: Option<String>,
+        events: &mut dyn FnMut(ProtectEvent),
+    ) {
         let new = self.state.replace(state) != Some(state);
-        let no_room =
-            "the replica's disk has no room: the disks are served on, and it goes on by itself once there is room";
-        let reason = reason.or_else(|| (new && state == State::NoSpace).then(|| no_room.to_owned()));
-        if new || reason.is_some() {
-            events(ProtectEvent::State { state, reason });
+        if !new && reason.is_none() {
+            return;
         }
+        let lacks = if state == State::NoSpace { protector.lacks() } else { None };
+        let no_room = || {
+            let amounts = lacks.map(|lacks| format!(" ({})", human::lack(&lacks))).unwrap_or_default();
+            format!(
+                "the replica's disk has no room{amounts}: the disks are served on, and it goes on by itself once there is room"
+            )
+        };
+        let reason = reason.or_else(|| (state == State::NoSpace).then(no_room));
+        events(ProtectEvent::State { state, reason, lacks });
+    }
+
+    /// Whether a crash now would be a matter of a few extents or of everything.
+    fn log(&mut self, protector: &Protector, trust: LogTrust, events: &mut dyn FnMut(ProtectEvent)) {
+        let reason = match trust {
+            LogTrust::Lost { error, .. } => {
+                let why = error.map_or("it takes too long".to_owned(), |failed| {
+                    std::io::Error::from_raw_os_error(failed.errno).to_string()
+                });
+                let then = "after a crash everything would be compared";
+                format!("the activity log cannot be written ({why}): {then}, until it can")
+            }
+            LogTrust::Good { .. } if self.log_lost => "the activity log is written again".to_owned(),
+            LogTrust::Good { .. } => return,
+        };
+        self.log_lost = matches!(trust, LogTrust::Lost { .. });
+        self.state(protector, protector.state(), Some(reason), events);
     }
 
     fn point(&self, protector: &Protector, lsn: Lsn, events: &mut dyn FnMut(ProtectEvent)) {

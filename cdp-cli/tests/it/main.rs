@@ -1,8 +1,11 @@
 //! The `cdp` command as people have it: a process of its own, real files, real sockets, real clients.
 
 mod damage;
+mod findings;
 mod full_disk;
 mod hostile;
+mod no_room;
 mod real_clients;
+mod sources;
 mod statuses;
 mod support;

@@ -239,6 +239,7 @@ impl Filter {
             filter.activity.add_disk(disk.id, disk.size);
             filter.mend.add_disk(disk.size);
         }
+        filter.activity.writer_mut().set_facts(options.facts);
         filter.disks = options.disks;
         filter.begin(&options.start, options.full_check, now);
         Ok(filter)
@@ -328,6 +329,13 @@ impl Filter {
     /// Whether LSNs made now can be restored once they are settled and durable.
     fn is_protecting(&self) -> bool {
         self.gap.is_none() && self.bracket.is_none()
+    }
+
+    /// Whether the newest gap or resync, if there was one, has ended durably: what follows it can be restored then. Its end is
+    /// made before, so that [`Filter::state`] says `Protecting` a moment earlier.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.window.is_none()
     }
 
     /// What the group is doing.

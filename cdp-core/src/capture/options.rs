@@ -73,6 +73,9 @@ pub struct FilterOptions {
     pub full_check: bool,
     /// The group's disks.
     pub disks: Vec<DiskSpec>,
+    /// What the driver knows of each source, for the next start to see whether it is the same one: opaque, kept in the
+    /// activity log until [`super::Filter::close`] replaces it.
+    pub facts: Vec<(DiskId, Vec<u8>)>,
     /// One short-term point is closed in each period of this length.
     pub rpo_ns: u64,
     /// Bound of what was recorded and is not yet durable, in bytes of data plus [`PART_COST`] a part. What would pass it is
@@ -101,6 +104,7 @@ impl FilterOptions {
             log_generation_least: 0,
             full_check: false,
             disks,
+            facts: Vec::new(),
             rpo_ns: 15_000_000_000,
             queue_bytes_max: 1 << 30,
             frame_age_ns_max: 20_000_000,

@@ -74,5 +74,16 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// The bytes that it writes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Write { data, .. } => data.iter().map(|piece| piece.len() as u64).sum(),
+            _ => 0,
+        }
+    }
+}
+
 /// What came of an effect.
 pub type Outcome = Result<(), MediaError>;

@@ -98,8 +98,10 @@ pub enum Repair {
 /// A store that is open: all its segments are sealed and sound.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// Its state, as it stands on the media.
+    /// Its state.
     pub manifest: Manifest,
+    /// The manifest that stands on the media: an older one where there was no room for this state.
+    pub stored: Generation,
     /// Everything up to here survives a power cut.
     pub durable: DurableLsn,
     /// The last LSN with a part in any segment: new ones start above.
@@ -135,7 +137,8 @@ pub fn create(storage: &dyn Storage, mut manifest: Manifest) -> Result<Opened, O
     }
     manifest.generation = Generation(manifest.generation.0.max(1));
     write_manifest(storage, &manifest)?;
-    Ok(Opened { manifest, durable: DurableLsn::NONE, last_lsn: Lsn::ZERO, repairs: Vec::new() })
+    let stored = manifest.generation;
+    Ok(Opened { manifest, stored, durable: DurableLsn::NONE, last_lsn: Lsn::ZERO, repairs: Vec::new() })
 }
 
 /// Reads a store's manifest and nothing else.
@@ -158,7 +161,8 @@ pub fn read_manifest(storage: &dyn Storage) -> Result<Manifest, OpenError> {
 }
 
 /// Takes a store over: validates its segments, scans those that were not sealed, cuts torn tails, seals what is whole, and
-/// removes what was half made. `witness` is what the peer was told to be durable, if it remembers.
+/// removes what was half made. `witness` is what the peer was told to be durable, if it remembers. Where there is no room for
+/// the manifest that says so the old one stands, and means the same: the writer takes no frame before it is replaced.
 ///
 /// # Errors
 /// `Damaged` when something acknowledged is missing or damaged; nothing was changed then.
@@ -188,11 +192,23 @@ pub fn open(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Res
     }
     manifest.segments = segments;
     manifest.durable = plan.whole.max(manifest.durable);
+    let stands = manifest.generation;
     manifest.generation = Generation(manifest.generation.0 + 1);
-    write_manifest(storage, &manifest)?;
+    let written = write_manifest(storage, &manifest);
+    if !is_without_room(&written) {
+        written.clone()?;
+    }
+    // What goes was never acknowledged: a manifest that still names it finds it gone, and decides the same.
     remove_strays(storage, directory, &manifest, &mut repairs)?;
+    // That may have been the room that was lacking.
+    let written = if is_without_room(&written) { write_manifest(storage, &manifest) } else { written };
+    let stored = if is_without_room(&written) { stands } else { written.map(|()| manifest.generation)? };
     let durable = DurableLsn::mint(plan.whole);
-    Ok(Opened { manifest, durable, last_lsn: plan.last, repairs })
+    Ok(Opened { manifest, stored, durable, last_lsn: plan.last, repairs })
+}
+
+fn is_without_room(written: &Result<(), MediaError>) -> bool {
+    written.as_ref().is_err_and(MediaError::is_no_space)
 }
 
 /// A store as it was found by [`look`].

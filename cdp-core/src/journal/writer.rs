@@ -7,8 +7,9 @@
 //!
 //! What holds: a record is called durable only when its frame, all frames before it and the manifest that names their
 //! segments are; a sync covers what was written when it was issued; after a failed write or sync nothing is issued any more
-//! (the owner opens the store anew, and recovery looks at what is really there). Lack of room for the next segment is a
-//! state that goes by itself.
+//! (the owner opens the store anew, and recovery looks at what is really there). Lack of room is a state that goes by itself:
+//! for the next segment, for a manifest, and, where media cannot reserve room, for a frame or a footer, whose write is
+//! issued again. Only a sync that says so is a failure: what it dropped is not known.
 //!
 //! Bounds: [`Options::in_flight_bytes`] of frames are held; the index of segments not yet sealed is in memory, at most
 //! [`Options::segment_records`] entries each; there are at most two of them unless media are slower at sealing than at writing.
@@ -106,7 +107,7 @@ impl Writer {
             whole: opened.durable.lsn(),
             unfinished: None,
             sealed: Arc::new(sealed),
-            catalog: catalog::Catalog::new(manifest.generation),
+            catalog: catalog::Catalog::new(opened.stored, manifest.generation),
             commit: commit::Commit::new(opened.durable),
             options: Options { segment_bytes: options.segment_bytes.max(1 << 20), ..options },
             ids,
@@ -157,8 +158,12 @@ impl Writer {
         if info.prev_lsn != self.chain {
             return Err(Refusal::Chain { expected: self.chain, found: info.prev_lsn });
         }
+        if self.is_starved() {
+            return Err(Refusal::NotNow(Hold::NoSpace));
+        }
         if since > self.catalog.durable() {
-            return Err(Refusal::NotNow(Hold::TimelineNotDurable));
+            let hold = if self.catalog.is_waiting() { Hold::NoSpace } else { Hold::TimelineNotDurable };
+            return Err(Refusal::NotNow(hold));
         }
         if self.commit.in_flight_bytes() >= self.options.in_flight_bytes {
             return Err(Refusal::NotNow(Hold::Busy));
@@ -200,10 +205,10 @@ impl Writer {
         self.whole = whole.map_or(self.whole, |record| record.lsn);
         self.unfinished = unfinished(head);
         let run = Arc::new(run);
-        let bytes = data.iter().map(|piece| piece.len() as u64).sum();
         let settled = frame.info.settled;
-        let sequence = self.commit.add(now, number, self.whole, settled, bytes, Arc::clone(&run));
-        self.issue(Effect::Write { file, offset, data }, Purpose::Frame(sequence));
+        let write = Effect::Write { file, offset, data };
+        let sequence = self.commit.add(now, number, self.whole, settled, write.clone(), Arc::clone(&run));
+        self.issue(write, Purpose::Frame(sequence));
         Ok(Appended { segment: number, id, timeline, prev_lsn, run, whole: self.whole })
     }
 
@@ -237,9 +242,28 @@ impl Writer {
             Some(failure) => WriterState::Failed(failure.clone()),
             None if self.closing && self.is_through() => WriterState::Closed,
             None if self.closing => WriterState::Closing,
-            None if self.prepare.is_waiting() || self.catalog.is_waiting() => WriterState::NoSpace,
+            None if self.lacks().is_some() => WriterState::NoSpace,
             None => WriterState::Running,
         }
+    }
+
+    /// How many bytes have to be free on the media before it goes on, if room is lacking: for the next segment beside what
+    /// must be left, for a manifest, or for what was taken already.
+    #[must_use]
+    pub fn lacks(&self) -> Option<u64> {
+        if self.prepare.is_waiting() {
+            Some(self.options.segment_bytes.saturating_add(self.options.keep_free_bytes))
+        } else if self.is_starved() {
+            Some(self.options.segment_bytes)
+        } else {
+            self.catalog.is_waiting().then(|| self.catalog.bytes())
+        }
+    }
+
+    /// Whether what was taken finds no room, a frame or a footer, so that nothing more becomes durable for now.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        self.commit.is_starved() || self.sealing.iter().any(|sealing| sealing.retry_at().is_some())
     }
 
     /// The manifest with all edits, durable or not.
@@ -354,7 +378,9 @@ impl Writer {
     pub fn next_deadline(&self) -> Option<MonoTime> {
         let commit =
             self.active.as_ref().and_then(|segment| self.commit.deadline(segment.number, self.options.commit_ns));
-        [commit, self.prepare.deadline(), self.catalog.deadline()].into_iter().flatten().min()
+        let footer = self.sealing.front().and_then(segments::Sealing::retry_at);
+        let starved = [self.commit.retry_at(), footer];
+        [commit, self.prepare.deadline(), self.catalog.deadline()].into_iter().chain(starved).flatten().min()
     }
 
     /// Whether nothing is under way and nothing wanted: every effect that was handed out came back.
@@ -385,9 +411,9 @@ impl Writer {
     fn went_wrong(&mut self, now: MonoTime, purpose: &Purpose, error: &MediaError) {
         let retry = now.after(self.options.retry_ns);
         match purpose {
-            Purpose::Prepare if error.is_no_space() && self.prepare.is_creating() => {
-                self.prepare = segments::Prepare::Waiting(retry);
-            }
+            Purpose::Prepare if error.is_no_space() => self.prepare_starved(retry),
+            Purpose::Frame(sequence) if error.is_no_space() => self.commit.park(*sequence, retry),
+            Purpose::Seal(number) if error.is_no_space() && self.seal_starved(*number, retry) => {}
             // A temporary file that found no room is made again; it never held anything.
             Purpose::Catalog if error.is_no_space() => self.catalog.wait(retry),
             // A file that could not be removed is found again at the next start.

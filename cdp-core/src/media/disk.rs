@@ -76,8 +76,15 @@ impl Disk {
 
     fn open_file(&self, name: &str, flags: OFlags, operation: Operation) -> Result<DiskFile> {
         let path = self.full(name, operation)?;
-        let fd = fs::open(&path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))
-            .map_err(|e| self.error(e, operation, name))?;
+        let failed = |e| self.error(e, operation, name);
+        // Regular files know no waiting; a pipe that lies in the place of one would wait for its other end.
+        let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = fs::open(&path, flags, Mode::from_raw_mode(0o644)).map_err(failed)?;
+        let kind = fs::FileType::from_raw_mode(fs::fstat(&fd).map_err(failed)?.st_mode);
+        if kind != fs::FileType::RegularFile {
+            let path = path.to_string_lossy();
+            return Err(MediaError::new(MediaErrorKind::NotAFile, operation, &path, 0, "it is not a regular file"));
+        }
         Ok(DiskFile { fd, direct: None, path: path.to_string_lossy().into_owned() })
     }
 
@@ -298,6 +305,8 @@ fn error(errno: Errno, operation: Operation, path: &str, offset: u64) -> MediaEr
         Errno::NOSPC | Errno::DQUOT => MediaErrorKind::NoSpace,
         Errno::NOENT | Errno::NOTDIR => MediaErrorKind::NotFound,
         Errno::EXIST => MediaErrorKind::Exists,
+        // A directory, a socket, a device that is not there.
+        Errno::ISDIR | Errno::NXIO | Errno::NODEV => MediaErrorKind::NotAFile,
         Errno::ROFS | Errno::ACCESS | Errno::PERM => MediaErrorKind::ReadOnly,
         _ => MediaErrorKind::Io,
     };

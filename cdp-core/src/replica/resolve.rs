@@ -1,10 +1,10 @@
 //! From what a person typed to a moment, or to the nearest ones that can be restored.
 
-use super::catalogue::{AtTime, Branch, Moment, Neighbours};
+use super::catalogue::{AtTime, Branch, Moment, Neighbours, Point};
 use super::{Replica, ReplicaError};
 use crate::journal::Damage;
 use crate::types::{Lsn, Timeline, WallTime};
-use crate::when::{Label, TimelineName, When};
+use crate::when::{Label, PointName, TimelineName, When};
 
 /// A moment that cannot be restored, and those next to it that can.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -79,7 +79,7 @@ impl Replica {
                 self.restorable(branch, *lsn)
             }
             When::Lsn { timeline: Some(name), lsn } => self.restorable(self.named(*name)?, *lsn),
-            When::Point(point) => self.restorable(self.named(point.timeline)?, point.lsn),
+            When::Point(point) => self.point(self.named(point.timeline)?, point),
             When::Label(label) => {
                 let found = self.catalogue.labelled(label.as_str());
                 let point = found.first().ok_or_else(|| self.unlabelled(label))?;
@@ -125,6 +125,33 @@ impl Replica {
                 .into())
             }
         }
+    }
+
+    /// A moment that somebody made a point of; another one of the same timeline has to be asked for as an LSN.
+    fn point(&self, branch: &Branch, name: &PointName) -> Result<Moment, ResolveError> {
+        let known = branch.points().binary_search_by_key(&name.lsn, |point| point.id.lsn).is_ok();
+        if known || !branch.is_restorable(name.lsn) {
+            return self.restorable(branch, name.lsn);
+        }
+        let what = format!("there is no point {name}; that moment can be restored as lsn:{name}");
+        Err(NotRestorable { what, nearest: self.nearest_points(branch, name.lsn) }.into())
+    }
+
+    /// The points that can be restored next to an LSN; where the timelines on its way have none, its neighbours.
+    fn nearest_points(&self, branch: &Branch, lsn: Lsn) -> Neighbours {
+        let path = self.catalogue.path(branch.timeline);
+        let on_path = path.iter().flat_map(|(branch, upto)| {
+            let counts = move |point: &&Point| point.id.lsn <= *upto && branch.is_restorable(point.id.lsn);
+            branch.points().iter().filter(counts)
+        });
+        let moments =
+            on_path.map(|point| Moment { timeline: point.id.timeline, lsn: point.id.lsn, stamp: point.stamp });
+        let (before, after): (Vec<_>, Vec<_>) = moments.partition(|moment| moment.lsn < lsn);
+        let by_lsn = |moment: &Moment| moment.lsn;
+        let nearest =
+            Neighbours { before: before.into_iter().max_by_key(by_lsn), after: after.into_iter().min_by_key(by_lsn) };
+        let none = nearest.before.is_none() && nearest.after.is_none();
+        if none { self.catalogue.neighbours(branch.timeline, lsn) } else { nearest }
     }
 
     fn restorable(&self, branch: &Branch, lsn: Lsn) -> Result<Moment, ResolveError> {

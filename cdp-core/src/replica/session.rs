@@ -7,7 +7,7 @@
 use super::{Bases, ReplicaView, ViewDisk};
 use crate::frame::{Compression, Encoder, Note, Part, Payload, RawFrame, RecordKind};
 use crate::journal::{
-    Executor, Hold, IdSource, Manifest, OpenError, Opened, Options, PathElement, ReadError, Reader, Refusal,
+    Appended, Executor, Hold, IdSource, Manifest, OpenError, Opened, Options, PathElement, ReadError, Reader, Refusal,
     TimelineInfo, TimelineState, Writer, WriterState, drain,
 };
 use crate::media::{MediaError, Storage};
@@ -93,6 +93,8 @@ struct State {
     lsn: Lsn,
     prev_lsn: Lsn,
     time: WallTime,
+    /// Appended, and for lack of room not yet written: nothing is read or taken before it is.
+    behind: Option<Appended>,
 }
 
 impl Session {
@@ -153,6 +155,7 @@ impl Session {
     /// When there is no room or the store failed.
     pub fn show(&self, now: Now, disk: DiskId, range: Extent) -> Result<(), SessionError> {
         let mut state = self.state();
+        self.catch_up(&mut state, now)?;
         if state.waiting.iter().any(|part| part.disk == Some(disk) && part.extent.overlaps(&range)) {
             self.append(&mut state, now)?;
         }
@@ -190,10 +193,24 @@ impl Session {
     /// When there is no room or the store failed.
     pub fn flush(&self, now: Now) -> Result<(), SessionError> {
         let mut state = self.state();
+        self.catch_up(&mut state, now)?;
         self.append(&mut state, now)?;
         state.writer.request_sync();
         state.drive(now)?;
+        state.check_room()?;
         self.view.journal().refresh(&state.writer.snapshot());
+        Ok(())
+    }
+
+    /// Writes what found no room. What it holds was taken and would not be read: nothing is, until it is there.
+    fn catch_up(&self, state: &mut State, now: Now) -> Result<(), SessionError> {
+        if state.behind.is_some() {
+            state.drive(now)?;
+            state.check_room()?;
+        }
+        if let Some(appended) = state.behind.take() {
+            self.view.journal().advance(&self.reader, &appended);
+        }
         Ok(())
     }
 
@@ -203,9 +220,11 @@ impl Session {
     /// When there is no room or the store failed.
     pub fn close(&self, now: Now) -> Result<(), SessionError> {
         let mut state = self.state();
+        self.catch_up(&mut state, now)?;
         self.append(&mut state, now)?;
         state.writer.close(true);
-        state.drive(now)
+        state.drive(now)?;
+        state.check_room()
     }
 
     /// Appends what fills frames; the rest goes on gathering.
@@ -226,6 +245,11 @@ impl Session {
 
     /// Writes a frame of what was gathered, and shows it. Where there is no room everything stays gathered.
     fn append_one(&self, state: &mut State, now: Now) -> Result<(), SessionError> {
+        self.catch_up(state, now)?;
+        if state.writer.lacks().is_some() {
+            // Only who drives it asks for room again.
+            state.drive(now)?;
+        }
         let Some(raw) = state.frame() else { return Ok(()) };
         let mut frame = state.encoder.encode(&raw, state.group, Compression::None);
         loop {
@@ -233,6 +257,10 @@ impl Session {
                 Ok(appended) => {
                     state.taken(&raw);
                     state.drive(now)?;
+                    if let Err(error) = state.check_room() {
+                        state.behind = Some(appended);
+                        return Err(error);
+                    }
                     self.view.journal().advance(&self.reader, &appended);
                     return Ok(());
                 }
@@ -295,6 +323,7 @@ impl State {
             lsn: last_lsn.max(manifest.reserved),
             prev_lsn: span.map_or(Lsn::ZERO, |(_, last)| last),
             time: WallTime(0),
+            behind: None,
         };
         if !manifest.clean {
             let fork = durable.max(last.fork);
@@ -356,6 +385,11 @@ impl State {
     fn taken(&mut self, frame: &RawFrame) {
         self.waiting.drain(..frame.parts.len());
         self.prev_lsn = frame.last_lsn();
+    }
+
+    /// Whether everything that was appended is written.
+    fn check_room(&self) -> Result<(), SessionError> {
+        if self.writer.is_starved() { Err(SessionError::NoSpace { segment_bytes: SEGMENT_BYTES }) } else { Ok(()) }
     }
 
     fn drive(&mut self, now: Now) -> Result<(), SessionError> {

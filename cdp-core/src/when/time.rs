@@ -1,4 +1,5 @@
-//! RFC 3339 times, strictly: with an offset, to the nanosecond, from 1970 to 2554 (what 64 bits of nanoseconds hold).
+//! RFC 3339 times, strictly: with an offset, to the nanosecond, from 1970 to 2554 (what 64 bits of nanoseconds hold). One
+//! thing more is taken, because people paste what lists show them: a space before the offset.
 
 use crate::types::WallTime;
 use std::fmt;
@@ -98,6 +99,7 @@ impl Cursor<'_> {
 
     /// Seconds east of UTC.
     fn offset(&mut self) -> Result<i64, TimeError> {
+        self.0 = self.0.strip_prefix(b" ").unwrap_or(self.0);
         if self.0.is_empty() {
             return Err(TimeError::Offset);
         }

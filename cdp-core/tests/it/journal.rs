@@ -6,3 +6,4 @@ mod golden;
 mod kit;
 mod life;
 mod model;
+mod room;

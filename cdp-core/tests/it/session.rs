@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use cdp_core::frame::Payload;
 use cdp_core::journal::{Manifest, TimelineInfo, TimelineRole, TimelineState};
-use cdp_core::media::{Memory, Storage};
-use cdp_core::replica::session::{Session, SessionOptions, create};
+use cdp_core::media::{Fault, Faults, Faulty, MediaErrorKind, Memory, Operation, Storage};
+use cdp_core::replica::session::{Session, SessionError, SessionOptions, create};
 use cdp_core::replica::{Bases, ViewDisk};
 use cdp_core::types::{DiskId, Extent, GroupId, Lsn, MonoTime, Now, ReplicaId, Timeline, WallTime};
 use proptest::prelude::*;
@@ -21,7 +21,11 @@ fn disk() -> DiskId {
 }
 
 fn store() -> Arc<dyn Storage> {
-    let storage: Arc<dyn Storage> = Arc::new(Memory::default());
+    store_in(Memory::default())
+}
+
+fn store_in(memory: Memory) -> Arc<dyn Storage> {
+    let storage: Arc<dyn Storage> = Arc::new(memory);
     let trunk = Manifest::new(ReplicaId::new([1; 16]).unwrap(), GroupId::new([2; 16]).unwrap(), "g");
     let timeline = TimelineInfo {
         id: Timeline::new([3; 16]).unwrap(),
@@ -38,6 +42,10 @@ fn store() -> Arc<dyn Storage> {
 }
 
 fn open(storage: &Arc<dyn Storage>, life: u8) -> Session {
+    try_open(storage, life).unwrap()
+}
+
+fn try_open(storage: &Arc<dyn Storage>, life: u8) -> Result<Session, SessionError> {
     let options = SessionOptions {
         path: Vec::new(),
         bases: Arc::new(Bases::default()),
@@ -51,7 +59,7 @@ fn open(storage: &Arc<dyn Storage>, life: u8) -> Session {
         id[8..].copy_from_slice(&drawn.to_le_bytes());
         id
     };
-    Session::open(storage, options, Box::new(ids), now(u64::from(life))).unwrap()
+    Session::open(storage, options, Box::new(ids), now(u64::from(life)))
 }
 
 #[derive(Clone, Debug)]
@@ -135,4 +143,86 @@ proptest! {
         session.read(now(9999), disk(), 0, &mut found).unwrap();
         prop_assert!(found == model);
     }
+}
+
+fn short(operation: Operation, path: &str, after: u64, count: u64) -> Fault {
+    Fault { after, count, ..Fault::once(operation, path, MediaErrorKind::NoSpace) }
+}
+
+/// Media that cannot reserve room refuse a frame in the middle of its writes: what was taken is read right or not at all.
+#[test]
+fn a_session_without_room_gives_no_wrong_byte_and_goes_on_by_itself() {
+    const SECOND: u64 = 1_000_000_000;
+    let (inner, faults) = (store(), Faults::default());
+    let storage: Arc<dyn Storage> = Arc::new(Faulty::new(Arc::clone(&inner), faults.clone()));
+    let session = open(&storage, 1);
+    let mut model = vec![0u8; DISK];
+    let write = |at: u64, fill: u8, step: u64| {
+        let payload = Payload::new(at, Bytes::from(vec![fill; 512 << 10])).unwrap();
+        session.write(now(step), disk(), payload)
+    };
+    let mut step = SECOND;
+    let mut refused = 0;
+    faults.add(short(Operation::Write, ".seg", 2, 3));
+    for round in 0..40u64 {
+        step += SECOND / 4;
+        let (at, fill) = (round % 8 * (512 << 10), round as u8 + 1);
+        // A guest whose write fails does not know what is there; it writes again until it does.
+        let mut tries = 0;
+        while let Err(error) = write(at, fill, step) {
+            assert!(matches!(error, SessionError::NoSpace { .. }), "{error}");
+            (refused, tries, step) = (refused + 1, tries + 1, step + SECOND / 4);
+            let mut found = vec![0; 4096];
+            // Either not to be read now, or right.
+            let other = (at + (512 << 10)) % DISK as u64;
+            if session.read(now(step), disk(), other, &mut found).is_ok() {
+                assert!(found == model[other as usize..][..4096]);
+            }
+            assert!(tries < 100, "it never goes on");
+        }
+        model[at as usize..][..512 << 10].fill(fill);
+    }
+    assert!(refused > 0, "room was never lacking");
+    session.flush(now(step)).unwrap();
+    drop(session);
+    for session in [open(&inner, 2), open(&inner, 3)] {
+        let mut found = vec![1; DISK];
+        session.read(now(step), disk(), 0, &mut found).unwrap();
+        assert!(found == model);
+    }
+}
+
+/// Who was refused once was refused for ever: nobody asked for room again.
+#[test]
+fn a_session_that_was_refused_a_segment_gets_it_when_there_is_room() {
+    let memory = Memory::default();
+    let storage = store_in(memory.clone());
+    let session = open(&storage, 1);
+    memory.set_capacity(70 << 20);
+    let mut step = 0;
+    let mut write = |fill: u8| {
+        step += 300_000_000;
+        let payload = Payload::new(0, Bytes::from(vec![fill; 2 << 20])).unwrap();
+        session.write(now(step), disk(), payload)
+    };
+    let refused = (0..100).find_map(|fill| write(fill).err()).expect("two segments do not hold two hundred megabytes");
+    assert!(matches!(refused, SessionError::NoSpace { .. }), "{refused}");
+    memory.set_capacity(1 << 30);
+    assert!((0..20).any(|_| write(7).is_ok()), "it never asks again");
+    let mut found = vec![0; 2 << 20];
+    session.read(now(u64::MAX / 2), disk(), 0, &mut found).unwrap();
+    assert!(found.iter().all(|byte| *byte == 7));
+}
+
+/// Its manifest names the timeline that follows an unclean stop: without room for that it was asked again for ever.
+#[test]
+fn a_session_that_is_opened_without_room_for_its_manifest_says_so() {
+    let (inner, faults) = (store(), Faults::default());
+    drop(open(&inner, 1));
+    let storage: Arc<dyn Storage> = Arc::new(Faulty::new(Arc::clone(&inner), faults.clone()));
+    faults.add(short(Operation::Write, "MANIFEST", 0, u64::MAX));
+    let refused = try_open(&storage, 2).unwrap_err();
+    assert!(matches!(refused, SessionError::NoSpace { .. }), "{refused}");
+    faults.clear();
+    try_open(&storage, 3).unwrap();
 }

@@ -62,7 +62,17 @@ pub fn unreadable(error: &ReplicaError) -> Problem {
     if damage {
         return damaged(error.to_string());
     }
+    if is_without_room(error) {
+        return Problem::new(ProblemClass::Failed, "no-space", error.to_string()).hint("make room on that disk");
+    }
     Problem::new(ProblemClass::Failed, "unreadable", error.to_string())
+}
+
+fn is_without_room(error: &ReplicaError) -> bool {
+    match error {
+        ReplicaError::Media(error) | ReplicaError::Open(OpenError::Media(error)) => error.is_no_space(),
+        _ => false,
+    }
 }
 
 /// The same where only the fact is known.

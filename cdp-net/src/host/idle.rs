@@ -44,6 +44,10 @@ impl Store for IdleStore {
         if writer.manifest_durable() >= generation {
             return Ok(writer.manifest().clone());
         }
+        if let Some(needed) = writer.lacks() {
+            let message = format!("{} has no room for the change: {needed} bytes are needed", self.storage.path());
+            return Err(Problem::new(ProblemClass::Failed, "no-space", message).hint("make room on that disk"));
+        }
         let message = match writer.state() {
             WriterState::Failed(error) => error.to_string(),
             state => format!("the change could not be stored: the replica's media are {state:?}"),

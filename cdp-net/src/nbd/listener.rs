@@ -31,7 +31,7 @@ pub enum ListenError {
         path: PathBuf,
     },
     /// Anything else.
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address}: {source}")]
     Io {
         /// Where.
         address: Address,

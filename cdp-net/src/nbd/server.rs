@@ -61,7 +61,7 @@ pub enum ServeError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The system refuses a thread or descriptor.
-    #[error("cannot start the server's thread")]
+    #[error("cannot start the server's thread: {0}")]
     Thread(#[source] io::Error),
 }
 

@@ -8,6 +8,7 @@ use crate::report::Problem;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -48,6 +49,14 @@ pub enum ClientError {
     /// The owner said no.
     #[error(transparent)]
     Refused(#[from] Problem),
+    /// The socket is another user's.
+    #[error("{} belongs to {}: only that user and root may ask the replica's owner", path.display(), user(*uid))]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+        /// Whose it is, if that can be seen.
+        uid: Option<u32>,
+    },
     /// The connection failed or its owner ended.
     #[error("the owner behind {} does not answer: {source}", path.display())]
     Io {
@@ -66,6 +75,10 @@ pub enum ClientError {
     },
 }
 
+fn user(uid: Option<u32>) -> String {
+    uid.map_or_else(|| "another user".into(), |uid| format!("user {uid}"))
+}
+
 impl ControlClient {
     /// Connects to the owner of `dir`, if it has one.
     ///
@@ -77,6 +90,10 @@ impl ControlClient {
         let stream = connect_in(dir, GREETING_PATIENCE).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if dir.is_dir() => {
                 ClientError::NoOwner { dir: dir.to_owned() }
+            }
+            io::ErrorKind::PermissionDenied => {
+                let uid = std::fs::symlink_metadata(&path).ok().map(|found| found.uid());
+                ClientError::Denied { path: path.clone(), uid }
             }
             _ => failed(source),
         })?;

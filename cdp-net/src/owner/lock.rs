@@ -75,7 +75,11 @@ impl Owner {
             return Err(OwnerError::Owned { dir: dir.to_owned(), pid, since });
         }
         let since = clock::wall();
-        write_text(&mut lock, since).map_err(|source| io_error(dir, source))?;
+        match write_text(&mut lock, since) {
+            // The lock is what counts. Where there is no room for its owner's name, it has none.
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
+            written => written.map_err(|source| io_error(dir, source))?,
+        }
         Ok(Self { dir: dir.to_owned(), dir_fd, since, _lock: lock })
     }
 

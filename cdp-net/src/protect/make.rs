@@ -99,7 +99,8 @@ pub(super) fn create(
     journal::create(storage, manifest).map_err(unreadable)
 }
 
-fn remove(storage: &dyn Storage, name: &str) -> Result<(), MediaError> {
+/// Removes a name, if it is there.
+pub(super) fn remove(storage: &dyn Storage, name: &str) -> Result<(), MediaError> {
     match storage.remove(name) {
         Err(error) if error.is_not_found() => Ok(()),
         other => other,

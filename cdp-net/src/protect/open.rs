@@ -1,5 +1,6 @@
 //! Opening a protection: which sources, which replica, and what the last stop left.
 
+use super::same::{may_have_changed, refuse_swapped, was_exchanged};
 use super::{Compared, Devices, Opened};
 use crate::clock;
 use crate::file_device::FileDevice;
@@ -10,10 +11,10 @@ use crate::report::Problem;
 use crate::source::{Source, SourceError};
 use cdp_core::capture::{DiskSpec, LogContents, LogState, OptionsError, Start};
 use cdp_core::journal::{
-    self, Executor, Manifest, OpenError, Options, PointsMode, SegmentState, TimelineInfo, TimelineRole, TimelineState,
-    Writer, drain,
+    self, Executor, Generation, Manifest, OpenError, Options, PointsMode, SegmentState, TimelineInfo, TimelineRole,
+    TimelineState, Writer, WriterState, drain,
 };
-use cdp_core::media::{Disk, File, MediaError, Storage};
+use cdp_core::media::{Disk, File, MediaError, MediaErrorKind, Storage};
 use cdp_core::replica::{JOURNAL_DIRECTORY, unseeded};
 use cdp_core::types::{ClockEpoch, DiskId, Lsn, Timeline};
 use std::collections::BTreeMap;
@@ -115,12 +116,29 @@ pub enum ProtectError {
         /// Given.
         given: String,
     },
+    /// The sources changed places.
+    #[error("{path} is the source of the disk {other:?}, and was given as {disk:?}")]
+    Swapped {
+        /// What was given.
+        path: String,
+        /// The name it was given under.
+        disk: String,
+        /// The disk whose source it was.
+        other: String,
+    },
     /// The filter does not take the disks.
     #[error(transparent)]
     Filter(#[from] OptionsError),
-    /// The manifest could not be written.
-    #[error("the replica's manifest could not be written: its media have no room or failed")]
-    NotStored,
+    /// The manifest could not be written, and without it nobody could tell later what was not recorded.
+    #[error("{path} has no room for the replica's manifest: {needed} bytes are needed, {free} are free")]
+    NoRoom {
+        /// The replica's directory.
+        path: String,
+        /// Bytes of the manifest.
+        needed: u64,
+        /// What is free, in bytes.
+        free: u64,
+    },
 }
 
 /// Everything that was opened, before a thread runs.
@@ -146,6 +164,7 @@ pub(super) fn unreadable(error: OpenError) -> ProtectError {
 /// Takes the directory and the sources, opens or makes the store, and begins the timeline that writes will be on.
 pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError> {
     super::make::check(options).map_err(ProtectError::Replica)?;
+    super::same::refuse_twice(&options.sources)?;
     let storage: Arc<dyn Storage> = Arc::new(Disk::create(&options.replica)?);
     let owner = Owner::acquire(&options.replica)?;
     let opened_sources = options.sources.iter().map(|source| Ok((source, Source::open(&source.path)?)));
@@ -179,6 +198,9 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     }
     let disks = manifest.disks.iter().map(|disk| DiskSpec { id: disk.id, name: disk.name.clone(), size: disk.size });
     let disks: Vec<_> = disks.collect();
+    if let Some(log) = &found_log {
+        refuse_swapped(options, &manifest, log, &sources)?;
+    }
     let log = open_log(storage.as_ref())?;
     let durable = opened.durable.lsn();
     let mut writer = Writer::new(opened, writer_options(&manifest, options.segment_bytes), Box::new(identity));
@@ -195,11 +217,23 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
         manifest.policy.rpo_ms = rpo_ms.unwrap_or(manifest.policy.rpo_ms);
         manifest.policy.points = points.unwrap_or(manifest.policy.points);
     });
-    drain(&mut writer, &executor, clock::mono());
-    if writer.manifest_durable() < generation {
-        return Err(ProtectError::NotStored);
+    let stored = store(&mut writer, &executor, generation)?;
+    if !stored && options.trust_source && opened.clean {
+        // Manifest and log may go on saying that the stop was clean, and nothing else would tell.
+        let (path, needed, free) = (storage.path(), writer.lacks().unwrap_or(0), storage.free_bytes()?);
+        return Err(ProtectError::NoRoom { path, needed, free });
     }
     Ok(Prepared { owner, storage, sources, devices, disks, writer, executor, start, timeline, full_check, log, opened })
+}
+
+/// Writes the manifest that has this edit; whether there was room for it. Without room the guest is served all the same: the
+/// writer takes no frame before the manifest that names their timeline is there, and asks again by itself.
+pub(super) fn store(writer: &mut Writer, executor: &Executor, generation: Generation) -> Result<bool, ProtectError> {
+    drain(writer, executor, clock::mono());
+    match writer.state() {
+        WriterState::Failed(error) => Err(error.into()),
+        _ => Ok(writer.manifest_durable() >= generation),
+    }
 }
 
 fn writer_options(manifest: &Manifest, segment_bytes: u64) -> Options {
@@ -241,10 +275,15 @@ fn check_same(
     if known == given { Ok(()) } else { Err(ProtectError::OtherDisks { known, given }) }
 }
 
+/// Whether nothing of ours is there: no file, or one that a log cannot be.
+fn is_no_log(error: &MediaError) -> bool {
+    matches!(error.kind, MediaErrorKind::NotFound | MediaErrorKind::NotAFile)
+}
+
 /// What the activity log says, if that is to be believed.
 fn read_log(storage: &dyn Storage, manifest: &Manifest) -> Result<Option<LogContents>, ProtectError> {
     let file = match storage.open(ACTIVITY_LOG, false) {
-        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) if is_no_log(&error) => return Ok(None),
         other => other?,
     };
     let mut bytes = vec![0; file.len()?.min(LOG_BYTES_MAX) as usize];
@@ -264,10 +303,11 @@ pub(crate) fn witness(storage: &dyn Storage) -> Option<Lsn> {
     Some(log.durable)
 }
 
-/// The activity log's file, made if it is not there.
+/// The activity log's file, made if it is not there, or if what is there is a pipe, a device or a link to one.
 fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, ProtectError> {
     match storage.open(ACTIVITY_LOG, true) {
-        Err(error) if error.is_not_found() => {
+        Err(error) if is_no_log(&error) => {
+            super::make::remove(storage, ACTIVITY_LOG)?;
             let file = storage.create(ACTIVITY_LOG)?;
             storage.sync_dir("state")?;
             Ok(file)
@@ -309,24 +349,17 @@ fn decide(
         }
         log => {
             let believed = log.as_ref().is_some_and(|log| log.state != LogState::AllUnknown);
-            let everything = options.full_check || !believed;
+            let exchanged =
+                |log: &LogContents| sources.iter().any(|(id, source)| was_exchanged(options, log, *id, source));
+            let full_check = options.full_check || log.as_ref().is_some_and(exchanged);
+            let everything = full_check || !believed;
             let compared = if everything { Compared::Everything } else { Compared::ActivityLog };
             let opened = Opened { timeline: fresh, resumed, clean: false, compared };
             let above = manifest.reserved.max(durable);
             let start = Start::Unclean { parent: open.id, fork: durable, above, epoch, log };
-            Decided { start, timeline: fresh, full_check: options.full_check, opened }
+            Decided { start, timeline: fresh, full_check, opened }
         }
     }
-}
-
-/// Whether somebody else may have written to a source since the clean stop.
-fn may_have_changed(options: &ProtectOptions, log: &LogContents, disk: DiskId, source: &Source) -> bool {
-    if options.trust_source {
-        return false;
-    }
-    let kept = log.disks.iter().find(|kept| kept.id == disk).map(|kept| kept.facts.as_slice());
-    // A block device has none: its times say nothing.
-    source.found().is_none_or(|facts| kept != Some(&facts.to_bytes()[..]))
 }
 
 fn last_epoch(manifest: &Manifest) -> ClockEpoch {

@@ -7,6 +7,7 @@ use super::append::Append;
 use super::ease::Ease;
 use super::engine::Engine;
 use super::failure::Failure;
+use super::room::Lack;
 use crate::clock;
 use crate::host::Host;
 use cdp_core::capture::Room;
@@ -149,6 +150,7 @@ pub(super) struct Parts {
     pub(super) backlog: Arc<Backlog>,
     pub(super) failure: Arc<Failure>,
     pub(super) stored: Arc<Stored>,
+    pub(super) lack: Arc<Lack>,
 }
 
 impl Pump {
@@ -256,11 +258,17 @@ impl Pump {
             }
         }
         if !matches!(self.parts.writer.state(), WriterState::Failed(_)) {
-            self.set_room(Room::Ok);
+            self.set_room(if self.parts.writer.is_starved() { Room::NoSpace } else { Room::Ok });
         }
     }
 
     fn set_room(&mut self, room: Room) {
+        // What is lacking is not said while it is being asked for again: then the last word holds.
+        match self.parts.writer.lacks() {
+            Some(bytes) if room == Room::NoSpace => self.parts.lack.set(bytes),
+            None if room == Room::NoSpace => {}
+            _ => self.parts.lack.clear(),
+        }
         if self.room != room {
             self.room = room;
             self.parts.engine.with(|filter, _| filter.set_room(room));

@@ -3,6 +3,7 @@
 //! One thread reads the source ahead, another checksums and writes, a third keeps syncing what was written, so that the last
 //! sync finds little. Holes and zeros cost nothing. What the guest writes meanwhile is in the journal, above the base.
 
+use super::room::{Lack, Patient, RETRY, Waiting, pause};
 use crate::device::Device;
 use cdp_core::media::{MediaError, Storage};
 use cdp_core::replica::base::BaseWriter;
@@ -11,7 +12,9 @@ use cdp_core::types::{BLOCK, DiskId, Lsn, ReplicaId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
+
+#[cfg(test)]
+mod tests;
 
 /// Bytes of one read.
 const PIECE: u64 = 1 << 20;
@@ -21,8 +24,6 @@ const PIECES: usize = 8;
 const SYNC_EVERY: u64 = 128 << 20;
 /// Bytes written between two looks at the room that is left.
 const ROOM_EVERY: u64 = 16 << 20;
-/// How long a read that failed, or media without room, are left alone.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// How far the seeding of a group is, for whoever shows it.
 #[derive(Debug, Default)]
@@ -33,8 +34,15 @@ pub struct Progress {
     pub done: AtomicU64,
     /// Reads of a source that failed and are tried again.
     pub failing: AtomicU64,
-    /// The replica's media have no more room than the reserve: the copy waits and goes on by itself.
-    pub no_space: AtomicBool,
+    /// What has to be free before the copy goes on, by itself: while the replica's media have no more room than the reserve.
+    pub lack: Arc<Lack>,
+}
+
+impl Progress {
+    /// Whether a first copy is, or was, made since the start.
+    pub(super) fn is_of_this_start(&self) -> bool {
+        self.total.load(Ordering::Relaxed) > 0
+    }
 }
 
 /// A disk to be seeded.
@@ -48,7 +56,7 @@ pub(super) struct Seed<'a> {
     pub(super) reserve: u64,
     pub(super) progress: &'a Progress,
     /// Set when the protector is to end; the seeding is then begun anew at the next start.
-    pub(super) stop: &'a AtomicBool,
+    pub(super) stop: &'a Arc<AtomicBool>,
 }
 
 enum Piece {
@@ -59,8 +67,26 @@ enum Piece {
 /// Copies the disk. `None`: it was stopped.
 ///
 /// # Errors
-/// When the replica's media fail. A failing source is waited for.
+/// When the replica's media fail. A failing source, and room, are waited for.
 pub(super) fn run(storage: &Arc<dyn Storage>, seed: &Seed<'_>) -> Result<Option<Root>, MediaError> {
+    let waiting = Waiting { lack: Arc::clone(&seed.progress.lack), stop: Arc::clone(seed.stop) };
+    let patient: Arc<dyn Storage> = Arc::new(Patient { inner: Arc::clone(storage), waiting });
+    let before = seed.progress.done.load(Ordering::Relaxed);
+    loop {
+        match copy(&patient, seed) {
+            // Writes wait until the end is wished.
+            Err(error) if error.is_no_space() && seed.stop.load(Ordering::Relaxed) => return Ok(None),
+            // A sync found no room: what it dropped is not known, and the copy begins anew.
+            Err(error) if error.is_no_space() => {
+                seed.progress.done.store(before, Ordering::Relaxed);
+                pause(seed.stop, RETRY);
+            }
+            ended => return ended,
+        }
+    }
+}
+
+fn copy(storage: &Arc<dyn Storage>, seed: &Seed<'_>) -> Result<Option<Root>, MediaError> {
     let size = seed.source.size();
     let mut writer = BaseWriter::create(storage.as_ref(), seed.replica, seed.disk, size)?;
     let (pieces, incoming) = sync_channel(PIECES);
@@ -102,11 +128,12 @@ pub(super) fn run(storage: &Arc<dyn Storage>, seed: &Seed<'_>) -> Result<Option<
 
 /// Returns when there is more room than the reserve, so that our copy never takes the guest's own.
 fn wait_for_room(storage: &dyn Storage, seed: &Seed<'_>) -> Result<(), MediaError> {
-    while storage.free_bytes()? < seed.reserve.saturating_add(2 * ROOM_EVERY) && !seed.stop.load(Ordering::Relaxed) {
-        seed.progress.no_space.store(true, Ordering::Relaxed);
-        pause(seed, RETRY);
+    let needed = seed.reserve.saturating_add(2 * ROOM_EVERY);
+    while storage.free_bytes()? < needed && !seed.stop.load(Ordering::Relaxed) {
+        seed.progress.lack.set(needed);
+        pause(seed.stop, RETRY);
     }
-    seed.progress.no_space.store(false, Ordering::Relaxed);
+    seed.progress.lack.clear();
     Ok(())
 }
 
@@ -161,15 +188,5 @@ fn next_run(seed: &Seed<'_>, at: u64, size: u64) -> Option<Run> {
 /// A read failed: it is tried again after a while.
 fn wait(seed: &Seed<'_>) {
     seed.progress.failing.fetch_add(1, Ordering::Relaxed);
-    pause(seed, RETRY);
-}
-
-/// Waits, unless the protector is to end.
-fn pause(seed: &Seed<'_>, time: Duration) {
-    const STEP: Duration = Duration::from_millis(50);
-    let mut left = time;
-    while !left.is_zero() && !seed.stop.load(Ordering::Relaxed) {
-        std::thread::sleep(STEP);
-        left = left.saturating_sub(STEP);
-    }
+    pause(seed.stop, RETRY);
 }

@@ -4,8 +4,9 @@ use super::append::{APPEND_THREADS, Queue, run_appends};
 use super::disk::ProtectedDisk;
 use super::engine::{Engine, Queues};
 use super::failure::Failure;
-use super::open::{Prepared, ProtectError, ProtectOptions, prepare};
+use super::open::{Prepared, ProtectError, ProtectOptions, prepare, store};
 use super::pump::{Backlog, Completions, Message, Parts, Pump, SYNC_THREADS, Stored, run_syncs};
+use super::room::Lack;
 use super::seed::{self, Progress, Seed};
 use super::stop::Threads;
 use super::{Devices, Notice, Protector, PumpStore, Shared, log_file, reread};
@@ -15,7 +16,7 @@ use crate::host::{Host, Live};
 use crate::nbd::Export;
 use crate::owner::ControlServer;
 use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Start};
-use cdp_core::journal::{BaseInfo, drain};
+use cdp_core::journal::BaseInfo;
 use cdp_core::media::Storage;
 use cdp_core::replica::Replica;
 use cdp_core::types::{DiskId, Lsn, ReplicaId};
@@ -76,6 +77,7 @@ fn launch(
     let seeding = matches!(start, Start::First);
     let filter_options = FilterOptions {
         full_check,
+        facts: super::same::facts(&sources, crate::source::Source::found),
         log_generation_least: manifest.activity_generation,
         rpo_ns: manifest.policy.rpo_ms * 1_000_000,
         queue_bytes_max: options.queue_bytes,
@@ -85,10 +87,7 @@ fn launch(
     // Before anything of this filter is kept: where its LSNs begin, so that no later start begins below.
     let first_lsn = filter.first_lsn();
     let generation = writer.edit(|manifest| manifest.reserved = manifest.reserved.max(first_lsn));
-    drain(&mut writer, &executor, clock::mono());
-    if writer.manifest_durable() < generation {
-        return Err(ProtectError::NotStored);
-    }
+    store(&mut writer, &executor, generation)?;
     let manifest = writer.manifest().clone();
     let backlog = Arc::new(Backlog::default());
     let (queues, pump_sender, work) = queues(Arc::clone(&backlog));
@@ -100,12 +99,14 @@ fn launch(
     let host = Host::new(replica, Box::new(Arc::clone(&pump_store)));
     let failure = Arc::new(Failure::default());
     let stored = Arc::new(Stored::default());
+    let lack = Arc::<Lack>::default();
     let shared = Arc::new(Shared {
         engine: Arc::clone(&engine),
         host: Arc::clone(&host),
         pump: pump_store,
         failure: Arc::clone(&failure),
         stored: Arc::clone(&stored),
+        lack: Arc::clone(&lack),
         progress: Arc::new(Progress::default()),
         stop: Arc::new(AtomicBool::new(false)),
         draining: AtomicBool::new(false),
@@ -129,6 +130,7 @@ fn launch(
         backlog,
         failure,
         stored,
+        lack,
     };
     let mut threads = Threads::new(Arc::clone(&shared));
     let Work { log: log_work, flushes, rereads, events, pump } = work;
@@ -279,8 +281,13 @@ fn run_seeding(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, 
                 }
             }
         };
-        if shared.host.edit(Box::new(name_bases)).is_ok() {
+        let named = shared.host.edit(Box::new(name_bases));
+        shared.progress.lack.clear();
+        if named.is_ok() {
             return shared.engine.with(|filter, _| filter.seed_done());
+        }
+        if let Some(bytes) = shared.pump.ask(|writer| writer.lacks(), MANIFEST_RETRY).flatten() {
+            shared.progress.lack.set(bytes);
         }
         std::thread::sleep(MANIFEST_RETRY);
     }

@@ -3,11 +3,10 @@
 use super::open::ProtectError;
 use super::pump::Message;
 use super::{Protector, Shared, wall_seconds};
-use crate::source::Source;
+use crate::report::Lack;
 use cdp_core::capture::{Closing, Drained, Status};
 use cdp_core::journal::{Writer, WriterState};
-use cdp_core::types::{DiskId, Lsn};
-use std::collections::BTreeMap;
+use cdp_core::types::Lsn;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +23,10 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 pub struct Summary {
     /// Everything is durable; else the rest is left in the activity log.
     pub drained: bool,
+    /// The replica's manifest says how it ended; else the next start takes it for a crash.
+    pub manifest_stored: bool,
+    /// What would have to be free on the replica's media for the rest, if room was lacking.
+    pub lacks: Option<Lack>,
     /// The last LSN that was given.
     pub lsn: Lsn,
     /// The last durable one.
@@ -63,12 +66,12 @@ impl Protector {
             }
             std::thread::sleep(LOOK);
         };
-        let facts = facts(&self.sources);
+        let facts = super::same::facts(&self.sources, |source| source.facts().ok()?);
         let closing = engine.with(|filter, _| filter.close(facts));
         let clean = drained && closing == Closing::Clean && self.wait_for_log();
         let stored = self.close_journal(clean);
         let status = engine.with(|filter, now| filter.status(now));
-        self.summary(clean && stored, &status)
+        self.summary(clean, stored, &status)
     }
 
     /// The log says `clean` when its last write came back.
@@ -99,12 +102,24 @@ impl Protector {
         }
     }
 
-    fn summary(self, drained: bool, status: &Status) -> Summary {
+    /// What the journal, or the first copy, waits for.
+    fn lacks_at_end(&self) -> Option<Lack> {
+        let of_journal = self.shared.pump.ask(|writer| writer.lacks(), CLOSE_PATIENCE).flatten();
+        let needed_bytes = of_journal.max(self.shared.progress.lack.get())?;
+        let free_bytes = self.shared.host.replica().storage().free_bytes().ok()?;
+        Some(Lack { needed_bytes, free_bytes })
+    }
+
+    fn summary(self, clean: bool, manifest_stored: bool, status: &Status) -> Summary {
+        let drained = clean && manifest_stored;
+        let lacks = if drained { None } else { self.lacks_at_end() };
         let replica = self.shared.host.replica();
         let points = replica.catalogue().trunk().map_or(0, |branch| branch.points().len() as u64);
         drop(replica);
         Summary {
             drained,
+            manifest_stored,
+            lacks,
             lsn: status.lsn,
             durable: status.durable,
             written_bytes: status.counters.bytes_recorded,
@@ -154,9 +169,4 @@ impl Drop for Threads {
             let _ = handle.join();
         }
     }
-}
-
-fn facts(sources: &BTreeMap<DiskId, Source>) -> Vec<(DiskId, Vec<u8>)> {
-    let known = sources.iter().filter_map(|(id, source)| Some((*id, source.facts().ok()??.to_bytes().to_vec())));
-    known.collect()
 }

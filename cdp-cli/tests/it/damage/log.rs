@@ -40,3 +40,39 @@ fn a_flipped_bit_of_the_log_after_a_kill_leads_to_no_divergence() {
     std::fs::remove_file(&log).unwrap();
     assert!(built.restart("no log"));
 }
+
+/// Whatever lies in the log's place: a start never waits for it, never believes it, and says so.
+#[test]
+fn a_log_that_is_no_log_is_not_waited_for_and_all_is_compared() {
+    for killed in [false, true] {
+        let built = Built::new();
+        let log = built.replica.join("state/activity.log");
+        if killed {
+            let running = built.protect().protecting();
+            Guest::connect(running.uri(), built.source(), 79).work(60);
+            drop(running);
+        }
+        let kept = built.keep();
+        let garbage = crate::support::noise(7, 70_000);
+        let in_place: [(&str, &dyn Fn()); 7] = [
+            ("missing", &|| {}),
+            ("empty", &|| std::fs::write(&log, "").unwrap()),
+            ("garbage", &|| std::fs::write(&log, &garbage).unwrap()),
+            ("/dev/null", &|| std::os::unix::fs::symlink("/dev/null", &log).unwrap()),
+            ("/dev/zero", &|| std::os::unix::fs::symlink("/dev/zero", &log).unwrap()),
+            ("a link to nowhere", &|| std::os::unix::fs::symlink("nowhere", &log).unwrap()),
+            ("a pipe", &|| drop(crate::support::run("mkfifo", &[&log]))),
+        ];
+        for (what, put) in in_place {
+            std::fs::remove_file(&log).unwrap();
+            put();
+            let running = built.protect();
+            let opened = running.wait_event("opened", |event| event["event"] == "opened");
+            assert_eq!(opened["compared"], "everything", "{what}, killed: {killed}");
+            running.protecting().stop_clean();
+            assert!(std::fs::symlink_metadata(&log).unwrap().is_file(), "{what} was replaced by a log");
+            assert!(built.restart(what));
+            built.put_back(&kept);
+        }
+    }
+}

@@ -6,7 +6,7 @@ mod running;
 
 pub(crate) use guest::{Guest, client, raw, write_request};
 pub(crate) use mounted::Mounted;
-pub(crate) use running::Running;
+pub(crate) use running::{Inject, Running};
 
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -83,7 +83,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn of(output: &Output) -> Self {
+    pub(crate) fn of(output: &Output) -> Self {
         let (out, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         // A panic is never an answer, whatever status it ends with.
         assert!(!stderr.contains("panicked"), "{stderr}");

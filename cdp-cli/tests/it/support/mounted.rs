@@ -60,6 +60,24 @@ impl Mounted {
         self.remount("ro");
     }
 
+    /// Another program takes all that is free, to the last byte.
+    pub(crate) fn fill(&self) {
+        let mut file = std::fs::File::create(self.path("filler")).unwrap();
+        let mut piece = vec![1; 1 << 20];
+        while !piece.is_empty() {
+            match file.write(&piece) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => piece.truncate(piece.len() / 2),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// It gives that back.
+    pub(crate) fn empty(&self) {
+        std::fs::remove_file(self.path("filler")).unwrap();
+    }
+
     /// Leaves so much free.
     pub(crate) fn leave(&mut self, bytes: u64) {
         let found = rustix::fs::statvfs(&self.path).unwrap();

@@ -4,7 +4,7 @@ use super::{PATIENCE, command};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -19,6 +19,16 @@ struct Heard {
 /// A test that failed while it held the lock is not to be hidden behind another failure.
 fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
     heard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// System calls that are to fail.
+pub(crate) struct Inject<'a> {
+    /// Their names, with commas.
+    pub(crate) calls: &'a str,
+    /// As strace takes it: `error=ENOSPC:when=3`.
+    pub(crate) how: &'a str,
+    /// On these files, which need not be there yet.
+    pub(crate) paths: &'a [PathBuf],
 }
 
 /// A command that answers with one event a line. Killed when it is dropped.
@@ -87,11 +97,41 @@ impl Running {
         listen: &str,
         more: &[&str],
     ) -> Result<Self, (i32, Value)> {
+        Self::spawn(command(&Self::arguments(sources, replica, listen, more))).ready()
+    }
+
+    fn arguments(sources: &[&Path], replica: &Path, listen: &str, more: &[&str]) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["protect".into()];
         arguments.extend(sources.iter().map(OsString::from));
         arguments.extend(["--replica".into(), replica.into(), "--listen".into(), listen.into()]);
         arguments.extend(more.iter().map(OsString::from));
-        Self::spawn(command(&arguments)).ready()
+        arguments
+    }
+
+    /// `cdp protect` whose system calls fail as strace is told. `None`, and a word about it, where strace does not work.
+    pub(crate) fn protect_with_failing_calls(
+        sources: &[&Path],
+        replica: &Path,
+        listen: &str,
+        more: &[&str],
+        inject: &Inject<'_>,
+    ) -> Option<Self> {
+        // The tracer steps aside: signals go to the command itself.
+        let mut traced = Command::new("strace");
+        traced.args(["-D", "-f", "-qqq", "-o", "/dev/null", "-e"]).arg(format!("trace={}", inject.calls));
+        for path in inject.paths {
+            traced.arg("-P").arg(path);
+        }
+        traced.arg("-e").arg(format!("inject={}:{}", inject.calls, inject.how));
+        let works = Command::new("strace").args(["-D", "-qqq", "-o", "/dev/null", "true"]).status();
+        if !works.is_ok_and(|status| status.success()) {
+            println!("skipped: strace is not installed, or may not trace here");
+            return None;
+        }
+        let arguments = Self::arguments(sources, replica, listen, more);
+        let plain = command(&arguments);
+        traced.arg(plain.get_program()).args(plain.get_args());
+        Some(Self::spawn(traced).ready().unwrap_or_else(|end| panic!("{end:?}")))
     }
 
     /// `cdp mount` of a replica, served on a unix socket.

@@ -33,9 +33,10 @@ pub(super) struct Catalog {
 }
 
 impl Catalog {
-    pub(super) fn new(durable: Generation) -> Self {
+    /// With the generation that stands on the media, and the newest one.
+    pub(super) fn new(durable: Generation, newest: Generation) -> Self {
         let bytes = bytes::Bytes::new();
-        Self { step: Step::Idle, dirty: false, writing: durable, durable, bytes, removals: Vec::new() }
+        Self { step: Step::Idle, dirty: durable < newest, writing: durable, durable, bytes, removals: Vec::new() }
     }
 
     /// An edit was made: gives the generation that will have it.
@@ -61,6 +62,10 @@ impl Catalog {
             Step::Waiting(deadline) => Some(deadline),
             _ => None,
         }
+    }
+    /// Bytes of the manifest that was last written, or tried.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
     }
     /// There was no room: everything again at `deadline`.
     pub(super) fn wait(&mut self, deadline: MonoTime) {

@@ -3,7 +3,7 @@
 use super::segments::Segment;
 use super::{Effect, IndexRun, Purpose, Writer};
 use crate::types::{DurableLsn, Lsn, MonoTime};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// A frame that is not durable yet.
@@ -15,6 +15,8 @@ struct Frame {
     settled: Lsn,
     bytes: u64,
     appended: MonoTime,
+    /// Its write, until that is through: where there is no room it is issued again.
+    write: Option<Effect>,
     /// Its index, until it is written and shown.
     run: Option<Arc<IndexRun>>,
     written: bool,
@@ -35,6 +37,10 @@ pub(super) struct Commit {
     unsynced_bytes: u64,
     /// By segment: a sync that is under way.
     syncing: BTreeMap<u64, u64>,
+    /// Frames whose write found no room, and those of them that are to be written again when it is time.
+    starved: BTreeSet<u64>,
+    parked: BTreeSet<u64>,
+    retry_at: Option<MonoTime>,
     durable: DurableLsn,
     written: Lsn,
     settled: Lsn,
@@ -50,6 +56,9 @@ impl Commit {
             in_flight_bytes: 0,
             unsynced_bytes: 0,
             syncing: BTreeMap::new(),
+            starved: BTreeSet::new(),
+            parked: BTreeSet::new(),
+            retry_at: None,
             durable,
             written: durable.lsn(),
             settled: Lsn::ZERO,
@@ -82,22 +91,51 @@ impl Commit {
         segment: u64,
         whole: Lsn,
         settled: Lsn,
-        bytes: u64,
+        write: Effect,
         run: Arc<IndexRun>,
     ) -> u64 {
+        let bytes = write.bytes();
         self.in_flight_bytes += bytes;
-        let run = Some(run);
         self.frames.push_back(Frame {
             segment,
             whole,
             settled,
             bytes,
             appended: now,
-            run,
+            write: Some(write),
+            run: Some(run),
             written: false,
             synced: false,
         });
         self.last()
+    }
+
+    /// The write of a frame found no room: the same bytes go to the same place when there is some. Nothing was synced that
+    /// could have been dropped, and nothing behind it is shown before it is there.
+    pub(super) fn park(&mut self, sequence: u64, until: MonoTime) {
+        self.starved.insert(sequence);
+        self.parked.insert(sequence);
+        self.retry_at = Some(until);
+    }
+
+    /// Whether a frame that was taken finds no room.
+    pub(super) fn is_starved(&self) -> bool {
+        !self.starved.is_empty()
+    }
+
+    /// When to write those again that found no room.
+    pub(super) fn retry_at(&self) -> Option<MonoTime> {
+        self.retry_at
+    }
+
+    /// The writes to be issued again now.
+    fn unpark(&mut self, now: MonoTime) -> Vec<(u64, Effect)> {
+        if self.retry_at.is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        self.retry_at = None;
+        let write = |sequence: u64| self.frames.get((sequence - self.first) as usize)?.write.clone();
+        std::mem::take(&mut self.parked).into_iter().filter_map(|at| Some((at, write(at)?))).collect()
     }
 
     /// A frame is written: gives those that can be shown now, in order, with their segments.
@@ -105,6 +143,8 @@ impl Commit {
         let at = (sequence - self.first) as usize;
         let Some(frame) = self.frames.get_mut(at) else { return Vec::new() };
         frame.written = true;
+        frame.write = None;
+        self.starved.remove(&sequence);
         self.in_flight_bytes -= frame.bytes;
         self.unsynced_bytes += frame.bytes;
         let mut shown = Vec::new();
@@ -176,6 +216,9 @@ impl Commit {
 impl Writer {
     /// Syncs the active segment when it is time. Those being sealed are synced by that.
     pub(super) fn advance_commit(&mut self, now: MonoTime) {
+        for (sequence, write) in self.commit.unpark(now) {
+            self.issue(write, Purpose::Frame(sequence));
+        }
         let Some(Segment { number, file, .. }) = self.active else { return };
         if self.commit.is_due(number, now, self.options.commit_bytes, self.options.commit_ns) {
             let covers = self.commit.shown;

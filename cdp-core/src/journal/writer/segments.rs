@@ -178,8 +178,15 @@ impl Prepare {
     pub(super) fn is_waiting(&self) -> bool {
         matches!(self, Self::Waiting(_))
     }
-    pub(super) fn is_creating(&self) -> bool {
-        matches!(self, Self::Creating(_))
+    /// The file that is being made; nothing names it yet.
+    fn unnamed(&self) -> Option<FileId> {
+        match self {
+            Self::Creating(segment)
+            | Self::Writing(segment)
+            | Self::Syncing(segment)
+            | Self::SyncingDirectory(segment) => Some(segment.file),
+            Self::None | Self::Waiting(_) | Self::Naming(..) => None,
+        }
     }
     pub(super) fn deadline(&self) -> Option<MonoTime> {
         match self {
@@ -206,9 +213,15 @@ pub(super) struct Sealing {
     step: SealStep,
     summary: Option<crate::journal::layout::Summary>,
     covers: u64,
+    /// There was no room for the footer: it is written again at this time.
+    retry_at: Option<MonoTime>,
 }
 
 impl Sealing {
+    /// When to go on, where there was no room.
+    pub(super) fn retry_at(&self) -> Option<MonoTime> {
+        self.retry_at
+    }
     pub(super) fn segment(&self) -> &Segment {
         &self.segment
     }
@@ -222,7 +235,7 @@ impl Writer {
     pub fn roll(&mut self) {
         if let Some(segment) = self.active.take() {
             let step = SealStep::Filling;
-            self.sealing.push_back(Sealing { segment, step, summary: None, covers: 0 });
+            self.sealing.push_back(Sealing { segment, step, summary: None, covers: 0, retry_at: None });
         }
     }
 
@@ -245,7 +258,8 @@ impl Writer {
         self.advance_prepare(now);
         // One after another: sealed segments come before all others, which recovery relies on.
         while let Some(first) = self.sealing.front() {
-            if first.step != SealStep::Filling || !self.commit.all_written(first.segment.number) {
+            let waits = first.retry_at.is_some_and(|at| at > now);
+            if waits || first.step != SealStep::Filling || !self.commit.all_written(first.segment.number) {
                 break;
             }
             self.write_footer();
@@ -284,6 +298,26 @@ impl Writer {
         let name = media::join(&self.options.directory, &segment_name(number));
         let (preallocate, keep_free) = (self.options.segment_bytes, self.options.keep_free_bytes);
         self.issue(Effect::Create { file, name, preallocate, keep_free, replace: true }, Purpose::Prepare);
+    }
+
+    /// There was no room for the next segment: what was made of it is thrown away, and it is made anew later.
+    pub(super) fn prepare_starved(&mut self, retry: MonoTime) {
+        let file = self.prepare.unnamed();
+        self.prepare = Prepare::Waiting(retry);
+        if let Some(file) = file {
+            self.issue(Effect::Close { file }, Purpose::Remove);
+        }
+    }
+
+    /// There was no room for a footer. It is made again from the start, unless a sync failed: what that dropped is not known.
+    pub(super) fn seal_starved(&mut self, number: u64, retry: MonoTime) -> bool {
+        let found = self.sealing.iter_mut().find(|sealing| sealing.segment.number == number);
+        let Some(sealing) = found.filter(|sealing| matches!(sealing.step, SealStep::Writing | SealStep::Cutting))
+        else {
+            return false;
+        };
+        (sealing.step, sealing.retry_at) = (SealStep::Filling, Some(retry));
+        true
     }
 
     pub(super) fn prepare_completed(&mut self) {
@@ -351,6 +385,7 @@ impl Writer {
         debug_assert!(offset.is_multiple_of(SECTOR));
         sealing.step = SealStep::Writing;
         sealing.summary = Some(summary);
+        sealing.retry_at = None;
         self.issue(Effect::Write { file, offset, data }, Purpose::Seal(number));
     }
 

@@ -127,7 +127,7 @@ pub enum WriterState {
     Running,
     /// The media have no room for the next segment; frames are taken while the active one has room.
     NoSpace,
-    /// [`Writer::close`] was called and is not through.
+    /// [`Writer::close`](super::Writer::close) was called and is not through.
     Closing,
     /// Everything is sealed, durable, and said so in the manifest.
     Closed,

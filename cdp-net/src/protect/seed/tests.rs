@@ -1,0 +1,100 @@
+//! The first copy on media that run out of room at any of its writes and syncs.
+
+use super::*;
+use crate::file_device::FileDevice;
+use cdp_core::media::{Fault, Faults, Faulty, MediaErrorKind, Memory, Operation};
+use cdp_core::replica::base::Base;
+use std::fs::File;
+
+const SIZE: usize = 5 << 20;
+
+struct Scene {
+    content: Vec<u8>,
+    device: FileDevice,
+    memory: Memory,
+    faults: Faults,
+    storage: Arc<dyn Storage>,
+    progress: Progress,
+    stop: Arc<AtomicBool>,
+    _directory: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img");
+        let mut content: Vec<u8> = (0..SIZE as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        content[1 << 20..2 << 20].fill(0);
+        std::fs::write(&path, &content).unwrap();
+        let device = FileDevice::new(File::options().read(true).write(true).open(&path).unwrap(), false).unwrap();
+        let (memory, faults) = (Memory::new(), Faults::default());
+        let storage: Arc<dyn Storage> = Arc::new(Faulty::new(Arc::new(memory.clone()), faults.clone()));
+        let (progress, stop) = (Progress::default(), Arc::default());
+        Self { content, device, memory, faults, storage, progress, stop, _directory: directory }
+    }
+
+    fn ids() -> (ReplicaId, DiskId) {
+        (ReplicaId::new([7; 16]).unwrap(), DiskId::new(1).unwrap())
+    }
+
+    fn run(&self) -> Result<Option<Root>, MediaError> {
+        let (replica, disk) = Self::ids();
+        let (progress, stop) = (&self.progress, &self.stop);
+        run(&self.storage, &Seed { replica, disk, source: &self.device, lsn: &|| Lsn(3), reserve: 0, progress, stop })
+    }
+
+    fn check(&self, root: Root, context: &str) {
+        let (replica, disk) = Self::ids();
+        let base = Base::open(&self.memory, replica, disk, root).unwrap();
+        let mut found = vec![1; SIZE];
+        base.read(0, &mut found).unwrap_or_else(|error| panic!("{context}: {error}"));
+        assert!(found == self.content, "{context}");
+        assert_eq!(self.progress.done.load(Ordering::Relaxed), SIZE as u64, "{context}");
+        assert_eq!(self.progress.lack.get(), None, "{context}");
+    }
+}
+
+#[test]
+fn a_first_copy_waits_for_room_at_whatever_it_does() {
+    for (operation, path, after) in [
+        (Operation::Create, ".img", 0),
+        (Operation::SetLength, ".img", 0),
+        (Operation::Write, ".img", 0),
+        (Operation::Write, ".img", 3),
+        (Operation::Write, ".sum", 0),
+        (Operation::Write, ".sum", 2),
+        (Operation::Sync, ".img", 0),
+        (Operation::Sync, ".sum", 0),
+        (Operation::SyncDir, "base", 1),
+    ] {
+        let scene = Scene::new();
+        let fault = Fault::once(operation, path, MediaErrorKind::NoSpace);
+        scene.faults.add(Fault { after, ..fault });
+        let context = format!("{operation} {path} {after}");
+        let root = scene.run().unwrap_or_else(|error| panic!("{context}: {error}")).expect("nobody stops it");
+        scene.check(root, &context);
+    }
+}
+
+#[test]
+fn a_first_copy_that_waits_for_room_says_so_and_can_be_stopped() {
+    let scene = Scene::new();
+    scene.faults.add(Fault::always(Operation::Write, ".img", MediaErrorKind::NoSpace));
+    std::thread::scope(|scope| {
+        let copy = scope.spawn(|| scene.run());
+        while scene.progress.lack.get().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        scene.stop.store(true, Ordering::Relaxed);
+        assert!(copy.join().unwrap().unwrap().is_none());
+    });
+}
+
+#[test]
+fn media_that_fail_otherwise_are_not_waited_for() {
+    for operation in [Operation::Write, Operation::Sync] {
+        let scene = Scene::new();
+        scene.faults.add(Fault::once(operation, ".img", MediaErrorKind::Io));
+        assert_eq!(scene.run().unwrap_err().kind, MediaErrorKind::Io);
+    }
+}
