@@ -1,0 +1,94 @@
+//! A kill that strikes at one system call: `strace` sends SIGKILL before the call is carried out.
+//!
+//! Nothing in the product knows of it. Threads count for themselves: the n-th call is that of the thread that comes first to
+//! its n-th one.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The longest that attaching may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Which call kills.
+#[derive(Clone, Debug)]
+pub(crate) struct Aim {
+    /// Names of system calls, with commas.
+    pub(crate) calls: &'static str,
+    /// Only those that touch one of these files.
+    pub(crate) paths: Vec<PathBuf>,
+    /// From 1.
+    pub(crate) nth: u64,
+    /// Where the calls that matched are written down.
+    pub(crate) log: PathBuf,
+}
+
+/// Whether kills can be aimed here; says `skipped` and why if not.
+pub(crate) fn can_aim() -> bool {
+    let traced = Command::new("strace").args(["-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+    match traced {
+        Ok(status) if status.success() => return true,
+        Ok(_) => println!("skipped: strace may not trace here"),
+        Err(_) => println!("skipped: strace is not installed"),
+    }
+    false
+}
+
+impl Aim {
+    fn strace(&self) -> Command {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-e", "signal=none", "-o"]).arg(&self.log);
+        command.args(["-e", &format!("trace={}", self.calls)]);
+        command.args(["-e", &format!("inject={}:signal=SIGKILL:when={}", self.calls, self.nth)]);
+        for path in &self.paths {
+            command.arg("-P").arg(path);
+        }
+        command
+    }
+
+    /// To be followed by the command that is to be killed, which will be the process that is started.
+    pub(crate) fn over_a_command(&self) -> Command {
+        let mut command = self.strace();
+        command.arg("-D");
+        command
+    }
+
+    /// Aims at a process that runs; its calls count from now on.
+    pub(crate) fn at(&self, pid: u32) -> Tracer {
+        let mut strace = self.strace();
+        strace.args(["-p", &pid.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+        let tracer = Tracer(strace.spawn().unwrap());
+        let deadline = Instant::now() + PATIENCE;
+        while !is_traced(pid) {
+            assert!(Instant::now() < deadline, "strace did not attach to {pid}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        tracer
+    }
+
+    /// The last calls that matched.
+    pub(crate) fn last_calls(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().filter(|line| !line.contains("+++")).collect();
+        lines[lines.len().saturating_sub(2)..].join("\n")
+    }
+}
+
+/// Whether every thread of a process has its tracer.
+fn is_traced(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let traced = |status: String| status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"));
+    // A thread that has ended meanwhile needs none.
+    threads.flatten().all(|thread| std::fs::read_to_string(thread.path().join("status")).map_or(true, traced))
+}
+
+/// A tracer of a process that is not its child.
+pub(crate) struct Tracer(Child);
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        // It may have ended with the process that it traced.
+        let _ = self.0.kill();
+        self.0.wait().unwrap();
+    }
+}

@@ -1,0 +1,224 @@
+//! Every LSN that was called durable before a kill, looked at after it: it holds exactly the writes up to it.
+
+use crate::Dice;
+use crate::drill::{Drill, Found};
+use crate::ledger::{self, LEDGER, LEDGER_AT, Name, Round, first_difference};
+use crate::number;
+use cdp_core::types::{DiskId, Lsn, Timeline};
+use cdp_core::when::{TimelineName, When};
+use cdp_net::owner::{Access, ControlClient, Request};
+use cdp_net::reading::Reading;
+use cdp_net::report::{At, Status};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// What the owner said while it lived.
+#[derive(Default)]
+struct Told {
+    timeline: Option<TimelineName>,
+    /// The highest LSN that was called durable.
+    durable: Lsn,
+    /// And the highest one that was called restorable.
+    restorable: Lsn,
+    /// When it was asked, and an LSN that every write has not passed that was answered before.
+    given: Vec<(Instant, Lsn)>,
+}
+
+impl Told {
+    /// Asks until told to stop, or until nobody answers.
+    fn listen(directory: &Path, stop: &AtomicBool) -> Self {
+        let mut told = Self::default();
+        let Ok(mut client) = ControlClient::connect(directory) else { return told };
+        while !stop.load(Ordering::SeqCst) {
+            let asked = Instant::now();
+            let Ok(status) = client.call::<Status>(&Request::Status) else { break };
+            told.timeline = status.timeline;
+            told.durable = told.durable.max(status.durable_lsn);
+            told.given.push((asked, status.lsn));
+            let of_trunk = status.ranges.iter().filter(|range| Some(range.timeline) == status.timeline);
+            told.restorable = of_trunk.map(|range| range.to_lsn).max().unwrap_or(Lsn::ZERO).max(told.restorable);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        told
+    }
+
+    /// The same with marks, which are called durable and restorable by being answered.
+    fn mark(directory: &Path, round: u64, stop: &AtomicBool) -> Self {
+        let mut told = Self::default();
+        let Ok(mut client) = ControlClient::connect(directory) else { return told };
+        while !stop.load(Ordering::SeqCst) {
+            let (asked, label) = (Instant::now(), format!("mark {} of {round}", told.given.len()));
+            let mark = Request::Mark { label: label.parse().unwrap(), app_consistent: false };
+            let Ok(at) = client.call::<At>(&mark) else { break };
+            told.given.push((asked, at.lsn));
+            (told.durable, told.restorable) = (at.lsn, at.lsn);
+        }
+        told
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        self.timeline = self.timeline.or(other.timeline);
+        self.durable = self.durable.max(other.durable);
+        self.restorable = self.restorable.max(other.restorable);
+        self.given.extend(other.given);
+        self
+    }
+}
+
+/// Which moments hold which writes.
+struct Walk<'a> {
+    round: &'a Round,
+    told: &'a Told,
+    model: Vec<u8>,
+    /// How far each writer is, and whether one more op of it may be there unseen.
+    reached: Vec<(usize, bool)>,
+}
+
+impl<'a> Walk<'a> {
+    fn begin(round: &'a Round, told: &'a Told, content: Vec<u8>) -> Self {
+        let reached = round.recognise(&content);
+        round.check_shared(&content, &reached);
+        let walk = Self { round, told, model: content, reached };
+        for (writer, (number, _)) in walk.reached.iter().enumerate() {
+            walk.check_order(Name { writer, number: *number });
+        }
+        walk
+    }
+
+    /// The next LSN holds what the one before held and one write more, or none. Whether there is one more.
+    fn step(&mut self, lsn: Lsn, content: &[u8]) -> bool {
+        let next = self.round.next_op(&self.model, content, &self.reached);
+        if let Some(name) = next {
+            let (last, unseen) = self.reached[name.writer];
+            let expected = name.number == last + 1 || (unseen && name.number == last + 2);
+            assert!(expected && self.round.op(name).is_some(), "{name:?} at {lsn} follows {last}");
+            self.round.apply(name, &mut self.model);
+            self.reached[name.writer] = (name.number, false);
+            self.check_order(name);
+        }
+        let differs = first_difference(&self.model, content);
+        assert_eq!(differs, None, "at {lsn}, with {next:?}: the ledger differs from there on");
+        next.is_some()
+    }
+
+    /// Every op that was over before this one was sent is there.
+    fn check_order(&self, name: Name) {
+        let Some(op) = self.round.op(name) else { return };
+        self.check_answered(op.sent, &format_args!("{name:?}"));
+    }
+
+    /// Every op that was answered before `by` is there.
+    fn check_answered(&self, by: Instant, what: &dyn std::fmt::Display) {
+        for (writer, (last, unseen)) in self.reached.iter().enumerate() {
+            let missing = Name { writer, number: last + 1 + usize::from(*unseen) };
+            let answered = self.round.op(missing).and_then(|op| op.answered);
+            assert!(
+                answered.is_none_or(|answered| answered >= by),
+                "{what} is there, and {missing:?} before it is not"
+            );
+        }
+    }
+
+    /// Every op that was answered before somebody was told of this LSN as given is there.
+    fn check_given(&self, lsn: Lsn) {
+        for (asked, _) in self.told.given.iter().filter(|(_, given)| *given == lsn) {
+            self.check_answered(*asked, &format_args!("what was answered before LSN {lsn} was told"));
+        }
+    }
+}
+
+/// What was looked at.
+#[derive(Default)]
+struct Seen {
+    lsns: u64,
+    writes: u64,
+    /// Durable, whole, and not settled when the kill came: their content is right, and nobody is offered them.
+    unsettled: u64,
+}
+
+fn look_at_every_lsn(directory: &Path, round: &Round, told: &Told, count: u64) -> Seen {
+    let access = Access::open(directory, Duration::from_secs(10)).unwrap();
+    let reading = Reading::open(directory, access, &When::Latest, None).unwrap();
+    let replica = &reading.replica;
+    let branches = replica.catalogue().branches();
+    let is_killed = |timeline: &Timeline| told.timeline.is_some_and(|name| name.matches(timeline));
+    let killed = branches.iter().find(|branch| is_killed(&branch.timeline)).unwrap();
+    let next = branches.iter().find(|branch| branch.parent == Some(killed.timeline)).unwrap();
+    assert!(
+        next.fork >= told.durable,
+        "{} was called durable, and the new timeline forks at {}",
+        told.durable,
+        next.fork
+    );
+    let first = killed.ranges()[0].from().max(Lsn((told.durable.0 + 1).saturating_sub(count)));
+    let content = |lsn: Lsn| {
+        let mut content = vec![0; LEDGER];
+        let view = replica.view(killed.timeline, lsn).unwrap();
+        view.read(DiskId::new(1).unwrap(), LEDGER_AT, &mut content).unwrap();
+        content
+    };
+    let mut walk = Walk::begin(round, told, content(first));
+    walk.check_given(first);
+    let mut seen = Seen { lsns: 1, ..Seen::default() };
+    for lsn in (first.0 + 1..=told.durable.0).map(Lsn) {
+        let restorable = replica.resolve(&When::Lsn { timeline: Some(killed.timeline.into()), lsn }).is_ok();
+        assert!(restorable || lsn > told.restorable, "LSN {lsn} was called restorable, up to {}", told.restorable);
+        seen.lsns += 1;
+        seen.unsettled += u64::from(!restorable);
+        seen.writes += u64::from(walk.step(lsn, &content(lsn)));
+        walk.check_given(lsn);
+    }
+    seen
+}
+
+fn ledger_of(source: &Path) -> Vec<u8> {
+    let mut content = vec![0; LEDGER];
+    std::fs::File::open(source).unwrap().read_exact_at(&mut content, LEDGER_AT).unwrap();
+    content
+}
+
+#[test]
+fn every_lsn_that_was_called_durable_holds_the_writes_up_to_it() {
+    let (kills, lsns, seed) = (number("CDP_LSN_KILLS", 4), number("CDP_LSNS", 200), number("CDP_KILL_SEED", 1));
+    eprintln!("CDP_LSN_KILLS={kills} CDP_LSNS={lsns} CDP_KILL_SEED={seed}");
+    let mut dice = Dice::new(seed);
+    let mut drill = Drill::new(seed);
+    let (directory, source) = (drill.path("replica"), drill.path("disk"));
+    drill.check(&[Found::Nothing]);
+    for kill in 1..=kills {
+        let mut protection = drill.start();
+        let uri = protection.ready();
+        drill.wait_for("protecting");
+        let writing = ledger::begin(&uri, kill, seed, ledger_of(&source));
+        // Now and then others write elsewhere.
+        let load = (dice.below(3) == 0).then(|| drill.writers.begin(&uri));
+        let stop = AtomicBool::new(false);
+        let told = std::thread::scope(|scope| {
+            let listening = scope.spawn(|| Told::listen(&directory, &stop));
+            let marking = scope.spawn(|| Told::mark(&directory, kill, &stop));
+            std::thread::sleep(Duration::from_millis(300 + dice.below(900)));
+            protection.kill();
+            stop.store(true, Ordering::SeqCst);
+            listening.join().unwrap().and(marking.join().unwrap())
+        });
+        let round = writing.end();
+        load.into_iter().for_each(|load| drill.writers.end(load));
+        drill.check_source();
+        round.check_source(&ledger_of(&source));
+        let timeline = told.timeline.expect("it was asked before it was killed").to_string();
+        if told.restorable > Lsn::ZERO {
+            drill.promised.push((timeline, told.restorable.0));
+        }
+        drill.check(&[Found::Killed]);
+        let seen = look_at_every_lsn(&directory, &round, &told, lsns);
+        let sent: usize = round.ops.iter().map(Vec::len).sum();
+        let Seen { lsns, writes, unsettled } = seen;
+        eprintln!(
+            "kill {kill}: {sent} ops were sent, {} answers; looked at {lsns} LSNs with {writes} writes, {unsettled} unsettled",
+            told.given.len()
+        );
+        assert!(writes > 0, "nothing was durable");
+    }
+}
