@@ -142,10 +142,11 @@ impl Protection {
 
     /// SIGTERM: it ends well.
     pub(crate) fn stop(mut self) {
+        let asked = Instant::now();
         self.ask_to_stop();
         let status = self.process.wait().unwrap();
         let events: Vec<_> = self.events.iter().collect();
-        assert!(status.success(), "{status}: {events:?}");
+        assert!(status.success(), "{status} after {:?}: {events:?}", asked.elapsed());
     }
 }
 

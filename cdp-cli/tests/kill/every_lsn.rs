@@ -14,6 +14,15 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// The last LSN that was given, as the owner told it.
+struct Given {
+    /// Writes that were answered by then have no higher one.
+    asked: Instant,
+    lsn: Lsn,
+    /// Writes that were sent later have no lower one, nor this one.
+    heard: Instant,
+}
+
 /// What the owner said while it lived.
 #[derive(Default)]
 struct Told {
@@ -22,8 +31,8 @@ struct Told {
     durable: Lsn,
     /// And the highest one that was called restorable.
     restorable: Lsn,
-    /// When it was asked, and an LSN that every write has not passed that was answered before.
-    given: Vec<(Instant, Lsn)>,
+    /// The last LSN at a time between two others.
+    given: Vec<Given>,
 }
 
 impl Told {
@@ -36,7 +45,7 @@ impl Told {
             let Ok(status) = client.call::<Status>(&Request::Status) else { break };
             told.timeline = status.timeline;
             told.durable = told.durable.max(status.durable_lsn);
-            told.given.push((asked, status.lsn));
+            told.given.push(Given { asked, lsn: status.lsn, heard: Instant::now() });
             let of_trunk = status.ranges.iter().filter(|range| Some(range.timeline) == status.timeline);
             told.restorable = of_trunk.map(|range| range.to_lsn).max().unwrap_or(Lsn::ZERO).max(told.restorable);
             std::thread::sleep(Duration::from_millis(1));
@@ -52,7 +61,7 @@ impl Told {
             let (asked, label) = (Instant::now(), format!("mark {} of {round}", told.given.len()));
             let mark = Request::Mark { label: label.parse().unwrap(), app_consistent: false };
             let Ok(at) = client.call::<At>(&mark) else { break };
-            told.given.push((asked, at.lsn));
+            told.given.push(Given { asked, lsn: at.lsn, heard: Instant::now() });
             (told.durable, told.restorable) = (at.lsn, at.lsn);
         }
         told
@@ -87,8 +96,8 @@ impl<'a> Walk<'a> {
         walk
     }
 
-    /// The next LSN holds what the one before held and one write more, or none. Whether there is one more.
-    fn step(&mut self, lsn: Lsn, content: &[u8]) -> bool {
+    /// The next LSN holds what the one before held and one write more, or none. Which one.
+    fn step(&mut self, lsn: Lsn, content: &[u8]) -> Option<Name> {
         let next = self.round.next_op(&self.model, content, &self.reached);
         if let Some(name) = next {
             let (last, unseen) = self.reached[name.writer];
@@ -100,7 +109,7 @@ impl<'a> Walk<'a> {
         }
         let differs = first_difference(&self.model, content);
         assert_eq!(differs, None, "at {lsn}, with {next:?}: the ledger differs from there on");
-        next.is_some()
+        next
     }
 
     /// Every op that was over before this one was sent is there.
@@ -121,10 +130,18 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Every op that was answered before somebody was told of this LSN as given is there.
+    /// Every op is there that was answered before somebody asked for this LSN, and none that was sent after that was heard.
     fn check_given(&self, lsn: Lsn) {
-        for (asked, _) in self.told.given.iter().filter(|(_, given)| *given == lsn) {
-            self.check_answered(*asked, &format_args!("what was answered before LSN {lsn} was told"));
+        for given in self.told.given.iter().filter(|given| given.lsn == lsn) {
+            self.check_answered(given.asked, &format_args!("LSN {lsn}"));
+            for (writer, (number, _)) in self.reached.iter().enumerate() {
+                let name = Name { writer, number: *number };
+                let sent = self.round.op(name).map(|op| op.sent);
+                assert!(
+                    sent.is_none_or(|sent| sent < given.heard),
+                    "{name:?} is in LSN {lsn}, which was given before it"
+                );
+            }
         }
     }
 }
@@ -134,41 +151,53 @@ impl<'a> Walk<'a> {
 struct Seen {
     lsns: u64,
     writes: u64,
-    /// Durable, whole, and not settled when the kill came: their content is right, and nobody is offered them.
+    /// Called durable, and behind a write that had not ended at the source when the last frame was closed: their content is
+    /// right, and nobody is offered them.
     unsettled: u64,
 }
 
-fn look_at_every_lsn(directory: &Path, round: &Round, told: &Told, count: u64) -> Seen {
+/// Looks at the last `count` LSNs that were called durable, and at what the journal has beyond. `alone`: nobody else wrote.
+fn look_at_every_lsn(directory: &Path, round: &Round, told: &Told, count: u64, alone: bool) -> Seen {
     let access = Access::open(directory, Duration::from_secs(10)).unwrap();
     let reading = Reading::open(directory, access, &When::Latest, None).unwrap();
     let replica = &reading.replica;
     let branches = replica.catalogue().branches();
     let is_killed = |timeline: &Timeline| told.timeline.is_some_and(|name| name.matches(timeline));
     let killed = branches.iter().find(|branch| is_killed(&branch.timeline)).unwrap();
-    let next = branches.iter().find(|branch| branch.parent == Some(killed.timeline)).unwrap();
-    assert!(
-        next.fork >= told.durable,
-        "{} was called durable, and the new timeline forks at {}",
-        told.durable,
-        next.fork
-    );
-    let first = killed.ranges()[0].from().max(Lsn((told.durable.0 + 1).saturating_sub(count)));
+    let last = branches.iter().find(|branch| branch.parent == Some(killed.timeline)).unwrap().fork;
+    assert!(last >= told.durable, "{} was called durable, and the next timeline forks at {last}", told.durable);
     let content = |lsn: Lsn| {
         let mut content = vec![0; LEDGER];
         let view = replica.view(killed.timeline, lsn).unwrap();
         view.read(DiskId::new(1).unwrap(), LEDGER_AT, &mut content).unwrap();
         content
     };
+    let is_restorable = |lsn| replica.resolve(&When::Lsn { timeline: Some(killed.timeline.into()), lsn }).is_ok();
+    let first = killed.ranges()[0].from().max(Lsn((told.durable.0 + 1).saturating_sub(count)));
     let mut walk = Walk::begin(round, told, content(first));
     walk.check_given(first);
     let mut seen = Seen { lsns: 1, ..Seen::default() };
-    for lsn in (first.0 + 1..=told.durable.0).map(Lsn) {
-        let restorable = replica.resolve(&When::Lsn { timeline: Some(killed.timeline.into()), lsn }).is_ok();
-        assert!(restorable || lsn > told.restorable, "LSN {lsn} was called restorable, up to {}", told.restorable);
-        seen.lsns += 1;
-        seen.unsettled += u64::from(!restorable);
-        seen.writes += u64::from(walk.step(lsn, &content(lsn)));
+    // The write that keeps what is behind it from being restorable, and when the newest write was sent.
+    let (mut in_flight, mut newest) = (None, None);
+    for lsn in (first.0 + 1..=last.0).map(Lsn) {
+        let name = walk.step(lsn, &content(lsn));
         walk.check_given(lsn);
+        let restorable = is_restorable(lsn);
+        assert!(restorable || lsn > told.restorable, "LSN {lsn} was called restorable, up to {}", told.restorable);
+        if !restorable && in_flight.is_none() {
+            in_flight = Some(name);
+        }
+        let sent = name.and_then(|name| round.op(name)).map(|op| op.sent);
+        newest = newest.max(sent);
+        seen.lsns += 1;
+        seen.writes += u64::from(name.is_some());
+        seen.unsettled += u64::from(!restorable && lsn <= told.durable);
+    }
+    // What is durable is restorable but for that.
+    if let Some(name) = in_flight.filter(|name| alone || name.is_some()) {
+        let op = name.and_then(|name| round.op(name)).expect("only a write keeps others from being restorable");
+        let over = op.answered.filter(|answered| newest.is_some_and(|newest| *answered < newest));
+        assert!(over.is_none(), "{name:?} was over before the newest write was sent, and is not restorable");
     }
     seen
 }
@@ -204,6 +233,7 @@ fn every_lsn_that_was_called_durable_holds_the_writes_up_to_it() {
             listening.join().unwrap().and(marking.join().unwrap())
         });
         let round = writing.end();
+        let alone = load.is_none();
         load.into_iter().for_each(|load| drill.writers.end(load));
         drill.check_source();
         round.check_source(&ledger_of(&source));
@@ -212,7 +242,7 @@ fn every_lsn_that_was_called_durable_holds_the_writes_up_to_it() {
             drill.promised.push((timeline, told.restorable.0));
         }
         drill.check(&[Found::Killed]);
-        let seen = look_at_every_lsn(&directory, &round, &told, lsns);
+        let seen = look_at_every_lsn(&directory, &round, &told, lsns, alone);
         let sent: usize = round.ops.iter().map(Vec::len).sum();
         let Seen { lsns, writes, unsettled } = seen;
         eprintln!(
