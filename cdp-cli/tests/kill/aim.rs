@@ -1,4 +1,5 @@
-//! A kill that strikes at one system call: `strace` sends SIGKILL before the call is carried out.
+//! A kill that strikes at one system call, or calls that take long: `strace` sends SIGKILL before the call is carried out, or
+//! waits.
 //!
 //! Nothing in the product knows of it. Threads count for themselves: the n-th call is that of the thread that comes first to
 //! its n-th one.
@@ -10,15 +11,23 @@ use std::time::{Duration, Instant};
 /// The longest that attaching may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Which call kills.
+/// What happens to calls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Effect {
+    /// The n-th one, from 1, kills.
+    Kill { nth: u64 },
+    /// Up to the n-th one each takes longer.
+    Delay { nth: u64, by: Duration },
+}
+
+/// Which calls.
 #[derive(Clone, Debug)]
 pub(crate) struct Aim {
     /// Names of system calls, with commas.
     pub(crate) calls: &'static str,
     /// Only those that touch one of these files.
     pub(crate) paths: Vec<PathBuf>,
-    /// From 1.
-    pub(crate) nth: u64,
+    pub(crate) effect: Effect,
     /// Where the calls that matched are written down.
     pub(crate) log: PathBuf,
 }
@@ -39,7 +48,11 @@ impl Aim {
         let mut command = Command::new("strace");
         command.args(["-f", "-qq", "-e", "signal=none", "-o"]).arg(&self.log);
         command.args(["-e", &format!("trace={}", self.calls)]);
-        command.args(["-e", &format!("inject={}:signal=SIGKILL:when={}", self.calls, self.nth)]);
+        let effect = match self.effect {
+            Effect::Kill { nth } => format!("signal=SIGKILL:when={nth}"),
+            Effect::Delay { nth, by } => format!("delay_enter={}:when=1..{nth}", by.as_micros()),
+        };
+        command.args(["-e", &format!("inject={}:{effect}", self.calls)]);
         for path in &self.paths {
             command.arg("-P").arg(path);
         }

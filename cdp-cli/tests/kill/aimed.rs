@@ -1,6 +1,6 @@
 //! Kills that strike at one system call: while the first copy is made, at a start that reads again, under load, at a stop.
 
-use crate::aim::{Aim, can_aim};
+use crate::aim::{Aim, Effect, can_aim};
 use crate::drill::{Drill, Found};
 use crate::number;
 use std::path::PathBuf;
@@ -167,7 +167,8 @@ impl Drill {
     }
 
     fn aim(&self, target: &Target, nth: u64) -> Aim {
-        Aim { calls: target.calls, paths: target.paths(self), nth, log: self.path("calls") }
+        let effect = Effect::Kill { nth };
+        Aim { calls: target.calls, paths: target.paths(self), effect, log: self.path("calls") }
     }
 
     fn kill_under_load(&mut self) {
