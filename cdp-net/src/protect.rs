@@ -49,7 +49,7 @@ use cdp_core::types::{DiskId, Lsn, Timeline};
 use cdp_core::when::Label;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -135,19 +135,20 @@ impl PumpStore {
         self.pump.lock().unwrap_or_else(PoisonError::into_inner).send(message).is_ok()
     }
 
-    /// Asks the pump's writer and waits for the answer. `None`: the pump has ended, or takes too long.
+    /// Asks the pump's writer and waits for the answer. `Disconnected`: the pump has ended; `Timeout`: it takes too long.
     fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut cdp_core::journal::Writer) -> T + Send + 'static,
         patience: Duration,
-    ) -> Option<T> {
+    ) -> Result<T, RecvTimeoutError> {
         let (answer, answered) = sync_channel(1);
         let call = Message::Call(Box::new(move |writer| {
             // Who asked may have given up.
             let _ = answer.send(question(writer));
         }));
-        self.send(call).then_some(())?;
-        answered.recv_timeout(patience).ok()
+        // Where nobody takes the question it is dropped, and that is the answer.
+        self.send(call);
+        answered.recv_timeout(patience)
     }
 }
 
@@ -155,7 +156,7 @@ impl Store for Arc<PumpStore> {
     fn edit(&self, change: Edit) -> Result<Manifest, Problem> {
         let not_stored = |message: &str| Problem::new(ProblemClass::Failed, "not-stored", message);
         let deadline = Instant::now() + EDIT_PATIENCE;
-        let Some(generation) = self.ask(move |writer| writer.edit(change), EDIT_PATIENCE) else {
+        let Ok(generation) = self.ask(move |writer| writer.edit(change), EDIT_PATIENCE) else {
             return Err(not_stored("the replica's journal has stopped: the change was not stored"));
         };
         loop {
@@ -163,8 +164,8 @@ impl Store for Arc<PumpStore> {
                 (writer.manifest_durable() >= generation).then(|| writer.manifest().clone())
             };
             match self.ask(look, EDIT_PATIENCE) {
-                Some(Some(manifest)) => return Ok(manifest),
-                Some(None) if Instant::now() < deadline => std::thread::sleep(LOOK),
+                Ok(Some(manifest)) => return Ok(manifest),
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(LOOK),
                 _ => return Err(not_stored("the replica's media do not take the change")),
             }
         }
@@ -251,7 +252,8 @@ impl Live for Shared {
             error => Problem::new(ProblemClass::Refused, "not-marked", error.to_string()),
         })?;
         let deadline = Instant::now() + MARK_PATIENCE;
-        self.pump.ask(|writer| writer.request_sync(), MARK_PATIENCE);
+        // A pump that has ended made nothing durable, which is seen below.
+        let _ = self.pump.ask(|writer| writer.request_sync(), MARK_PATIENCE);
         loop {
             let replica = self.host.replica();
             let branch = replica.catalogue().trunk();
