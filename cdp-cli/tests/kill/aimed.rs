@@ -22,6 +22,8 @@ enum Phase {
     Resync,
     /// Load begins, and goes on.
     Load,
+    /// Sessions are made and dropped, under load.
+    Sessions,
     /// It was asked to end, under load.
     Stop,
 }
@@ -46,6 +48,8 @@ enum Touched {
     Manifest,
     ManifestDirectory,
     ActivityLog,
+    /// Only sessions make directories once it runs.
+    AnyDirectory,
 }
 
 // Those with a question mark are not there on every machine.
@@ -57,6 +61,7 @@ const MAKE: &str = "?open,openat";
 const RESERVE: &str = "fallocate";
 const CUT: &str = "ftruncate";
 const RENAME: &str = "?rename,?renameat,renameat2";
+const MAKE_DIRECTORY: &str = "?mkdir,mkdirat";
 const REMOVE: &str = "?unlink,unlinkat";
 
 /// All of them: what a phase does to its files.
@@ -100,6 +105,14 @@ fn targets() -> Vec<Target> {
             (Touched::ActivityLog, &[WRITE, SYNC]),
         ],
     );
+    let sessions = of(
+        Phase::Sessions,
+        &[
+            (Touched::Manifest, &[MAKE, SYNC, RENAME]),
+            (Touched::ManifestDirectory, &[SYNC_DIRECTORY]),
+            (Touched::AnyDirectory, &[MAKE_DIRECTORY]),
+        ],
+    );
     let stop = of(
         Phase::Stop,
         &[
@@ -110,7 +123,7 @@ fn targets() -> Vec<Target> {
             (Touched::ActivityLog, &[WRITE, SYNC]),
         ],
     );
-    [first_copy, resync, load, stop].concat()
+    [first_copy, resync, load, sessions, stop].concat()
 }
 
 impl Target {
@@ -126,6 +139,7 @@ impl Target {
             Touched::Manifest => vec![replica.join("MANIFEST.tmp")],
             Touched::ManifestDirectory => vec![replica],
             Touched::ActivityLog => vec![replica.join("state/activity.log")],
+            Touched::AnyDirectory => Vec::new(),
         }
     }
 
@@ -134,7 +148,7 @@ impl Target {
         match self.phase {
             // Whether the last manifest of the copy was renamed decides.
             Phase::FirstCopy => &[Found::Nothing, Found::Killed],
-            Phase::Resync | Phase::Load => &[Found::Killed],
+            Phase::Resync | Phase::Load | Phase::Sessions => &[Found::Killed],
             Phase::Stop => &[Found::Clean, Found::Killed],
         }
     }
@@ -162,7 +176,7 @@ impl Drill {
                 self.kill_under_load();
                 self.strike_from_the_start(target, nth, patience)
             }
-            Phase::Load | Phase::Stop => self.strike_while_it_runs(target, nth, patience),
+            Phase::Load | Phase::Sessions | Phase::Stop => self.strike_while_it_runs(target, nth, patience),
         }
     }
 
@@ -200,13 +214,20 @@ impl Drill {
         }
         // After a clean stop every extent is cold: the load's first writes are the activity log's first ones.
         let tracer = aim.at(protection.pid());
-        let (load, struck) = match before {
-            Some(load) => {
+        let load = before.unwrap_or_else(|| self.writers.begin(&uri));
+        let patience = match target.phase {
+            Phase::Stop => {
                 protection.ask_to_stop();
-                (load, protection.is_killed_within(PATIENCE))
+                PATIENCE
             }
-            None => (self.writers.begin(&uri), protection.is_killed_within(patience)),
+            Phase::Sessions => match self.sessions.come_and_go(&self.path("replica"), patience) {
+                // Its end may not be seen yet.
+                None => PATIENCE,
+                Some(()) => Duration::ZERO,
+            },
+            _ => patience,
         };
+        let struck = protection.is_killed_within(patience);
         protection.kill();
         drop(tracer);
         self.writers.end(load);

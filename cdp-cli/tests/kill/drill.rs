@@ -3,6 +3,7 @@
 use crate::Dice;
 use crate::aim::Aim;
 use crate::command::{Answer, Protection, cdp};
+use crate::sessions::Sessions;
 use crate::writers::{LOADED, Writers};
 use serde_json::Value;
 use std::fs;
@@ -52,6 +53,7 @@ pub(crate) struct Drill {
     pub(crate) known: Vec<Known>,
     /// What was said to be restorable: timeline and last LSN.
     pub(crate) promised: Vec<(String, u64)>,
+    pub(crate) sessions: Sessions,
     /// Writes that were answered before the last start that was checked.
     answered: u64,
     /// Starts that read again what the activity log named, and nothing else.
@@ -67,8 +69,9 @@ impl Drill {
         source.write_all_at(&writers.initial(), 0).unwrap();
         // Something that is copied and never written again.
         source.write_all_at(&vec![0x5a; 4 << 20], DISK - (4 << 20)).unwrap();
+        let (dice, sessions) = (Dice::new(seed), Sessions::default());
         let (known, promised) = (Vec::new(), Vec::new());
-        Self { directory, dice: Dice::new(seed), writers, known, promised, answered: 0, by_log: 0 }
+        Self { directory, dice, writers, known, promised, sessions, answered: 0, by_log: 0 }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -88,6 +91,7 @@ impl Drill {
         fs::remove_dir_all(self.path("replica")).unwrap();
         self.known.clear();
         self.promised.clear();
+        self.sessions = Sessions::default();
     }
 
     pub(crate) fn ask(&self, arguments: &[&str]) -> Answer {
@@ -206,6 +210,7 @@ impl Drill {
         // And goes on: the next kill, or the next start, finds it like this.
         protection.stop();
         self.verify_promises_without_owner();
+        self.sessions.check(&self.path("replica"), &self.status());
         found
     }
 
