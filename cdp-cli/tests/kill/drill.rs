@@ -5,6 +5,9 @@ use crate::aim::Aim;
 use crate::command::{Answer, Protection, cdp};
 use crate::sessions::Sessions;
 use crate::writers::{LOADED, Writers};
+use cdp_core::capture::LogContents;
+use cdp_core::journal::read_manifest;
+use cdp_core::media::Disk;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -177,6 +180,7 @@ impl Drill {
     /// Starts after kills and holds everything against what is known. Gives what the start found, which must be one of
     /// `expected`.
     pub(crate) fn check(&mut self, expected: &[Found]) -> Found {
+        let hot = self.hot_bytes();
         let mut protection = self.start();
         let uri = protection.ready();
         let opened = protection.opened();
@@ -189,7 +193,7 @@ impl Drill {
         let status = self.wait_for("protecting");
         // One that was ending may have said already that nothing is hot.
         let cold = expected.contains(&Found::Clean);
-        self.check_reread(found, cold, &opened, &status);
+        self.check_reread(found, cold, hot, &opened, &status);
         // Quiet: what is restored now is what the source is.
         let (label, hash) = (format!("number {}", self.known.len()), self.source_hash());
         let known = self.mark(label, hash);
@@ -214,12 +218,21 @@ impl Drill {
         found
     }
 
+    /// What the activity log names, in bytes, if it can be read.
+    fn hot_bytes(&self) -> Option<u64> {
+        let storage = Disk::open(self.path("replica")).ok()?;
+        let group = read_manifest(&storage).ok()?.group;
+        let log = LogContents::read(&fs::read(self.path("replica/state/activity.log")).ok()?, group).ok()?;
+        Some(log.disks.iter().flat_map(|disk| &disk.hot).map(|extent| extent.length).sum())
+    }
+
     /// A start reads again what the activity log names, and not the disk; after a clean stop nothing.
-    fn check_reread(&mut self, found: Found, cold: bool, opened: &Value, status: &Value) {
+    fn check_reread(&mut self, found: Found, cold: bool, hot: Option<u64>, opened: &Value, status: &Value) {
         let reread = status["reread_bytes"].as_u64().unwrap();
         let written = self.writers.answered() > std::mem::replace(&mut self.answered, self.writers.answered());
         match (found, opened["compared"].as_str().unwrap()) {
             (Found::Killed, "activity-log") => {
+                assert_eq!(Some(reread), hot, "bytes that were read again, and those that are hot");
                 assert!(reread <= DISK / 2, "{reread} bytes were read again of {DISK}");
                 assert!(reread > 0 || !written || cold, "writes were answered, and nothing was read again");
                 self.by_log += u64::from(reread > 0);
