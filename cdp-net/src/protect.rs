@@ -280,7 +280,6 @@ impl Live for Shared {
         let now = self.engine.with(|filter, now| filter.status(now));
         status.state = self.state(now.state);
         status.lsn = now.lsn;
-        status.durable_lsn = now.durable;
         status.hot_bytes = now.hot_bytes;
         status.reread_bytes = now.counters.bytes_reread;
         status.rpo_ms = now.rpo_ns.map(|age| age / 1_000_000);

@@ -29,8 +29,6 @@ struct Told {
     timeline: Option<TimelineName>,
     /// The highest LSN that was called durable.
     durable: Lsn,
-    /// And the highest one that was called restorable.
-    restorable: Lsn,
     /// The last LSN at a time between two others.
     given: Vec<Given>,
 }
@@ -46,14 +44,15 @@ impl Told {
             told.timeline = status.timeline;
             told.durable = told.durable.max(status.durable_lsn);
             told.given.push(Given { asked, lsn: status.lsn, heard: Instant::now() });
-            let of_trunk = status.ranges.iter().filter(|range| Some(range.timeline) == status.timeline);
-            told.restorable = of_trunk.map(|range| range.to_lsn).max().unwrap_or(Lsn::ZERO).max(told.restorable);
+            let ranges = status.ranges.iter().filter(|range| Some(range.timeline) == status.timeline);
+            let restorable = ranges.map(|range| range.to_lsn).max().unwrap_or(Lsn::ZERO);
+            assert!(restorable <= status.durable_lsn, "{status:?}");
             std::thread::sleep(Duration::from_millis(1));
         }
         told
     }
 
-    /// The same with marks, which are called durable and restorable by being answered.
+    /// The same with marks, which are called durable by being answered.
     fn mark(directory: &Path, round: u64, stop: &AtomicBool) -> Self {
         let mut told = Self::default();
         let Ok(mut client) = ControlClient::connect(directory) else { return told };
@@ -62,7 +61,7 @@ impl Told {
             let mark = Request::Mark { label: label.parse().unwrap(), app_consistent: false };
             let Ok(at) = client.call::<At>(&mark) else { break };
             told.given.push(Given { asked, lsn: at.lsn, heard: Instant::now() });
-            (told.durable, told.restorable) = (at.lsn, at.lsn);
+            told.durable = at.lsn;
         }
         told
     }
@@ -70,7 +69,6 @@ impl Told {
     fn and(mut self, other: Self) -> Self {
         self.timeline = self.timeline.or(other.timeline);
         self.durable = self.durable.max(other.durable);
-        self.restorable = self.restorable.max(other.restorable);
         self.given.extend(other.given);
         self
     }
@@ -151,8 +149,8 @@ impl<'a> Walk<'a> {
 struct Seen {
     lsns: u64,
     writes: u64,
-    /// Called durable, and behind a write that had not ended at the source when the last frame was closed: their content is
-    /// right, and nobody is offered them.
+    /// Of the journal's last ones: behind a write that had not ended at the source when the last frame was closed. Their
+    /// content is right, nobody called them durable, and nobody is offered them.
     unsettled: u64,
 }
 
@@ -183,7 +181,7 @@ fn look_at_every_lsn(directory: &Path, round: &Round, told: &Told, count: u64, a
         let name = walk.step(lsn, &content(lsn));
         walk.check_given(lsn);
         let restorable = is_restorable(lsn);
-        assert!(restorable || lsn > told.restorable, "LSN {lsn} was called restorable, up to {}", told.restorable);
+        assert!(restorable || lsn > told.durable, "LSN {lsn} was called durable, up to {}", told.durable);
         if !restorable && in_flight.is_none() {
             in_flight = Some(name);
         }
@@ -191,9 +189,9 @@ fn look_at_every_lsn(directory: &Path, round: &Round, told: &Told, count: u64, a
         newest = newest.max(sent);
         seen.lsns += 1;
         seen.writes += u64::from(name.is_some());
-        seen.unsettled += u64::from(!restorable && lsn <= told.durable);
+        seen.unsettled += u64::from(!restorable);
     }
-    // What is durable is restorable but for that.
+    // All that the journal has is restorable but for that.
     if let Some(name) = in_flight.filter(|name| alone || name.is_some()) {
         let op = name.and_then(|name| round.op(name)).expect("only a write keeps others from being restorable");
         let over = op.answered.filter(|answered| newest.is_some_and(|newest| *answered < newest));
@@ -238,9 +236,7 @@ fn every_lsn_that_was_called_durable_holds_the_writes_up_to_it() {
         drill.check_source();
         round.check_source(&ledger_of(&source));
         let timeline = told.timeline.expect("it was asked before it was killed").to_string();
-        if told.restorable > Lsn::ZERO {
-            drill.promised.push((timeline, told.restorable.0));
-        }
+        drill.promised.push((timeline, told.durable.0));
         drill.check(&[Found::Killed]);
         let seen = look_at_every_lsn(&directory, &round, &told, lsns, alone);
         let sent: usize = round.ops.iter().map(Vec::len).sum();
