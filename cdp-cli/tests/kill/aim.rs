@@ -34,13 +34,21 @@ pub(crate) struct Aim {
 
 /// Whether kills can be aimed here; says `skipped` and why if not.
 pub(crate) fn can_aim() -> bool {
-    let traced = Command::new("strace").args(["-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
-    match traced {
-        Ok(status) if status.success() => return true,
-        Ok(_) => println!("skipped: strace may not trace here"),
-        Err(_) => println!("skipped: strace is not installed"),
-    }
-    false
+    // Some systems let nobody trace a process that is not below the tracer.
+    let mut traced = Command::new("sleep").arg("3600").spawn().unwrap();
+    let pid = traced.id();
+    let mut strace = Command::new("strace");
+    strace.args(["-o", "/dev/null", "-p", &pid.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+    let can = match strace.spawn() {
+        Ok(tracer) => Tracer(tracer).has_attached_to(pid),
+        Err(_) => {
+            println!("skipped: strace is not installed");
+            false
+        }
+    };
+    traced.kill().unwrap();
+    traced.wait().unwrap();
+    can
 }
 
 impl Aim {
@@ -70,12 +78,8 @@ impl Aim {
     pub(crate) fn at(&self, pid: u32) -> Tracer {
         let mut strace = self.strace();
         strace.args(["-p", &pid.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
-        let tracer = Tracer(strace.spawn().unwrap());
-        let deadline = Instant::now() + PATIENCE;
-        while !is_traced(pid) {
-            assert!(Instant::now() < deadline, "strace did not attach to {pid}");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let mut tracer = Tracer(strace.spawn().unwrap());
+        assert!(tracer.has_attached_to(pid), "strace does not attach to {pid}");
         tracer
     }
 
@@ -97,6 +101,22 @@ fn is_traced(pid: u32) -> bool {
 
 /// A tracer of a process that is not its child.
 pub(crate) struct Tracer(Child);
+
+impl Tracer {
+    /// Waits until it has attached; says so if it may not.
+    fn has_attached_to(&mut self, pid: u32) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_traced(pid) {
+            if self.0.try_wait().unwrap().is_some() {
+                println!("skipped: strace may not trace here");
+                return false;
+            }
+            assert!(Instant::now() < deadline, "strace takes too long to attach to {pid}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+}
 
 impl Drop for Tracer {
     fn drop(&mut self) {

@@ -54,7 +54,7 @@ pub(crate) struct Drill {
     pub(crate) dice: Dice,
     pub(crate) writers: Writers,
     pub(crate) known: Vec<Known>,
-    /// What was said to be restorable: timeline and last LSN.
+    /// What was said to be durable: timeline and last LSN.
     pub(crate) promised: Vec<(String, u64)>,
     pub(crate) sessions: Sessions,
     /// Writes that were answered before the last start that was checked.
@@ -169,8 +169,9 @@ impl Drill {
             let status = self.status();
             if let Some(range) = status["ranges"].get(0) {
                 let timeline = range["timeline"].as_str().unwrap().to_owned();
-                assert!(range["to_lsn"].as_u64() <= status["durable_lsn"].as_u64(), "{status}");
-                self.promised.push((timeline, range["to_lsn"].as_u64().unwrap()));
+                let durable = status["durable_lsn"].as_u64().unwrap();
+                assert!(range["to_lsn"].as_u64().unwrap() <= durable, "{status}");
+                self.promised.push((timeline, durable));
             }
         }
         protection.kill();
