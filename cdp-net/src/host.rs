@@ -14,7 +14,7 @@ use crate::owner::{Connection, Handler, PinReply, PolicyChange, Request, Side, r
 use crate::report::{PointPolicy, Problem, ProblemClass, Session, Space, State, Status};
 use cdp_core::journal::{Looked, Manifest, PointsMode, look};
 use cdp_core::media::Storage;
-use cdp_core::replica::catalogue::Moment;
+use cdp_core::replica::catalogue::{Catalogue, Moment};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, ResolveError};
 use cdp_core::types::{Lsn, Timeline, WallTime};
 use cdp_core::when::{Label, When};
@@ -199,7 +199,7 @@ impl Host {
     /// When the media cannot be asked.
     pub fn status(&self) -> Result<Status, Problem> {
         let replica = self.replica();
-        let manifest = replica.manifest();
+        let (manifest, trunk) = (replica.manifest(), replica.catalogue().trunk());
         let (bases, storage) = (Arc::clone(replica.bases()), Arc::clone(replica.storage()));
         let mut status = Status {
             state: State::Stopped,
@@ -209,9 +209,9 @@ impl Host {
                 .into_iter()
                 .map(|disk| crate::report::Disk { name: disk.name, size: disk.size, uri: None })
                 .collect(),
-            timeline: replica.catalogue().trunk().map(|branch| branch.timeline.into()),
+            timeline: trunk.map(|branch| branch.timeline.into()),
             lsn: replica.snapshot().written(),
-            durable_lsn: replica.snapshot().durable().lsn(),
+            durable_lsn: trunk.map_or(Lsn::ZERO, |branch| safe(replica.catalogue(), branch.timeline)),
             ranges: document::ranges(&replica),
             pins: self.pins.load(Ordering::Relaxed),
             damaged: replica.damage().map(ToString::to_string),
@@ -322,6 +322,13 @@ impl Handler for Host {
 pub fn no_coalescing() -> Problem {
     let message = "this version keeps every write: it does not coalesce the writes between points";
     Problem::new(ProblemClass::Refused, "no-coalescing", message).hint("leave --points out, or give every-write")
+}
+
+/// How far records are safe on the way to a timeline's end. What the journal has beyond, behind a write that is in flight, is
+/// synced too, and cannot be restored if that write never ends.
+fn safe(catalogue: &Catalogue, timeline: Timeline) -> Lsn {
+    let path = catalogue.path(timeline);
+    path.iter().map(|(branch, upto)| branch.frontier().lsn.min(*upto)).max().unwrap_or(Lsn::ZERO)
 }
 
 /// Bytes of the segments' files, reserved ones included.

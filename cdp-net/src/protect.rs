@@ -54,7 +54,7 @@ use cdp_core::types::{DiskId, Lsn, Timeline};
 use cdp_core::when::Label;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -144,19 +144,20 @@ impl PumpStore {
         self.pump.lock().unwrap_or_else(PoisonError::into_inner).send(message).is_ok()
     }
 
-    /// Asks the pump's writer and waits for the answer. `None`: the pump has ended, or takes too long.
+    /// Asks the pump's writer and waits for the answer. `Disconnected`: the pump has ended; `Timeout`: it takes too long.
     fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut cdp_core::journal::Writer) -> T + Send + 'static,
         patience: Duration,
-    ) -> Option<T> {
+    ) -> Result<T, RecvTimeoutError> {
         let (answer, answered) = sync_channel(1);
         let call = Message::Call(Box::new(move |writer| {
             // Who asked may have given up.
             let _ = answer.send(question(writer));
         }));
-        self.send(call).then_some(())?;
-        answered.recv_timeout(patience).ok()
+        // Where nobody takes the question it is dropped, and that is the answer.
+        self.send(call);
+        answered.recv_timeout(patience)
     }
 }
 
@@ -164,7 +165,7 @@ impl Store for Arc<PumpStore> {
     fn edit(&self, change: Edit) -> Result<Manifest, Problem> {
         let not_stored = |message: &str| Problem::new(ProblemClass::Failed, "not-stored", message);
         let begun = Instant::now();
-        let Some(generation) = self.ask(move |writer| writer.edit(change), EDIT_PATIENCE) else {
+        let Ok(generation) = self.ask(move |writer| writer.edit(change), EDIT_PATIENCE) else {
             return Err(not_stored("the replica's journal has stopped: the change was not stored"));
         };
         loop {
@@ -176,14 +177,14 @@ impl Store for Arc<PumpStore> {
                 }
             };
             match self.ask(look, EDIT_PATIENCE) {
-                Some(Ok(manifest)) => return Ok(manifest),
-                Some(Err(Some(_))) if begun.elapsed() >= ROOM_PATIENCE => {
+                Ok(Ok(manifest)) => return Ok(manifest),
+                Ok(Err(Some(_))) if begun.elapsed() >= ROOM_PATIENCE => {
                     let message = "the replica's disk has no room for the change: it is not stored";
                     return Err(Problem::new(ProblemClass::Failed, "no-space", message).hint(
                         "make room: the change is kept in mind and stored then, if the protection still goes on",
                     ));
                 }
-                Some(Err(_)) if begun.elapsed() < EDIT_PATIENCE => std::thread::sleep(LOOK),
+                Ok(Err(_)) if begun.elapsed() < EDIT_PATIENCE => std::thread::sleep(LOOK),
                 _ => return Err(not_stored("the replica's media do not take the change")),
             }
         }
@@ -276,7 +277,8 @@ impl Live for Shared {
             error => Problem::new(ProblemClass::Refused, "not-marked", error.to_string()),
         })?;
         let deadline = Instant::now() + MARK_PATIENCE;
-        self.pump.ask(|writer| writer.request_sync(), MARK_PATIENCE);
+        // A pump that has ended made nothing durable, which is seen below.
+        let _ = self.pump.ask(|writer| writer.request_sync(), MARK_PATIENCE);
         loop {
             let replica = self.host.replica();
             let branch = replica.catalogue().trunk();
@@ -304,7 +306,6 @@ impl Live for Shared {
         status.state = self.state(now.state);
         status.lacks = (status.state == report::State::NoSpace).then(|| self.lacks()).flatten();
         status.lsn = now.lsn;
-        status.durable_lsn = now.durable;
         status.hot_bytes = now.hot_bytes;
         status.reread_bytes = now.counters.bytes_reread;
         status.rpo_ms = now.rpo_ns.map(|age| age / 1_000_000);

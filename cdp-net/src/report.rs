@@ -366,7 +366,7 @@ pub struct Status {
     /// The last LSN that was given.
     #[serde(with = "text::lsn")]
     pub lsn: Lsn,
-    /// Everything up to here survives a power cut.
+    /// Everything up to here was over at the source and survives a power cut: outside of gaps it can be restored then.
     #[serde(with = "text::lsn")]
     pub durable_lsn: Lsn,
     /// How much would be lost now, in milliseconds; `None` while nothing is protected.

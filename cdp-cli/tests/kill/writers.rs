@@ -100,6 +100,11 @@ impl Writers {
         content
     }
 
+    /// How many writes were answered so far.
+    pub(crate) fn answered(&self) -> u64 {
+        self.writers.iter().flat_map(|writer| &writer.slots).map(|slot| slot.answered).sum()
+    }
+
     /// Writes until told to stop, or until the server is gone.
     pub(crate) fn begin(&mut self, uri: &Uri) -> Load {
         let (gate, stop) = (Arc::new(RwLock::new(())), Arc::new(AtomicBool::new(false)));

@@ -286,7 +286,7 @@ fn run_seeding(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, 
         if named.is_ok() {
             return shared.engine.with(|filter, _| filter.seed_done());
         }
-        if let Some(bytes) = shared.pump.ask(|writer| writer.lacks(), MANIFEST_RETRY).flatten() {
+        if let Some(bytes) = shared.pump.ask(|writer| writer.lacks(), MANIFEST_RETRY).ok().flatten() {
             shared.progress.lack.set(bytes);
         }
         std::thread::sleep(MANIFEST_RETRY);

@@ -10,13 +10,16 @@ use cdp_core::types::Lsn;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Between two looks at whether everything is through.
 const LOOK: Duration = Duration::from_millis(5);
-/// How long the last manifest may take after the drain.
+/// How long the log's last word and the last manifest may take at least, however short the drain.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the pump may take for an answer before the time is looked at again.
+const ASK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a protection ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,7 +48,7 @@ pub struct Summary {
 
 impl Protector {
     /// Ends the protection; guests' connections should have ended before. Waits at most `patience` until everything is
-    /// durable; `hurry` ends the wait early.
+    /// durable and the replica's files say that the stop was clean, or ten seconds for the latter; `hurry` ends the wait early.
     pub fn stop(self, patience: Duration, hurry: &dyn Fn() -> bool) -> Summary {
         self.shared.draining.store(true, Ordering::Relaxed);
         self.shared.stop.store(true, Ordering::Relaxed);
@@ -53,7 +56,8 @@ impl Protector {
         let (engine, pump) = (&self.shared.engine, &self.shared.pump);
         engine.with(|filter, _| filter.request_drain());
         let drained = loop {
-            pump.ask(Writer::request_sync, LOOK * 200);
+            // A pump that does not answer drains nothing: the deadline decides.
+            let _ = pump.ask(Writer::request_sync, ASK_PATIENCE);
             match engine.with(|filter, _| filter.drained()) {
                 Drained::Safe => break true,
                 Drained::InDoubt => break false,
@@ -66,37 +70,39 @@ impl Protector {
             }
             std::thread::sleep(LOOK);
         };
+        // What a drain left of its time is there for the rest.
+        let least = Instant::now() + CLOSE_PATIENCE;
+        let over = || Instant::now() > least && (Instant::now() > deadline || hurry());
         let facts = super::same::facts(&self.sources, |source| source.facts().ok()?);
         let closing = engine.with(|filter, _| filter.close(facts));
-        let clean = drained && closing == Closing::Clean && self.wait_for_log();
-        let stored = self.close_journal(clean);
+        let clean = drained && closing == Closing::Clean && self.wait_for_log(&over);
+        let stored = self.close_journal(clean, &over);
         let status = engine.with(|filter, now| filter.status(now));
         self.summary(clean, stored, &status)
     }
 
     /// The log says `clean` when its last write came back.
-    fn wait_for_log(&self) -> bool {
-        let deadline = Instant::now() + CLOSE_PATIENCE;
-        while Instant::now() < deadline {
-            if self.shared.engine.with(|filter, _| filter.is_closed()) {
-                return true;
+    fn wait_for_log(&self, over: &dyn Fn() -> bool) -> bool {
+        while !self.shared.engine.with(|filter, _| filter.is_closed()) {
+            if over() {
+                return false;
             }
             std::thread::sleep(LOOK);
         }
-        false
+        true
     }
 
     /// Seals the journal; whether its manifest says so durably.
-    fn close_journal(&self, clean: bool) -> bool {
+    fn close_journal(&self, clean: bool, over: &dyn Fn() -> bool) -> bool {
         let pump = &self.shared.pump;
-        pump.ask(move |writer| writer.close(clean), CLOSE_PATIENCE);
-        let deadline = Instant::now() + CLOSE_PATIENCE;
+        pump.send(Message::Call(Box::new(move |writer| writer.close(clean))));
         loop {
-            // The pump ends when its writer is closed: no answer is a good answer then.
-            match pump.ask(|writer| writer.state(), CLOSE_PATIENCE) {
-                None | Some(WriterState::Closed) => break true,
-                Some(WriterState::Failed(_)) => break false,
-                _ if Instant::now() > deadline => break false,
+            match pump.ask(|writer| writer.state(), ASK_PATIENCE) {
+                // The pump ends when its writer is closed, or by a failure.
+                Err(RecvTimeoutError::Disconnected) => break self.shared.failure.get().is_none(),
+                Ok(WriterState::Closed) => break true,
+                Ok(WriterState::Failed(_)) => break false,
+                _ if over() => break false,
                 _ => std::thread::sleep(LOOK),
             }
         }
@@ -104,7 +110,7 @@ impl Protector {
 
     /// What the journal, or the first copy, waits for.
     fn lacks_at_end(&self) -> Option<Lack> {
-        let of_journal = self.shared.pump.ask(|writer| writer.lacks(), CLOSE_PATIENCE).flatten();
+        let of_journal = self.shared.pump.ask(|writer| writer.lacks(), CLOSE_PATIENCE).ok().flatten();
         let needed_bytes = of_journal.max(self.shared.progress.lack.get())?;
         let free_bytes = self.shared.host.replica().storage().free_bytes().ok()?;
         Some(Lack { needed_bytes, free_bytes })
