@@ -304,7 +304,7 @@ pub struct Space {
 }
 
 /// What keeps the state `no-space` from ending.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 pub struct Lack {
     /// What has to be free on the replica's media.
     pub needed_bytes: u64,

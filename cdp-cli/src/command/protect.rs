@@ -241,12 +241,12 @@ fn summary(stopped: &Stopped) -> String {
         text.push_str(&format!("the replica's disk has no room: {}\n", human::lack(lacks)));
     }
     if lsn > durable_lsn {
-        text.push_str(&format!(
-            "not durable: LSN {} to {lsn}; the activity log names {} that the next start reads again\n",
-            durable_lsn.next(),
-            format_bytes(*hot_bytes)
-        ));
-    } else if !stopped.manifest_stored && *hot_bytes == 0 {
+        text.push_str(&format!("not durable: LSN {} to {lsn}\n", durable_lsn.next()));
+    }
+    if *hot_bytes > 0 {
+        let hot = format_bytes(*hot_bytes);
+        text.push_str(&format!("the activity log names {hot} that the next start reads again\n"));
+    } else if !stopped.manifest_stored {
         text.push_str("the replica's manifest could not be written: the next start takes this stop for a crash\n");
     } else {
         text.push_str("the disks were not copied or compared to the end: the next start does that again\n");
@@ -257,6 +257,7 @@ fn summary(stopped: &Stopped) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::Lack;
     use cdp_core::types::Lsn;
 
     #[test]
@@ -301,8 +302,15 @@ mod tests {
             "stopped after 1 min 01 s: 0 B written, 0 B stored, 1 point, durable up to LSN 9\n"
         );
         let unclean = Stopped { drained: false, lsn: Lsn(12), hot_bytes: 4 << 20, ..clean };
-        let expect = "not durable: LSN 10 to 12; the activity log names 4.00 MiB that the next start reads again\n";
+        let expect = "not durable: LSN 10 to 12\nthe activity log names 4.00 MiB that the next start reads again\n";
         assert!(summary(&unclean).ends_with(expect));
+        let lacks = Some(Lack { needed_bytes: 2 << 20, free_bytes: 1 << 20 });
+        let full = Stopped { lacks, manifest_stored: true, hot_bytes: 0, ..unclean.clone() };
+        let text = summary(&full);
+        assert!(text.contains("has no room: 2.00 MiB are needed, 1.00 MiB are free\nnot durable: LSN 10"), "{text}");
+        assert!(text.ends_with("not copied or compared to the end: the next start does that again\n"), "{text}");
+        let unsaid = Stopped { manifest_stored: false, lsn: Lsn(9), ..full };
+        assert!(summary(&unsaid).ends_with("the next start takes this stop for a crash\n"));
     }
 
     #[test]

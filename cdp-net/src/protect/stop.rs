@@ -50,6 +50,8 @@ impl Protector {
     /// Ends the protection; guests' connections should have ended before. Waits at most `patience` until everything is
     /// durable and the replica's files say that the stop was clean, or ten seconds for the latter; `hurry` ends the wait early.
     pub fn stop(self, patience: Duration, hurry: &dyn Fn() -> bool) -> Summary {
+        // What ends asks for nothing more.
+        let lacked = self.lacks_at_end();
         self.shared.draining.store(true, Ordering::Relaxed);
         self.shared.stop.store(true, Ordering::Relaxed);
         let deadline = Instant::now() + patience;
@@ -78,7 +80,8 @@ impl Protector {
         let clean = drained && closing == Closing::Clean && self.wait_for_log(&over);
         let stored = self.close_journal(clean, &over);
         let status = engine.with(|filter, now| filter.status(now));
-        self.summary(clean, stored, &status)
+        let lacks = if clean && stored { None } else { self.lacks_at_end().max(lacked) };
+        self.summary(clean, stored, lacks, &status)
     }
 
     /// The log says `clean` when its last write came back.
@@ -116,9 +119,8 @@ impl Protector {
         Some(Lack { needed_bytes, free_bytes })
     }
 
-    fn summary(self, clean: bool, manifest_stored: bool, status: &Status) -> Summary {
+    fn summary(self, clean: bool, manifest_stored: bool, lacks: Option<Lack>, status: &Status) -> Summary {
         let drained = clean && manifest_stored;
-        let lacks = if drained { None } else { self.lacks_at_end() };
         let replica = self.shared.host.replica();
         let points = replica.catalogue().trunk().map_or(0, |branch| branch.points().len() as u64);
         drop(replica);
