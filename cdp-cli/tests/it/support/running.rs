@@ -134,6 +134,33 @@ impl Running {
         Some(Self::spawn(traced).ready().unwrap_or_else(|end| panic!("{end:?}")))
     }
 
+    /// From here on system calls of the running command fail as strace is told. Whether they do: not where strace does not work.
+    pub(crate) fn fail_calls(&self, inject: &Inject<'_>) -> bool {
+        let mut tracer = Command::new("strace");
+        tracer.args(["-f", "-qqq", "-o", "/dev/null", "-e"]).arg(format!("trace={}", inject.calls));
+        for path in inject.paths {
+            tracer.arg("-P").arg(path);
+        }
+        tracer.arg("-e").arg(format!("inject={}:{}", inject.calls, inject.how));
+        let Ok(mut tracer) = tracer.arg("-p").arg(self.child.id().to_string()).spawn() else { return false };
+        let threads = || std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().map_while(Result::ok);
+        while tracer.try_wait().unwrap().is_none() {
+            // All of them: they are taken one after another.
+            if threads().all(|thread| tracer_of(&thread.path()).is_some()) {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        println!("skipped: strace may not trace here");
+        false
+    }
+
+    /// From here on no system call fails that did not fail by itself: whoever traces the command is ended.
+    pub(crate) fn let_calls_pass(&self) {
+        let tracer = tracer_of(format!("/proc/{}", self.child.id()).as_ref()).expect("somebody makes calls fail");
+        rustix::process::kill_process(tracer, rustix::process::Signal::KILL).unwrap();
+    }
+
     /// `cdp mount` of a replica, served on a unix socket.
     pub(crate) fn mount(replica: &Path, listen: &str, more: &[&str]) -> Self {
         let mut arguments: Vec<OsString> = vec!["mount".into(), replica.into(), "--listen".into(), listen.into()];
@@ -223,4 +250,11 @@ impl Drop for Running {
         let stderr = &lock(&self.heard.0).stderr;
         assert!(std::thread::panicking() || !stderr.contains("panicked"), "{stderr}");
     }
+}
+
+/// Who traces a thread, from its directory in `/proc`.
+fn tracer_of(thread: &Path) -> Option<rustix::process::Pid> {
+    let status = std::fs::read_to_string(thread.join("status")).ok()?;
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    rustix::process::Pid::from_raw(tracer.trim().parse().ok()?)
 }
