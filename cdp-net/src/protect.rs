@@ -1,13 +1,15 @@
 //! Protecting disks in one process: filter, journal and replica, with a thread for each kind of waiting.
 //!
 //! One write's way: a front end's thread checksums it and submits it to the filter (`engine`), writes the very same bytes to
-//! the source, completes it, and answers. The filter's frames go to the `pump`, which packs and appends them; the sync
-//! thread makes them durable; that comes back to the filter, which frees the memory and, later, the activity log's bit.
+//! the source, completes it, and answers. The filter's frames go to the `pump`, which packs them and
+//! hands them to those who append; a sync makes them durable; that comes back to the filter, which frees its queue and, later,
+//! the activity log's bit. What a guest wrote in pieces of 64 KiB and more is written to the journal from where it was received.
 //!
 //! | thread | waits for |
 //! |---|---|
 //! | those of the front end | the source, an overlapping op, or one sync of the activity log |
 //! | `cdp-pump` | frames and completions; owns the journal's writer |
+//! | `cdp-append`, four | the replica's disk: the journal's writes, several put together |
 //! | `cdp-sync`, three | the replica's disk |
 //! | `cdp-log` | the activity log's disk |
 //! | `cdp-flush` | the source's flushes that the filter itself wants |

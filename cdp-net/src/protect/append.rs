@@ -80,3 +80,45 @@ impl Queue {
         Some(together)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdp_core::media::{Memory, Storage};
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn what_follows_in_the_same_file_is_written_together_up_to_a_bound_and_nothing_else() {
+        let storage = Memory::new();
+        let files = ["a", "b"].map(|name| storage.create(name).unwrap());
+        let (sender, receiver) = channel();
+        // File, offset and length of each; with how many it goes together.
+        const HALF: usize = (TOGETHER_BYTES / 2) as usize;
+        let appends =
+            [(0, 0, 4096), (0, 4096, 512), (0, 8192, HALF), (0, 8192 + HALF, HALF), (0, 8192 + 2 * HALF, 512)];
+        let appends = [&appends[..], &[(1, 8704 + 2 * HALF, 512), (1, 0, 3 * HALF), (1, 3 * HALF, 512)]].concat();
+        for (number, (file, offset, length)) in (0..).zip(appends) {
+            // Two pieces: how a write is cut is none of the queue's business.
+            let data = vec![Bytes::from(vec![number; length - 100]), Bytes::from(vec![number; 100])];
+            let append =
+                Append { id: EffectId(number.into()), file: Arc::clone(&files[file]), offset: offset as u64, data };
+            sender.send(append).unwrap();
+        }
+        drop(sender);
+        let mut queue = Queue::new(receiver);
+        let mut groups = Vec::new();
+        while let Some(together) = queue.next() {
+            let bytes: usize = together.data.iter().map(Bytes::len).sum();
+            groups.push((together.ids.iter().map(|id| id.0).collect::<Vec<_>>(), together.offset, bytes));
+        }
+        let expected = [
+            (vec![0, 1], 0, 4608),
+            (vec![2, 3], 8192, 2 * HALF),
+            (vec![4], 8192 + 2 * HALF as u64, 512),
+            (vec![5], 8704 + 2 * HALF as u64, 512),
+            (vec![6], 0, 3 * HALF),
+            (vec![7], 3 * HALF as u64, 512),
+        ];
+        assert_eq!(groups, expected);
+    }
+}
