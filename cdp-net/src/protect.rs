@@ -133,6 +133,8 @@ struct Shared {
     progress: Arc<Progress>,
     stop: Arc<AtomicBool>,
     draining: AtomicBool,
+    /// The journal's last word is on the media.
+    closed: Arc<AtomicBool>,
     uris: Mutex<BTreeMap<String, String>>,
 }
 

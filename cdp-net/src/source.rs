@@ -21,7 +21,9 @@ pub enum SourceKind {
 pub struct Facts {
     /// Bytes.
     pub size: u64,
-    /// Inode number.
+    /// Which file system, by what it says of itself: unlike a device number it stays over reboots.
+    pub file_system: u64,
+    /// Inode number there.
     pub inode: u64,
     /// Last change of the content, nanoseconds since 1970.
     pub modified_ns: i64,
@@ -30,27 +32,35 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// As 32 bytes, little endian.
+    /// As 40 bytes, little endian.
     #[must_use]
-    pub fn to_bytes(self) -> [u8; 32] {
-        let mut bytes = [0; 32];
+    pub fn to_bytes(self) -> [u8; 40] {
+        let mut bytes = [0; 40];
         bytes[..8].copy_from_slice(&self.size.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.inode.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.modified_ns.to_le_bytes());
-        bytes[24..].copy_from_slice(&self.changed_ns.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.changed_ns.to_le_bytes());
+        bytes[32..].copy_from_slice(&self.file_system.to_le_bytes());
         bytes
+    }
+
+    /// Whether both are of one file, however it changed.
+    #[must_use]
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        (self.file_system, self.inode) == (other.file_system, other.inode)
     }
 
     /// From those bytes; `None` where they are none of these.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (words, []) = bytes.as_chunks::<8>() else { return None };
-        let [size, inode, modified, changed] = words else { return None };
+        let [size, inode, modified, changed, file_system] = words else { return None };
         Some(Self {
             size: u64::from_le_bytes(*size),
             inode: u64::from_le_bytes(*inode),
             modified_ns: i64::from_le_bytes(*modified),
             changed_ns: i64::from_le_bytes(*changed),
+            file_system: u64::from_le_bytes(*file_system),
         })
     }
 }
@@ -223,6 +233,7 @@ impl Source {
         let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
         Ok(Some(Facts {
             size: found.size(),
+            file_system: rustix::fs::fstatvfs(&self.file)?.f_fsid,
             inode: found.ino(),
             modified_ns: nanoseconds(found.mtime(), found.mtime_nsec()),
             changed_ns: nanoseconds(found.ctime(), found.ctime_nsec()),

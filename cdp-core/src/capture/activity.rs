@@ -159,6 +159,8 @@ pub(super) struct Activity {
     cleared_in_pass: bool,
     /// Sectors that nobody waits for are to be written now.
     flush_lazy: bool,
+    /// The end of the last resync, durable: what was read again has no LSN of its own and is no younger.
+    resynced: Lsn,
 }
 
 impl Activity {
@@ -177,6 +179,7 @@ impl Activity {
             slice_due: now.after(CLEAN_PASS_NS),
             cleared_in_pass: false,
             flush_lazy: true,
+            resynced: Lsn::ZERO,
         }
     }
 
@@ -374,6 +377,8 @@ impl Activity {
         for open in order.open_on(disk).filter_map(|open| open.intersect(&here)) {
             range_of(open).for_each(|index| region.touches[index as usize][1] = now.0);
         }
+        let witnessed = self.writer.witnessed();
+        let mut wants_witness = false;
         for word in (first..end).step_by(64).map(|extent| bit_of(extent).0) {
             let mut bits = region.want[word];
             while bits != 0 {
@@ -385,15 +390,27 @@ impl Activity {
                 if !quiet || touch.lsn > restorable.0 || mend.concerns(disk, extent) {
                     continue;
                 }
+                // Nobody compares what is not marked: that the replica has it must be known even if the replica forgets.
+                let is_witnessed = touch.lsn.max(self.resynced.0) <= witnessed.0;
+                wants_witness |= !is_witnessed;
                 if touch.flush >= region.flushed {
                     region.flush_wanted |= touch.flush != NEVER_FLUSHED;
-                } else {
+                } else if is_witnessed {
                     region.clear(index);
                     self.cleared_in_pass = true;
                 }
             }
         }
+        // One that is being written is waited for: with a new one at each look none would ever be whole.
+        if wants_witness && self.writer.header_is_written() {
+            self.writer.renew_header();
+        }
         self.next_slice(now);
+    }
+
+    /// A resync has ended durably, at `end`.
+    pub(super) fn resynced(&mut self, end: Lsn) {
+        self.resynced = end;
     }
 
     /// Nothing can be cleared now: looks again after a while.
@@ -455,4 +472,6 @@ pub(super) struct Limits {
     pub(super) wait_ns_max: u64,
     pub(super) hot_ns_min: u64,
     pub(super) generation_least: u64,
+    /// Up to where the replica is known to be durable.
+    pub(super) durable: Lsn,
 }

@@ -191,6 +191,7 @@ impl Filter {
             wait_ns_max: options.log_wait_ns_max,
             hot_ns_min: options.hot_ns_min,
             generation_least: options.log_generation_least,
+            durable: known_durable(&options.start),
         };
         let mut filter = Self {
             limits: FilterLimits {
@@ -372,6 +373,15 @@ impl Filter {
     fn flush_ticket(&mut self, disk: usize, guest: bool) -> FlushTicket {
         let flushed = self.activity.flushed(disk);
         FlushTicket { disk, generation: self.activity.flush_begins(disk), flushed, guest }
+    }
+}
+
+/// Up to where the replica was found durable.
+fn known_durable(start: &Start) -> Lsn {
+    match start {
+        Start::First => Lsn::ZERO,
+        Start::Clean { after, .. } => *after,
+        Start::Unclean { fork, .. } => *fork,
     }
 }
 

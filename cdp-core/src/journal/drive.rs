@@ -68,13 +68,14 @@ impl Executor {
     }
 
     fn create(&self, file: FileId, name: &str, preallocate: u64, keep_free: u64, replace: bool) -> Outcome {
+        // What lies there takes room too.
+        if replace {
+            self.remove(name)?;
+        }
         let free = if keep_free == 0 { u64::MAX } else { self.storage.free_bytes()? };
         if free < preallocate.saturating_add(keep_free) {
             let message = format!("{free} bytes are free, {preallocate} are needed and {keep_free} must be left");
             return Err(MediaError::new(MediaErrorKind::NoSpace, Operation::Create, name, 0, &message));
-        }
-        if replace {
-            self.remove(name)?;
         }
         // Room is reserved for segments, which are written from front to back and read when somebody looks back.
         let made = if preallocate > 0 { self.storage.create_streamed(name) } else { self.storage.create(name) }?;

@@ -6,7 +6,7 @@
 use super::decide::{Action, Facts, Loss, decide};
 use super::footer;
 use super::index::IndexRun;
-use super::layout::{FIXED_BYTES, Summary, decode_trailer};
+use super::layout::{FIXED_BYTES, OPENING_AT, Summary, decode_trailer};
 use super::manifest::{
     Generation, MANIFEST_MAX, MANIFEST_NAME, MANIFEST_TMP, Manifest, SegmentInfo, SegmentState, segment_name,
 };
@@ -220,8 +220,8 @@ pub struct Looked {
     pub snapshot: Snapshot,
     /// What is missing or damaged of what was acknowledged. From there on segments are not in the snapshot.
     pub damage: Option<Damage>,
-    /// Sealed segments behind the damage: of no moment any more, and yet for whoever verifies to read.
-    pub behind: Option<Snapshot>,
+    /// Each sealed segment behind the damage: of no moment any more, and yet for whoever verifies to read.
+    pub behind: Vec<Snapshot>,
 }
 
 /// Reads a store without changing it, also while its owner writes: what was not sealed is scanned by heads, up to where it
@@ -237,7 +237,10 @@ pub fn look(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Res
     let acknowledged = manifest.durable.max(witness.unwrap_or(Lsn::ZERO));
     let loss = decide(&facts, manifest.floor, acknowledged).err();
     let damage = loss.map(|loss| damage(storage, directory, &manifest, &found, loss));
-    let usable = if loss.is_some() { found.iter().take_while(|found| is_sound(found)).count() } else { found.len() };
+    let sound = found.iter().take_while(|found| is_sound(found)).count();
+    // One that was not sealed is good up to where it is damaged.
+    let usable =
+        if loss.is_some() { sound + usize::from(found.get(sound).is_some_and(is_connected)) } else { found.len() };
     // Without its loss everything is decided as it would be without a witness.
     let plan = decide(&facts[..usable], manifest.floor, Lsn::ZERO);
     let mut segments = Vec::new();
@@ -262,11 +265,10 @@ pub fn look(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Res
     let whole = plan.map_or(whole, |plan| plan.whole);
     let durable = DurableLsn::mint(acknowledged.min(whole));
     let snapshot = Snapshot::new(&manifest, segments, durable, whole, settled);
-    let behind = damage.as_ref().map(|_| {
-        let sound = manifest.segments.iter().zip(&found).skip(usable).filter(|(_, found)| is_sound(found));
-        let segments = sound.filter_map(|(info, _)| SegmentView::sealed(info).map(Arc::new)).collect();
-        Snapshot::new(&manifest, segments, durable, whole, settled)
-    });
+    let behind = manifest.segments.iter().zip(&found).skip(usable).filter(|(_, found)| is_sound(found));
+    let behind = behind.filter_map(|(info, _)| SegmentView::sealed(info));
+    let behind =
+        behind.map(|segment| Snapshot::new(&manifest, vec![Arc::new(segment)], durable, whole, settled)).collect();
     Ok(Looked { manifest, snapshot, damage, behind })
 }
 
@@ -432,6 +434,11 @@ fn seal(storage: &dyn Storage, directory: &str, info: &SegmentInfo, scan: &Scan)
         return Err(MediaError::new(MediaErrorKind::Short, Operation::Read, path, 0, "no opening").into());
     };
     let run = IndexRun::merge(&scan.runs);
+    if run.frames[0].last_lsn > scan.witness {
+        let mut bytes = [0; FIXED_BYTES];
+        file.read_exact_at(OPENING_AT, &mut bytes)?;
+        file.write_all_at(OPENING_AT, &bytes)?;
+    }
     let ends = run.frames.iter().skip(1).map(|next| next.offset).chain([scan.end]);
     for (frame, end) in run.frames.iter().zip(ends).filter(|(frame, _)| frame.last_lsn > scan.witness) {
         let mut bytes = vec![0; (end - frame.offset) as usize];

@@ -376,6 +376,9 @@ impl Writer {
     /// When to poll again though nothing was completed.
     #[must_use]
     pub fn next_deadline(&self) -> Option<MonoTime> {
+        if self.failed.is_some() {
+            return None;
+        }
         let commit =
             self.active.as_ref().and_then(|segment| self.commit.deadline(segment.number, self.options.commit_ns));
         let footer = self.sealing.front().and_then(segments::Sealing::retry_at);

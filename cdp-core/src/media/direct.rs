@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use std::io::IoSlice;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes of a write from which on it goes past the page cache: smaller ones are cheaper when the cache gathers them until the
 /// next sync.
@@ -30,6 +31,7 @@ pub(super) struct Direct {
     /// Of what is handed to the disk.
     memory_align: usize,
     staging: BufferPool,
+    given_up: AtomicBool,
 }
 
 impl Direct {
@@ -43,12 +45,31 @@ impl Direct {
         let taken = told && fine(stat.stx_dio_mem_align, PAGE as u64) && fine(stat.stx_dio_offset_align, SECTOR);
         let staging = BufferPool::new(STAGING_BYTES, STAGING_RETAINED);
         // Sectors at least: a run that is gathered ends on one, and the next one begins behind it.
-        taken.then(|| Self { fd, memory_align: (stat.stx_dio_mem_align as usize).max(SECTOR as usize), staging })
+        taken.then(|| Self {
+            fd,
+            memory_align: (stat.stx_dio_mem_align as usize).max(SECTOR as usize),
+            staging,
+            given_up: AtomicBool::new(false),
+        })
     }
 
     /// Whether a write of so many bytes goes this way.
     pub(super) fn takes(&self, offset: u64, bytes: usize) -> bool {
-        bytes >= DIRECT_MIN && offset.is_multiple_of(SECTOR) && (bytes as u64).is_multiple_of(SECTOR)
+        !self.given_up.load(Ordering::Relaxed)
+            && bytes >= DIRECT_MIN
+            && offset.is_multiple_of(SECTOR)
+            && (bytes as u64).is_multiple_of(SECTOR)
+    }
+
+    /// No write goes this way any more.
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the descriptor goes past the page cache.
+    #[cfg(test)]
+    pub(super) fn is_direct(&self) -> bool {
+        fs::fcntl_getfl(&self.fd).is_ok_and(|flags| flags.contains(OFlags::DIRECT))
     }
 
     /// Writes all buffers one after another; an error with where. Those that are aligned, in memory and by their place in the

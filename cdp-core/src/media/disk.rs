@@ -88,6 +88,11 @@ impl Disk {
         Ok(DiskFile { fd, direct: None, path: path.to_string_lossy().into_owned() })
     }
 
+    pub(super) fn streamed(&self, name: &str) -> Result<DiskFile> {
+        let file = self.create_file(name)?;
+        Ok(DiskFile { direct: Direct::open(file.path.as_ref()), ..file })
+    }
+
     fn create_file(&self, name: &str) -> Result<DiskFile> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         match self.open_file(name, flags, Operation::Create) {
@@ -107,8 +112,7 @@ impl Storage for Disk {
     }
 
     fn create_streamed(&self, name: &str) -> Result<Arc<dyn File>> {
-        let file = self.create_file(name)?;
-        Ok(Arc::new(DiskFile { direct: Direct::open(file.path.as_ref()), ..file }))
+        Ok(Arc::new(self.streamed(name)?))
     }
 
     fn open(&self, name: &str, write: bool) -> Result<Arc<dyn File>> {
@@ -167,9 +171,9 @@ impl Storage for Disk {
 }
 
 #[derive(Debug)]
-struct DiskFile {
+pub(super) struct DiskFile {
     fd: OwnedFd,
-    direct: Option<Direct>,
+    pub(super) direct: Option<Direct>,
     path: String,
 }
 
@@ -203,7 +207,11 @@ impl File for DiskFile {
         let mut done = 0;
         let total: usize = data.iter().map(|slice| slice.len()).sum();
         if let Some(direct) = self.direct.as_ref().filter(|direct| direct.takes(offset, total)) {
-            return direct.write(offset, data).map_err(|(errno, at)| self.error(errno, Operation::Write, at));
+            match direct.write(offset, data) {
+                // What is below may have changed, or said more than it can do: the cache takes the same bytes to the same place.
+                Err((Errno::INVAL, _)) => direct.give_up(),
+                other => return other.map_err(|(errno, at)| self.error(errno, Operation::Write, at)),
+            }
         }
         let mut first = 0;
         // Bytes of `data[first]` that are written already: a short transfer ends inside a buffer.

@@ -128,12 +128,14 @@ proptest! {
 #[test]
 fn large_writes_of_a_streamed_file_are_not_in_the_page_cache() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("a.seg");
-    let file = Disk::create(directory.path()).unwrap().create("a.seg").unwrap();
-    let Some(direct) = direct::Direct::open(&path) else {
+    let disk = Disk::create(directory.path()).unwrap();
+    let file = disk.streamed("a.seg").unwrap();
+    let Some(direct) = &file.direct else {
+        assert!(direct::Direct::open(&directory.path().join("a.seg")).is_none());
         eprintln!("skipped: the file system here takes no writes past the page cache, or does not say so");
         return;
     };
+    assert!(direct.is_direct() && disk.streamed("b.seg").unwrap().direct.is_some());
     // Smaller, or not on sectors: the cache's business.
     assert!(!direct.takes(0, 4096) && !direct.takes(100, 1 << 20) && !direct.takes(512, (1 << 20) + 1));
     assert!(direct.takes(512, 1 << 20));
@@ -142,8 +144,14 @@ fn large_writes_of_a_streamed_file_are_not_in_the_page_cache() {
     whole.resize(whole.len().next_multiple_of(512), 0);
     let rest = &whole[pieces.concat().len()..];
     let slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).chain([IoSlice::new(rest)]).collect();
-    direct.write(512, &slices).unwrap();
+    file.write_vectored_at(512, &slices).unwrap();
     let mut found = vec![0; whole.len()];
     file.read_exact_at(512, &mut found).unwrap();
+    assert!(found == whole);
+    // What it refuses after all goes through the cache, once and for all.
+    direct.give_up();
+    assert!(!direct.takes(512, 1 << 20));
+    file.write_vectored_at(0, &slices).unwrap();
+    file.read_exact_at(0, &mut found).unwrap();
     assert!(found == whole);
 }

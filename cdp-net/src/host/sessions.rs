@@ -164,7 +164,11 @@ impl Host {
             .and_then(|store| cdp_core::replica::session::create(store.as_ref(), &manifest, &name, branch));
         made.map_err(|error| document::unreadable(&error.into()))?;
         let entry = info.clone();
-        self.edit(Box::new(move |manifest| manifest.sessions.push(entry)))?;
+        self.edit(Box::new(move |manifest| {
+            // One that was refused for lack of room may have been stored since: nobody has used it.
+            manifest.sessions.retain(|known| known.name != entry.name);
+            manifest.sessions.push(entry);
+        }))?;
         Ok(info)
     }
 

@@ -14,7 +14,8 @@ const RECEIVE_RETAINED_MAX: usize = 64;
 const LARGE_MIN: usize = 64 << 10;
 /// Unused memory that each size of large buffers may hold, in bytes; at least one buffer is kept.
 const LARGE_RETAINED_BYTES: usize = 64 << 20;
-const LARGE_CLASSES: usize = 10;
+/// Doubling sizes and those half-way between: a payload leaves at most a third of its buffer empty.
+const LARGE_CLASSES: usize = 20;
 
 /// Pools for every size there is, up to the largest payload.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub(crate) struct Buffers {
 impl Buffers {
     pub(crate) fn new() -> Self {
         let large = std::array::from_fn(|class| {
-            let bytes = LARGE_MIN << class;
+            let bytes = (LARGE_MIN << (class / 2)) / 2 * (2 + class % 2);
             BufferPool::new(bytes + PAGE, (LARGE_RETAINED_BYTES / bytes).max(1))
         });
         Self { receive: BufferPool::new(RECEIVE_BYTES, RECEIVE_RETAINED_MAX), large }
@@ -55,6 +56,10 @@ mod tests {
         let buffers = Buffers::new();
         for bytes in [1, LARGE_BYTES, LARGE_BYTES + 1, 1 << 20, PAYLOAD_MAX as usize] {
             assert!(buffers.large(bytes).len() >= bytes + PAGE);
+        }
+        for bytes in (LARGE_BYTES..=PAYLOAD_MAX as usize).step_by(100_003) {
+            let buffer = buffers.large(bytes).len();
+            assert!(buffer <= bytes / 2 * 3 + 2 * PAGE, "{buffer} for {bytes}");
         }
     }
 }

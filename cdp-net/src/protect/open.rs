@@ -386,3 +386,29 @@ fn new_timeline(manifest: &Manifest, start: &Start, id: Timeline) -> TimelineInf
         opened: clock::wall(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protect::Protector;
+    use std::time::Duration;
+
+    #[test]
+    fn the_activity_log_remembers_what_was_durable() {
+        let directory = tempfile::tempdir().unwrap();
+        let (source, replica) = (directory.path().join("disk"), directory.path().join("replica"));
+        std::fs::write(&source, vec![7; 1 << 20]).unwrap();
+        let sources = vec![SourceOptions { name: "disk".to_owned(), path: source }];
+        let protector = Protector::start(&ProtectOptions::new(sources, replica.clone()), |_| {}).unwrap();
+        while protector.status().state != cdp_core::capture::State::Protecting {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        protector.exports()[0].device.write(4096, vec![1; 4096].into(), false).unwrap();
+        let stopped = protector.stop(Duration::from_secs(30), &|| false);
+        assert!(stopped.drained && stopped.durable > Lsn::ZERO, "{stopped:?}");
+        let storage = Disk::open(&replica).unwrap();
+        assert_eq!(witness(&storage), Some(stopped.durable));
+        storage.remove(ACTIVITY_LOG).unwrap();
+        assert_eq!(witness(&storage), None);
+    }
+}

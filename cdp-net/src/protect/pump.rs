@@ -18,7 +18,7 @@ use cdp_core::journal::{
 use cdp_core::media::File;
 use cdp_core::types::{ClockEpoch, GroupId, Lsn, Stamp};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -151,6 +151,8 @@ pub(super) struct Parts {
     pub(super) failure: Arc<Failure>,
     pub(super) stored: Arc<Stored>,
     pub(super) lack: Arc<Lack>,
+    /// Set when everything is sealed, durable, and the manifest says so.
+    pub(super) closed: Arc<AtomicBool>,
 }
 
 impl Pump {
@@ -194,6 +196,7 @@ impl Pump {
             self.report();
             self.parts.stored.sample(clock::mono().0);
             if self.parts.writer.state() == WriterState::Closed {
+                self.parts.closed.store(true, Ordering::Release);
                 return;
             }
         }

@@ -38,8 +38,8 @@ pub(super) fn refuse_swapped(
     }
     let name = |id: DiskId| manifest.disks.iter().find(|disk| disk.id == id).map(|disk| disk.name.clone());
     for (disk, source) in sources {
-        let Some(inode) = source.found().map(|found| found.inode) else { continue };
-        let is = |disk: DiskId| kept(log, disk).is_some_and(|kept| kept.inode == inode);
+        let Some(found) = source.found() else { continue };
+        let is = |disk: DiskId| kept(log, disk).is_some_and(|kept| kept.is_same_file(&found));
         let other = log.disks.iter().map(|kept| kept.id).find(|other| is(*other));
         if let Some(other) = other.filter(|_| !is(*disk)) {
             return Err(ProtectError::Swapped {
@@ -55,7 +55,7 @@ pub(super) fn refuse_swapped(
 /// Whether a source is another file than at the last start. Where nothing is kept of it nobody knows.
 pub(super) fn was_exchanged(options: &ProtectOptions, log: &LogContents, disk: DiskId, source: &Source) -> bool {
     let (kept, found) = (kept(log, disk), source.found());
-    !options.trust_source && kept.zip(found).is_some_and(|(kept, found)| kept.inode != found.inode)
+    !options.trust_source && kept.zip(found).is_some_and(|(kept, found)| !kept.is_same_file(&found))
 }
 
 /// Whether somebody else may have written to a source since the clean stop.

@@ -110,6 +110,7 @@ fn launch(
         progress: Arc::new(Progress::default()),
         stop: Arc::new(AtomicBool::new(false)),
         draining: AtomicBool::new(false),
+        closed: Arc::default(),
         uris: Mutex::default(),
     });
     let completions = Arc::new(Completions::default());
@@ -131,6 +132,7 @@ fn launch(
         failure,
         stored,
         lack,
+        closed: Arc::clone(&shared.closed),
     };
     let mut threads = Threads::new(Arc::clone(&shared));
     let Work { log: log_work, flushes, rereads, events, pump } = work;

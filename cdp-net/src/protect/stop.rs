@@ -102,7 +102,7 @@ impl Protector {
         loop {
             match pump.ask(|writer| writer.state(), ASK_PATIENCE) {
                 // The pump ends when its writer is closed, or by a failure.
-                Err(RecvTimeoutError::Disconnected) => break self.shared.failure.get().is_none(),
+                Err(RecvTimeoutError::Disconnected) => break self.shared.closed.load(Ordering::Acquire),
                 Ok(WriterState::Closed) => break true,
                 Ok(WriterState::Failed(_)) => break false,
                 _ if over() => break false,

@@ -17,24 +17,27 @@ struct Fixture {
     mend: Mend,
     file: Vec<u8>,
     now: MonoTime,
+    /// What the replica says.
+    durable: Lsn,
 }
 
 impl Fixture {
     fn new() -> Self {
-        let limits = Limits { wait_ns_max: 100 * MS, hot_ns_min: 1000 * MS, generation_least: 0 };
+        let limits = Limits { wait_ns_max: 100 * MS, hot_ns_min: 1000 * MS, generation_least: 0, durable: Lsn(0) };
         let timeline = Timeline::new([9; 16]).expect("not 0");
         let mut activity = Activity::new(group(), timeline, None, limits, MonoTime(1));
         activity.add_disk(DiskId::new(1).expect("not 0"), 1 << 30);
         let mut mend = Mend::default();
         mend.add_disk(1 << 30);
         activity.writer_mut().reserve(Lsn(1));
-        let mut fixture = Self { activity, order: Order::default(), mend, file: Vec::new(), now: MonoTime(1) };
+        let mut fixture =
+            Self { activity, order: Order::default(), mend, file: Vec::new(), now: MonoTime(1), durable: Lsn(0) };
         while fixture.write() {}
         fixture
     }
 
     fn issue(&mut self) -> Option<LogWrite> {
-        self.activity.next_write(self.now, Lsn(0), true)
+        self.activity.next_write(self.now, self.durable, true)
     }
 
     fn land(&mut self, write: &LogWrite) {
@@ -121,9 +124,21 @@ fn a_bit_is_cleared_only_when_durable_flushed_quiet_and_clean() {
     fixture.activity.clean(fixture.now, Lsn(5), &fixture.order, &fixture.mend);
     assert!(hot(&fixture), "not quiet");
     fixture.clean(Lsn(5));
+    assert!(hot(&fixture), "the log on disk does not say that LSN 5 was durable");
+    fixture.durable = Lsn(7);
+    assert!(fixture.write());
+    fixture.clean(Lsn(5));
+    assert!(hot(&fixture), "only one copy of its header does");
+    assert!(fixture.write() && !fixture.write());
+    fixture.activity.resynced(Lsn(8));
+    fixture.clean(Lsn(8));
+    assert!(hot(&fixture), "what a resync read again is as old as its end");
+    fixture.durable = Lsn(8);
+    while fixture.write() {}
+    fixture.clean(Lsn(8));
     assert!(!hot(&fixture));
     fixture.write();
-    assert_eq!(fixture.log().hot_bytes(), 0);
+    assert_eq!((fixture.log().hot_bytes(), fixture.log().durable), (0, Lsn(8)));
 }
 
 #[test]

@@ -64,6 +64,8 @@ pub(in crate::capture) struct Writer {
     phase: Phase,
     /// Was good or lost once: the header on disk is of this filter, or not believed.
     ready: bool,
+    /// What both copies of the header on disk say was durable at the replica.
+    witnessed: Lsn,
     in_flight: Option<InFlight>,
     tokens: u64,
     pause_ns: u64,
@@ -92,7 +94,7 @@ impl Writer {
             timeline,
             generation,
             reserved_through: Lsn::ZERO,
-            durable: Lsn::ZERO,
+            durable: limits.durable,
             disks: Vec::new(),
         };
         Self {
@@ -101,6 +103,7 @@ impl Writer {
             copies,
             phase: Phase::Settling { sectors_done: false },
             ready: false,
+            witnessed: Lsn::ZERO,
             in_flight: None,
             tokens: 0,
             pause_ns: 0,
@@ -112,6 +115,11 @@ impl Writer {
             untold: None,
             writes: 0,
         }
+    }
+
+    /// Up to where whoever reads the log on disk, either copy of its header, knows that the replica was durable.
+    pub(super) fn witnessed(&self) -> Lsn {
+        self.witnessed
     }
 
     /// Whether ops wait for their bits.
@@ -210,7 +218,8 @@ impl Writer {
         }
     }
 
-    fn header_is_written(&self) -> bool {
+    /// Whether both copies on disk say what it says.
+    pub(super) fn header_is_written(&self) -> bool {
         self.copies == [self.header.generation; 2]
     }
 
@@ -232,7 +241,7 @@ impl Writer {
             region.safe.fill(0);
             region.stale.fill(true);
         }
-        self.ready = true;
+        (self.ready, self.witnessed) = (true, Lsn::ZERO);
         self.pause_ns = (self.pause_ns * 2).clamp(RETRY_NS_MIN, RETRY_NS_MAX);
         self.phase = Phase::Lost { retry_at: now.after(self.pause_ns) };
         if was_believed {
@@ -287,7 +296,7 @@ impl Writer {
         let header = with_header.then(|| {
             let copy = usize::from(self.copies[1] < self.copies[0]);
             if self.copies[copy ^ 1] != self.header.generation {
-                self.header.durable = durable;
+                self.header.durable = self.header.durable.max(durable);
                 self.header.disks = self.table(regions);
             }
             writes.push((header_offset(copy), encode_header(&self.header)));
@@ -346,7 +355,7 @@ impl Writer {
             Phase::Probing => self.phase = Phase::Settling { sectors_done: false },
             Phase::Settling { sectors_done: false } => self.phase = Phase::Settling { sectors_done: true },
             _ if self.header_is_written() => {
-                self.reserved = self.header.reserved_through;
+                (self.reserved, self.witnessed) = (self.header.reserved_through, self.header.durable);
                 if self.phase != Phase::Good {
                     (self.phase, self.ready, self.pause_ns) = (Phase::Good, true, 0);
                     self.tell(LogTrust::Good { generation: self.header.generation });

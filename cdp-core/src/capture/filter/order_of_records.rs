@@ -192,8 +192,9 @@ impl Filter {
 
     fn advance_restorable(&mut self, newest: Lsn, newest_made: MonoTime) {
         let reached = self.durable.min(self.settled_durable);
-        if self.window.is_some_and(|window| window.end.is_some_and(|end| end <= reached)) {
+        if let Some(end) = self.window.and_then(|window| window.end).filter(|end| *end <= reached) {
             self.window = None;
+            self.activity.resynced(end);
         }
         let limit = self.window.map_or(reached, |window| window.from.prev().min(reached));
         self.restorable = self.restorable.max(limit);

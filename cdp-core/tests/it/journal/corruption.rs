@@ -210,7 +210,12 @@ fn who_remembers_what_was_durable_is_told_that_the_last_frame_is_damaged() {
     file.write_all_at(at as u64 + 20, &[0x55]).unwrap();
     let looked = look(&storage, DIRECTORY, None).unwrap();
     assert!(looked.damage.is_none() && looked.snapshot.written() < durable);
-    let damage = look(&storage, DIRECTORY, Some(durable)).unwrap().damage.unwrap();
+    let told = look(&storage, DIRECTORY, Some(durable)).unwrap();
+    let damage = told.damage.unwrap();
     assert_eq!((damage.good, damage.acknowledged), (looked.snapshot.written(), durable));
+    // And what is good can be read all the same.
+    assert_eq!(told.snapshot.written(), damage.good);
+    let reader = Arc::new(Reader::new(Arc::new(storage.clone()), DIRECTORY, 1 << 20));
+    assert!(damage.good > Lsn::ZERO && read_right(&reader, &told.snapshot, &source, damage.good, "the front"));
     assert!(matches!(open(&storage, DIRECTORY, Some(durable)), Err(OpenError::Damaged(_))));
 }
