@@ -143,6 +143,12 @@ impl Target {
         }
     }
 
+    /// Whether there is at least one such call.
+    fn comes_always(&self) -> bool {
+        // A stop removes the segment that was prepared and not used, if there is one.
+        (self.phase, self.calls) != (Phase::Stop, REMOVE)
+    }
+
     /// What the next start may find.
     fn leaves(&self) -> &'static [Found] {
         match self.phase {
@@ -256,7 +262,7 @@ fn a_kill_at_any_system_call_loses_nothing() {
         let struck = drill.strike(&target, nth);
         let last = drill.aim(&target, nth).last_calls();
         eprintln!("kill {kill}: {target:?}, call {nth}: {}", if struck { &last } else { "not reached" });
-        assert!(struck || nth > 1, "no such call was made");
+        assert!(struck || nth > 1 || !target.comes_always(), "no such call was made");
         missed += u64::from(!struck);
         drill.check_source();
         drill.check(target.leaves());
