@@ -1,5 +1,6 @@
 //! The `cdp` command as people have it: a process of its own, real files, real sockets, real clients.
 
+mod block_device;
 mod damage;
 mod findings;
 mod full_disk;
