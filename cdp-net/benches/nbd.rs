@@ -1,6 +1,6 @@
 //! Figures of the protected NBD server, beside `qemu-nbd` and `nbdkit` on the same file: `nbd-qemu-*`, `nbd-nbdkit-*`, `seed`.
 //!
-//! `cargo bench -p cdp-net` prints all of them in about eleven minutes; `-- ID` those whose id begins so; `-- --quick` runs
+//! `cargo bench -p cdp-net` prints all of them in about twenty minutes; `-- ID` those whose id begins so; `-- --quick` runs
 //! everything once and shortly, for whoever changes the code. README.md beside this file says what was found.
 
 #[path = "nbd/cpu.rs"]
@@ -45,7 +45,7 @@ pub(crate) struct Plan {
 const FULL: Plan = Plan {
     write: Duration::from_secs(20),
     peer_write: Duration::from_secs(6),
-    write_rounds: 3,
+    write_rounds: 5,
     read: Duration::from_secs(3),
     read_rounds: 5,
     seed_rounds: 5,
