@@ -83,9 +83,14 @@ impl Aim {
         tracer
     }
 
-    /// The last calls that matched.
+    /// The calls that matched, a line each.
+    pub(crate) fn calls_so_far(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The last ones.
     pub(crate) fn last_calls(&self) -> String {
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let log = self.calls_so_far();
         let lines: Vec<_> = log.lines().filter(|line| !line.contains("+++")).collect();
         lines[lines.len().saturating_sub(2)..].join("\n")
     }

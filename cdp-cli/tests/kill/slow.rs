@@ -18,9 +18,11 @@ fn stops_clean_with_slow(calls: &'static str, file: &str, effect: Effect) {
     drill.writers.end(load);
     drill.ask(&["mark", "--label", "all of it"]).good();
     let paths = vec![drill.path("replica").join(file)];
-    let tracer = Aim { calls, paths, effect, log: drill.path("calls") }.at(protection.pid());
+    let aim = Aim { calls, paths, effect, log: drill.path("calls") };
+    let tracer = aim.at(protection.pid());
     protection.stop();
     drop(tracer);
+    assert!(aim.calls_so_far().contains("DELAYED"), "no call was slow");
     drill.check(&[Found::Clean]);
 }
 
@@ -37,5 +39,9 @@ fn a_stop_waits_for_slow_syncs_of_the_activity_log() {
 /// The thread that owns the journal's writer answers nobody meanwhile.
 #[test]
 fn a_stop_is_not_called_clean_before_its_manifest_is_written() {
-    stops_clean_with_slow("pwritev", "MANIFEST.tmp", Effect::Delay { nth: 1, by: Duration::from_secs(12) });
+    stops_clean_with_slow(
+        "pwrite64,pwritev,pwritev2",
+        "MANIFEST.tmp",
+        Effect::Delay { nth: 1, by: Duration::from_secs(12) },
+    );
 }
