@@ -129,12 +129,7 @@ impl Engine for Libraries {
     ) -> Result<Restored, Failure> {
         let reading = Reading::open(dir, access, &spec.at, spec.nearest)?;
         let view = reading.view()?;
-        let options = RestoreOptions {
-            output: spec.output.clone(),
-            disk: spec.disk.clone(),
-            force: spec.force,
-            replica: dir.to_owned(),
-        };
+        let options = RestoreOptions { output: spec.output.clone(), disk: spec.disk.clone(), force: spec.force };
         let outputs = restore(&view, &options, &mut |done, total| {
             progress(Progress { done, total });
             !stop.is_wished()

@@ -1,23 +1,25 @@
 //! Where a command's answer goes: JSON for scripts or text for people on stdout, sentences about failures on stderr.
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::json::ErrorDocument;
 use serde::Serialize;
-use std::io::Write;
+use std::io::{self, Write};
 
-/// The two streams of a command. A reader of stdout that went away (`| head`) is no failure and never ends a protection:
-/// what cannot be written is dropped.
+/// The two streams of a command. A reader of stdout that went away (`| head`) is no failure, and nothing that cannot be written
+/// ever ends a protection: it is dropped. Whoever asked once is told that the answer did not arrive ([`Output::lost`]).
 pub struct Output<'a> {
     json: bool,
     terminal: bool,
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
+    /// Why an answer did not arrive.
+    lost: Option<io::Error>,
 }
 
 impl<'a> Output<'a> {
     /// Writes to these; `terminal` says that people watch stderr.
     pub fn new(json: bool, terminal: bool, out: &'a mut dyn Write, err: &'a mut dyn Write) -> Self {
-        Self { json, terminal, out, err }
+        Self { json, terminal, out, err, lost: None }
     }
 
     /// Whether scripts read it.
@@ -39,8 +41,18 @@ impl<'a> Output<'a> {
         } else {
             people(document)
         };
-        let _ = self.out.write_all(text.as_bytes());
-        let _ = self.out.flush();
+        let written = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
+        if let Err(error) = written
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            self.lost.get_or_insert(error);
+        }
+    }
+
+    /// Why an answer did not arrive, if somebody waits for it.
+    pub fn lost(&mut self) -> Option<Failure> {
+        let error = self.lost.take()?;
+        Some(Failure::new(Exit::Failed, "output", format!("the answer cannot be written: {error}")))
     }
 
     /// A sentence for people, on stderr, in either mode.
@@ -60,7 +72,6 @@ impl<'a> Output<'a> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::exit::Exit;
 
     /// What `work` writes to stdout and to stderr.
     pub(crate) fn capture(json: bool, work: impl FnOnce(&mut Output<'_>)) -> (String, String) {
@@ -90,8 +101,21 @@ pub(crate) mod tests {
                 Err(std::io::ErrorKind::BrokenPipe.into())
             }
         }
-        let mut output = Output { json: true, terminal: false, out: &mut Gone, err: &mut Gone };
+        let (mut out, mut err) = (Gone, Gone);
+        let mut output = Output::new(true, false, &mut out, &mut err);
         output.answer(&1, |_| String::new());
         output.note("x");
+        assert_eq!(output.lost(), None);
+    }
+
+    #[test]
+    fn an_answer_that_found_no_room_is_a_failure() {
+        let (mut room, mut err) = ([0; 1], Vec::new());
+        let mut out = &mut room[..];
+        let mut output = Output::new(true, false, &mut out, &mut err);
+        output.answer(&"more than a byte", |_| String::new());
+        let lost = output.lost().expect("it was cut off");
+        assert_eq!((lost.status, lost.code.as_str()), (Exit::Failed, "output"));
+        assert_eq!(output.lost(), None, "told once");
     }
 }

@@ -1,6 +1,6 @@
 //! The wish to end: by a signal or by the program itself.
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,14 +19,16 @@ impl Stop {
         Self::default()
     }
 
-    /// Wished by SIGINT or SIGTERM; a second one of them ends the process at once with status 1. For the main program, once.
+    /// Wished by SIGINT, SIGTERM, or SIGHUP (a terminal that was closed) unless that is ignored as under `nohup`; a second one
+    /// of them ends the process at once with status 1. For the main program, once.
     ///
     /// # Errors
     /// When the handlers cannot be set.
     pub fn on_signals() -> io::Result<Self> {
         let stop = Self::new();
         let wished = stop.clone();
-        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+        let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup))?;
         std::thread::Builder::new().name("cdp-signals".into()).spawn(move || {
             for _ in signals.forever() {
                 if wished.is_wished() {
@@ -60,6 +62,14 @@ impl Stop {
         let waited = self.shared.1.wait_timeout_while(self.lock(), at_most, |wished| !*wished);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
+}
+
+/// Whether whoever started this process wants it to ignore the signal; not, where that cannot be asked.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }
 
 #[cfg(test)]

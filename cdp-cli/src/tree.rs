@@ -35,6 +35,11 @@ enum Command {
 }
 
 impl Command {
+    /// Whether what it tells is by the way, and what it does goes on whoever listens.
+    fn serves(&self) -> bool {
+        matches!(self, Self::Protect(_) | Self::Mount(_))
+    }
+
     fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
         match self {
             Self::Protect(arguments) => arguments.run(engine, output),
@@ -59,7 +64,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, engine: &dyn Engine) -
     let wants_json = arguments.iter().any(|argument| argument == "--json");
     let mut output = Output::new(wants_json, terminal, &mut out, &mut err);
     match Cli::try_parse_from(arguments) {
-        Ok(cli) => finish(cli.command.run(engine, &mut output), &mut output),
+        Ok(cli) => {
+            let serves = cli.command.serves();
+            let exit = finish(cli.command.run(engine, &mut output), &mut output);
+            match output.lost().filter(|_| !serves && exit == Exit::Done) {
+                Some(failure) => finish(Err(failure), &mut output),
+                None => exit,
+            }
+        }
         Err(error) => end_of_parsing(&error, &mut output),
     }
 }

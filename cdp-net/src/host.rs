@@ -5,6 +5,7 @@
 
 pub mod document;
 mod idle;
+pub(crate) mod place;
 mod sessions;
 
 pub use idle::IdleStore;
@@ -161,7 +162,8 @@ impl Host {
             (Ok(moment), _) => return Ok(moment),
             (Err(error), Some(side)) => {
                 let nearest = match &error {
-                    ResolveError::NotRestorable(lost) => lost.nearest,
+                    // Of a name that was mistyped nothing is the neighbour.
+                    ResolveError::NotRestorable(lost) if !lost.unknown => lost.nearest,
                     ResolveError::Damaged { nearest, .. } => *nearest,
                     _ => return Err(document::unresolved(&replica, &error)),
                 };

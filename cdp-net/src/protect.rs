@@ -112,7 +112,7 @@ pub struct Protector {
     _control: ControlServer,
     _threads: Threads,
     sources: BTreeMap<DiskId, Source>,
-    _owner: Owner,
+    owner: Arc<Owner>,
 }
 
 impl std::fmt::Debug for Protector {

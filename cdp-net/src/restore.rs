@@ -5,7 +5,7 @@
 
 use crate::device::{Device, ZeroFlags};
 use crate::file_device::FileDevice;
-use crate::host::document;
+use crate::host::{document, place};
 use crate::report::{Problem, ProblemClass};
 use crate::source::{SourceError, lock_image};
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use cdp_core::types::Extent;
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 /// Bytes of one read.
@@ -32,8 +32,6 @@ pub struct RestoreOptions {
     pub disk: Option<String>,
     /// Overwrite what is there.
     pub force: bool,
-    /// The replica's own directory: nothing is written there.
-    pub replica: PathBuf,
 }
 
 /// A disk that was written.
@@ -128,12 +126,8 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> Problem {
 /// Refuses what must not be written over, before the first byte of any disk is written.
 fn check_target(path: &Path, options: &RestoreOptions) -> Result<(), Problem> {
     let force = options.force;
-    let whole = |path: &Path| std::fs::canonicalize(path).ok();
-    let directory = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if let (Some(replica), Some(directory)) = (whole(&options.replica), whole(directory))
-        && directory.starts_with(&replica)
-    {
-        let message = format!("{} lies inside the replica that is restored", path.display());
+    if let Some(replica) = place::replica_around(path) {
+        let message = format!("{} lies inside the replica {}", path.display(), replica.display());
         return Err(refused("output-in-replica", message).hint("give a place outside of it"));
     }
     let Ok(found) = std::fs::metadata(path) else { return Ok(()) };
@@ -217,6 +211,15 @@ fn stopped() -> Failure {
     Failure::Problem(Problem::new(ProblemClass::Failed, "stopped", "stopped before the end: nothing was left behind"))
 }
 
+/// Gives a file the owner and the permissions of the one that it is going to replace. Who may not give files away keeps it to
+/// itself: what was readable for others only because of its owner does not become so for more.
+fn take_after(file: &File, replaced: &Path) {
+    let Ok(found) = std::fs::metadata(replaced) else { return };
+    if fchown(file, Some(found.uid()), Some(found.gid())).is_ok() {
+        let _ = file.set_permissions(found.permissions());
+    }
+}
+
 fn write_file(
     view: &ReplicaView,
     disk: &ViewDisk,
@@ -230,6 +233,7 @@ fn write_file(
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
     let file = file.map_err(|error| failed("make", &temporary, &error))?;
     let written = fill_file(view, disk, &file, &temporary, progress).map_err(Problem::from).and_then(|()| {
+        take_after(&file, path);
         std::fs::rename(&temporary, path).map_err(|error| failed("rename to", path, &error))?;
         let synced = File::open(directory).and_then(|directory| directory.sync_all());
         synced.map_err(|error| failed("sync", directory, &error))

@@ -82,6 +82,14 @@ pub enum SourceError {
         /// Which.
         path: String,
     },
+    /// It is a file of a replica.
+    #[error("{path} lies inside the replica {replica}")]
+    InReplica {
+        /// Which.
+        path: String,
+        /// The replica's directory.
+        replica: String,
+    },
     /// Nothing is in it: which size the disk is to have nobody can know.
     #[error(
         "{path} is empty: for a new disk give it a size first, such as `truncate -s 10G {path}`; else name the image that was meant"

@@ -61,8 +61,8 @@ pub fn verify(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Verified, Problem> {
     let unreadable = |error: cdp_core::journal::OpenError| document::unreadable(&error.into());
-    // Beside a live owner the log runs ahead of what a look finds: the owner is the witness then.
-    let witness = if safe.is_none() { crate::protect::witness(storage.as_ref()) } else { None };
+    // A live owner is the witness for what it vouched for, and its log may run ahead of that.
+    let witness = safe.or_else(|| crate::protect::witness(storage.as_ref()));
     let looked = look(storage.as_ref(), JOURNAL_DIRECTORY, witness).map_err(unreadable)?;
     let Looked { manifest, snapshot, damage: unopened, behind } = looked;
     let root = PathBuf::from(storage.path());

@@ -59,7 +59,7 @@ fn story(directory: &std::path::Path) -> Result<(), Box<dyn Error>> {
     let moment = kept.resolve(&When::Label(before))?;
     let view = kept.view(moment.timeline, moment.lsn)?;
     let output = directory.join("restored.img");
-    let options = RestoreOptions { output: output.clone(), disk: None, force: false, replica };
+    let options = RestoreOptions { output: output.clone(), disk: None, force: false };
     restore(&view, &options, &mut |_, _| true)?;
     let restored = std::fs::read(output)?;
     let right = |at: usize, byte: u8| restored[at..at + 4096].iter().all(|found| *found == byte);

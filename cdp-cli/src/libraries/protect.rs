@@ -9,7 +9,7 @@ use crate::stop::Stop;
 use cdp_core::capture::{self, Event, LogTrust};
 use cdp_core::journal::PointsMode;
 use cdp_core::replica::catalogue::Branch;
-use cdp_core::types::Lsn;
+use cdp_core::types::{Lsn, WallTime};
 use cdp_net::host::document;
 use cdp_net::protect::{Notice, ProtectError, ProtectOptions, Protector, SourceOptions};
 use cdp_net::report::PointPolicy;
@@ -41,6 +41,12 @@ impl From<ProtectError> for Failure {
             }
             ProtectError::NoRoom { .. } => Self::new(Exit::Failed, "no-space", error.to_string())
                 .hint("make room on the replica's disk; without --trust-source the disks would be served meanwhile"),
+            ProtectError::Occupied { .. } => Self::new(Exit::Refused, "replica-occupied", error.to_string())
+                .hint("give a new or an empty directory, or that of a replica"),
+            ProtectError::Source(SourceError::InReplica { .. }) => {
+                Self::new(Exit::Refused, "source-in-replica", error.to_string())
+                    .hint("restore that replica to a file and protect that")
+            }
             ProtectError::Source(SourceError::Twice { .. }) => Self::new(Exit::Usage, "source-twice", error.to_string()),
             ProtectError::Source(SourceError::Locked { .. }) => {
                 Self::new(Exit::Refused, "source-in-use", error.to_string())
@@ -70,6 +76,7 @@ fn options(spec: &ProtectSpec) -> ProtectOptions {
 
 /// Protects until `stop` is wished.
 pub(super) fn run(spec: &ProtectSpec, stop: &Stop, events: &mut dyn FnMut(ProtectEvent)) -> Result<Stopped, Failure> {
+    let began = cdp_net::clock::wall();
     let (notices, noticed) = channel();
     let protector = Protector::start(&options(spec), move |notice| {
         // Who showed them has ended: nobody misses the rest.
@@ -96,7 +103,7 @@ pub(super) fn run(spec: &ProtectSpec, stop: &Stop, events: &mut dyn FnMut(Protec
     };
     protector.set_uris(exports.iter().map(|export| (export.name.clone(), export.uri.clone())).collect());
     events(ProtectEvent::Ready { exports });
-    watch(&protector, &noticed, stop, events);
+    watch(&protector, began, &noticed, stop, events);
     server.stop(CLOSE);
     let summary = protector.stop(spec.drain, &|| false);
     Ok(Stopped {
@@ -114,8 +121,16 @@ pub(super) fn run(spec: &ProtectSpec, stop: &Stop, events: &mut dyn FnMut(Protec
 }
 
 /// Tells what happens until the end is wished.
-fn watch(protector: &Protector, noticed: &Receiver<Notice>, stop: &Stop, events: &mut dyn FnMut(ProtectEvent)) {
+fn watch(
+    protector: &Protector,
+    began: WallTime,
+    noticed: &Receiver<Notice>,
+    stop: &Stop,
+    events: &mut dyn FnMut(ProtectEvent),
+) {
     let mut teller = Teller { started: Instant::now(), gaps: 0, done: 0, state: None, log_lost: false };
+    // What earlier starts lost they have told.
+    teller.gaps = gaps_before(protector, began);
     while !stop.is_wished() {
         teller.seeding(protector, events);
         match noticed.recv_timeout(LOOK) {
@@ -127,6 +142,13 @@ fn watch(protector: &Protector, noticed: &Receiver<Notice>, stop: &Stop, events:
         teller.state(protector, protector.state(), None, events);
         teller.gaps(protector, events);
     }
+}
+
+/// How many gaps had ended by then.
+fn gaps_before(protector: &Protector, then: WallTime) -> usize {
+    let replica = protector.host().replica();
+    let gaps = replica.catalogue().trunk().map_or(&[][..], |trunk| trunk.gaps());
+    gaps.iter().filter(|gap| !gap.open && gap.to_time < then).count()
 }
 
 struct Teller {

@@ -6,6 +6,7 @@ mod findings;
 mod full_disk;
 mod hostile;
 mod no_room;
+mod places;
 mod real_clients;
 mod sources;
 mod statuses;

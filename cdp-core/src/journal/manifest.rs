@@ -12,6 +12,8 @@ use crate::types::{DiskId, GroupId, Lsn, ReplicaId, SegmentId, Timeline, WallTim
 
 /// The file's name in the replica's directory.
 pub const MANIFEST_NAME: &str = "MANIFEST";
+/// What it begins with: how a replica's directory is told from others.
+pub const MANIFEST_MAGIC: [u8; 8] = *b"CDPMANI\x01";
 /// Its name while it is written.
 pub(super) const MANIFEST_TMP: &str = "MANIFEST.tmp";
 /// The longest source path, in bytes.

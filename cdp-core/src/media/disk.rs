@@ -62,7 +62,8 @@ impl Disk {
         }
         for directory in missing.iter().rev() {
             let failed = |e| error(e, Operation::Create, &directory.to_string_lossy(), 0);
-            match fs::mkdir(*directory, Mode::from_raw_mode(0o755)) {
+            // What is in it is what is on somebody's disk: nobody else's business.
+            match fs::mkdir(*directory, Mode::from_raw_mode(0o700)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(e) => return Err(failed(e)),
             }
@@ -79,7 +80,7 @@ impl Disk {
         let failed = |e| self.error(e, operation, name);
         // Regular files know no waiting; a pipe that lies in the place of one would wait for its other end.
         let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd = fs::open(&path, flags, Mode::from_raw_mode(0o644)).map_err(failed)?;
+        let fd = fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
         let kind = fs::FileType::from_raw_mode(fs::fstat(&fd).map_err(failed)?.st_mode);
         if kind != fs::FileType::RegularFile {
             let path = path.to_string_lossy();
@@ -96,7 +97,8 @@ impl Disk {
     fn create_file(&self, name: &str) -> Result<DiskFile> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         match self.open_file(name, flags, Operation::Create) {
-            Err(e) if e.is_not_found() => {
+            // The storage's own directory was there when it was opened: one that was taken away is not made again.
+            Err(e) if e.is_not_found() && fs::stat(&self.root).is_ok() => {
                 let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
                 self.make_directories(directory)?;
                 self.open_file(name, flags, Operation::Create)

@@ -14,6 +14,8 @@ pub struct NotRestorable {
     pub what: String,
     /// The nearest on both sides.
     pub nearest: Neighbours,
+    /// Nobody ever gave a moment that name: what is called nearest is only what there is, and nobody meant it.
+    pub unknown: bool,
 }
 
 /// Why a moment was not found.
@@ -67,7 +69,7 @@ impl Replica {
     }
 
     fn find(&self, when: &When) -> Result<Moment, ResolveError> {
-        let none = |what: String| NotRestorable { what, nearest: Neighbours::default() };
+        let none = |what: String| NotRestorable { what, nearest: Neighbours::default(), unknown: false };
         match when {
             When::Latest => {
                 let latest = self.catalogue.latest().ok_or_else(|| none("the latest moment".into()))?;
@@ -107,7 +109,7 @@ impl Replica {
 
     fn unlabelled(&self, label: &Label) -> NotRestorable {
         let what = format!("no restorable point has the label {:?}", label.as_str());
-        NotRestorable { what, nearest: Neighbours { before: self.catalogue.latest(), after: None } }
+        NotRestorable { what, nearest: Neighbours { before: self.catalogue.latest(), after: None }, unknown: true }
     }
 
     fn named(&self, name: TimelineName) -> Result<&Branch, ResolveError> {
@@ -121,6 +123,7 @@ impl Replica {
                 Err(NotRestorable {
                     what: format!("the timeline {name} is unknown: no moment of it is restorable"),
                     nearest,
+                    unknown: true,
                 }
                 .into())
             }
@@ -134,7 +137,7 @@ impl Replica {
             return self.restorable(branch, name.lsn);
         }
         let what = format!("there is no point {name}; that moment can be restored as lsn:{name}");
-        Err(NotRestorable { what, nearest: self.nearest_points(branch, name.lsn) }.into())
+        Err(NotRestorable { what, nearest: self.nearest_points(branch, name.lsn), unknown: false }.into())
     }
 
     /// The points that can be restored next to an LSN; where the timelines on its way have none, its neighbours.
@@ -162,6 +165,7 @@ impl Replica {
         Err(NotRestorable {
             what: format!("LSN {lsn} of timeline {} is not restorable", branch.timeline.short()),
             nearest,
+            unknown: false,
         }
         .into())
     }
@@ -183,10 +187,10 @@ impl Replica {
                 }
                 let after = self.catalogue.neighbours(timeline, span.to.next()).after;
                 let nearest = Neighbours { before: Some(last), after };
-                Err(NotRestorable { what: "that time is not restorable".into(), nearest }.into())
+                Err(NotRestorable { what: "that time is not restorable".into(), nearest, unknown: false }.into())
             }
             AtTime::Outside(nearest) => {
-                Err(NotRestorable { what: "that time is not restorable".into(), nearest }.into())
+                Err(NotRestorable { what: "that time is not restorable".into(), nearest, unknown: false }.into())
             }
         }
     }

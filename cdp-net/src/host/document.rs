@@ -29,12 +29,14 @@ pub fn at(replica: &Replica, moment: &Moment) -> At {
 #[must_use]
 pub fn unresolved(replica: &Replica, error: &ResolveError) -> Problem {
     match error {
-        ResolveError::NotRestorable(NotRestorable { what, nearest }) => {
+        ResolveError::NotRestorable(NotRestorable { what, nearest, unknown }) => {
             let message = what.clone();
             let sides = [nearest.before, nearest.after];
             let nearest: Vec<_> = sides.iter().flatten().map(|moment| at(replica, moment)).collect();
             let hint = if nearest.is_empty() {
                 "nothing can be restored yet: the first copy of the disks is not complete"
+            } else if *unknown {
+                "`cdp points` lists what there is"
             } else {
                 "take one of the nearest moments, or let --nearest before|after do it"
             };

@@ -29,7 +29,7 @@ pub struct Owner {
     dir_fd: OwnedFd,
     since: WallTime,
     /// Its open file description carries the lock.
-    _lock: File,
+    lock: File,
 }
 
 /// Why a process cannot be the owner.
@@ -80,13 +80,21 @@ impl Owner {
             Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
             written => written.map_err(|source| io_error(dir, source))?,
         }
-        Ok(Self { dir: dir.to_owned(), dir_fd, since, _lock: lock })
+        Ok(Self { dir: dir.to_owned(), dir_fd, since, lock })
     }
 
     /// The replica directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Whether the lock that is held is the one that others find: not after somebody removed, replaced or renamed the directory.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        let held = rustix::fs::fstat(&self.lock);
+        let found = rustix::fs::stat(self.dir.join(LOCK_FILE));
+        matches!((held, found), (Ok(held), Ok(found)) if (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino))
     }
 
     /// When the lock was taken, by the wall clock.

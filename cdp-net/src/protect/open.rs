@@ -4,7 +4,7 @@ use super::same::{may_have_changed, refuse_swapped, was_exchanged};
 use super::{Compared, Devices, Opened};
 use crate::clock;
 use crate::file_device::FileDevice;
-use crate::host::document;
+use crate::host::{document, place};
 use crate::owner::{Owner, OwnerError};
 use crate::random::identity;
 use crate::report::Problem;
@@ -116,6 +116,14 @@ pub enum ProtectError {
         /// Given.
         given: String,
     },
+    /// The directory holds what is not a replica's.
+    #[error("{path} is no directory of a replica: it holds {}", found.display())]
+    Occupied {
+        /// The directory.
+        path: String,
+        /// Something in it.
+        found: PathBuf,
+    },
     /// The sources changed places.
     #[error("{path} is the source of the disk {other:?}, and was given as {disk:?}")]
     Swapped {
@@ -165,6 +173,11 @@ pub(super) fn unreadable(error: OpenError) -> ProtectError {
 pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError> {
     super::make::check(options).map_err(ProtectError::Replica)?;
     super::same::refuse_twice(&options.sources)?;
+    super::same::refuse_replicas(&options.sources)?;
+    let listed = |source| ProtectError::System { what: "list the replica's directory", source };
+    if let Some(stranger) = place::stranger(&options.replica).map_err(listed)? {
+        return Err(ProtectError::Occupied { path: options.replica.display().to_string(), found: stranger });
+    }
     let storage: Arc<dyn Storage> = Arc::new(Disk::create(&options.replica)?);
     let owner = Owner::acquire(&options.replica)?;
     let opened_sources = options.sources.iter().map(|source| Ok((source, Source::open(&source.path)?)));

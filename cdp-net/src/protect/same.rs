@@ -1,11 +1,23 @@
 //! Whether the sources are those of the last time: none twice, none in another's place, none exchanged, none changed.
 
 use super::open::{ProtectError, ProtectOptions, SourceOptions};
+use crate::host::place::replica_around;
 use crate::source::{Facts, Source, SourceError, identity};
 use cdp_core::capture::LogContents;
 use cdp_core::journal::Manifest;
 use cdp_core::types::DiskId;
 use std::collections::BTreeMap;
+
+/// Refuses a file of a replica: whoever writes to it through us would damage what that replica restores.
+pub(super) fn refuse_replicas(sources: &[SourceOptions]) -> Result<(), SourceError> {
+    for source in sources {
+        if let Some(replica) = replica_around(&source.path) {
+            let [path, replica] = [&source.path, &replica].map(|path| path.display().to_string());
+            return Err(SourceError::InReplica { path, replica });
+        }
+    }
+    Ok(())
+}
 
 /// Refuses a file or device that is given twice, under whichever names: its own lock would look like another program's.
 pub(super) fn refuse_twice(sources: &[SourceOptions]) -> Result<(), SourceError> {

@@ -14,20 +14,23 @@ use crate::clock;
 use crate::device::Device;
 use crate::host::{Host, Live};
 use crate::nbd::Export;
-use crate::owner::ControlServer;
-use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Start};
+use crate::owner::{ControlServer, Owner};
+use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Room, Start};
 use cdp_core::journal::BaseInfo;
 use cdp_core::media::Storage;
 use cdp_core::replica::Replica;
 use cdp_core::types::{DiskId, Lsn, ReplicaId};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long the first write of the activity log may take before guests are served without it.
 const LOG_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the replica is still in its place.
+const PLACE_LOOK: Duration = Duration::from_secs(1);
 
 /// How long a manifest that could not be written is left alone.
 const MANIFEST_RETRY: Duration = Duration::from_millis(500);
@@ -158,7 +161,9 @@ fn launch(
     threads.spawn("cdp-timer", move || for_timer.run_timer())?;
     let (trusted, trust) = channel();
     let for_events = Arc::clone(&shared);
-    threads.spawn("cdp-events", move || run_events(&for_events, &events, &trusted, &*notices))?;
+    let owner = Arc::new(owner);
+    let for_events_owner = Arc::clone(&owner);
+    threads.spawn("cdp-events", move || run_events(&for_events, &for_events_owner, &events, &trusted, &*notices))?;
     // Guests are served when the log is on disk and the replica knows it, or when both are known not to be.
     let _ = trust.recv_timeout(LOG_PATIENCE);
     if seeding {
@@ -182,7 +187,7 @@ fn launch(
         started: Instant::now(),
         _control: control,
         _threads: threads,
-        _owner: owner,
+        owner,
     })
 }
 
@@ -228,11 +233,28 @@ fn run_flushes(
     }
 }
 
-/// Tells what happens, and keeps at the replica which activity logs are to be believed.
-fn run_events(shared: &Shared, events: &Receiver<Event>, trusted: &Sender<()>, notices: &dyn Fn(Notice)) {
+/// Tells what happens, keeps at the replica which activity logs are to be believed, and sees to it that the replica is where it
+/// was: what is written to files that nobody finds any more is kept for nobody.
+fn run_events(
+    shared: &Shared,
+    owner: &Owner,
+    events: &Receiver<Event>,
+    trusted: &Sender<()>,
+    notices: &dyn Fn(Notice),
+) {
     let mut failed = false;
-    for event in events {
-        if let Event::Log(trust) = event {
+    loop {
+        let event = match events.recv_timeout(PLACE_LOOK) {
+            Ok(event) => Some(event),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if !failed && !owner.is_in_place() {
+            let directory = owner.dir().display();
+            shared.failure.set(&format!("{directory} was removed, replaced or renamed while it was the replica"));
+            shared.engine.with(|filter, _| filter.set_room(Room::Lost));
+        }
+        if let Some(Event::Log(trust)) = event {
             let least = trust.least();
             let edit = Box::new(move |manifest: &mut cdp_core::journal::Manifest| {
                 manifest.activity_generation = manifest.activity_generation.max(least);
@@ -241,7 +263,7 @@ fn run_events(shared: &Shared, events: &Receiver<Event>, trusted: &Sender<()>, n
             let _ = shared.host.edit(edit);
             let _ = trusted.send(());
         }
-        notices(Notice::Filter(event));
+        event.into_iter().for_each(|event| notices(Notice::Filter(event)));
         if let Some(why) = shared.failure.get().filter(|_| !failed) {
             failed = true;
             notices(Notice::ReplicaFailed(why));

@@ -78,7 +78,7 @@ impl Protector {
         let facts = super::same::facts(&self.sources, |source| source.facts().ok()?);
         let closing = engine.with(|filter, _| filter.close(facts));
         let clean = drained && closing == Closing::Clean && self.wait_for_log(&over);
-        let stored = self.close_journal(clean, &over);
+        let stored = self.close_journal(clean, &over) && self.owner.is_in_place();
         let status = engine.with(|filter, now| filter.status(now));
         let lacks = if clean && stored { None } else { self.lacks_at_end().max(lacked) };
         self.summary(clean, stored, lacks, &status)

@@ -242,8 +242,7 @@ fn what_restore_writes_is_what_the_view_shows() {
     for step in story.steps.iter().step_by(7) {
         let moment = replica.resolve(&When::Lsn { timeline: None, lsn: step.after }).unwrap();
         let view = replica.view(moment.timeline, moment.lsn).unwrap();
-        let options =
-            RestoreOptions { output: output.clone(), disk: None, force: true, replica: story.place.replica() };
+        let options = RestoreOptions { output: output.clone(), disk: None, force: true };
         restore(&view, &options, &mut |_, _| true).unwrap();
         let files = NAMES[..2].iter().map(|name| std::fs::read(output.join(format!("{name}.img"))).unwrap());
         Disks::new(files).check(&step.disks, &format_args!("restore of LSN {}", step.after));

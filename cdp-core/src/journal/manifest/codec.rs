@@ -4,7 +4,6 @@ use super::*;
 use crate::journal::bytes::{FormatError, Put, Take};
 use crate::types::{DISK_MAX, DISKS_MAX, NAME_MAX};
 
-const MAGIC: [u8; 8] = *b"CDPMANI\x01";
 const VERSION: u16 = 1;
 const WHAT: &str = "manifest";
 
@@ -33,7 +32,7 @@ impl Manifest {
     /// The file's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut put = Put::begin(MAGIC, VERSION, 0);
+        let mut put = Put::begin(MANIFEST_MAGIC, VERSION, 0);
         put.u64(self.generation.0);
         section(&mut put, IDENTITY, |put| {
             put.bytes(self.replica.bytes()).bytes(self.group.bytes()).text(&self.name);
@@ -67,7 +66,7 @@ impl Manifest {
     /// # Errors
     /// Whatever is wrong with them, by name.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let (mut take, _) = Take::begin(WHAT, bytes, MAGIC, VERSION, 0)?;
+        let (mut take, _) = Take::begin(WHAT, bytes, MANIFEST_MAGIC, VERSION, 0)?;
         let generation = Generation(take.u64()?);
         let one = || [1; 16];
         let (replica, group) = (ReplicaId::new(one()), GroupId::new(one()));
