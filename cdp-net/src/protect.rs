@@ -3,7 +3,7 @@
 //! One write's way: a front end's thread checksums it and submits it to the filter (`engine`), writes the very same bytes to
 //! the source, completes it, and answers. The filter's frames go to the `pump`, which packs them and
 //! hands them to those who append; a sync makes them durable; that comes back to the filter, which frees its queue and, later,
-//! the activity log's bit. What a guest wrote in pieces of 64 KiB and more is written to the journal from where it was received.
+//! the activity log's bit. What a guest wrote in pieces of 128 KiB and more is written to the journal from where it was received.
 //!
 //! | thread | waits for |
 //! |---|---|
