@@ -11,7 +11,7 @@ use crate::when::{Label, PointName, TimelineName, When};
 #[error("{what}")]
 pub struct NotRestorable {
     /// What is not there, as a sentence.
-    pub what: String,
+    pub what: Box<str>,
     /// The nearest on both sides.
     pub nearest: Neighbours,
     /// Nobody ever gave a moment that name: what is called nearest is only what there is, and nobody meant it.
@@ -69,7 +69,7 @@ impl Replica {
     }
 
     fn find(&self, when: &When) -> Result<Moment, ResolveError> {
-        let none = |what: String| NotRestorable { what, nearest: Neighbours::default(), unknown: false };
+        let none = |what: String| NotRestorable { what: what.into(), nearest: Neighbours::default(), unknown: false };
         match when {
             When::Latest => {
                 let latest = self.catalogue.latest().ok_or_else(|| none("the latest moment".into()))?;
@@ -109,7 +109,11 @@ impl Replica {
 
     fn unlabelled(&self, label: &Label) -> NotRestorable {
         let what = format!("no restorable point has the label {:?}", label.as_str());
-        NotRestorable { what, nearest: Neighbours { before: self.catalogue.latest(), after: None }, unknown: true }
+        NotRestorable {
+            what: what.into(),
+            nearest: Neighbours { before: self.catalogue.latest(), after: None },
+            unknown: true,
+        }
     }
 
     fn named(&self, name: TimelineName) -> Result<&Branch, ResolveError> {
@@ -121,7 +125,7 @@ impl Replica {
             (None, _) => {
                 let nearest = Neighbours { before: self.catalogue.latest(), after: None };
                 Err(NotRestorable {
-                    what: format!("the timeline {name} is unknown: no moment of it is restorable"),
+                    what: format!("the timeline {name} is unknown: no moment of it is restorable").into(),
                     nearest,
                     unknown: true,
                 }
@@ -137,7 +141,7 @@ impl Replica {
             return self.restorable(branch, name.lsn);
         }
         let what = format!("there is no point {name}; that moment can be restored as lsn:{name}");
-        Err(NotRestorable { what, nearest: self.nearest_points(branch, name.lsn), unknown: false }.into())
+        Err(NotRestorable { what: what.into(), nearest: self.nearest_points(branch, name.lsn), unknown: false }.into())
     }
 
     /// The points that can be restored next to an LSN; where the timelines on its way have none, its neighbours.
@@ -163,7 +167,7 @@ impl Replica {
         }
         let nearest = self.catalogue.neighbours(branch.timeline, lsn);
         Err(NotRestorable {
-            what: format!("LSN {lsn} of timeline {} is not restorable", branch.timeline.short()),
+            what: format!("LSN {lsn} of timeline {} is not restorable", branch.timeline.short()).into(),
             nearest,
             unknown: false,
         }

@@ -30,7 +30,7 @@ pub fn at(replica: &Replica, moment: &Moment) -> At {
 pub fn unresolved(replica: &Replica, error: &ResolveError) -> Problem {
     match error {
         ResolveError::NotRestorable(NotRestorable { what, nearest, unknown }) => {
-            let message = what.clone();
+            let message = what.to_string();
             let sides = [nearest.before, nearest.after];
             let nearest: Vec<_> = sides.iter().flatten().map(|moment| at(replica, moment)).collect();
             let hint = if nearest.is_empty() {
