@@ -10,7 +10,7 @@ use super::manifest::segment_name;
 use super::reader::{ReadError, Reader, parse_head};
 use super::scan::check_header;
 use super::snapshot::{Content, SegmentView, Snapshot};
-use crate::types::{DISK_MAX, DiskId, Extent, Lsn, Timeline};
+use crate::types::{DISK_MAX, DiskId, Extent, Lsn, SECTOR, Timeline};
 use bytes::Bytes;
 
 /// Something that is not what was written.
@@ -102,7 +102,9 @@ impl Check<'_> {
                     (at, chunks) = (row.offset + stride, chunks + count);
                 }
                 Err(error) => {
-                    self.report(&error, row.offset, u64::from(row.frame_bytes), lost);
+                    // With its envelope, and what may lie between head and body.
+                    let length = ENVELOPE_BYTES as u64 + SECTOR + u64::from(row.frame_bytes);
+                    self.report(&error, row.offset, length, lost);
                     // What follows is judged by where the table says it is.
                     let next = rows.get(sequence as usize);
                     at = next.map_or(at, |next| next.offset);
