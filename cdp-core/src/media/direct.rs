@@ -21,7 +21,7 @@ const DIRECT_MIN: usize = 64 << 10;
 /// Bytes that are gathered for one system call: disks are at their rate with so many.
 const STAGING_BYTES: usize = 1 << 20;
 
-/// So many writes at once find their memory ready; disks are at their rate with two.
+/// So many writes at once find their memory ready.
 const STAGING_RETAINED: usize = 4;
 
 /// A second descriptor of a file, and the memory that is handed to the disk; shared by all who write at once.

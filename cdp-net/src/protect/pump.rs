@@ -91,6 +91,8 @@ pub(super) struct Pump {
     encoder: Encoder,
     /// Packed frames that the writer does not take yet.
     held: VecDeque<(EncodedFrame, Underway)>,
+    /// Bytes of those.
+    held_bytes: u64,
     underway: VecDeque<Underway>,
     /// Bytes of those.
     unsynced: u64,
@@ -163,6 +165,7 @@ impl Pump {
             parts,
             encoder: Encoder::new(),
             held: VecDeque::new(),
+            held_bytes: 0,
             underway: VecDeque::new(),
             unsynced: 0,
             file: None,
@@ -215,10 +218,10 @@ impl Pump {
 
     fn append(&mut self, raw: &RawFrame, ease: &mut Ease) {
         let waiting = self.parts.backlog.take(raw.plain_bytes);
-        let unwritten = self.held.iter().map(|(frame, _)| frame.len()).sum();
-        let compression = ease.compression(clock::mono(), waiting, unwritten, self.unsynced);
+        let compression = ease.compression(clock::mono(), waiting, self.held_bytes, self.unsynced);
         let frame = self.encoder.encode(raw, self.parts.group, compression);
         let underway = self.underway_of(raw);
+        self.held_bytes += frame.len();
         self.held.push_back((frame, underway));
         self.offer_held();
         self.drive();
@@ -243,6 +246,7 @@ impl Pump {
                     underway.whole = appended.whole;
                     self.parts.stored.bytes.fetch_add(bytes, Ordering::Relaxed);
                     underway.bytes = bytes;
+                    self.held_bytes -= bytes;
                     self.unsynced += bytes;
                     self.underway.push_back(underway);
                 }
