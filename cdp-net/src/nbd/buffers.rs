@@ -6,7 +6,7 @@ use cdp_core::buffer::{BufferPool, PAGE, PooledBuffer};
 pub(crate) const RECEIVE_BYTES: usize = 1 << 20;
 /// From this payload on a write is received straight into a buffer of its own, page-aligned: the journal hands it to the disk
 /// from there.
-pub(crate) const LARGE_BYTES: usize = 128 << 10;
+pub(crate) const LARGE_BYTES: usize = 64 << 10;
 /// A protected disk keeps what was received until the journal has it: with fewer buffers than that, each is fresh memory, and
 /// the page faults of one cost as much as receiving into it.
 const RECEIVE_RETAINED_MAX: usize = 64;
@@ -36,6 +36,11 @@ impl Buffers {
     /// A receive buffer.
     pub(crate) fn receive(&self) -> PooledBuffer {
         self.receive.take()
+    }
+
+    /// Page-aligned memory for at least `bytes` of payload, in general for several.
+    pub(crate) fn pages(&self, bytes: usize) -> PooledBuffer {
+        if bytes <= RECEIVE_BYTES / 4 { self.receive() } else { self.large(bytes) }
     }
 
     /// A page-aligned buffer of at least `bytes` and a page more, for a header before aligned data. `bytes` is at most the

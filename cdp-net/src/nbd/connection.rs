@@ -6,7 +6,7 @@
 
 mod receive;
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, LARGE_BYTES};
 use super::execute::{self, ShortReply};
 use super::export::Export;
 use super::handshake::{Handshake, Session, Step, Tls};
@@ -120,6 +120,16 @@ impl Replies {
         self.length += bytes.len();
         self.count += 1;
     }
+
+    fn send(&mut self, wire: &Wire) {
+        if self.length > 0 {
+            wire.send(&self.bytes[..self.length]);
+            self.length = 0;
+            self.count = 0;
+            // Only a client that does not read its replies gets here more than once; the socket tells when it is gone.
+            let _ = wire.drain(None);
+        }
+    }
 }
 
 impl Connection<'_> {
@@ -145,10 +155,11 @@ impl Connection<'_> {
                 }
                 Next::Request(request, payload) => self.request(&request, payload)?,
                 Next::Large(request) => {
-                    self.send_replies();
                     self.admit(request.length as usize)?;
-                    let deadline = Instant::now() + self.shared.limits.request;
-                    let payload = self.receiver.receive_large(&request, &self.shared.buffers, deadline)?;
+                    let Self { shared, wire, receiver, replies, .. } = self;
+                    let deadline = Instant::now() + shared.limits.request;
+                    let payload =
+                        receiver.receive_large(&request, &shared.buffers, deadline, || replies.send(wire))?;
                     self.request(&request, payload)?;
                 }
                 Next::Skip(request) => {
@@ -188,13 +199,17 @@ impl Connection<'_> {
     }
 
     /// Waits until `bytes` more may be in flight, and until the client has taken its replies: the promised bounds.
-    fn admit(&self, bytes: usize) -> io::Result<()> {
+    fn admit(&mut self, bytes: usize) -> io::Result<()> {
         let limits = &self.shared.limits;
         let admitted = |now: InFlight| {
             let room = now.requests < limits.requests_max && now.bytes + bytes <= limits.bytes_max;
             !now.stalled && (room || now.requests == 0)
         };
-        self.wire.wait_until(None, admitted).map(|_| ())
+        if !admitted(self.wire.in_flight()) {
+            self.replies.send(self.wire);
+            self.wire.wait_until(None, admitted)?;
+        }
+        Ok(())
     }
 
     fn request(&mut self, request: &Request, payload: Bytes) -> io::Result<()> {
@@ -271,6 +286,10 @@ impl Connection<'_> {
         let reply = ShortReply::new(request, self.session, result);
         self.reserve(reply.as_bytes().len());
         self.replies.push(reply.as_bytes());
+        if request.length as usize >= LARGE_BYTES {
+            // The client is better at its next request meanwhile: a call is little beside what this one took.
+            self.send_replies();
+        }
         self.send_when_enough();
     }
 
@@ -288,12 +307,6 @@ impl Connection<'_> {
     }
 
     fn send_replies(&mut self) {
-        if self.replies.length > 0 {
-            self.wire.send(&self.replies.bytes[..self.replies.length]);
-            self.replies.length = 0;
-            self.replies.count = 0;
-            // Only a client that does not read its replies gets here more than once; the socket tells when it is gone.
-            let _ = self.wire.drain(None);
-        }
+        self.replies.send(self.wire);
     }
 }

@@ -4,8 +4,8 @@
 use super::uri::Address;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
-use std::io::{self, IoSlice};
+use rustix::net::{self, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -60,6 +60,20 @@ impl Socket {
     /// Receives what is there: `None` if nothing is, `Some(0)` at the end of the stream.
     pub(crate) fn try_recv(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         self.recv_with(buffer, RecvFlags::DONTWAIT)
+    }
+
+    /// Receives what is there into two buffers, one after the other.
+    pub(crate) fn try_recv_two(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut slices = [IoSliceMut::new(first), IoSliceMut::new(second)];
+        loop {
+            let none = &mut RecvAncillaryBuffer::default();
+            match net::recvmsg(&self.fd, &mut slices, none, RecvFlags::DONTWAIT) {
+                Ok(received) => return Ok(Some(received.bytes)),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Receives, waiting for as long as it takes; 0 at the end of the stream.

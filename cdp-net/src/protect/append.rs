@@ -4,11 +4,15 @@ use super::pump::{Completions, Message};
 use bytes::Bytes;
 use cdp_core::journal::EffectId;
 use cdp_core::media::File;
-use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Bytes that are written together at most: enough for any disk, and few enough that the first of them does not wait long.
-const TOGETHER_BYTES: u64 = 1 << 20;
+/// Bytes that are written together at most: several requests for any disk, and the first of them does not wait long.
+const TOGETHER_BYTES: u64 = 4 << 20;
+/// From so many bytes on a write goes out beside others; less waits until the disk has nothing else to do. A write of half the
+/// size costs the processor nearly as much, and the disk too.
+const WORTH_BYTES: u64 = 1 << 20;
 
 /// A write of the journal's.
 pub(super) struct Append {
@@ -18,27 +22,29 @@ pub(super) struct Append {
     pub(super) data: Vec<Bytes>,
 }
 
-impl Append {
-    fn bytes(&self) -> u64 {
-        self.data.iter().map(|piece| piece.len() as u64).sum()
-    }
-}
-
-/// So many threads write at once: one gathers while the disk works for the other.
+/// So many threads write at once: one gathers while the disk works for the others.
 pub(super) const APPEND_THREADS: usize = 4;
 
-/// Writes until the pump is gone. What the journal hands out may be written in any order and at once.
-pub(super) fn run_appends(queue: &Mutex<Queue>, completions: &Completions, pump: &Sender<Message>) {
-    loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let Some(Together { ids, file, offset, data }) = next else { return };
-        let outcome = file.write_at(offset, &data);
-        drop((file, data));
-        if !completions.add(ids.into_iter().map(|id| (id, outcome.clone())), pump) {
-            return;
-        }
-    }
+/// What is to be written, between the pump and the threads.
+#[derive(Default)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
 }
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Append>,
+    /// Bytes of those.
+    bytes: u64,
+    /// Threads that write.
+    writing: usize,
+    /// Nothing more comes.
+    closed: bool,
+}
+
+/// The pump's end of the queue: when it is gone, the threads write what is left and end.
+pub(super) struct Appends(Arc<Queue>);
 
 /// Writes to one place after another in the same file.
 struct Together {
@@ -48,36 +54,97 @@ struct Together {
     data: Vec<Bytes>,
 }
 
-/// What is to be written; shared by the threads.
-pub(super) struct Queue {
-    receiver: Receiver<Append>,
-    /// Taken off the queue, and not to be written together with what came before.
-    next: Option<Append>,
+impl Appends {
+    pub(super) fn new(queue: &Arc<Queue>) -> Self {
+        Self(Arc::clone(queue))
+    }
+
+    pub(super) fn push(&self, append: Append) {
+        let mut state = self.0.lock();
+        state.bytes += bytes_of(&append.data);
+        state.waiting.push_back(append);
+        if state.is_worth_it() {
+            self.0.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Appends {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.changed.notify_all();
+    }
 }
 
 impl Queue {
-    pub(super) fn new(receiver: Receiver<Append>) -> Self {
-        Self { receiver, next: None }
+    /// Waits for something to write; none when all is written and nothing more comes.
+    fn next(&self) -> Option<Together> {
+        let mut state = self.lock();
+        while !state.is_worth_it() {
+            if state.closed && state.waiting.is_empty() {
+                return None;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let together = state.take()?;
+        state.writing += 1;
+        if state.is_worth_it() {
+            self.changed.notify_one();
+        }
+        Some(together)
     }
 
-    /// Waits for something to write; none when the pump is gone.
-    fn next(&mut self) -> Option<Together> {
-        let first = self.next.take().or_else(|| self.receiver.recv().ok())?;
-        let mut bytes = first.bytes();
-        let Append { id, file, offset, data } = first;
+    /// A write is through.
+    fn written(&self) {
+        let mut state = self.lock();
+        state.writing -= 1;
+    }
+
+    /// Whole at every step.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Whether another thread should write now.
+    fn is_worth_it(&self) -> bool {
+        !self.waiting.is_empty() && (self.writing == 0 || self.bytes >= WORTH_BYTES || self.closed)
+    }
+
+    fn take(&mut self) -> Option<Together> {
+        let Append { id, file, offset, data } = self.waiting.pop_front()?;
+        let mut bytes = bytes_of(&data);
         let mut together = Together { ids: vec![id], file, offset, data };
-        while let Ok(append) = self.receiver.try_recv() {
-            let more = append.bytes();
+        while let Some(append) = self.waiting.front() {
+            let more = bytes_of(&append.data);
             let follows = Arc::ptr_eq(&append.file, &together.file) && append.offset == offset + bytes;
             if !follows || bytes + more > TOGETHER_BYTES {
-                self.next = Some(append);
                 break;
             }
             bytes += more;
+            let append = self.waiting.pop_front()?;
             together.ids.push(append.id);
             together.data.extend(append.data);
         }
+        self.bytes -= bytes;
         Some(together)
+    }
+}
+
+fn bytes_of(data: &[Bytes]) -> u64 {
+    data.iter().map(|piece| piece.len() as u64).sum()
+}
+
+/// Writes until the pump is gone. What the journal hands out may be written in any order and at once.
+pub(super) fn run_appends(queue: &Queue, completions: &Completions, pump: &Sender<Message>) {
+    while let Some(Together { ids, file, offset, data }) = queue.next() {
+        let outcome = file.write_at(offset, &data);
+        drop((file, data));
+        queue.written();
+        if !completions.add(ids.into_iter().map(|id| (id, outcome.clone())), pump) {
+            return;
+        }
     }
 }
 

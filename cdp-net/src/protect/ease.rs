@@ -13,13 +13,17 @@ use std::os::unix::fs::FileExt;
 
 /// From the policy's level to storing what comes.
 const LEVELS: [Compression; 3] = [Compression::Zstd(1), Compression::Zstd(-3), Compression::None];
-/// Where the disk is behind: nearly as small as with level 1, for half of its time.
-const FOR_THE_DISK: Compression = Compression::Zstd(-1);
+/// Where the disk is behind: most of what can be saved, for the least time.
+const FOR_THE_DISK: Compression = Compression::Promising(-5);
+/// Where it is far behind and frames come slowly enough.
+const ALL_FOR_THE_DISK: Compression = Compression::Zstd(-1);
 /// Plain bytes waiting to be packed above which the next easier level is taken: about what the cores' caches hold, because
 /// what has left them costs twice.
 const EASE_AT: [u64; 2] = [4 << 20, 12 << 20];
-/// Bytes packed and not written, or written and not durable, above which the disk is behind: several syncs' worth.
-const DISK_BEHIND: u64 = 128 << 20;
+/// Bytes packed and not taken by the journal above which the disk is behind, and far behind.
+const DISK_BEHIND: [u64; 2] = [48 << 20, 128 << 20];
+/// Bytes written and not durable that say the same, where writes go into the page cache first: several syncs' worth.
+const SYNC_BEHIND: u64 = 256 << 20;
 /// How often the thread's times are looked at, in nanoseconds.
 const LOOK_NS: u64 = 50_000_000;
 /// Looks without crowding before a harder level is tried again.
@@ -68,8 +72,9 @@ impl Ease {
                 self.look(percent(times.running, before.running), percent(times.waiting, before.waiting));
             }
         }
-        if unwritten > DISK_BEHIND || (unsynced > DISK_BEHIND && unsynced > waiting) {
-            return FOR_THE_DISK;
+        if unwritten > DISK_BEHIND[0] || unsynced > SYNC_BEHIND {
+            let all = unwritten > DISK_BEHIND[1] && waiting <= EASE_AT[0];
+            return if all { ALL_FOR_THE_DISK } else { FOR_THE_DISK };
         }
         let by_backlog = EASE_AT.iter().filter(|limit| waiting > **limit).count();
         LEVELS[self.level.max(by_backlog)]

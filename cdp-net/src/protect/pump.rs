@@ -3,7 +3,7 @@
 //! One thread owns the journal's writer and packs; a second one writes what was packed; sync threads do everything else that
 //! waits for a disk. So packing, appending and syncing overlap. [`Ease`] says what is compressed how hard.
 
-use super::append::Append;
+use super::append::{Append, Appends};
 use super::ease::Ease;
 use super::engine::Engine;
 use super::failure::Failure;
@@ -145,7 +145,7 @@ pub(super) struct Parts {
     /// Shared with the sync threads.
     pub(super) files: Arc<Executor>,
     pub(super) completions: Arc<Completions>,
-    pub(super) appends: Sender<Append>,
+    pub(super) appends: Appends,
     pub(super) syncs: Sender<SyncJob>,
     pub(super) engine: Arc<Engine>,
     pub(super) host: Arc<Host>,
@@ -287,7 +287,10 @@ impl Pump {
         while let Some((id, effect)) = self.parts.writer.poll(clock::mono()) {
             let sent = match effect {
                 Effect::Write { file, offset, data } => match self.file(file) {
-                    Ok(file) => self.parts.appends.send(Append { id, file, offset, data }).is_ok(),
+                    Ok(file) => {
+                        self.parts.appends.push(Append { id, file, offset, data });
+                        true
+                    }
                     Err(error) => {
                         self.parts.writer.completed(clock::mono(), id, Err(error));
                         true

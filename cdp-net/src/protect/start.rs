@@ -1,6 +1,6 @@
 //! Starting a protector: the filter, its threads, and the moment from which guests may be served.
 
-use super::append::{APPEND_THREADS, Queue, run_appends};
+use super::append::{APPEND_THREADS, Appends, Queue, run_appends};
 use super::disk::ProtectedDisk;
 use super::engine::{Engine, Queues};
 use super::failure::Failure;
@@ -117,7 +117,7 @@ fn launch(
         uris: Mutex::default(),
     });
     let completions = Arc::new(Completions::default());
-    let (appends, append_work) = channel();
+    let append_work = Arc::new(Queue::default());
     let (syncs, sync_work) = channel();
     let files = Arc::new(executor);
     let group = manifest.group;
@@ -127,7 +127,7 @@ fn launch(
         writer,
         files: Arc::clone(&files),
         completions: Arc::clone(&completions),
-        appends,
+        appends: Appends::new(&append_work),
         syncs,
         engine: Arc::clone(&engine),
         host: Arc::clone(&host),
@@ -140,7 +140,6 @@ fn launch(
     let mut threads = Threads::new(Arc::clone(&shared));
     let Work { log: log_work, flushes, rereads, events, pump } = work;
     threads.spawn("cdp-pump", move || Pump::new(parts).run(&pump))?;
-    let append_work = Arc::new(Mutex::new(Queue::new(append_work)));
     for _ in 0..APPEND_THREADS {
         let (work, done, pump) = (Arc::clone(&append_work), Arc::clone(&completions), pump_sender.clone());
         threads.spawn("cdp-append", move || run_appends(&work, &done, &pump))?;

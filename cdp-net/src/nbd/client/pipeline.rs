@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// Submitted requests are sent when so many bytes are collected.
 const SEND_BYTES: usize = 256 << 10;
+/// From this length on payloads are sent from where they are: to collect them would cost more than a call.
+const COPY_MAX: usize = 32 << 10;
 /// First size of the receive buffer, in bytes; it grows to hold the longest reply.
 const RECEIVE_BYTES: usize = 512 << 10;
 /// A receive gets at least this much room, in bytes.
@@ -126,21 +128,25 @@ impl Pipeline {
         if self.out.len() + REQUEST_BYTES + payload.len() > SEND_BYTES {
             self.send()?;
         }
-        if payload.len() >= SEND_BYTES / 2 {
-            self.send_parts(&header, payload)
-        } else {
-            self.out.extend_from_slice(&header);
-            self.out.extend_from_slice(payload);
-            Ok(())
+        self.out.extend_from_slice(&header);
+        if payload.len() >= COPY_MAX {
+            return self.send_with(payload);
         }
+        self.out.extend_from_slice(payload);
+        Ok(())
     }
 
     pub(super) fn send(&mut self) -> Result<(), ClientError> {
         if self.out.is_empty() && !self.channel.owes() {
             return Ok(());
         }
+        self.send_with(&[])
+    }
+
+    /// Sends what was collected, and `payload` behind it.
+    fn send_with(&mut self, payload: &[u8]) -> Result<(), ClientError> {
         let out = std::mem::take(&mut self.out);
-        let sent = self.send_parts(&out, &[]);
+        let sent = self.send_parts(&out, payload);
         self.out = out;
         self.out.clear();
         sent
@@ -148,9 +154,6 @@ impl Pipeline {
 
     /// Sends both, receiving meanwhile: a server that waits for us to take its replies may read no further request.
     fn send_parts(&mut self, mut first: &[u8], mut second: &[u8]) -> Result<(), ClientError> {
-        if !self.out.is_empty() {
-            self.send()?;
-        }
         while !first.is_empty() || !second.is_empty() || self.channel.owes() {
             let sent = match second {
                 [] => self.channel.try_send(&[first])?,

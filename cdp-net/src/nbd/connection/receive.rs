@@ -54,12 +54,15 @@ pub(super) struct Receiver {
     /// How much to receive at most: little after a large write, so that the payload of the next one is not received into
     /// the wrong buffer.
     receive_max: usize,
+    /// What is left of the memory that the last large payloads were received into.
+    pages: Option<PooledBuffer>,
     spin: Spin,
 }
 
 impl Receiver {
     pub(super) fn new(wire: Arc<Wire>, buffer: PooledBuffer, spin: Duration) -> Self {
-        Self { wire, batch: Bytes::new(), buffer, start: 0, filled: 0, receive_max: usize::MAX, spin: Spin::new(spin) }
+        let (batch, spin) = (Bytes::new(), Spin::new(spin));
+        Self { wire, batch, buffer, start: 0, filled: 0, receive_max: usize::MAX, pages: None, spin }
     }
 
     /// What was received and not consumed. Of requests, that is only the incomplete one once `next` has said so.
@@ -157,29 +160,44 @@ impl Receiver {
         Ok(self.received(count))
     }
 
-    /// Receives the payload of a large write into a page-aligned buffer of its own.
+    /// Receives the payload of a large write into pages of its own, and with it the header of what comes next.
+    /// `before_waiting` is called when the rest is not there yet.
     pub(super) fn receive_large(
         &mut self,
         request: &Request,
         buffers: &Buffers,
         deadline: Instant,
+        mut before_waiting: impl FnMut(),
     ) -> io::Result<Bytes> {
-        self.receive_max = PAGE;
         let length = request.length as usize;
-        let mut own = buffers.large(length);
+        let mut pages = self.pages.take().filter(|pages| pages.len() >= length);
+        let own = pages.get_or_insert_with(|| buffers.pages(length));
         let here = (self.filled - self.start - REQUEST_BYTES).min(length);
         let from = self.start + REQUEST_BYTES;
         own[..here].copy_from_slice(&self.buffer[from..from + here]);
         self.start = from + here;
         let mut have = here;
+        // No more than a header: the payload behind it belongs into pages of its own again.
+        self.receive_max = REQUEST_BYTES;
         while have < length {
-            let count = recv_until(&self.wire, &mut own[have..length], deadline)?;
+            let room = self.make_room(buffers);
+            let Some(count) = self.wire.try_recv_two(&mut own[have..length], &mut self.buffer[room])? else {
+                before_waiting();
+                if !self.wire.wait(Some(deadline))? && Instant::now() >= deadline {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                continue;
+            };
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            have += count;
+            let more = count.min(length - have);
+            have += more;
+            self.filled += count - more;
         }
-        Ok(own.freeze(length))
+        let payload = own.freeze_front(length.next_multiple_of(PAGE).min(own.len())).slice(..length);
+        self.pages = pages;
+        Ok(payload)
     }
 
     /// Receives the payload of a write that is too long, and forgets it.
