@@ -25,6 +25,7 @@ mod failure;
 mod log_file;
 mod make;
 mod open;
+mod pack;
 mod pump;
 mod reread;
 mod room;

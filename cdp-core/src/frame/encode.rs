@@ -146,26 +146,14 @@ impl Encoder {
         EncodedFrame { info, head: head.into(), body }
     }
 
-    /// What is to be stored of a chunk, unless that is the chunk itself.
-    fn packed(&mut self, plain: &[u8], only_if_promising: bool) -> Option<Bytes> {
-        if only_if_promising && !self.promises(plain) {
-            return None;
+    /// Whether a sample of a chunk shrinks well.
+    fn promises<'a>(&mut self, parts: impl Iterator<Item = &'a Part> + Clone, plain: usize) -> bool {
+        self.gathered.clear();
+        for at in [plain / 4, plain / 4 * 3] {
+            self.gathered.extend_from_slice(piece(parts.clone(), at, SAMPLE_BYTES));
         }
-        // The output has no room for more than fifteen sixteenths: what does not fit is not worth inflating later.
-        let room = plain.len() - plain.len() / 16;
-        let length = self.zstd.compress_to_buffer(plain, &mut self.packed[..room]).ok()?;
-        Some(Bytes::copy_from_slice(&self.packed[..length]))
-    }
-
-    /// Whether a sample shrinks well. Too small a chunk is its own sample.
-    fn promises(&mut self, plain: &[u8]) -> bool {
-        let samples = [1, 3].map(|quarter| plain.len() / 4 * quarter).map(|at| &plain[at..]);
-        if samples.iter().any(|rest| rest.len() < SAMPLE_BYTES) || plain.len() < 8 * SAMPLE_BYTES {
-            return true;
-        }
-        let sample = samples.map(|rest| &rest[..SAMPLE_BYTES]).concat();
-        let room = sample.len() * PROMISING_PERCENT / 100;
-        self.zstd.compress_to_buffer(&sample, &mut self.packed[..room]).is_ok()
+        let room = self.gathered.len() * PROMISING_PERCENT / 100;
+        self.zstd.compress_to_buffer(self.gathered.as_slice(), &mut self.packed[..room]).is_ok()
     }
 
     fn set_level(&mut self, level: i32) {
@@ -175,6 +163,17 @@ impl Encoder {
             self.level = level;
         }
     }
+}
+
+/// What lies at a place of the parts' joint data, in one part and at most `length` bytes.
+fn piece<'a>(parts: impl Iterator<Item = &'a Part>, mut at: usize, length: usize) -> &'a [u8] {
+    for part in parts {
+        if let Some(rest) = part.data.get(at..).filter(|rest| !rest.is_empty()) {
+            return &rest[..rest.len().min(length)];
+        }
+        at -= part.data.len();
+    }
+    &[]
 }
 
 fn header(raw: &RawFrame, info: &FrameInfo, chunks: usize) -> Header {
@@ -231,28 +230,25 @@ impl Packer<'_> {
         let plain = self.open_bytes;
         self.open_bytes = 0;
         let parts = parts[self.open.clone()].iter().filter(|part| !part.data.is_empty());
-        let (level, only_if_promising) = match self.compression {
-            Compression::None => (None, false),
-            Compression::Zstd(level) => (Some(level), false),
-            Compression::Promising(level) => (Some(level), true),
+        let level = match self.compression {
+            Compression::None => None,
+            Compression::Zstd(level) => Some(level),
+            Compression::Promising(level) => {
+                self.encoder.set_level(level);
+                self.encoder.promises(parts.clone(), plain as usize).then_some(level)
+            }
         };
         if let Some(level) = level {
             self.encoder.set_level(level);
-            let alone = parts.clone().next().filter(|part| part.data.len() as u32 == plain);
-            let stored = match alone {
-                Some(part) => self.encoder.packed(&part.data, only_if_promising),
-                None => {
-                    let mut gathered = std::mem::take(&mut self.encoder.gathered);
-                    gathered.clear();
-                    parts.clone().for_each(|part| gathered.extend_from_slice(&part.data));
-                    let stored = self.encoder.packed(&gathered, only_if_promising);
-                    self.encoder.gathered = gathered;
-                    stored
-                }
-            };
-            if let Some(stored) = stored {
+            let Encoder { zstd, gathered, packed, .. } = &mut *self.encoder;
+            gathered.clear();
+            parts.clone().for_each(|part| gathered.extend_from_slice(&part.data));
+            // The output has no room for more than fifteen sixteenths: what does not fit is not worth inflating later.
+            let room = gathered.len() - gathered.len() / 16;
+            if let Ok(length) = zstd.compress_to_buffer(gathered.as_slice(), &mut packed[..room]) {
+                let stored = Bytes::copy_from_slice(&packed[..length]);
                 let crc = crc32c::crc32c(&stored);
-                self.push(CODEC_ZSTD, CONTENT_DATA, plain, stored.len() as u32, crc);
+                self.push(CODEC_ZSTD, CONTENT_DATA, plain, length as u32, crc);
                 self.body.push(stored);
                 return;
             }

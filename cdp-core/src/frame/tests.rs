@@ -108,9 +108,10 @@ fn bytes(frame: &EncodedFrame) -> (Bytes, Bytes) {
 
 proptest! {
     #[test]
-    fn what_goes_in_comes_out(ops in ops(), level in prop::option::of(-3i32..4)) {
+    fn what_goes_in_comes_out(ops in ops(), level in prop::option::of(-5i32..4), promising in any::<bool>()) {
         let raw = raw(&ops);
-        let compression = level.map_or(Compression::None, Compression::Zstd);
+        let packed = if promising { Compression::Promising } else { Compression::Zstd };
+        let compression = level.map_or(Compression::None, packed);
         let frame = Encoder::new().encode(&raw, group(), compression);
         let (head, body) = bytes(&frame);
         let parsed = FrameHead::parse(&head).unwrap();
@@ -190,6 +191,33 @@ fn incompressible_data_is_stored_as_it_is() {
     let ops = [Op::Write { offset: 0, sectors: 128, fill: 9, random: true }];
     let frame = Encoder::new().encode(&raw(&ops), group(), Compression::Zstd(1));
     assert!(FrameHead::parse(&frame.head).unwrap().chunks.iter().all(|chunk| !chunk.compressed));
+}
+
+#[test]
+fn only_chunks_whose_sample_shrinks_well_are_packed_where_that_is_asked() {
+    // A chunk each: text all through, noise all through, and text whose sampled places are noise.
+    let noise = payload(7, true, 64 << 10);
+    let text = payload(7, false, 64 << 10);
+    let mut mixed = text.to_vec();
+    for at in [16 << 10, 48 << 10] {
+        mixed[at..at + 1024].copy_from_slice(&noise[at..at + 1024]);
+    }
+    let packed = |data: Bytes, compression| {
+        let plain_bytes = data.len() as u64;
+        let payload = Payload::new(0, data).unwrap();
+        let parts = payload.into_parts(RecordKind::Write, disk(1).unwrap(), Lsn(1), WallTime(1)).collect();
+        let (timeline, prev_lsn, settled, epoch) = (timeline(), Lsn::ZERO, Lsn(1), ClockEpoch(1));
+        let raw = RawFrame { timeline, prev_lsn, settled, epoch, parts, plain_bytes };
+        let frame = Encoder::new().encode(&raw, group(), compression);
+        let (head, body) = bytes(&frame);
+        let head = FrameHead::parse(&head).unwrap();
+        assert_eq!(head.unpack(&body).unwrap(), raw);
+        head.chunks.iter().map(|chunk| chunk.compressed).collect::<Vec<_>>()
+    };
+    for (data, promising, all) in [(text, true, true), (noise, false, false), (mixed.into(), false, true)] {
+        assert_eq!(packed(data.clone(), Compression::Promising(-5)), [promising]);
+        assert_eq!(packed(data, Compression::Zstd(1)), [all]);
+    }
 }
 
 #[test]

@@ -152,40 +152,69 @@ pub(super) fn run_appends(queue: &Queue, completions: &Completions, pump: &Sende
 mod tests {
     use super::*;
     use cdp_core::media::{Memory, Storage};
-    use std::sync::mpsc::channel;
+
+    const HALF: usize = (TOGETHER_BYTES / 2) as usize;
+
+    fn append(file: &Arc<dyn File>, id: u64, offset: usize, length: usize) -> Append {
+        // Two pieces: how a write is cut is none of the queue's business.
+        let data = vec![Bytes::from(vec![1; length - 100]), Bytes::from(vec![2; 100])];
+        Append { id: EffectId(id), file: Arc::clone(file), offset: offset as u64, data }
+    }
+
+    fn described(together: &Together) -> (Vec<u64>, u64, u64) {
+        (together.ids.iter().map(|id| id.0).collect(), together.offset, bytes_of(&together.data))
+    }
 
     #[test]
     fn what_follows_in_the_same_file_is_written_together_up_to_a_bound_and_nothing_else() {
         let storage = Memory::new();
         let files = ["a", "b"].map(|name| storage.create(name).unwrap());
-        let (sender, receiver) = channel();
-        // File, offset and length of each; with how many it goes together.
-        const HALF: usize = (TOGETHER_BYTES / 2) as usize;
-        let appends =
-            [(0, 0, 4096), (0, 4096, 512), (0, 8192, HALF), (0, 8192 + HALF, HALF), (0, 8192 + 2 * HALF, 512)];
-        let appends = [&appends[..], &[(1, 8704 + 2 * HALF, 512), (1, 0, 3 * HALF), (1, 3 * HALF, 512)]].concat();
-        for (number, (file, offset, length)) in (0..).zip(appends) {
-            // Two pieces: how a write is cut is none of the queue's business.
-            let data = vec![Bytes::from(vec![number; length - 100]), Bytes::from(vec![number; 100])];
-            let append =
-                Append { id: EffectId(number.into()), file: Arc::clone(&files[file]), offset: offset as u64, data };
-            sender.send(append).unwrap();
+        let queue = Arc::default();
+        let appends = Appends::new(&queue);
+        for (id, (file, offset, length)) in (0..).zip([
+            (0, 0, 4096),
+            (0, 4096, 512),
+            (0, 8192, HALF),
+            (0, 8192 + HALF, HALF),
+            (0, 8192 + 2 * HALF, 512),
+            (1, 8704 + 2 * HALF, 512),
+            (1, 0, 3 * HALF),
+            (1, 3 * HALF, 512),
+        ]) {
+            appends.push(append(&files[file], id, offset, length));
         }
-        drop(sender);
-        let mut queue = Queue::new(receiver);
-        let mut groups = Vec::new();
-        while let Some(together) = queue.next() {
-            let bytes: usize = together.data.iter().map(Bytes::len).sum();
-            groups.push((together.ids.iter().map(|id| id.0).collect::<Vec<_>>(), together.offset, bytes));
-        }
+        drop(appends);
+        let groups: Vec<_> = std::iter::from_fn(|| queue.next()).map(|together| described(&together)).collect();
+        let half = HALF as u64;
         let expected = [
             (vec![0, 1], 0, 4608),
-            (vec![2, 3], 8192, 2 * HALF),
-            (vec![4], 8192 + 2 * HALF as u64, 512),
-            (vec![5], 8704 + 2 * HALF as u64, 512),
-            (vec![6], 0, 3 * HALF),
-            (vec![7], 3 * HALF as u64, 512),
+            (vec![2, 3], 8192, 2 * half),
+            (vec![4], 8192 + 2 * half, 512),
+            (vec![5], 8704 + 2 * half, 512),
+            (vec![6], 0, 3 * half),
+            (vec![7], 3 * half, 512),
         ];
         assert_eq!(groups, expected);
+    }
+
+    #[test]
+    fn beside_a_write_only_what_is_worth_it_goes_out_and_everything_when_it_is_through() {
+        let file = Memory::new().create("a").unwrap();
+        let queue = Arc::default();
+        let appends = Appends::new(&queue);
+        appends.push(append(&file, 0, 0, 512));
+        assert_eq!(described(&queue.next().unwrap()), (vec![0], 0, 512), "an idle disk gets what there is");
+        appends.push(append(&file, 1, 512, 512));
+        assert!(!queue.lock().is_worth_it());
+        let worth = usize::try_from(WORTH_BYTES).unwrap();
+        appends.push(append(&file, 2, 1024, worth));
+        assert_eq!(described(&queue.next().unwrap()), (vec![1, 2], 512, 512 + WORTH_BYTES));
+        appends.push(append(&file, 3, 1024 + worth, 512));
+        queue.written();
+        assert!(!queue.lock().is_worth_it(), "one of the two is still being written");
+        queue.written();
+        assert_eq!(described(&queue.next().unwrap()), (vec![3], 1024 + WORTH_BYTES, 512));
+        drop(appends);
+        assert!(queue.next().is_none());
     }
 }

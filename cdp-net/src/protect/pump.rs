@@ -1,12 +1,14 @@
 //! The pump: packs frames, appends them to the journal, and says what became durable.
 //!
-//! One thread owns the journal's writer and packs; a second one writes what was packed; sync threads do everything else that
-//! waits for a disk. So packing, appending and syncing overlap. [`Ease`] says what is compressed how hard.
+//! One thread owns the journal's writer and packs, with helpers where that is much work; others write what was packed; sync
+//! threads do everything else that waits for a disk. So packing, appending and syncing overlap. [`Ease`] says what is compressed
+//! how hard, and by whom.
 
 use super::append::{Append, Appends};
-use super::ease::Ease;
+use super::ease::{Choice, Ease};
 use super::engine::Engine;
 use super::failure::Failure;
+use super::pack::{Pack, Packers};
 use super::room::Lack;
 use crate::clock;
 use crate::host::Host;
@@ -72,7 +74,14 @@ struct Underway {
     bytes: u64,
 }
 
-/// How many plain bytes are on their way to the pump; kept by both ends.
+/// A frame on its way to the writer, in order.
+struct Held {
+    /// None while it is being packed elsewhere.
+    frame: Option<EncodedFrame>,
+    underway: Underway,
+}
+
+/// How many plain bytes wait to be packed; kept by both ends.
 #[derive(Debug, Default)]
 pub(super) struct Backlog(AtomicU64);
 
@@ -80,8 +89,11 @@ impl Backlog {
     pub(super) fn add(&self, bytes: u64) {
         self.0.fetch_add(bytes, Ordering::Relaxed);
     }
-    fn take(&self, bytes: u64) -> u64 {
-        self.0.fetch_sub(bytes, Ordering::Relaxed)
+    fn take(&self, bytes: u64) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+    fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -89,9 +101,11 @@ impl Backlog {
 pub(super) struct Pump {
     parts: Parts,
     encoder: Encoder,
-    /// Packed frames that the writer does not take yet.
-    held: VecDeque<(EncodedFrame, Underway)>,
-    /// Bytes of those.
+    /// Frames that the writer does not take yet, or that are not packed yet.
+    held: VecDeque<Held>,
+    /// The ticket of the first of them; they are numbered one by one.
+    first_held: u64,
+    /// Bytes of those that are packed.
     held_bytes: u64,
     underway: VecDeque<Underway>,
     /// Bytes of those.
@@ -145,6 +159,7 @@ pub(super) struct Parts {
     /// Shared with the sync threads.
     pub(super) files: Arc<Executor>,
     pub(super) completions: Arc<Completions>,
+    pub(super) packers: Packers,
     pub(super) appends: Appends,
     pub(super) syncs: Sender<SyncJob>,
     pub(super) engine: Arc<Engine>,
@@ -165,6 +180,7 @@ impl Pump {
             parts,
             encoder: Encoder::new(),
             held: VecDeque::new(),
+            first_held: 0,
             held_bytes: 0,
             underway: VecDeque::new(),
             unsynced: 0,
@@ -209,22 +225,36 @@ impl Pump {
         for (id, outcome) in self.parts.completions.take() {
             self.parts.writer.completed(clock::mono(), id, outcome);
         }
+        for (ticket, frame) in self.parts.packers.take() {
+            self.packed(ticket, frame);
+        }
         match message {
-            Message::Frame(raw) => self.append(&raw, ease),
+            Message::Frame(raw) => self.append(raw, ease),
             Message::Call(call) => call(&mut self.parts.writer),
             Message::Done | Message::End => {}
         }
     }
 
-    fn append(&mut self, raw: &RawFrame, ease: &mut Ease) {
-        let waiting = self.parts.backlog.take(raw.plain_bytes);
-        let compression = ease.compression(clock::mono(), waiting, self.held_bytes, self.unsynced);
-        let frame = self.encoder.encode(raw, self.parts.group, compression);
-        let underway = self.underway_of(raw);
-        self.held_bytes += frame.len();
-        self.held.push_back((frame, underway));
+    fn append(&mut self, raw: RawFrame, ease: &mut Ease) {
+        let ticket = self.first_held + self.held.len() as u64;
+        let underway = self.underway_of(&raw);
+        self.held.push_back(Held { frame: None, underway });
+        let waiting = self.parts.backlog.bytes();
+        match ease.choose(clock::mono(), waiting, self.held_bytes, self.unsynced) {
+            Choice::Here(compression) => {
+                let frame = self.encoder.encode(&raw, self.parts.group, compression);
+                self.packed(ticket, frame);
+            }
+            Choice::Aside(compression) => self.parts.packers.push(Pack { ticket, raw, compression }),
+        }
         self.offer_held();
         self.drive();
+    }
+
+    fn packed(&mut self, ticket: u64, frame: EncodedFrame) {
+        self.parts.backlog.take(frame.info.plain_bytes.into());
+        self.held_bytes += frame.len();
+        self.held[(ticket - self.first_held) as usize].frame = Some(frame);
     }
 
     /// What is to be told when the frame is durable.
@@ -239,19 +269,19 @@ impl Pump {
     }
 
     fn offer_held(&mut self) {
-        while let Some((frame, mut underway)) = self.held.pop_front() {
+        while let Some(frame) = self.held.front_mut().and_then(|held| held.frame.take()) {
             let bytes = frame.len();
             match self.parts.writer.append(clock::mono(), frame) {
                 Ok(appended) => {
-                    underway.whole = appended.whole;
                     self.parts.stored.bytes.fetch_add(bytes, Ordering::Relaxed);
-                    underway.bytes = bytes;
                     self.held_bytes -= bytes;
                     self.unsynced += bytes;
-                    self.underway.push_back(underway);
+                    self.first_held += 1;
+                    let held = self.held.pop_front();
+                    self.underway.extend(held.map(|held| Underway { whole: appended.whole, bytes, ..held.underway }));
                 }
                 Err(refused) => {
-                    self.held.push_front((refused.frame, underway));
+                    self.held[0].frame = Some(refused.frame);
                     let room = match refused.why {
                         Refusal::NotNow(Hold::NoSpace) => Room::NoSpace,
                         Refusal::NotNow(_) => return,

@@ -5,6 +5,7 @@ use super::disk::ProtectedDisk;
 use super::engine::{Engine, Queues};
 use super::failure::Failure;
 use super::open::{Prepared, ProtectError, ProtectOptions, prepare, store};
+use super::pack::{pack_threads, packers, run_packs};
 use super::pump::{Backlog, Completions, Message, Parts, Pump, SYNC_THREADS, Stored, run_syncs};
 use super::room::Lack;
 use super::seed::{self, Progress, Seed};
@@ -118,6 +119,7 @@ fn launch(
     });
     let completions = Arc::new(Completions::default());
     let append_work = Arc::new(Queue::default());
+    let (packers, pack_work) = packers();
     let (syncs, sync_work) = channel();
     let files = Arc::new(executor);
     let group = manifest.group;
@@ -127,6 +129,7 @@ fn launch(
         writer,
         files: Arc::clone(&files),
         completions: Arc::clone(&completions),
+        packers,
         appends: Appends::new(&append_work),
         syncs,
         engine: Arc::clone(&engine),
@@ -140,6 +143,10 @@ fn launch(
     let mut threads = Threads::new(Arc::clone(&shared));
     let Work { log: log_work, flushes, rereads, events, pump } = work;
     threads.spawn("cdp-pump", move || Pump::new(parts).run(&pump))?;
+    for _ in 0..pack_threads() {
+        let (work, pump) = (pack_work.clone(), pump_sender.clone());
+        threads.spawn("cdp-pack", move || run_packs(&work, group, &pump))?;
+    }
     for _ in 0..APPEND_THREADS {
         let (work, done, pump) = (Arc::clone(&append_work), Arc::clone(&completions), pump_sender.clone());
         threads.spawn("cdp-append", move || run_appends(&work, &done, &pump))?;
