@@ -2,7 +2,9 @@
 
 use crate::aim::{Aim, Effect, can_aim};
 use crate::drill::{Drill, Found};
-use std::time::Duration;
+use cdp_net::nbd::client::Command;
+use cdp_net::nbd::{Client, ClientOptions};
+use std::time::{Duration, Instant};
 
 /// Stops while calls on a file are slow. Everything is durable, and `--drain` leaves time for the rest: it ends well and clean.
 fn stops_clean_with_slow(calls: &'static str, file: &str, effect: Effect) {
@@ -44,4 +46,55 @@ fn a_stop_is_not_called_clean_before_its_manifest_is_written() {
         "MANIFEST.tmp",
         Effect::Delay { nth: 1, by: Duration::from_secs(12) },
     );
+}
+
+/// Nanoseconds that threads of a name have run so far.
+fn has_run(pid: u32, name: &str) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let read = |task: &std::fs::DirEntry, file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+    let named = tasks.filter(|task| read(task, "comm").trim() == name);
+    named.filter_map(|task| read(&task, "schedstat").split(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+/// Frames are packed by several threads then, and must come to the journal in their order all the same.
+#[test]
+fn a_disk_that_is_far_behind_gets_every_frame_in_order() {
+    if !can_aim() {
+        return;
+    }
+    const BLOCK: usize = 1 << 20;
+    let mut drill = Drill::new(2);
+    let mut protection = drill.start();
+    let uri = protection.ready();
+    drill.wait_for("protecting");
+    let slow = Effect::Delay { nth: 60_000, by: Duration::from_millis(100) };
+    let aim = Aim { calls: "pwritev", paths: Vec::new(), effect: slow, log: drill.path("calls") };
+    let tracer = aim.at(protection.pid());
+    let before = has_run(protection.pid(), "cdp-pack");
+    // Behind the writers' own slots; twice over the same blocks, every other half of which shrinks.
+    let mut client = Client::connect(&uri, &ClientOptions::default()).unwrap();
+    let mut data = vec![0; BLOCK];
+    for number in 0..180_u64 {
+        let (half, pattern) = data.split_at_mut(BLOCK / 2);
+        half.iter_mut().for_each(|byte| *byte = u8::try_from(drill.dice.below(256)).unwrap());
+        pattern.chunks_mut(8).for_each(|word| word.copy_from_slice(&number.to_le_bytes()));
+        let offset = (8 + number % 64) * BLOCK as u64;
+        client.submit(number, Command::Write { offset, data: &data, flags: 0 }).unwrap();
+        while client.in_flight() > 4 {
+            client.complete(true).unwrap().unwrap().result.unwrap();
+        }
+    }
+    while client.in_flight() > 0 {
+        client.complete(true).unwrap().unwrap().result.unwrap();
+    }
+    client.disconnect().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while has_run(protection.pid(), "cdp-pack") < before + 1_000_000 {
+        assert!(Instant::now() < deadline, "nothing was packed beside the pump: the disk was not far behind");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(tracer);
+    drill.ask(&["mark", "--label", "all of it"]).good();
+    protection.stop();
+    drill.check(&[Found::Clean]);
 }

@@ -158,8 +158,7 @@ impl Connection<'_> {
                     self.admit(request.length as usize)?;
                     let Self { shared, wire, receiver, replies, .. } = self;
                     let deadline = Instant::now() + shared.limits.request;
-                    let payload =
-                        receiver.receive_large(&request, &shared.buffers, deadline, || replies.send(wire))?;
+                    let payload = receiver.receive_large(&request, &shared.buffers, deadline, || replies.send(wire))?;
                     self.request(&request, payload)?;
                 }
                 Next::Skip(request) => {

@@ -80,7 +80,11 @@ impl Wire {
 
     /// As [`Self::try_recv`], into `first`, and what is there beyond it into `second`, if that takes no more work.
     pub(crate) fn try_recv_two(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<Option<usize>> {
-        if self.encrypted.load(Ordering::Acquire) { self.try_recv(first) } else { self.socket.try_recv_two(first, second) }
+        if self.encrypted.load(Ordering::Acquire) {
+            self.try_recv(first)
+        } else {
+            self.socket.try_recv_two(first, second)
+        }
     }
 
     /// Receives, waiting for as long as it takes. Only for the connection's thread, and only while nothing is in flight.

@@ -52,7 +52,6 @@ impl Packers {
     }
 
     /// What was packed since the last call.
-
     pub(super) fn take(&self) -> Vec<(u64, EncodedFrame)> {
         std::mem::take(&mut lock(&self.packed))
     }
