@@ -27,7 +27,11 @@ pub struct BufferPool {
 
 struct Shared {
     buffer_bytes: usize,
+    /// Where buffers begin: on multiples of this.
+    align: usize,
     retained_max: usize,
+    /// Is shown every new buffer before anything else touches it.
+    prepare: fn(&mut [u8]),
     free: Mutex<Vec<(BytesMut, Arc<Home>)>>,
 }
 
@@ -48,10 +52,16 @@ impl BufferPool {
     /// A pool of buffers of `buffer_bytes` (rounded up to whole pages), of which it keeps at most `retained_max` unused ones.
     #[must_use]
     pub fn new(buffer_bytes: usize, retained_max: usize) -> Self {
-        let buffer_bytes = buffer_bytes.max(1).next_multiple_of(PAGE);
-        Self {
-            shared: Arc::new(Shared { buffer_bytes, retained_max, free: Mutex::new(Vec::with_capacity(retained_max)) }),
-        }
+        Self::prepared(buffer_bytes, PAGE, retained_max, |_| {})
+    }
+
+    /// A pool whose buffers begin on multiples of `align` (a power of two, at least a page) and are shown to `prepare` while
+    /// they are new: nothing has touched their memory then, so that advice to the system on how to back it comes in time.
+    #[must_use]
+    pub fn prepared(buffer_bytes: usize, align: usize, retained_max: usize, prepare: fn(&mut [u8])) -> Self {
+        let (buffer_bytes, align) = (buffer_bytes.max(1).next_multiple_of(PAGE), align.next_power_of_two().max(PAGE));
+        let free = Mutex::new(Vec::with_capacity(retained_max));
+        Self { shared: Arc::new(Shared { buffer_bytes, align, retained_max, prepare, free }) }
     }
 
     /// The size of each buffer, in bytes.
@@ -76,7 +86,9 @@ impl BufferPool {
                 buffer_bytes: self.shared.buffer_bytes,
                 pieces: Mutex::new(Vec::new()),
             };
-            (aligned(self.shared.buffer_bytes), Arc::new(home))
+            let mut fresh = aligned(self.shared.buffer_bytes, self.shared.align);
+            (self.shared.prepare)(&mut fresh);
+            (fresh, Arc::new(home))
         });
         PooledBuffer { tail, offset: 0, home }
     }
@@ -91,11 +103,12 @@ impl fmt::Debug for BufferPool {
     }
 }
 
-/// Zeroed bytes that begin on a page: over-allocated, the odd front cut off.
-fn aligned(bytes: usize) -> BytesMut {
-    let mut buffer = BytesMut::zeroed(bytes + PAGE);
-    let odd = buffer.as_ptr().align_offset(PAGE);
-    drop(buffer.split_to(odd.min(PAGE)));
+/// Zeroed bytes that begin on a multiple of `align`: over-allocated, the odd front cut off. The system has memory of zeros, so
+/// this touches none of it.
+fn aligned(bytes: usize, align: usize) -> BytesMut {
+    let mut buffer = BytesMut::zeroed(bytes + align);
+    let odd = buffer.as_ptr().align_offset(align);
+    drop(buffer.split_to(odd.min(align)));
     buffer.truncate(bytes);
     buffer
 }
@@ -250,6 +263,17 @@ mod tests {
         drop(buffers);
         assert_eq!(pool.retained(), 2, "the third found the pool full");
         assert_eq!(pool.take().as_ptr().align_offset(PAGE), 0);
+    }
+
+    #[test]
+    fn new_buffers_are_prepared_once_and_begin_where_they_are_wanted() {
+        let pool = BufferPool::prepared(3 * PAGE, 16 * PAGE, 4, |fresh| fresh[0] += 1);
+        for _ in 0..3 {
+            let mut buffer = pool.take();
+            assert_eq!((buffer.as_ptr().align_offset(16 * PAGE), buffer.len(), buffer[0]), (0, 3 * PAGE, 1));
+            buffer[1] = 9;
+        }
+        assert_eq!(pool.take()[1], 9, "the same one again and again");
     }
 
     #[test]

@@ -2,4 +2,5 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod huge_pages;
 pub mod lock;

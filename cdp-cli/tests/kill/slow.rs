@@ -71,11 +71,12 @@ fn a_disk_that_is_far_behind_gets_every_frame_in_order() {
     let aim = Aim { calls: "pwritev", paths: Vec::new(), effect: slow, log: drill.path("calls") };
     let tracer = aim.at(protection.pid());
     let before = has_run(protection.pid(), "cdp-pack");
-    // Behind the writers' own slots; twice over the same blocks, every other half of which shrinks.
+    // Behind the writers' own slots, over the same blocks again and again. First what no packing makes less of, until more
+    // waits than the journal takes at once; then halves that shrink.
     let mut client = Client::connect(&uri, &ClientOptions::default()).unwrap();
     let mut data = vec![0; BLOCK];
-    for number in 0..180_u64 {
-        let (half, pattern) = data.split_at_mut(BLOCK / 2);
+    for number in 0..240_u64 {
+        let (half, pattern) = data.split_at_mut(if number < 200 { BLOCK } else { BLOCK / 2 });
         half.iter_mut().for_each(|byte| *byte = u8::try_from(drill.dice.below(256)).unwrap());
         pattern.chunks_mut(8).for_each(|word| word.copy_from_slice(&number.to_le_bytes()));
         let offset = (8 + number % 64) * BLOCK as u64;

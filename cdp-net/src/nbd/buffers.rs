@@ -1,5 +1,6 @@
 //! The memory of a server's requests: receive buffers shared by many small requests, and buffers of their own for large ones.
 
+use crate::sys::huge_pages::{self, HUGE_PAGE};
 use cdp_core::buffer::{BufferPool, PAGE, PooledBuffer};
 
 /// Size of a receive buffer, in bytes: what one send of a client at depth brings fits several times.
@@ -10,6 +11,12 @@ pub(crate) const LARGE_BYTES: usize = 64 << 10;
 /// A protected disk keeps what was received until the journal has it: with fewer buffers than that, each is fresh memory, and
 /// the page faults of one cost as much as receiving into it.
 const RECEIVE_RETAINED_MAX: usize = 64;
+/// Memory that payloads from [`LARGE_BYTES`] on share.
+const PAGES_BYTES: usize = HUGE_PAGE;
+/// Of unused such memory so much is kept.
+const PAGES_RETAINED_MAX: usize = 64;
+/// The longest payload that shares such memory: a longer one would leave too much of it empty.
+pub(crate) const SHARED_MAX: usize = PAGES_BYTES / 2;
 /// The smallest size of large buffers, in bytes (reads by workers).
 const LARGE_MIN: usize = 64 << 10;
 /// Unused memory that each size of large buffers may hold, in bytes; at least one buffer is kept.
@@ -21,6 +28,7 @@ const LARGE_CLASSES: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Buffers {
     receive: BufferPool,
+    pages: BufferPool,
     large: [BufferPool; LARGE_CLASSES],
 }
 
@@ -30,7 +38,8 @@ impl Buffers {
             let bytes = (LARGE_MIN << (class / 2)) / 2 * (2 + class % 2);
             BufferPool::new(bytes + PAGE, (LARGE_RETAINED_BYTES / bytes).max(1))
         });
-        Self { receive: BufferPool::new(RECEIVE_BYTES, RECEIVE_RETAINED_MAX), large }
+        let pages = BufferPool::prepared(PAGES_BYTES, HUGE_PAGE, PAGES_RETAINED_MAX, huge_pages::prefer);
+        Self { receive: BufferPool::new(RECEIVE_BYTES, RECEIVE_RETAINED_MAX), pages, large }
     }
 
     /// A receive buffer.
@@ -38,9 +47,9 @@ impl Buffers {
         self.receive.take()
     }
 
-    /// Page-aligned memory for at least `bytes` of payload, in general for several.
-    pub(crate) fn pages(&self, bytes: usize) -> PooledBuffer {
-        if bytes <= RECEIVE_BYTES / 4 { self.receive() } else { self.large(bytes) }
+    /// Page-aligned memory for several payloads of up to [`SHARED_MAX`].
+    pub(crate) fn pages(&self) -> PooledBuffer {
+        self.pages.take()
     }
 
     /// A page-aligned buffer of at least `bytes` and a page more, for a header before aligned data. `bytes` is at most the
@@ -59,6 +68,7 @@ mod tests {
     #[test]
     fn every_payload_has_a_class() {
         let buffers = Buffers::new();
+        assert_eq!(buffers.pages().len(), 2 * SHARED_MAX);
         for bytes in [1, LARGE_BYTES, LARGE_BYTES + 1, 1 << 20, PAYLOAD_MAX as usize] {
             assert!(buffers.large(bytes).len() >= bytes + PAGE);
         }

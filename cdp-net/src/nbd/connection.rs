@@ -121,11 +121,18 @@ impl Replies {
         self.count += 1;
     }
 
-    fn send(&mut self, wire: &Wire) {
+    /// Sends what the socket takes; the rest goes out whenever the connection's thread waits.
+    fn hand_over(&mut self, wire: &Wire) {
         if self.length > 0 {
             wire.send(&self.bytes[..self.length]);
             self.length = 0;
             self.count = 0;
+        }
+    }
+
+    fn send(&mut self, wire: &Wire) {
+        if self.length > 0 {
+            self.hand_over(wire);
             // Only a client that does not read its replies gets here more than once; the socket tells when it is gone.
             let _ = wire.drain(None);
         }
@@ -158,7 +165,8 @@ impl Connection<'_> {
                     self.admit(request.length as usize)?;
                     let Self { shared, wire, receiver, replies, .. } = self;
                     let deadline = Instant::now() + shared.limits.request;
-                    let payload = receiver.receive_large(&request, &shared.buffers, deadline, || replies.send(wire))?;
+                    let payload =
+                        receiver.receive_large(&request, &shared.buffers, deadline, || replies.hand_over(wire))?;
                     self.request(&request, payload)?;
                 }
                 Next::Skip(request) => {

@@ -37,13 +37,14 @@ struct State {
     waiting: VecDeque<Append>,
     /// Bytes of those.
     bytes: u64,
-    /// Threads that write.
+    /// Threads that write, and the file that was last written to.
     writing: usize,
+    last: Option<Arc<dyn File>>,
     /// Nothing more comes.
     closed: bool,
 }
 
-/// The pump's end of the queue: when it is gone, the threads write what is left and end.
+/// The pump's end of the queue: when it is gone, the threads end.
 pub(super) struct Appends(Arc<Queue>);
 
 /// Writes to one place after another in the same file.
@@ -88,16 +89,11 @@ impl Queue {
         }
         let together = state.take()?;
         state.writing += 1;
+        state.last = Some(Arc::clone(&together.file));
         if state.is_worth_it() {
             self.changed.notify_one();
         }
         Some(together)
-    }
-
-    /// A write is through.
-    fn written(&self) {
-        let mut state = self.lock();
-        state.writing -= 1;
     }
 
     /// Whole at every step.
@@ -107,9 +103,11 @@ impl Queue {
 }
 
 impl State {
-    /// Whether another thread should write now.
+    /// Whether another thread should write now. Nothing follows what went to another file, so it need not wait.
     fn is_worth_it(&self) -> bool {
-        !self.waiting.is_empty() && (self.writing == 0 || self.bytes >= WORTH_BYTES || self.closed)
+        let Some(first) = self.waiting.front() else { return false };
+        let other = self.last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &first.file));
+        other || self.writing == 0 || self.bytes >= WORTH_BYTES || self.closed
     }
 
     fn take(&mut self) -> Option<Together> {
@@ -132,6 +130,19 @@ impl State {
     }
 }
 
+/// A thread writes while it holds this, also one that panics.
+struct Writing<'a>(&'a Queue);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.writing -= 1;
+        if state.is_worth_it() {
+            self.0.changed.notify_one();
+        }
+    }
+}
+
 fn bytes_of(data: &[Bytes]) -> u64 {
     data.iter().map(|piece| piece.len() as u64).sum()
 }
@@ -139,9 +150,10 @@ fn bytes_of(data: &[Bytes]) -> u64 {
 /// Writes until the pump is gone. What the journal hands out may be written in any order and at once.
 pub(super) fn run_appends(queue: &Queue, completions: &Completions, pump: &Sender<Message>) {
     while let Some(Together { ids, file, offset, data }) = queue.next() {
+        let writing = Writing(queue);
         let outcome = file.write_at(offset, &data);
         drop((file, data));
-        queue.written();
+        drop(writing);
         if !completions.add(ids.into_iter().map(|id| (id, outcome.clone())), pump) {
             return;
         }
@@ -199,21 +211,26 @@ mod tests {
 
     #[test]
     fn beside_a_write_only_what_is_worth_it_goes_out_and_everything_when_it_is_through() {
-        let file = Memory::new().create("a").unwrap();
+        let storage = Memory::new();
+        let [file, other] = ["a", "b"].map(|name| storage.create(name).unwrap());
         let queue = Arc::default();
         let appends = Appends::new(&queue);
         appends.push(append(&file, 0, 0, 512));
         assert_eq!(described(&queue.next().unwrap()), (vec![0], 0, 512), "an idle disk gets what there is");
+        let first = Writing(&queue);
         appends.push(append(&file, 1, 512, 512));
         assert!(!queue.lock().is_worth_it());
         let worth = usize::try_from(WORTH_BYTES).unwrap();
         appends.push(append(&file, 2, 1024, worth));
         assert_eq!(described(&queue.next().unwrap()), (vec![1, 2], 512, 512 + WORTH_BYTES));
+        let second = Writing(&queue);
         appends.push(append(&file, 3, 1024 + worth, 512));
-        queue.written();
+        drop(first);
         assert!(!queue.lock().is_worth_it(), "one of the two is still being written");
-        queue.written();
+        drop(second);
         assert_eq!(described(&queue.next().unwrap()), (vec![3], 1024 + WORTH_BYTES, 512));
+        appends.push(append(&other, 4, 0, 512));
+        assert_eq!(described(&queue.next().unwrap()), (vec![4], 0, 512), "another file's does not wait");
         drop(appends);
         assert!(queue.next().is_none());
     }

@@ -22,7 +22,7 @@ const ALL_FOR_THE_DISK: Compression = Compression::Zstd(-1);
 /// what has left them costs twice.
 const EASE_AT: [u64; 2] = [4 << 20, 12 << 20];
 /// Bytes packed and not taken by the journal above which the disk is behind, and far behind.
-const DISK_BEHIND: [u64; 2] = [48 << 20, 128 << 20];
+const DISK_BEHIND: [u64; 2] = [48 << 20, 256 << 20];
 /// So much more must wait for the disk than for the packing, which must not become the narrow place instead.
 const KEEPS_UP: u64 = 8;
 /// Bytes written and not durable that say the same, where writes go into the page cache first: several syncs' worth.
@@ -146,9 +146,9 @@ mod tests {
         for (waiting, unwritten, unsynced, chosen) in [
             (64 << 20, 0, 300 << 20, FOR_THE_DISK),
             (0, 64 << 20, 0, FOR_THE_DISK),
-            (0, 160 << 20, 0, ALL_FOR_THE_DISK),
-            (16 << 20, 160 << 20, 0, ALL_FOR_THE_DISK),
-            (32 << 20, 160 << 20, 0, FOR_THE_DISK),
+            (0, 160 << 20, 0, FOR_THE_DISK),
+            (0, 260 << 20, 0, ALL_FOR_THE_DISK),
+            (48 << 20, 260 << 20, 0, FOR_THE_DISK),
             (32 << 20, 512 << 20, 0, ALL_FOR_THE_DISK),
         ] {
             assert_eq!(ease.choose(MonoTime(1), waiting, unwritten, unsynced), Choice::Aside(chosen));

@@ -236,11 +236,14 @@ impl Pump {
     }
 
     fn append(&mut self, raw: RawFrame, ease: &mut Ease) {
+        // What is packed behind a frame that is not waits for the packing, not for the disk.
+        let for_packing = self.held.front().is_some_and(|held| held.frame.is_none());
+        let unwritten = if for_packing { 0 } else { self.held_bytes };
+        let choice = ease.choose(clock::mono(), self.parts.backlog.bytes(), unwritten, self.unsynced);
         let ticket = self.first_held + self.held.len() as u64;
         let underway = self.underway_of(&raw);
         self.held.push_back(Held { frame: None, underway });
-        let waiting = self.parts.backlog.bytes();
-        match ease.choose(clock::mono(), waiting, self.held_bytes, self.unsynced) {
+        match choice {
             Choice::Here(compression) => {
                 let frame = self.encoder.encode(&raw, self.parts.group, compression);
                 self.packed(ticket, frame);
@@ -284,7 +287,8 @@ impl Pump {
                     self.held[0].frame = Some(refused.frame);
                     let room = match refused.why {
                         Refusal::NotNow(Hold::NoSpace) => Room::NoSpace,
-                        Refusal::NotNow(_) => return,
+                        // Closed before everything came: what did not is in the activity log.
+                        Refusal::NotNow(_) | Refusal::Closed => return,
                         why => {
                             self.parts.failure.set(&why);
                             Room::Lost
@@ -370,9 +374,10 @@ impl Pump {
         }
         let reached = self.underway.iter().take_while(|frame| frame.whole <= durable).count();
         self.unsynced -= self.underway.iter().take(reached).map(|frame| frame.bytes).sum::<u64>();
+        let frames = self.underway.drain(..reached);
         let trunk = replica.catalogue().trunk().map(|branch| branch.timeline);
         if let Some(branch) = trunk.and_then(|trunk| replica.catalogue_mut().branch_mut(trunk)) {
-            for frame in self.underway.drain(..reached) {
+            for frame in frames {
                 frame.events.into_iter().for_each(|event| branch.handle(event));
                 branch.advance(frame.settled.min(durable), frame.stamp);
             }

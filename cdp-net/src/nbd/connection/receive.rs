@@ -1,6 +1,6 @@
 //! From the socket to requests: large receives, payloads as shared slices of the receive buffer, no copies.
 
-use crate::nbd::buffers::{Buffers, LARGE_BYTES};
+use crate::nbd::buffers::{Buffers, LARGE_BYTES, SHARED_MAX};
 use crate::nbd::protocol::*;
 use crate::nbd::spin::Spin;
 use crate::nbd::wire::Wire;
@@ -54,7 +54,7 @@ pub(super) struct Receiver {
     /// How much to receive at most: little after a large write, so that the payload of the next one is not received into
     /// the wrong buffer.
     receive_max: usize,
-    /// What is left of the memory that the last large payloads were received into.
+    /// What is left of the memory that the last payloads of up to `SHARED_MAX` were received into.
     pages: Option<PooledBuffer>,
     spin: Spin,
 }
@@ -95,11 +95,12 @@ impl Receiver {
             if payload >= LARGE_BYTES as u64 {
                 return Ok(Next::Large(request));
             }
+            // What follows belongs into the receive buffer again, the rest of this request first.
+            self.receive_max = usize::MAX;
             let complete = complete_requests(unread);
             if complete == 0 {
                 return Ok(Next::Incomplete);
             }
-            self.receive_max = usize::MAX;
             self.batch = self.buffer.freeze_front(self.start + complete);
             bytes::Buf::advance(&mut self.batch, self.start);
             self.filled -= self.start + complete;
@@ -170,8 +171,9 @@ impl Receiver {
         mut before_waiting: impl FnMut(),
     ) -> io::Result<Bytes> {
         let length = request.length as usize;
-        let mut pages = self.pages.take().filter(|pages| pages.len() >= length);
-        let own = pages.get_or_insert_with(|| buffers.pages(length));
+        let shared = length <= SHARED_MAX;
+        let left = if shared { self.pages.take().filter(|pages| pages.len() >= length) } else { None };
+        let mut own = left.unwrap_or_else(|| if shared { buffers.pages() } else { buffers.large(length) });
         let here = (self.filled - self.start - REQUEST_BYTES).min(length);
         let from = self.start + REQUEST_BYTES;
         own[..here].copy_from_slice(&self.buffer[from..from + here]);
@@ -195,13 +197,17 @@ impl Receiver {
             have += more;
             self.filled += count - more;
         }
-        let payload = own.freeze_front(length.next_multiple_of(PAGE).min(own.len())).slice(..length);
-        self.pages = pages;
+        if !shared {
+            return Ok(own.freeze(length));
+        }
+        let payload = own.freeze_front(length.next_multiple_of(PAGE)).slice(..length);
+        self.pages = Some(own);
         Ok(payload)
     }
 
     /// Receives the payload of a write that is too long, and forgets it.
     pub(super) fn skip(&mut self, request: &Request, buffers: &Buffers, deadline: Instant) -> io::Result<()> {
+        self.receive_max = usize::MAX;
         let mut left = REQUEST_BYTES + request.length as usize;
         loop {
             let here = (self.filled - self.start).min(left);
