@@ -277,3 +277,53 @@ fn recv_until(wire: &Wire, buffer: &mut [u8], deadline: Instant) -> io::Result<u
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nbd::socket::Socket;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    fn write(cookie: u64, length: usize) -> Vec<u8> {
+        let (flags, command, offset) = (0, command::WRITE, cookie * 512);
+        let header = Request { flags, command, cookie, offset, length: u32::try_from(length).unwrap() }.encode();
+        [&header[..], &vec![u8::try_from(cookie).unwrap(); length]].concat()
+    }
+
+    /// After a large payload only a header is received; what belongs to it must come at once again.
+    #[test]
+    fn a_small_write_after_a_large_one_is_received_in_one_piece() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let wire = Arc::new(Wire::new(Socket::adopt(server.into(), false)).unwrap());
+        let buffers = Buffers::new();
+        let mut receiver = Receiver::new(wire, buffers.receive(), Duration::ZERO);
+        let lengths = [LARGE_BYTES, 4096, 2 * LARGE_BYTES, SHARED_MAX + 512, 512, LARGE_BYTES + 512, 60 << 10];
+        let stream: Vec<_> = (0..).zip(lengths).flat_map(|(cookie, length)| write(cookie, length)).collect();
+        let sender = std::thread::spawn(move || client.write_all(&stream).map(|()| client).unwrap());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let (mut receives, mut done) = (0, Vec::new());
+        while done.len() < lengths.len() {
+            let (request, payload) = match receiver.next().unwrap() {
+                Next::Request(request, payload) => (request, payload),
+                Next::Large(request) => {
+                    let payload = receiver.receive_large(&request, &buffers, deadline, || {}).unwrap();
+                    assert_eq!(payload.as_ptr().align_offset(PAGE), 0);
+                    (request, payload)
+                }
+                Next::Incomplete => {
+                    receives += 1;
+                    assert!(receiver.receive_until(&buffers, deadline).unwrap());
+                    continue;
+                }
+                Next::Skip(_) => panic!("nothing is too long"),
+            };
+            assert!(payload.iter().all(|byte| u64::from(*byte) == request.cookie));
+            done.push(payload.len());
+        }
+        assert_eq!(done, lengths);
+        // The socket's buffer cuts the stream here and there; a header's worth at a time would be thousands.
+        assert!(receives < 40, "{receives} receives");
+        drop(sender.join().unwrap());
+    }
+}
