@@ -12,7 +12,9 @@ pub mod status;
 pub mod verify;
 
 use crate::exit::Exit;
+use crate::human;
 use crate::output::Output;
+use cdp_core::types::WallTime;
 use cdp_net::owner::Side;
 use cdp_net::report::{Gap, PointPolicy, Range, RangeKind};
 use clap::ValueEnum;
@@ -62,7 +64,8 @@ fn damage_said(damaged: Option<&str>, output: &mut Output<'_>) -> Exit {
 
 /// A line about a restorable run.
 fn range_line(range: &Range) -> String {
-    let (from, to) = (crate::human::local_time(range.from_time), crate::human::local_time(range.to_time));
+    let from = if range.from_time == WallTime(0) { "the beginning".into() } else { human::local_time(range.from_time) };
+    let to = if range.to_time == WallTime(u64::MAX) { "the end".into() } else { human::local_time(range.to_time) };
     match range.kind {
         RangeKind::Every => format!("every write from {from} to {to} (lsn {}..{})\n", range.from_lsn, range.to_lsn),
         RangeKind::Only => format!("only {to} (lsn {})\n", range.to_lsn),
@@ -71,7 +74,20 @@ fn range_line(range: &Range) -> String {
 
 /// A line about a gap.
 fn gap_line(gap: &Gap) -> String {
-    let (from, to) = (crate::human::local_time(gap.from_time), crate::human::local_time(gap.to_time));
+    let (from, to) = (human::local_time(gap.from_time), human::local_time(gap.to_time));
     let cause = gap.cause.as_ref().map(|cause| format!(" after {cause}")).unwrap_or_default();
     format!("{}{cause}: nothing from {from} to {to} (lsn {}..{})\n", gap.reason, gap.from_lsn, gap.to_lsn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::tests::range;
+
+    #[test]
+    fn ranges_without_an_end_say_so() {
+        let open = Range { to_time: WallTime(u64::MAX), ..range() };
+        assert_eq!(range_line(&open), "every write from the beginning to the end (lsn 1..9)\n");
+        assert!(!range_line(&range()).contains("the end"));
+    }
 }

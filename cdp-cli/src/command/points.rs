@@ -38,17 +38,19 @@ impl Arguments {
     /// # Errors
     /// What the owner or the replica says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
+        let selects = self.since.is_some() || self.until.is_some();
         let request = Request::Points { since: self.since, until: self.until, limit: Some(self.limit) };
         let points: Points = ask(engine, &self.dir, request)?;
-        output.answer(&points, for_people);
+        output
+            .answer(&points, |points| for_people(points, if selects { "nothing in this time" } else { "nothing yet" }));
         Ok(damage_said(points.damaged.as_deref(), output))
     }
 }
 
-fn for_people(points: &Points) -> String {
+fn for_people(points: &Points, nothing: &str) -> String {
     let mut text = format!("group {}\n\nrestorable:\n", points.group);
     if points.ranges.is_empty() {
-        text.push_str("  nothing yet\n");
+        text.push_str(&format!("  {nothing}\n"));
     }
     points.ranges.iter().for_each(|range| text.push_str(&format!("  {}", range_line(range))));
     if !points.gaps.is_empty() {
@@ -104,7 +106,7 @@ mod tests {
             next: Some(cdp_core::types::WallTime(0)),
             ..Points::default()
         };
-        let text = for_people(&points);
+        let text = for_people(&points, "nothing yet");
         for part in [
             "group web\n",
             "every write from ",
@@ -115,6 +117,6 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
-        assert!(for_people(&Points::default()).contains("nothing yet"));
+        assert!(for_people(&Points::default(), "nothing yet").contains("nothing yet"));
     }
 }
