@@ -39,9 +39,9 @@ pub use frontier::Frontier;
 pub use inspect::inspect;
 pub use layout::{Envelope, Opening, SegmentHeader, Summary};
 pub use manifest::{
-    BaseInfo, DiskInfo, Generation, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, PinInfo, PointsMode, Policy, SeedingInfo,
-    SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts, TimelineInfo, TimelineRole, TimelineState,
-    segment_name,
+    BaseInfo, DiskInfo, Generation, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, MergeInfo, PinInfo, PointsMode, Policy,
+    SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts, TimelineInfo, TimelineRole,
+    TimelineState, segment_name,
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};

@@ -6,6 +6,7 @@
 
 pub mod base;
 pub mod catalogue;
+pub mod merge;
 mod resolve;
 pub mod session;
 pub mod sidecar;
@@ -16,7 +17,6 @@ pub use view::{Bases, ReplicaView, Run, ViewDisk};
 
 use self::base::{Base, BaseError};
 use self::catalogue::{Branch, Catalogue, Role};
-use self::sidecar::Root;
 use crate::journal::{Damage, Manifest, PathElement, ReadError, Reader, Snapshot, TimelineRole, TimelineState};
 use crate::media::{MediaError, Storage};
 use crate::types::{DiskId, Lsn, Timeline};
@@ -196,8 +196,10 @@ impl Replica {
 fn open_bases(storage: &Arc<dyn Storage>, manifest: &Manifest) -> Result<Bases, BaseError> {
     let mut bases = Bases::default();
     for (disk, base) in manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base?))) {
-        let root = Root { size: base.size, digest: base.root };
-        bases.insert(disk, Arc::new(Base::open(storage.as_ref(), manifest.replica, disk, root)?));
+        bases.insert(disk, Arc::new(Base::open(storage.as_ref(), manifest.replica, disk, base.into())?));
+    }
+    if let Some(merge) = manifest.merge {
+        merge::expect_torn(storage.as_ref(), &bases, merge)?;
     }
     Ok(bases)
 }

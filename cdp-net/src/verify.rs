@@ -4,7 +4,7 @@ use crate::host::document;
 use crate::report::{Problem, Range};
 use cdp_core::journal::{Damage as Unopened, Looked, Reader, look};
 use cdp_core::media::Storage;
-use cdp_core::replica::base::{Base, BaseError, file_names};
+use cdp_core::replica::base::{Base, BaseError, file_names, table_name};
 use cdp_core::replica::sidecar::{self, PAGE_BYTES, Root};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
 use cdp_core::types::{BLOCK, DiskId, Lsn, SECTOR, Timeline};
@@ -96,9 +96,8 @@ pub fn verify(
     }
     let mut base_lost = false;
     for (disk, base) in manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base?))) {
-        let root_of = Root { size: base.size, digest: base.root };
         let mut told = |bytes: u64| progress(journal_bytes + bytes, total);
-        let found = check_base(storage, &manifest, disk, root_of, &mut out.bytes, &mut told);
+        let found = check_base(storage, &manifest, disk, base.into(), &mut out.bytes, &mut told);
         base_lost |= !found.is_empty();
         out.damage.extend(found.into_iter().map(|mut damage| {
             damage.file = root.join(&damage.file);
@@ -198,10 +197,12 @@ fn check_base(
     let base = match Base::open(storage.as_ref(), manifest.replica, disk, root) {
         Ok(base) => base,
         Err(error) => {
-            let (table, length) = (sidecar::table_offset(root.size), sidecar::table_bytes(root.size) as u64);
+            let table = table_name(disk, root.generation);
             return vec![match &error {
-                BaseError::Media(media) if media.path.ends_with(&image) => finding(&image, 0, 0, &error),
-                _ => finding(&sidecar_name, table, length, &error),
+                BaseError::Table { .. } => finding(&table, 0, sidecar::table_bytes(root.size) as u64, &error),
+                BaseError::Media(media) if media.path.ends_with(&table) => finding(&table, 0, 0, &error),
+                BaseError::Media(media) if media.path.ends_with(&sidecar_name) => finding(&sidecar_name, 0, 0, &error),
+                _ => finding(&image, 0, 0, &error),
             }];
         }
     };

@@ -5,7 +5,7 @@ use crate::exit::{Exit, Failure};
 use crate::json::Inspected;
 use cdp_core::capture::LogContents;
 use cdp_core::journal::{self, read_manifest};
-use cdp_core::media::{File, MediaError, Storage};
+use cdp_core::media::{Disk, File, MediaError, Storage};
 use cdp_core::replica::sidecar::{self, PAGE_BYTES, PageDigest, Root};
 use cdp_core::types::GroupId;
 use std::path::Path;
@@ -32,11 +32,11 @@ pub(super) fn run(path: &Path) -> Result<Inspected, Failure> {
     let manifest = replica.and_then(|storage| read_manifest(storage.as_ref()).ok());
     let text = match (path.extension().and_then(|ending| ending.to_str()), &manifest) {
         (Some("log"), Some(manifest)) => activity_log(file.as_ref(), manifest.group).map_err(media)?,
-        (Some("sum"), Some(manifest)) => {
+        (Some("sum" | "dig0" | "dig1"), Some(manifest)) => {
             let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u16>().ok());
             let disk = manifest.disks.iter().find(|disk| Some(disk.id.get()) == number);
             match disk.and_then(|disk| disk.base) {
-                Some(base) => of_sidecar(file.as_ref(), Root { size: base.size, digest: base.root }).map_err(media)?,
+                Some(base) => of_sidecar(directory, path, base.into()).map_err(media)?,
                 None => "a sidecar whose disk the manifest does not name, or not as complete\n".to_owned(),
             }
         }
@@ -73,16 +73,24 @@ fn activity_log(file: &dyn File, group: GroupId) -> Result<String, MediaError> {
     Ok(text)
 }
 
-fn of_sidecar(file: &dyn File, root: Root) -> Result<String, MediaError> {
-    let mut table = vec![0; sidecar::table_bytes(root.size)];
-    file.read_exact_at(sidecar::table_offset(root.size), &mut table)?;
-    let Some(digests) = sidecar::decode_table(&table, root) else {
+/// Of a sidecar, or of a digest table itself.
+fn of_sidecar(directory: &Path, path: &Path, root: Root) -> Result<String, MediaError> {
+    let ending = format!("dig{}", root.generation % 2);
+    if path.extension().is_some_and(|found| found != "sum" && found != ending.as_str()) {
+        return Ok("a digest table of a base that is not in use\n".to_owned());
+    }
+    let name = path.with_extension(ending);
+    let table = Disk::open(directory)?.open(&name.file_name().unwrap_or_default().to_string_lossy(), false)?;
+    let mut bytes = vec![0; sidecar::table_bytes(root.size)];
+    let length = table.read_at(0, &mut bytes)?;
+    let Some(digests) = sidecar::decode_table(&bytes[..length], root) else {
         return Ok("a sidecar whose digest table does not match the root in the manifest\n".to_owned());
     };
     let absent = digests.iter().filter(|digest| **digest == PageDigest::Absent).count();
     Ok(format!(
-        "a sidecar of a base of {} bytes\n{} pages of {PAGE_BYTES} bytes, {absent} absent (all zeros there)\nroot {}\n",
+        "the sidecar of a base of {} bytes, generation {}\n{} pages of {PAGE_BYTES} bytes, {absent} absent (all zeros there)\nroot {}\n",
         root.size,
+        root.generation,
         digests.len(),
         root.digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     ))

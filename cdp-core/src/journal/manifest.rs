@@ -62,6 +62,8 @@ pub struct Manifest {
     pub seeding: Vec<SeedingInfo>,
     /// Moments that nothing of ours may drop.
     pub pins: Vec<PinInfo>,
+    /// The merge that is under way: bases may hold what it wrote, or not.
+    pub merge: Option<MergeInfo>,
     /// Sections of a newer version that may be passed over; kept as they are.
     pub unknown: Vec<(u16, Vec<u8>)>,
 }
@@ -289,6 +291,15 @@ pub struct PinInfo {
     pub created: WallTime,
 }
 
+/// A merge of history into the bases.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MergeInfo {
+    /// The branch of history.
+    pub timeline: Timeline,
+    /// Everything up to here goes into the bases.
+    pub upto: Lsn,
+}
+
 impl Manifest {
     /// The first manifest of a new replica.
     #[must_use]
@@ -311,6 +322,7 @@ impl Manifest {
             sessions: Vec::new(),
             seeding: Vec::new(),
             pins: Vec::new(),
+            merge: None,
             unknown: Vec::new(),
         }
     }

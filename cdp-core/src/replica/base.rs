@@ -2,10 +2,11 @@
 //!
 //! [`BaseWriter`] makes one in a single ascending pass (seeding); [`Base`] reads it and never gives a byte that does not verify.
 
-use super::sidecar::{self, PAGE_BLOCKS, PAGE_BYTES, PAGE_COVERS, Page, PageDigest, Root, Seed};
+use super::sidecar::{self, PAGE_BLOCKS, PAGE_BYTES, PAGE_COVERS, Page, PageDigest, Root, Seed, Slot};
 use crate::media::{File, MediaError, Storage};
-use crate::types::{BLOCK, DiskId, Extent, Lsn, ReplicaId};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::types::{BLOCK, DiskId, Extent, Lsn, ReplicaId, SECTOR};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Pages of the sidecar kept in memory by an open base: 4 MiB, which cover 1.4 GB of the disk.
 const PAGES_CACHED: usize = 1024;
@@ -62,9 +63,39 @@ pub fn file_names(disk: DiskId) -> (String, String) {
     (format!("base/{disk}.img"), format!("base/{disk}.sum"))
 }
 
+/// The name of the digest table of a disk's base in that generation; every other one has the same.
+#[must_use]
+pub fn table_name(disk: DiskId, generation: u64) -> String {
+    format!("base/{disk}.dig{}", generation % 2)
+}
+
+/// The generation of a base that was just copied.
+pub const FIRST_GENERATION: u64 = 1;
+
+/// Writes the digest table of a state of the base, durably but for the directory.
+pub(super) fn write_table(
+    storage: &dyn Storage,
+    disk: DiskId,
+    generation: u64,
+    size: u64,
+    digests: &[PageDigest],
+) -> Result<Root, MediaError> {
+    let name = table_name(disk, generation);
+    let (bytes, root) = sidecar::encode_table(generation, size, digests);
+    match storage.remove(&name) {
+        Err(error) if !error.is_not_found() => return Err(error),
+        _ => {}
+    }
+    let file = storage.create(&name)?;
+    file.write_all_at(0, &bytes)?;
+    file.sync()?;
+    Ok(root)
+}
+
 /// Writes a base from the first byte to the last.
 #[derive(Debug)]
 pub struct BaseWriter {
+    disk: DiskId,
     image: Arc<dyn File>,
     sidecar: Arc<dyn File>,
     seed: Seed,
@@ -93,7 +124,7 @@ impl BaseWriter {
         let sidecar = storage.create(&sidecar)?;
         storage.sync_dir("base")?;
         let seed = Seed::new(replica, disk);
-        Ok(Self { image, sidecar, seed, size, at: 0, page: None, digests: Vec::new(), stored: 0 })
+        Ok(Self { disk, image, sidecar, seed, size, at: 0, page: None, digests: Vec::new(), stored: 0 })
     }
 
     /// Where the next bytes belong.
@@ -173,10 +204,9 @@ impl BaseWriter {
     pub fn finish(mut self, storage: &dyn Storage, lsn: Lsn) -> Result<Root, MediaError> {
         self.zeros(self.size - self.at, lsn)?;
         self.close_page()?;
-        let (table, root) = sidecar::encode_table(self.size, &self.digests);
-        self.sidecar.write_all_at(sidecar::table_offset(self.size), &table)?;
         self.sidecar.sync()?;
         self.image.sync()?;
+        let root = write_table(storage, self.disk, FIRST_GENERATION, self.size, &self.digests)?;
         storage.sync_dir("base")?;
         Ok(root)
     }
@@ -205,8 +235,8 @@ impl BaseWriter {
 
     fn close_page(&mut self) -> Result<(), MediaError> {
         if let Some(mut page) = self.page.take() {
-            let offset = page.number() * PAGE_BYTES as u64;
-            let (bytes, digest) = page.seal();
+            let offset = Slot::First.offset(page.number());
+            let (bytes, digest) = page.seal(Slot::First);
             self.sidecar.write_all_at(offset, bytes)?;
             self.digests.push(digest);
         }
@@ -232,6 +262,26 @@ pub struct Base {
     root: Root,
     digests: Vec<PageDigest>,
     pages: Vec<Mutex<Option<Arc<Page>>>>,
+    /// Blocks that a merge writes only parts of, by number.
+    torn: RwLock<BTreeMap<u64, Rest>>,
+}
+
+/// What of a block a merge leaves as it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rest {
+    /// The sectors that it changes, a bit each; the rest stays.
+    pub changed: u8,
+    /// CRC32C of the sectors that stay, in order.
+    pub crc: u32,
+}
+
+impl Rest {
+    /// Of a block's bytes, before or after the change.
+    #[must_use]
+    pub fn of(changed: u8, block: &[u8]) -> Self {
+        let stays = block.chunks(SECTOR as usize).enumerate().filter(|(sector, _)| changed >> sector & 1 == 0);
+        Self { changed, crc: stays.fold(0, |crc, (_, bytes)| crc32c::crc32c_append(crc, bytes)) }
+    }
 }
 
 impl Base {
@@ -243,16 +293,36 @@ impl Base {
         let (image, sidecar) = file_names(disk);
         let (image, sidecar) = (storage.open(&image, false)?, storage.open(&sidecar, false)?);
         let (expected, found) = (root.size.next_multiple_of(BLOCK), image.len()?);
-        if found != expected {
+        // A merge makes room for a disk that grew before the manifest says so.
+        if found < expected {
             return Err(BaseError::Length { path: image.path().to_owned(), expected, found });
         }
-        let mut table = vec![0; sidecar::table_bytes(root.size)];
-        sidecar.read_exact_at(sidecar::table_offset(root.size), &mut table)?;
-        let Some(digests) = sidecar::decode_table(&table, root) else {
-            return Err(BaseError::Table { path: sidecar.path().to_owned() });
+        let table = storage.open(&table_name(disk, root.generation), false)?;
+        let mut bytes = vec![0; sidecar::table_bytes(root.size)];
+        // One that ends early is another one, not a failure of the media.
+        let length = table.read_at(0, &mut bytes)?;
+        let Some(digests) = sidecar::decode_table(&bytes[..length], root) else {
+            return Err(BaseError::Table { path: table.path().to_owned() });
         };
         let pages = (0..PAGES_CACHED.min(digests.len())).map(|_| Mutex::new(None)).collect();
-        Ok(Self { image, sidecar, seed: Seed::new(replica, disk), root, digests, pages })
+        let torn = RwLock::default();
+        Ok(Self { image, sidecar, seed: Seed::new(replica, disk), root, digests, pages, torn })
+    }
+
+    /// A merge is about to change parts of a block: from now on it may be found old, new or torn, and what stays is what counts.
+    /// Those who read it lay the journal over what changes.
+    pub fn expect_torn(&self, block: u64, rest: Rest) {
+        self.torn.write().unwrap_or_else(PoisonError::into_inner).insert(block, rest);
+    }
+
+    /// The state that the manifest names.
+    pub(super) fn root(&self) -> Root {
+        self.root
+    }
+
+    /// Which pages there are.
+    pub(super) fn digests(&self) -> &[PageDigest] {
+        &self.digests
     }
 
     /// Bytes of the disk when the base was made.
@@ -366,7 +436,7 @@ impl Base {
         for (block, data) in (offset / BLOCK..).zip(data.chunks_exact(BLOCK as usize)) {
             let (lsn, expected) = page.entry((block % PAGE_BLOCKS) as usize);
             let found = self.seed.block(block, lsn, data);
-            if found != expected {
+            if found != expected && !self.is_torn(block, data) {
                 let path = self.image.path().to_owned();
                 return Err(BaseError::Block { path, offset: block * BLOCK, expected, found });
             }
@@ -374,19 +444,23 @@ impl Base {
         Ok(())
     }
 
+    /// Whether a merge changes the block, and what it does not change is right.
+    fn is_torn(&self, block: u64, data: &[u8]) -> bool {
+        let torn = self.torn.read().unwrap_or_else(PoisonError::into_inner);
+        torn.get(&block).is_some_and(|rest| Rest::of(rest.changed, data) == *rest)
+    }
+
     /// A page of checksums; `None`: all its blocks are zeros.
-    fn page(&self, number: u64) -> Result<Option<Arc<Page>>, BaseError> {
+    pub(super) fn page(&self, number: u64) -> Result<Option<Arc<Page>>, BaseError> {
         let digest = self.digests[number as usize];
-        if digest == PageDigest::Absent {
-            return Ok(None);
-        }
+        let PageDigest::Crc(place, _) = digest else { return Ok(None) };
         // Direct-mapped: a page has one place; who comes later takes it.
         let slot = &self.pages[number as usize % self.pages.len()];
         let cached = slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(page) = cached.filter(|page| page.number() == number) {
             return Ok(Some(page));
         }
-        let offset = number * PAGE_BYTES as u64;
+        let offset = place.offset(number);
         let mut bytes = Box::new([0; PAGE_BYTES]);
         self.sidecar.read_exact_at(offset, bytes.as_mut_slice())?;
         let page = Page::parse(bytes, number, digest).ok_or_else(|| BaseError::Page {
@@ -481,7 +555,7 @@ mod tests {
         let storage = Memory::default();
         let (content, root) = make(&storage, &[(true, 3), (false, 400), (true, 2)]);
         let (replica, disk) = ids();
-        for name in [file_names(disk).0, file_names(disk).1] {
+        for name in [file_names(disk).0, file_names(disk).1, table_name(disk, FIRST_GENERATION)] {
             let file = storage.open(&name, true).unwrap();
             for at in (0..file.len().unwrap()).step_by(509) {
                 let mut byte = [0];

@@ -11,9 +11,12 @@
 //! | 8..16 | number of the page in the sidecar |
 //! | 16..4096 | 340 entries: LSN of the last writer (u64), checksum (u32) |
 //!
-//! After the last page comes the digest table: 8 bytes a page, `1` and the page's CRC32C, or `2` and zero for an absent page;
-//! the table is padded with zeros to a multiple of 4 KiB. The root is the BLAKE3 hash of the table.
+//! Each page has two places in the sidecar, one behind the other; a change of the base writes the one that is not in use, so that
+//! the page that the manifest's root vouches for is never touched. Which one that is says the digest table, a file of its own:
+//! 8 bytes a page, `1` (first place) or `3` (second) and the page's CRC32C, or `2` and zero for an absent page, padded with zeros to a
+//! multiple of 4 KiB. There are two such files, for odd and even generations of the base. The root is the BLAKE3 hash of the table.
 
+use crate::journal::BaseInfo;
 use crate::types::{BLOCK, DiskId, Lsn, ReplicaId};
 
 /// Bytes of a page.
@@ -90,12 +93,12 @@ impl Page {
         entry[8..].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// Its bytes, under their checksum, and what the digest table says of it.
+    /// Its bytes, under their checksum, and what the digest table says of it when it is in that place.
     #[must_use]
-    pub fn seal(&mut self) -> (&[u8], PageDigest) {
+    pub fn seal(&mut self, slot: Slot) -> (&[u8], PageDigest) {
         let crc = crc32c::crc32c(&self.0[4..]);
         self.0[..4].copy_from_slice(&crc.to_le_bytes());
-        (self.0.as_slice(), PageDigest::Crc(crc))
+        (self.0.as_slice(), PageDigest::Crc(slot, crc))
     }
 
     /// The page of this number that the digest table names; `None` when the bytes are another's or damaged.
@@ -104,16 +107,43 @@ impl Page {
         let crc = crc32c::crc32c(&bytes[4..]);
         let said = u32::from_le_bytes(bytes[..4].try_into().expect("four bytes"));
         let page = Self(bytes);
-        let right = said == crc && digest == PageDigest::Crc(crc) && page.0[4..8] == MAGIC && page.number() == number;
+        let named = matches!(digest, PageDigest::Crc(_, named) if named == crc);
+        let right = said == crc && named && page.0[4..8] == MAGIC && page.number() == number;
         right.then_some(page)
+    }
+}
+
+/// One of a page's two places.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Slot {
+    /// The first.
+    First,
+    /// The second.
+    Second,
+}
+
+impl Slot {
+    /// The one that is not this one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+
+    /// Where it is in the sidecar, for a page.
+    #[must_use]
+    pub fn offset(self, page: u64) -> u64 {
+        (2 * page + u64::from(self == Self::Second)) * PAGE_BYTES as u64
     }
 }
 
 /// What the digest table says of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PageDigest {
-    /// Its checksum.
-    Crc(u32),
+    /// Which place it is in, and its checksum.
+    Crc(Slot, u32),
     /// There is none: every block it would cover is zeros.
     Absent,
 }
@@ -121,10 +151,19 @@ pub enum PageDigest {
 /// What the manifest holds of a base: everything else follows from it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Root {
+    /// Counts the states of the base, from 1: says which file has the digest table.
+    pub generation: u64,
     /// Bytes of the disk when the base was made.
     pub size: u64,
     /// BLAKE3 of the digest table.
     pub digest: [u8; 32],
+}
+
+impl From<BaseInfo> for Root {
+    fn from(base: BaseInfo) -> Self {
+        let BaseInfo { generation, size, root: digest, .. } = base;
+        Self { generation, size, digest }
+    }
 }
 
 /// How many pages a disk of `size` bytes has.
@@ -133,19 +172,14 @@ pub fn pages(size: u64) -> u64 {
     size.div_ceil(PAGE_COVERS)
 }
 
-/// Where the digest table of a disk begins in its sidecar.
-#[must_use]
-pub fn table_offset(size: u64) -> u64 {
-    pages(size) * PAGE_BYTES as u64
-}
-
 /// The digest table as bytes, and its root.
 #[must_use]
-pub fn encode_table(size: u64, digests: &[PageDigest]) -> (Vec<u8>, Root) {
+pub fn encode_table(generation: u64, size: u64, digests: &[PageDigest]) -> (Vec<u8>, Root) {
     let mut bytes = Vec::with_capacity(table_bytes(size));
     for digest in digests {
         let (state, crc) = match digest {
-            PageDigest::Crc(crc) => (1u32, *crc),
+            PageDigest::Crc(Slot::First, crc) => (1u32, *crc),
+            PageDigest::Crc(Slot::Second, crc) => (3, *crc),
             PageDigest::Absent => (2, 0),
         };
         bytes.extend_from_slice(&state.to_le_bytes());
@@ -153,7 +187,7 @@ pub fn encode_table(size: u64, digests: &[PageDigest]) -> (Vec<u8>, Root) {
     }
     bytes.resize(table_bytes(size), 0);
     let digest = *blake3::hash(&bytes).as_bytes();
-    (bytes, Root { size, digest })
+    (bytes, Root { generation, size, digest })
 }
 
 /// Bytes of the digest table of a disk of `size` bytes.
@@ -172,7 +206,8 @@ pub fn decode_table(bytes: &[u8], root: Root) -> Option<Vec<PageDigest>> {
         let (state, crc) = entry.split_at(4);
         let crc = u32::from_le_bytes(crc.try_into().ok()?);
         match state {
-            [1, 0, 0, 0] => Some(PageDigest::Crc(crc)),
+            [1, 0, 0, 0] => Some(PageDigest::Crc(Slot::First, crc)),
+            [3, 0, 0, 0] => Some(PageDigest::Crc(Slot::Second, crc)),
             [2, 0, 0, 0] => Some(PageDigest::Absent),
             _ => None,
         }
@@ -202,11 +237,11 @@ mod tests {
     fn a_page_comes_back_only_whole_and_from_its_own_place() {
         let mut page = Page::new(4);
         page.set(339, Lsn(77), 0xdead_beef);
-        let (bytes, digest) = page.seal();
+        let (bytes, digest) = page.seal(Slot::Second);
         let bytes: Box<[u8; PAGE_BYTES]> = Box::new(bytes.try_into().unwrap());
         assert_eq!(Page::parse(bytes.clone(), 4, digest).unwrap().entry(339), (Lsn(77), 0xdead_beef));
         assert_eq!(Page::parse(bytes.clone(), 5, digest), None);
-        assert_eq!(Page::parse(bytes.clone(), 4, PageDigest::Crc(1)), None);
+        assert_eq!(Page::parse(bytes.clone(), 4, PageDigest::Crc(Slot::Second, 1)), None);
         for at in (0..PAGE_BYTES).step_by(7) {
             let mut bytes = bytes.clone();
             bytes[at] ^= 0x10;
@@ -217,8 +252,11 @@ mod tests {
     #[test]
     fn a_table_comes_back_only_under_its_root() {
         let size = 5 * PAGE_COVERS - 512;
-        let digests: Vec<_> = (0..5).map(|n| if n == 2 { PageDigest::Absent } else { PageDigest::Crc(n) }).collect();
-        let (bytes, root) = encode_table(size, &digests);
+        let digest = |n| if n % 2 == 0 { PageDigest::Crc(Slot::First, n) } else { PageDigest::Crc(Slot::Second, n) };
+        let digests: Vec<_> = (0..5).map(|n| if n == 2 { PageDigest::Absent } else { digest(n) }).collect();
+        let (bytes, root) = encode_table(3, size, &digests);
+        assert_eq!(Slot::First.offset(1), 2 * PAGE_BYTES as u64);
+        assert_eq!(Slot::First.other().offset(1), 3 * PAGE_BYTES as u64);
         assert_eq!(decode_table(&bytes, root), Some(digests));
         let mut flipped = bytes.clone();
         flipped[3] ^= 1;

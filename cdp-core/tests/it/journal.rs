@@ -5,5 +5,6 @@ mod crash;
 mod golden;
 mod kit;
 mod life;
+mod merge;
 mod model;
 mod room;

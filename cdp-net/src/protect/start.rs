@@ -307,7 +307,8 @@ fn run_seeding(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, 
             for (id, root) in bases {
                 if let Some(disk) = manifest.disks.iter_mut().find(|disk| disk.id == id) {
                     // A base may hold more than the records up to its LSN; those above are applied over it again.
-                    disk.base = Some(BaseInfo { lsn: Lsn::ZERO, generation: 1, size: root.size, root: root.digest });
+                    let cdp_core::replica::sidecar::Root { generation, size, digest: root } = root;
+                    disk.base = Some(BaseInfo { lsn: Lsn::ZERO, generation, size, root });
                 }
             }
         };

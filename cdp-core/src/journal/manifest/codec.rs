@@ -19,6 +19,10 @@ const POLICY: u16 = 5;
 const SESSIONS: u16 = 6;
 const SEEDING: u16 = 7;
 const PINS: u16 = 8;
+const MERGE: u16 = 13;
+
+/// Sections that are read here.
+const KNOWN: [u16; 9] = [IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, MERGE];
 
 /// Bounds on lists, far above what can be used.
 const TIMELINES_MAX: usize = 1 << 20;
@@ -54,6 +58,11 @@ impl Manifest {
                 put.text(&pin.label).bytes(pin.timeline.bytes()).u64(pin.lsn.0).u64(pin.created.0);
             });
         });
+        if let Some(merge) = &self.merge {
+            section(&mut put, MERGE, |put| {
+                put.bytes(merge.timeline.bytes()).u64(merge.upto.0);
+            });
+        }
         for (tag, bytes) in &self.unknown {
             put.u16(*tag).u16(0).u32(bytes.len() as u32).bytes(bytes);
         }
@@ -77,7 +86,7 @@ impl Manifest {
             let (tag, flags) = (take.u16()?, take.u16()?);
             let length = take.u32()? as usize;
             let mut body = Take::new(WHAT, take.bytes(length)?);
-            if (1..=PINS).contains(&tag) {
+            if KNOWN.contains(&tag) {
                 if seen >> tag & 1 == 1 {
                     return Err(take.field("section", u64::from(tag)));
                 }
@@ -117,6 +126,10 @@ impl Manifest {
                 self.seeding = take.list("seeding", DISKS_LISTED_MAX, |take| {
                     Ok(SeedingInfo { disk: disk_id(take)?, done: take.u64_if("done", |value| value <= DISK_MAX)? })
                 })?;
+            }
+            MERGE => {
+                let (timeline, upto) = (take.id("timeline", Timeline::new)?, Lsn(take.u64()?));
+                self.merge = Some(MergeInfo { timeline, upto });
             }
             _ => {
                 self.pins = take.list("pins", PINS_MAX, |take| {

@@ -70,6 +70,7 @@ pub(crate) fn full() -> Manifest {
     });
     manifest.seeding.push(SeedingInfo { disk: DiskId::new(1).unwrap(), done: 4096 });
     manifest.pins.push(PinInfo { label: "court".into(), timeline, lsn: Lsn(44), created: WallTime(9) });
+    manifest.merge = Some(MergeInfo { timeline, upto: Lsn(60) });
     manifest.unknown.push((200, vec![1, 2, 3]));
     manifest
 }

@@ -1,0 +1,363 @@
+//! Merging history into the bases: what the oldest records left of each block goes into the image, their segments can go.
+//!
+//! In place, and right after a crash at any moment, because nothing that is needed is ever changed:
+//!
+//! 1. The manifest says that a merge up to an LSN is under way ([`MergeInfo`]). From then on a block of a base may be found
+//!    old, new or torn. Every reader lays the journal over the base, and the segments of the merge are all still there.
+//! 2. Blocks are written, ascending; pages of checksums go to the place that is not in use. Of a block that is changed in parts,
+//!    the [`Rest`] is made durable first, in the file [`RESTS`]: the bytes that stay verify by that until the merge is done.
+//! 3. Images and sidecars are synced, then the new digest tables, in the file that is not in use.
+//! 4. The manifest names the new roots, and no merge. When that is durable the segments are forgotten.
+//!
+//! Found with a merge under way, the merge is simply done again, from the same segments and the same old pages.
+//!
+//! The machine does a bounded piece of the work in each [`step`](Merge::step); whoever drives it chooses the rate, and edits the
+//! manifest before and after.
+
+use super::base::{self, Base, Rest};
+use super::sidecar::{self, PAGE_BLOCKS, PAGE_COVERS, Page, PageDigest, Seed, Slot};
+use super::view::Bases;
+use crate::journal::{BaseInfo, Manifest, MergeInfo, Origin, PathElement, ReadError, View};
+use crate::media::{File, MediaError, Storage};
+use crate::types::{BLOCK, DiskId, Extent, Lsn, ReplicaId, SECTOR};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What stays of blocks that a merge changes in parts.
+pub const RESTS: &str = "base/merge.rests";
+/// Memory for region maps, in bytes: a merge goes through a disk once, region by region.
+const REGIONS_BYTES: u64 = 16 << 20;
+/// A record of [`RESTS`], in bytes: disk (2), changed (1), zero (1), CRC of what stays (4), block (8), upto (8), zeros (4), CRC of
+/// the record (4).
+const REST_BYTES: usize = 32;
+const SECTORS: u64 = BLOCK / SECTOR;
+
+/// Why a merge cannot go on. Nothing is lost: the next start does it again.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    /// What is to be merged cannot be read, or does not verify.
+    #[error("a merge into the bases stops: {0}")]
+    Read(#[from] ReadError),
+    /// The base.
+    #[error("a merge into the bases stops: {0}")]
+    Base(#[from] base::BaseError),
+    /// The media.
+    #[error("a merge into the bases stops: {0}")]
+    Media(#[from] MediaError),
+}
+
+/// Tells bases what the manifest's merge may have torn. Call it before a base is read where the manifest names a merge.
+///
+/// # Errors
+/// When the file that says so cannot be read.
+pub fn expect_torn(storage: &dyn Storage, bases: &Bases, merge: MergeInfo) -> Result<(), MediaError> {
+    let file = match storage.open(RESTS, false) {
+        Err(error) if error.is_not_found() => return Ok(()),
+        file => file?,
+    };
+    let mut bytes = vec![0; file.len()? as usize];
+    let length = file.read_at(0, &mut bytes)?;
+    for record in bytes[..length].chunks_exact(REST_BYTES) {
+        // A torn record belongs to a block that was not touched yet; one of another merge to blocks that are done.
+        if let Some((disk, block, rest)) = decode_rest(record, merge.upto)
+            && let Some(base) = bases.get(disk)
+        {
+            base.expect_torn(block, rest);
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a merge left that the manifest does not name any more.
+///
+/// # Errors
+/// When the media fail.
+pub fn clean_up(storage: &dyn Storage) -> Result<(), MediaError> {
+    match storage.remove(RESTS) {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn encode_rest(disk: DiskId, block: u64, rest: Rest, upto: Lsn) -> [u8; REST_BYTES] {
+    let mut record = [0; REST_BYTES];
+    record[..2].copy_from_slice(&disk.get().to_le_bytes());
+    record[2] = rest.changed;
+    record[4..8].copy_from_slice(&rest.crc.to_le_bytes());
+    record[8..16].copy_from_slice(&block.to_le_bytes());
+    record[16..24].copy_from_slice(&upto.0.to_le_bytes());
+    let crc = crc32c::crc32c(&record[..28]);
+    record[28..].copy_from_slice(&crc.to_le_bytes());
+    record
+}
+
+fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest)> {
+    let word = |at: usize| record.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
+    let long = |at: usize| record.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
+    let whole = word(28)? == crc32c::crc32c(record.get(..28)?) && long(16)? == upto.0;
+    let disk = DiskId::new(u16::from_le_bytes([*record.first()?, *record.get(1)?]))?;
+    whole.then_some((disk, long(8)?, Rest { changed: record[2], crc: word(4)? }))
+}
+
+/// A merge under way.
+#[derive(Debug)]
+pub struct Merge {
+    storage: Arc<dyn Storage>,
+    info: MergeInfo,
+    view: View,
+    bases: Arc<Bases>,
+    rests: Arc<dyn File>,
+    rests_bytes: u64,
+    waiting: VecDeque<Work>,
+    done: Vec<Work>,
+}
+
+/// One disk's part.
+#[derive(Debug)]
+struct Work {
+    disk: DiskId,
+    base: Arc<Base>,
+    image: Arc<dyn File>,
+    sidecar: Arc<dyn File>,
+    seed: Seed,
+    size: u64,
+    /// Pages as they will be.
+    digests: Vec<PageDigest>,
+    /// The next page.
+    page: u64,
+}
+
+/// What is written together.
+#[derive(Debug, Default)]
+struct Batch {
+    rests: Vec<u8>,
+    writes: Vec<(u64, Vec<u8>)>,
+    punches: Vec<Extent>,
+    pages: Vec<Page>,
+    bytes: u64,
+}
+
+/// What the records of a merge do to one block.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    lsn: Lsn,
+    /// A bit for each sector.
+    sectors: u8,
+    discarded: u8,
+}
+
+impl Merge {
+    /// The merge that the manifest names; that manifest is durable. `path` leads to its LSN, `bases` are those that everybody
+    /// in this process reads.
+    ///
+    /// # Errors
+    /// When the journal does not reach that far, or the media fail.
+    pub fn begin(
+        storage: &Arc<dyn Storage>,
+        manifest: &Manifest,
+        info: MergeInfo,
+        path: &[PathElement],
+        bases: &Arc<Bases>,
+    ) -> Result<Self, MergeError> {
+        expect_torn(storage.as_ref(), bases, info)?;
+        let rests = match storage.open(RESTS, true) {
+            Err(error) if error.is_not_found() => storage.create(RESTS)?,
+            file => file?,
+        };
+        storage.sync_dir("base")?;
+        // What an earlier try wrote stays true: only whole records count, and they follow each other.
+        let rests_bytes = rests.len()?.next_multiple_of(REST_BYTES as u64);
+        let mut waiting = VecDeque::new();
+        for disk in &manifest.disks {
+            if let Some(base) = bases.get(disk.id) {
+                waiting.push_back(Work::new(storage.as_ref(), manifest.replica, disk.id, disk.size, base)?);
+            }
+        }
+        let (storage, bases) = (Arc::clone(storage), Arc::clone(bases));
+        let view = View::open(path, REGIONS_BYTES)?;
+        Ok(Self { storage, info, view, bases, rests, rests_bytes, waiting, done: Vec::new() })
+    }
+
+    /// Merges until about `budget` bytes were written; whether there is more to do.
+    ///
+    /// # Errors
+    /// What cannot be read, or the media: then nothing more may be asked of this one.
+    pub fn step(&mut self, budget: u64) -> Result<bool, MergeError> {
+        let Some(work) = self.waiting.front_mut() else { return Ok(false) };
+        let mut batch = Batch::default();
+        while batch.bytes < budget && work.page < work.digests.len() as u64 {
+            work.gather(&self.view, self.bases.as_ref(), self.info.upto, &mut batch)?;
+        }
+        if !batch.rests.is_empty() {
+            self.rests.write_all_at(self.rests_bytes, &batch.rests)?;
+            self.rests.sync()?;
+            self.rests_bytes += batch.rests.len() as u64;
+        }
+        work.write(batch)?;
+        if work.page == work.digests.len() as u64 {
+            self.done.extend(self.waiting.pop_front());
+        }
+        Ok(!self.waiting.is_empty())
+    }
+
+    /// Makes everything durable; gives the bases as the manifest has to name them, with no merge any more. To be called when
+    /// [`Self::step`] had nothing more to do.
+    ///
+    /// # Errors
+    /// When the media fail.
+    pub fn finish(self) -> Result<Vec<(DiskId, BaseInfo)>, MergeError> {
+        let mut bases = Vec::new();
+        for work in &self.done {
+            work.image.sync()?;
+            work.sidecar.sync()?;
+            let generation = work.base.root().generation + 1;
+            let root = base::write_table(self.storage.as_ref(), work.disk, generation, work.size, &work.digests)?;
+            let (lsn, root) = (self.info.upto, root.digest);
+            bases.push((work.disk, BaseInfo { lsn, generation, size: work.size, root }));
+        }
+        self.storage.sync_dir("base")?;
+        Ok(bases)
+    }
+}
+
+impl Work {
+    fn new(
+        storage: &dyn Storage,
+        replica: ReplicaId,
+        disk: DiskId,
+        size: u64,
+        base: &Arc<Base>,
+    ) -> Result<Self, MediaError> {
+        let (image, sidecar) = base::file_names(disk);
+        let (image, sidecar) = (storage.open(&image, true)?, storage.open(&sidecar, true)?);
+        // A disk that was cut since may have been longer at the moment up to which is merged.
+        let size = size.max(base.size());
+        if image.len()? < size.next_multiple_of(BLOCK) {
+            image.set_len(size.next_multiple_of(BLOCK))?;
+        }
+        let mut digests = base.digests().to_vec();
+        digests.resize(sidecar::pages(size) as usize, PageDigest::Absent);
+        let (base, seed) = (Arc::clone(base), Seed::new(replica, disk));
+        Ok(Self { disk, base, image, sidecar, seed, size, digests, page: 0 })
+    }
+
+    /// Works out the next page: what its blocks become, and what is to be written for that.
+    fn gather(&mut self, view: &View, bases: &Bases, upto: Lsn, batch: &mut Batch) -> Result<(), MergeError> {
+        let number = self.page;
+        self.page += 1;
+        let at = number * PAGE_COVERS;
+        let end = (at + PAGE_COVERS).min(self.size.next_multiple_of(BLOCK));
+        let changes = changes(view, self.disk, Extent::new(at, end - at))?;
+        if changes.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        let mut page = self.old_page(number)?;
+        for run in changes.chunk_by(|a, b| a.is_some() == b.is_some()).scan(0, |place, run| {
+            let first = *place;
+            *place += run.len();
+            Some((first, run))
+        }) {
+            let (first, run) = run;
+            if run[0].is_none() {
+                continue;
+            }
+            let offset = at + first as u64 * BLOCK;
+            let mut data = vec![0; run.len() * BLOCK as usize];
+            view.read(self.disk, offset, &mut data, bases)?;
+            let blocks = data.chunks_exact(BLOCK as usize).zip(run.iter().flatten());
+            for (place, (block, change)) in (first..).zip(blocks) {
+                let number = number * PAGE_BLOCKS + place as u64;
+                page.set(place, change.lsn, self.seed.block(number, change.lsn, block));
+                if change.sectors != u8::MAX {
+                    let rest = Rest::of(change.sectors, block);
+                    batch.rests.extend_from_slice(&encode_rest(self.disk, number, rest, upto));
+                    self.base.expect_torn(number, rest);
+                }
+            }
+            batch.add(offset, data, run);
+        }
+        batch.pages.push(page);
+        Ok(())
+    }
+
+    /// The page as the manifest's root has it, to be changed.
+    fn old_page(&self, number: u64) -> Result<Page, MergeError> {
+        static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
+        if (number as usize) < self.base.digests().len()
+            && let Some(page) = self.base.page(number)?
+        {
+            return Ok((*page).clone());
+        }
+        let mut page = Page::new(number);
+        for place in 0..PAGE_BLOCKS {
+            let crc = self.seed.block(number * PAGE_BLOCKS + place, Lsn::ZERO, &ZEROS);
+            page.set(place as usize, Lsn::ZERO, crc);
+        }
+        Ok(page)
+    }
+
+    /// Writes a batch. Needs no sync: until [`Merge::finish`] the manifest says that anything may have happened.
+    fn write(&mut self, batch: Batch) -> Result<(), MediaError> {
+        for (offset, data) in &batch.writes {
+            self.image.write_all_at(*offset, data)?;
+        }
+        for range in batch.punches {
+            self.image.punch(range)?;
+        }
+        for mut page in batch.pages {
+            let number = page.number();
+            let slot = match self.base.digests().get(number as usize) {
+                Some(PageDigest::Crc(slot, _)) => slot.other(),
+                _ => Slot::First,
+            };
+            let (bytes, digest) = page.seal(slot);
+            self.sidecar.write_all_at(slot.offset(number), bytes)?;
+            self.digests[number as usize] = digest;
+        }
+        Ok(())
+    }
+}
+
+impl Batch {
+    /// Blocks that follow each other and all change. What reads as zeros because it was discarded takes no room.
+    fn add(&mut self, offset: u64, data: Vec<u8>, changes: &[Option<Change>]) {
+        self.bytes += data.len() as u64;
+        let hole = |block: &[u8], change: &Option<Change>| {
+            change.is_some_and(|change| change.discarded == u8::MAX) && base::is_zero(block)
+        };
+        let blocks: Vec<_> = data.chunks_exact(BLOCK as usize).zip(changes).map(|(b, c)| hole(b, c)).collect();
+        let mut at = 0;
+        for run in blocks.chunk_by(|a, b| a == b) {
+            let (from, to) = (at, at + run.len() * BLOCK as usize);
+            at = to;
+            let here = offset + from as u64;
+            if run[0] {
+                self.punches.push(Extent::new(here, (to - from) as u64));
+            } else {
+                self.writes.push((here, data[from..to].to_vec()));
+            }
+        }
+    }
+}
+
+/// What the journal does to each block of a range that begins on one.
+fn changes(view: &View, disk: DiskId, range: Extent) -> Result<Vec<Option<Change>>, ReadError> {
+    let mut changes: Vec<Option<Change>> = vec![None; (range.length / BLOCK) as usize];
+    for piece in view.resolve(disk, range)? {
+        let (lsn, discarded) = match piece.origin {
+            Origin::Below => continue,
+            Origin::Data { lsn } => (lsn, false),
+            Origin::Zero { lsn, discarded } => (lsn, discarded),
+        };
+        let first = (piece.extent.offset - range.offset) / SECTOR;
+        let last = (piece.extent.end() - range.offset).div_ceil(SECTOR);
+        for sector in first..last {
+            let change = &mut changes[(sector / SECTORS) as usize];
+            let change = change.get_or_insert(Change { lsn, sectors: 0, discarded: 0 });
+            change.lsn = change.lsn.max(lsn);
+            change.sectors |= 1 << (sector % SECTORS);
+            change.discarded |= u8::from(discarded) << (sector % SECTORS);
+        }
+    }
+    Ok(changes)
+}
