@@ -6,6 +6,9 @@
 
 pub mod base;
 pub mod catalogue;
+pub mod content;
+pub mod diff;
+pub mod digest;
 pub mod merge;
 mod resolve;
 pub mod session;

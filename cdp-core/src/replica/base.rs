@@ -315,7 +315,7 @@ impl Base {
         self.torn.write().unwrap_or_else(PoisonError::into_inner).insert(block, rest);
     }
 
-    /// The state that the manifest names.
+    /// The state that the manifest names: two bases of a disk that have the same root hold the same bytes.
     pub(super) fn root(&self) -> Root {
         self.root
     }

@@ -1,8 +1,9 @@
 //! The disks of a group as they were at one moment, to be read: journal above, base below, every byte verified.
 
 use super::base::{Base, BaseError};
+use super::content::Provenance;
 use crate::journal::{Below, Origin, PathElement, ReadError, View};
-use crate::types::{DiskId, Extent};
+use crate::types::{DiskId, Extent, Lsn, Timeline};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -74,6 +75,8 @@ pub struct Run {
 #[derive(Debug)]
 pub struct ReplicaView {
     view: View,
+    /// The timelines of the path, from the root on, and the last LSN of each.
+    path: Vec<(Timeline, Lsn)>,
     bases: Arc<Bases>,
     disks: Vec<ViewDisk>,
 }
@@ -84,7 +87,9 @@ impl ReplicaView {
     /// # Errors
     /// When a journal does not reach as far as the path says.
     pub fn open(path: &[PathElement], bases: Arc<Bases>, disks: Vec<ViewDisk>) -> Result<Self, ReadError> {
-        Ok(Self { view: View::open(path, REGIONS_BYTES)?, bases, disks })
+        let view = View::open(path, REGIONS_BYTES)?;
+        let path = path.iter().map(|element| (element.timeline, element.upto)).collect();
+        Ok(Self { view, path, bases, disks })
     }
 
     /// The disks that are there at the moment, in the order of their numbers.
@@ -134,6 +139,28 @@ impl ReplicaView {
             }
         }
         Ok(runs)
+    }
+
+    /// What the range is made of by who wrote it, in order, without a gap: from the index alone.
+    ///
+    /// # Errors
+    /// When an index cannot be read or does not verify.
+    pub fn provenance(&self, disk: DiskId, range: Extent) -> Result<Vec<(Extent, Provenance)>, ReadError> {
+        let below =
+            self.bases.get(disk).map_or(Provenance::Zeros, |base| Provenance::Base { root: base.root().digest });
+        let made = |origin: Origin| match origin {
+            Origin::Data { lsn } => self.record(lsn),
+            Origin::Zero { .. } => Provenance::Zeros,
+            Origin::Below => below,
+        };
+        Ok(self.view.resolve(disk, range)?.into_iter().map(|piece| (piece.extent, made(piece.origin))).collect())
+    }
+
+    /// Which record has an LSN on this view's path: LSNs grow along it, so that the first timeline that reaches as far has it.
+    fn record(&self, lsn: Lsn) -> Provenance {
+        // What a session wrote after it was opened may be on a timeline that is younger than the path.
+        let on = self.path.iter().find(|(_, upto)| lsn <= *upto);
+        on.map_or(Provenance::Unknown, |(timeline, _)| Provenance::Record { timeline: *timeline, lsn })
     }
 
     /// The runs of the base inside `range`: whether each may hold anything but zeros.

@@ -2,6 +2,7 @@
 
 mod corruption;
 mod crash;
+mod diff;
 mod golden;
 mod kit;
 mod life;
