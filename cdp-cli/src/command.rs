@@ -1,6 +1,7 @@
 //! One file a command: its arguments, what it asks for, and how the answer looks to people.
 
 pub mod demo;
+pub mod diff;
 pub mod inspect;
 pub mod mark;
 pub mod mount;

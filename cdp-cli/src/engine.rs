@@ -4,7 +4,7 @@
 //! without another owner: [`Engine::open`] gives the handler that an owner has. The long jobs are calls of their own.
 
 use crate::exit::Failure;
-use crate::json::{Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
+use crate::json::{DiffEvent, Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
 use crate::progress::Progress;
 use crate::stop::Stop;
 use cdp_core::when::When;
@@ -93,6 +93,30 @@ pub struct RestoreSpec {
     pub force: bool,
 }
 
+/// What to compare.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiffSpec {
+    /// The moment that counts as before.
+    pub from: When,
+    /// What it is compared with; nothing if only its digest is asked for.
+    pub to: Option<DiffTo>,
+    /// Which neighbour to take of a moment that is not restorable.
+    pub nearest: Option<Side>,
+    /// One disk of several.
+    pub disk: Option<String>,
+    /// Tell digests, and no differences.
+    pub digest: bool,
+}
+
+/// The second side of a comparison.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DiffTo {
+    /// Another moment.
+    Moment(When),
+    /// A raw image or block device.
+    File(PathBuf),
+}
+
 /// What to serve, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountSpec {
@@ -154,6 +178,20 @@ pub trait Engine: Sync {
         stop: &Stop,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Restored, Failure>;
+
+    /// Compares a moment with another one or with a file, and tells what differs, or the digests, while it goes on.
+    ///
+    /// # Errors
+    /// When a moment is not restorable, something cannot be read, or `stop` was wished before the end.
+    fn diff(
+        &self,
+        dir: &Path,
+        spec: &DiffSpec,
+        access: Access,
+        stop: &Stop,
+        progress: &mut dyn FnMut(Progress),
+        events: &mut dyn FnMut(DiffEvent),
+    ) -> Result<(), Failure>;
 
     /// Reads and checks everything in `dir`. Damage is an answer, not an error.
     ///

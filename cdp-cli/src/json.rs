@@ -2,6 +2,7 @@
 //!
 //! Fields may be added, never renamed or removed.
 
+pub use cdp_net::diff::{Difference, DiskDigest, Kind, Of};
 pub use cdp_net::report::{
     At, Disk, Gap, Lack, Point, PointKind, Points, Policy, Range, Session, Space, State, Status,
 };
@@ -164,6 +165,22 @@ pub struct Restored {
     pub at: At,
     /// What was written.
     pub outputs: Vec<RestoredDisk>,
+}
+
+/// What `diff` comes to know. Scripts see differences and digests, a line each, as they are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DiffEvent {
+    /// The moments were found.
+    Begin {
+        /// The first one.
+        from: At,
+        /// The second one, if it is a moment.
+        to: Option<At>,
+    },
+    /// Something that is not the same.
+    Difference(Difference),
+    /// A disk in short.
+    Digest(DiskDigest),
 }
 
 /// A line of `mount --json`.

@@ -1,11 +1,12 @@
 //! The engine that is real: every call goes straight to the libraries.
 
+mod diff;
 mod inspect;
 mod protect;
 
-use crate::engine::{Engine, MountSpec, ProtectSpec, RestoreSpec};
+use crate::engine::{DiffSpec, Engine, MountSpec, ProtectSpec, RestoreSpec};
 use crate::exit::{Exit, Failure};
-use crate::json::{Export, Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
+use crate::json::{DiffEvent, Export, Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
 use crate::progress::Progress;
 use crate::stop::Stop;
 use cdp_core::media::{Disk, Storage};
@@ -135,6 +136,22 @@ impl Engine for Libraries {
             !stop.is_wished()
         })?;
         Ok(Restored { at: reading.at.clone(), outputs })
+    }
+
+    fn diff(
+        &self,
+        dir: &Path,
+        spec: &DiffSpec,
+        access: Access,
+        stop: &Stop,
+        progress: &mut dyn FnMut(Progress),
+        events: &mut dyn FnMut(DiffEvent),
+    ) -> Result<(), Failure> {
+        let mut told = |done, total| {
+            progress(Progress { done, total });
+            !stop.is_wished()
+        };
+        diff::run(dir, spec, access, &mut told, events)
     }
 
     fn verify(&self, dir: &Path, access: Access, progress: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {

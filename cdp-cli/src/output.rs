@@ -14,12 +14,14 @@ pub struct Output<'a> {
     err: &'a mut dyn Write,
     /// Why an answer did not arrive.
     lost: Option<io::Error>,
+    /// Whoever read stdout went away.
+    unheard: bool,
 }
 
 impl<'a> Output<'a> {
     /// Writes to these; `terminal` says that people watch stderr.
     pub fn new(json: bool, terminal: bool, out: &'a mut dyn Write, err: &'a mut dyn Write) -> Self {
-        Self { json, terminal, out, err, lost: None }
+        Self { json, terminal, out, err, lost: None, unheard: false }
     }
 
     /// Whether scripts read it.
@@ -42,11 +44,17 @@ impl<'a> Output<'a> {
             people(document)
         };
         let written = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
-        if let Err(error) = written
-            && error.kind() != io::ErrorKind::BrokenPipe
-        {
-            self.lost.get_or_insert(error);
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.unheard = true,
+            Err(error) => drop(self.lost.get_or_insert(error)),
+            Ok(()) => {}
         }
+    }
+
+    /// Whether nobody reads answers any more: who has many of them may end.
+    #[must_use]
+    pub fn is_unheard(&self) -> bool {
+        self.unheard
     }
 
     /// Why an answer did not arrive, if somebody waits for it.
@@ -105,6 +113,7 @@ pub(crate) mod tests {
         let mut output = Output::new(true, false, &mut out, &mut err);
         output.answer(&1, |_| String::new());
         output.note("x");
+        assert!(output.is_unheard());
         assert_eq!(output.lost(), None);
     }
 

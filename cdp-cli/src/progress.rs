@@ -36,6 +36,11 @@ impl Meter {
         self.bar.set_position(progress.done);
     }
 
+    /// Does what writes lines to the terminal while the bar is out of their way.
+    pub fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.bar.suspend(work)
+    }
+
     /// Takes the bar away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();

@@ -62,7 +62,7 @@ impl Table {
 }
 
 /// The text with control characters made visible: a label must not move the terminal's cursor.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

@@ -1,6 +1,6 @@
 //! The tree of commands, and the way from arguments to an exit status.
 
-use crate::command::{demo, inspect, mark, mount, points, policy, protect, restore, status, verify};
+use crate::command::{demo, diff, inspect, mark, mount, points, policy, protect, restore, status, verify};
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
@@ -28,6 +28,7 @@ enum Command {
     Mark(mark::Arguments),
     Mount(mount::Arguments),
     Restore(restore::Arguments),
+    Diff(diff::Arguments),
     Verify(verify::Arguments),
     Inspect(inspect::Arguments),
     Status(status::Arguments),
@@ -48,6 +49,7 @@ impl Command {
             Self::Mark(arguments) => arguments.run(engine, output),
             Self::Mount(arguments) => arguments.run(engine, output),
             Self::Restore(arguments) => arguments.run(engine, output),
+            Self::Diff(arguments) => arguments.run(engine, output),
             Self::Verify(arguments) => arguments.run(engine, output),
             Self::Inspect(arguments) => arguments.run(engine, output),
             Self::Status(arguments) => arguments.run(engine, output),

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod device;
+pub mod diff;
 pub mod file_device;
 pub mod host;
 pub mod mount;

@@ -66,7 +66,7 @@ fn storage(dir: &Path) -> Result<Arc<dyn Storage>, Problem> {
 }
 
 /// The files under an owner who vouches for everything up to `at`.
-fn load_under_owner(dir: &Path, at: &At) -> Result<(Replica, Moment), Problem> {
+fn load_under_owner(dir: &Path, at: &At) -> Result<Replica, Problem> {
     let storage = storage(dir)?;
     let failed = |error: cdp_core::replica::ReplicaError| document::unreadable(&error);
     // The owner is the witness.
@@ -82,10 +82,13 @@ fn load_under_owner(dir: &Path, at: &At) -> Result<(Replica, Moment), Problem> {
             format!("{path} holds LSNs up to {written} that can be read, and up to {} were made durable", at.lsn);
         return Err(document::damaged(message));
     }
-    let replica = Replica::load(storage, manifest, snapshot, at.lsn).map_err(failed)?;
-    let timeline = timeline_named(&replica, at.timeline)?;
-    let moment = replica.exact(timeline, at.lsn).map_err(|error| document::unresolved(&replica, &error))?;
-    Ok((replica, moment))
+    Replica::load(storage, manifest, snapshot, at.lsn).map_err(failed)
+}
+
+/// The moment that the owner has found.
+fn moment_of(replica: &Replica, at: &At) -> Result<Moment, Problem> {
+    let timeline = timeline_named(replica, at.timeline)?;
+    replica.exact(timeline, at.lsn).map_err(|error| document::unresolved(replica, &error))
 }
 
 fn timeline_named(replica: &Replica, name: TimelineName) -> Result<Timeline, Problem> {
@@ -106,7 +109,8 @@ impl Reading {
             Access::Client(mut client) => {
                 let request = Request::Pin { at: when.clone(), nearest: side };
                 let PinReply { at, .. } = client.call(&request).map_err(not_answered)?;
-                let (replica, moment) = load_under_owner(dir, &at)?;
+                let replica = load_under_owner(dir, &at)?;
+                let moment = moment_of(&replica, &at)?;
                 Ok(Self { replica, moment, at, _keep: Keep::Client { _client: client } })
             }
             Access::Owner(owner) => {
@@ -127,6 +131,59 @@ impl Reading {
     pub fn view(&self) -> Result<cdp_core::replica::ReplicaView, Problem> {
         let view = self.replica.view(self.moment.timeline, self.moment.lsn);
         view.map_err(|error| document::unreadable(&error))
+    }
+}
+
+/// Two moments of one replica that can be read for as long as this lives.
+#[derive(Debug)]
+pub struct ReadingTwo {
+    replica: Replica,
+    moments: [Moment; 2],
+    /// The moments as they are shown.
+    pub at: [At; 2],
+    _keep: Keep,
+}
+
+impl ReadingTwo {
+    /// Finds both moments and holds them. Of one that is not restorable its neighbour on `side` is taken.
+    ///
+    /// # Errors
+    /// When one is not restorable or the replica cannot be read.
+    pub fn open(dir: &Path, access: Access, when: [&When; 2], side: Option<Side>) -> Result<Self, Problem> {
+        match access {
+            Access::Client(mut client) => {
+                let mut pin = |when: &When| {
+                    let request = Request::Pin { at: when.clone(), nearest: side };
+                    client.call(&request).map(|PinReply { at, .. }| at).map_err(not_answered)
+                };
+                let at = [pin(when[0])?, pin(when[1])?];
+                // LSNs grow on the trunk from timeline to timeline: who has the later one has both.
+                let later = if at[0].lsn > at[1].lsn { &at[0] } else { &at[1] };
+                let replica = load_under_owner(dir, later)?;
+                let moments = [moment_of(&replica, &at[0])?, moment_of(&replica, &at[1])?];
+                Ok(Self { replica, moments, at, _keep: Keep::Client { _client: client } })
+            }
+            Access::Owner(owner) => {
+                let storage = storage(dir)?;
+                let host = Host::idle(Arc::clone(&storage))?;
+                let moments = [host.moment(when[0], side)?, host.moment(when[1], side)?];
+                let at = [0, 1].map(|which: usize| document::at(&host.replica(), &moments[which]));
+                let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
+                Ok(Self { replica, moments, at, _keep: keep(owner, host, None)? })
+            }
+        }
+    }
+
+    /// The disks at both moments.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn views(&self) -> Result<[cdp_core::replica::ReplicaView; 2], Problem> {
+        let view = |moment: &Moment| {
+            let view = self.replica.view(moment.timeline, moment.lsn);
+            view.map_err(|error| document::unreadable(&error))
+        };
+        Ok([view(&self.moments[0])?, view(&self.moments[1])?])
     }
 }
 
@@ -158,7 +215,7 @@ impl Writing {
             Access::Client(mut client) => {
                 let request = Request::OpenSession { at: at.cloned(), nearest: side, name };
                 let report: SessionReport = client.call(&request).map_err(not_answered)?;
-                let (replica, _) = load_under_owner(dir, &report.at)?;
+                let replica = load_under_owner(dir, &report.at)?;
                 (replica, report, Keep::Client { _client: client })
             }
             Access::Owner(owner) => {

@@ -164,26 +164,33 @@ fn targets(view: &ReplicaView, options: &RestoreOptions) -> Result<Vec<(ViewDisk
     let resolved = std::fs::canonicalize(&options.output).unwrap_or_else(|_| options.output.clone());
     let output = &resolved;
     let in_directory = |disk: &ViewDisk| output.join(format!("{}.img", disk.name));
-    let names = || view.disks().iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ");
+    let names = || view.disks().iter().map(|disk| disk.name.clone()).collect::<Vec<_>>();
     let chosen: Vec<&ViewDisk> = match &options.disk {
         Some(name) => view.disks().iter().filter(|disk| disk.name == *name).collect(),
         None => view.disks().iter().collect(),
     };
     if chosen.is_empty() {
-        let name = options.disk.as_deref().unwrap_or_default();
-        let message = format!("there is no disk {name:?} at that moment; there are: {}", names());
-        return Err(Problem::new(ProblemClass::Usage, "no-disk", message));
+        return Err(no_disk(options.disk.as_deref().unwrap_or_default(), &names()));
     }
     match (&chosen[..], output.is_dir()) {
         (disks, true) => Ok(disks.iter().map(|disk| ((*disk).clone(), in_directory(disk))).collect()),
         ([disk], false) => Ok(vec![((*disk).clone(), output.clone())]),
         (_, false) => {
-            let message =
-                format!("the moment has several disks ({}) and {} is no directory", names(), output.display());
+            let message = format!(
+                "the moment has several disks ({}) and {} is no directory",
+                names().join(", "),
+                output.display()
+            );
             Err(refused("several-disks", message)
                 .hint("choose one with --disk, or give a directory: one that ends with a slash is made"))
         }
     }
+}
+
+/// Why a disk that was asked for by name was not found.
+pub(crate) fn no_disk(name: &str, names: &[String]) -> Problem {
+    let message = format!("there is no disk {name:?} at that moment; there are: {}", names.join(", "));
+    Problem::new(ProblemClass::Usage, "no-disk", message)
 }
 
 /// Why a disk was not written: by us, or by the reader.

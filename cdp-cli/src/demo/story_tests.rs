@@ -2,9 +2,9 @@
 
 use super::story::{DemoEvent, Ending, Plan, tell};
 use super::{Layout, Port};
-use crate::engine::{Engine, MountSpec, ProtectSpec, RestoreSpec};
+use crate::engine::{DiffSpec, Engine, MountSpec, ProtectSpec, RestoreSpec};
 use crate::exit::Failure;
-use crate::json::{Export, Inspected, MountEvent, ProtectEvent, Restored, State, Status, Stopped, Verified};
+use crate::json::{DiffEvent, Export, Inspected, MountEvent, ProtectEvent, Restored, State, Status, Stopped, Verified};
 use crate::progress::Progress;
 use crate::stop::Stop;
 use bytes::Bytes;
@@ -206,6 +206,18 @@ impl Engine for InMemory {
         let (at, image) = self.image(&spec.at);
         fs::write(&spec.output, image).unwrap();
         Ok(Restored { at, outputs: vec![] })
+    }
+
+    fn diff(
+        &self,
+        _: &Path,
+        _: &DiffSpec,
+        _: Access,
+        _: &Stop,
+        _: &mut dyn FnMut(Progress),
+        _: &mut dyn FnMut(DiffEvent),
+    ) -> Result<(), Failure> {
+        unreachable!("not part of the story")
     }
 
     fn verify(&self, _: &Path, _: Access, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {

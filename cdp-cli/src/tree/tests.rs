@@ -1,7 +1,7 @@
 use super::*;
-use crate::engine::{MountSpec, ProtectSpec, RestoreSpec};
+use crate::engine::{DiffSpec, DiffTo, MountSpec, ProtectSpec, RestoreSpec};
 use crate::json::tests::at;
-use crate::json::{Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
+use crate::json::{DiffEvent, Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
 use crate::output::tests::capture;
 use crate::progress::Progress;
 use crate::stop::Stop;
@@ -62,6 +62,27 @@ impl Engine for Fake {
         assert_eq!(spec.at, "-15m".parse().unwrap());
         Ok(Restored { at: at(), outputs: vec![] })
     }
+    fn diff(
+        &self,
+        _: &Path,
+        spec: &DiffSpec,
+        _: Access,
+        _: &Stop,
+        progress: &mut dyn FnMut(Progress),
+        events: &mut dyn FnMut(DiffEvent),
+    ) -> Result<(), Failure> {
+        progress(Progress { done: 1, total: 1 });
+        let to = match &spec.to {
+            Some(DiffTo::Moment(_)) => Some(at()),
+            Some(DiffTo::File(path)) => {
+                return Err(Failure::new(Exit::Failed, "with", format!("cannot open {}", path.display())));
+            }
+            None => None,
+        };
+        assert_eq!(to.is_none(), spec.digest);
+        events(DiffEvent::Begin { from: at(), to });
+        Ok(())
+    }
     fn verify(&self, _: &Path, _: Access, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
         Ok(Verified::default())
     }
@@ -100,6 +121,10 @@ fn every_command_by_its_way() {
     assert_eq!(cdp(&["restore", path, "--at", "-15m", "--output", "x"]).0, 0);
     assert_eq!(cdp(&["mount", path, "--at", "latest"]).1, "stopped\n");
     assert_eq!(cdp(&["mount", path, "--drop", "lab"]).1, "the session \"lab\" is gone\n");
+    let compared = cdp(&["diff", path, "--from", "-15m", "--to", "latest"]);
+    assert!(compared.0 == 0 && compared.1.contains("nothing differs"), "{compared:?}");
+    assert_eq!(cdp(&["diff", path, "--from", "latest", "--digest", "--json"]), (0, String::new(), String::new()));
+    assert_eq!(cdp(&["diff", path, "--from", "latest", "--with", "x"]).0, 1);
     assert_eq!(cdp(&["verify", path]).0, 5);
     assert_eq!(cdp(&["protect", "disk.img", "--replica", path]).0, 1, "not drained");
     let (status, out, err) = cdp(&["inspect", "x", "--json"]);
@@ -141,6 +166,9 @@ fn wrong_usage_is_status_2() {
         &["restore", "d", "--at", "-5", "--output", "x"],
         &["restore", "d", "--at", "2026-01-01T00:00:00", "--output", "x"],
         &["points", "d", "--since", "--json"],
+        &["diff", "d", "--from", "latest"],
+        &["diff", "d", "--to", "latest"],
+        &["diff", "d", "--from", "latest", "--to", "latest", "--with", "x"],
     ] {
         assert_eq!(cdp(line).0, 2, "{line:?}");
     }

@@ -2,6 +2,7 @@
 
 mod block_device;
 mod damage;
+mod diff;
 mod findings;
 mod full_disk;
 mod hostile;

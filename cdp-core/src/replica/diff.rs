@@ -185,3 +185,6 @@ fn fill<C: Content>(content: &C, range: Extent, buffer: &mut Vec<u8>) -> Result<
     behind.fill(0);
     if there.is_empty() { Ok(()) } else { content.read(range.offset, there) }
 }
+
+#[cfg(test)]
+mod tests;

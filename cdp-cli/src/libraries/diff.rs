@@ -1,0 +1,67 @@
+//! `cdp diff` by the libraries.
+
+use crate::engine::{DiffSpec, DiffTo};
+use crate::exit::Failure;
+use crate::json::{DiffEvent, Of};
+use cdp_net::diff::{Against, Raw, differences, digest_with, digests};
+use cdp_net::owner::Access;
+use cdp_net::reading::{Reading, ReadingTwo};
+use cdp_net::restore::OnProgress;
+use std::path::Path;
+
+pub(super) fn run(
+    dir: &Path,
+    spec: &DiffSpec,
+    access: Access,
+    progress: OnProgress<'_>,
+    events: &mut dyn FnMut(DiffEvent),
+) -> Result<(), Failure> {
+    match &spec.to {
+        Some(DiffTo::Moment(to)) => {
+            let reading = ReadingTwo::open(dir, access, [&spec.from, to], spec.nearest)?;
+            let [from, to] = reading.views()?;
+            let [at_from, at_to] = &reading.at;
+            events(DiffEvent::Begin { from: at_from.clone(), to: Some(at_to.clone()) });
+            if !spec.digest {
+                return differences_of(spec, &from, Against::Moment(&to), progress, events);
+            }
+            for (view, side) in [(&from, (Of::From, at_from)), (&to, (Of::To, at_to))] {
+                let found = digests(view, side, spec.disk.as_deref(), progress)?;
+                found.into_iter().for_each(|digest| events(DiffEvent::Digest(digest)));
+            }
+            Ok(())
+        }
+        Some(DiffTo::File(path)) => {
+            let raw = Raw::open(path)?;
+            let reading = Reading::open(dir, access, &spec.from, spec.nearest)?;
+            let view = reading.view()?;
+            events(DiffEvent::Begin { from: reading.at.clone(), to: None });
+            if !spec.digest {
+                return differences_of(spec, &view, Against::Raw(&raw), progress, events);
+            }
+            let with = digest_with(&view, &raw, spec.disk.as_deref(), progress)?;
+            // Only the disk that the file counts as.
+            let found = digests(&view, (Of::From, &reading.at), Some(&with.disk), progress)?;
+            found.into_iter().chain([with]).for_each(|digest| events(DiffEvent::Digest(digest)));
+            Ok(())
+        }
+        None => {
+            let reading = Reading::open(dir, access, &spec.from, spec.nearest)?;
+            events(DiffEvent::Begin { from: reading.at.clone(), to: None });
+            let found = digests(&reading.view()?, (Of::From, &reading.at), spec.disk.as_deref(), progress)?;
+            found.into_iter().for_each(|digest| events(DiffEvent::Digest(digest)));
+            Ok(())
+        }
+    }
+}
+
+fn differences_of(
+    spec: &DiffSpec,
+    from: &cdp_core::replica::ReplicaView,
+    to: Against<'_>,
+    progress: OnProgress<'_>,
+    events: &mut dyn FnMut(DiffEvent),
+) -> Result<(), Failure> {
+    let mut found = |difference| events(DiffEvent::Difference(difference));
+    Ok(differences(from, to, spec.disk.as_deref(), progress, &mut found)?)
+}

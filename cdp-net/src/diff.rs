@@ -1,0 +1,298 @@
+//! What differs between two moments of a replica, or between a moment and a raw image or device; and their digests.
+
+use crate::device::Device;
+use crate::file_device::FileDevice;
+use crate::host::document;
+use crate::report::{At, Problem, ProblemClass};
+use crate::restore::{OnProgress, no_disk};
+use cdp_core::journal::ReadError;
+use cdp_core::replica::content::{Content, DiskView};
+use cdp_core::replica::diff::{Diff, DiffError};
+use cdp_core::replica::digest::digest;
+use cdp_core::replica::{ReplicaView, ViewDisk};
+use cdp_core::types::Extent;
+use serde::Serialize;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+/// How many runs of a file are asked for at once.
+const RUNS: usize = 1024;
+
+/// What a run of blocks reads as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Something that is not all zeros.
+    Data,
+    /// Zeros.
+    Zero,
+}
+
+/// Something that is not the same on both sides.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Difference {
+    /// A run of blocks.
+    Extent {
+        /// The disk.
+        disk: String,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+        /// What the second side reads as.
+        kind: Kind,
+    },
+    /// The disk's size. What only one side has is compared with zeros.
+    Size {
+        /// The disk.
+        disk: String,
+        /// Bytes on the first side.
+        from_size: u64,
+        /// Bytes on the second side.
+        to_size: u64,
+    },
+}
+
+/// Which of the two sides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Of {
+    /// The moment of `--from`.
+    From,
+    /// The moment of `--to`.
+    To,
+    /// The file.
+    With,
+}
+
+/// The digest of a disk.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct DiskDigest {
+    /// The disk.
+    pub disk: String,
+    /// On which side.
+    pub of: Of,
+    /// The moment; a file has none.
+    pub at: Option<At>,
+    /// Bytes.
+    pub size: u64,
+    /// The tree's root, in hex.
+    pub digest: String,
+}
+
+/// A raw image or block device to compare with.
+#[derive(Debug)]
+pub struct Raw {
+    path: PathBuf,
+    device: FileDevice,
+}
+
+impl Raw {
+    /// Opens it to be read, without any lock: it may be in use, and what is written meanwhile may be seen or not.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is neither a file nor a block device.
+    pub fn open(path: &Path) -> Result<Self, Problem> {
+        let failed = |error: io::Error| {
+            let message = format!("cannot open {}: {error}", path.display());
+            Problem::new(ProblemClass::Failed, "with", message).hint("give a raw image or a block device with --with")
+        };
+        // Asked first: to open a pipe would wait for somebody who writes to it.
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let message = format!("{} is neither a raw image nor a block device", path.display());
+            return Err(Problem::new(ProblemClass::Failed, "with", message));
+        }
+        let device = FileDevice::open(path, true).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), device })
+    }
+
+    fn unreadable(&self, error: &io::Error) -> Problem {
+        let message = format!("cannot read {}: {error}", self.path.display());
+        Problem::new(ProblemClass::Failed, "with", message)
+    }
+}
+
+impl Content for Raw {
+    type Error = Problem;
+
+    fn size(&self) -> u64 {
+        self.device.size()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Problem> {
+        self.device.read(offset, out).map_err(|error| self.unreadable(&error))
+    }
+
+    /// Its holes.
+    fn zeros(&self, range: Extent) -> Result<Vec<(Extent, bool)>, Problem> {
+        let (mut at, mut runs) = (range.offset, Vec::new());
+        while at < range.end() {
+            let found =
+                self.device.block_status(at, range.end() - at, RUNS).map_err(|error| self.unreadable(&error))?;
+            for status in found {
+                runs.push((Extent::new(at, status.length), status.zero));
+                at += status.length;
+            }
+        }
+        Ok(runs)
+    }
+}
+
+/// What a moment is compared with.
+#[derive(Clone, Copy, Debug)]
+pub enum Against<'a> {
+    /// Another moment of the replica.
+    Moment(&'a ReplicaView),
+    /// A file or device.
+    Raw(&'a Raw),
+}
+
+fn unreadable(error: ReadError) -> Problem {
+    document::unreadable(&error.into())
+}
+
+fn stopped() -> Problem {
+    Problem::new(ProblemClass::Failed, "stopped", "stopped before the end: there may be more than what was shown")
+}
+
+/// Compares the disks of a moment, or the one that is named, with what `to` says; `found` gets every difference in order of
+/// disks and offsets. `progress` is told bytes that were looked at and bytes in all.
+///
+/// # Errors
+/// When there is no such disk, several for one file, a byte cannot be read or does not verify, or `progress` said stop.
+pub fn differences(
+    from: &ReplicaView,
+    to: Against<'_>,
+    disk: Option<&str>,
+    progress: OnProgress<'_>,
+    found: &mut dyn FnMut(Difference),
+) -> Result<(), Problem> {
+    match to {
+        Against::Raw(raw) => {
+            let disk = the_disk(from, disk)?;
+            let total = disk.size.max(raw.size());
+            let mut told = |done: u64| progress(done, total);
+            let side = DiskView::new(from, disk.clone());
+            compare(&disk.name, (&side, unreadable), (raw, |problem| problem), &mut told, found)
+        }
+        Against::Moment(to) => {
+            let pairs = pairs(from, to, disk)?;
+            let total = pairs.iter().map(|(a, b)| a.size.max(b.size)).sum();
+            let mut before = 0;
+            for (a, b) in pairs {
+                let (name, size) = (a.name.clone(), a.size.max(b.size));
+                let sides = (DiskView::new(from, a), DiskView::new(to, b));
+                let mut told = |done: u64| progress(before + done, total);
+                compare(&name, (&sides.0, unreadable), (&sides.1, unreadable), &mut told, found)?;
+                before += size;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The one disk of a moment that a file can be compared with.
+fn the_disk(view: &ReplicaView, name: Option<&str>) -> Result<ViewDisk, Problem> {
+    let disks = view.disks();
+    let names = || disks.iter().map(|disk| disk.name.clone()).collect::<Vec<_>>();
+    match (name, disks) {
+        (Some(name), disks) => {
+            disks.iter().find(|disk| disk.name == name).cloned().ok_or_else(|| no_disk(name, &names()))
+        }
+        (None, [disk]) => Ok(disk.clone()),
+        (None, _) => {
+            let message = format!("the moment has several disks ({}), and one file is one disk", names().join(", "));
+            Err(Problem::new(ProblemClass::Refused, "several-disks", message).hint("choose one with --disk"))
+        }
+    }
+}
+
+/// The disks of both moments. One that is there at one of them only has no bytes at the other.
+fn pairs(from: &ReplicaView, to: &ReplicaView, name: Option<&str>) -> Result<Vec<(ViewDisk, ViewDisk)>, Problem> {
+    let at = |view: &ReplicaView, disk: &ViewDisk| {
+        let found = view.disks().iter().find(|found| found.id == disk.id).cloned();
+        found.unwrap_or_else(|| ViewDisk { size: 0, ..disk.clone() })
+    };
+    let added = to.disks().iter().filter(|disk| from.disks().iter().all(|known| known.id != disk.id));
+    let all: Vec<_> = from.disks().iter().chain(added).map(|disk| (at(from, disk), at(to, disk))).collect();
+    let Some(name) = name else { return Ok(all) };
+    let names: Vec<_> = all.iter().map(|(disk, _)| disk.name.clone()).collect();
+    let chosen: Vec<_> = all.into_iter().filter(|(a, b)| a.name == name || b.name == name).collect();
+    if chosen.is_empty() { Err(no_disk(name, &names)) } else { Ok(chosen) }
+}
+
+fn compare<A: Content, B: Content>(
+    disk: &str,
+    (from, why_from): (&A, impl Fn(A::Error) -> Problem),
+    (to, why_to): (&B, impl Fn(B::Error) -> Problem),
+    progress: &mut dyn FnMut(u64) -> bool,
+    found: &mut dyn FnMut(Difference),
+) -> Result<(), Problem> {
+    let (from_size, to_size) = (from.size(), to.size());
+    if from_size != to_size {
+        found(Difference::Size { disk: disk.to_owned(), from_size, to_size });
+    }
+    let mut diff = Diff::new(from, to);
+    loop {
+        let went_on = diff.step(&mut |change| {
+            let kind = if change.zero { Kind::Zero } else { Kind::Data };
+            let Extent { offset, length } = change.extent;
+            found(Difference::Extent { disk: disk.to_owned(), offset, length, kind });
+        });
+        let went_on = went_on.map_err(|error| match error {
+            DiffError::From(error) => why_from(error),
+            DiffError::To(error) => why_to(error),
+        })?;
+        if !went_on {
+            return Ok(());
+        }
+        if !progress(diff.position()) {
+            return Err(stopped());
+        }
+    }
+}
+
+/// The digests of a moment's disks, or of the one that is named.
+///
+/// # Errors
+/// When there is no such disk, a byte cannot be read or does not verify, or `progress` said stop.
+pub fn digests(
+    view: &ReplicaView,
+    (of, at): (Of, &At),
+    disk: Option<&str>,
+    progress: OnProgress<'_>,
+) -> Result<Vec<DiskDigest>, Problem> {
+    let disks = match disk {
+        Some(name) => vec![the_disk(view, Some(name))?],
+        None => view.disks().to_vec(),
+    };
+    let total = disks.iter().map(|disk| disk.size).sum();
+    let mut before = 0;
+    let mut found = Vec::new();
+    for disk in disks {
+        let content = DiskView::new(view, disk.clone());
+        let made = digest(&content, |done| progress(before + done, total)).map_err(unreadable)?.ok_or_else(stopped)?;
+        let (at, digest) = (Some(at.clone()), made.to_string());
+        found.push(DiskDigest { disk: disk.name, of, at, size: made.size, digest });
+        before += disk.size;
+    }
+    Ok(found)
+}
+
+/// The digest of a file, which counts as that disk of the moment.
+///
+/// # Errors
+/// As of [`digests`]; also when the moment has several disks and none is named.
+pub fn digest_with(
+    view: &ReplicaView,
+    raw: &Raw,
+    disk: Option<&str>,
+    progress: OnProgress<'_>,
+) -> Result<DiskDigest, Problem> {
+    let disk = the_disk(view, disk)?.name;
+    let made = digest(raw, |done| progress(done, raw.size()))?.ok_or_else(stopped)?;
+    Ok(DiskDigest { disk, of: Of::With, at: None, size: made.size, digest: made.to_string() })
+}
