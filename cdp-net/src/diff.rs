@@ -296,3 +296,97 @@ pub fn digest_with(
     let made = digest(raw, |done| progress(done, raw.size()))?.ok_or_else(stopped)?;
     Ok(DiskDigest { disk, of: Of::With, at: None, size: made.size, digest: made.to_string() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdp_core::replica::Bases;
+    use cdp_core::types::DiskId;
+    use std::io::{Seek, SeekFrom, Write};
+    use std::sync::Arc;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Disks without a base and without a record: all zeros.
+    fn view(disks: &[(u16, u64)]) -> ReplicaView {
+        let disk = |&(id, size): &(u16, u64)| ViewDisk { id: DiskId::new(id).unwrap(), name: format!("d{id}"), size };
+        ReplicaView::open(&[], Arc::new(Bases::default()), disks.iter().map(disk).collect()).unwrap()
+    }
+
+    /// What is found, and the last that was told of the way.
+    fn find(from: &ReplicaView, to: Against<'_>, disk: Option<&str>) -> Result<(Vec<Difference>, (u64, u64)), Problem> {
+        let (mut found, mut way) = (Vec::new(), (0, 0));
+        let mut told = |done, total| {
+            assert!(way.0 <= done && done <= total, "{way:?}, then {done} of {total}");
+            way = (done, total);
+            true
+        };
+        differences(from, to, disk, &mut told, &mut |difference| found.push(difference))?;
+        Ok((found, way))
+    }
+
+    fn size(disk: &str, from_size: u64, to_size: u64) -> Difference {
+        Difference::Size { disk: disk.into(), from_size, to_size }
+    }
+
+    #[test]
+    fn disks_that_grew_came_or_went_are_named_with_their_sizes() {
+        let (from, to) = (view(&[(1, MIB), (2, 70 * MIB), (3, MIB)]), view(&[(1, 2 * MIB), (3, MIB), (4, 3 * MIB)]));
+        let (found, way) = find(&from, Against::Moment(&to), None).unwrap();
+        assert_eq!(found, [size("d1", MIB, 2 * MIB), size("d2", 70 * MIB, 0), size("d4", 0, 3 * MIB)]);
+        assert_eq!(way, (76 * MIB, 76 * MIB));
+        let (found, _) = find(&from, Against::Moment(&to), Some("d4")).unwrap();
+        assert_eq!(found, [size("d4", 0, 3 * MIB)]);
+        let none = find(&from, Against::Moment(&to), Some("d5")).unwrap_err();
+        assert_eq!((none.class, none.code.as_str()), (ProblemClass::Usage, "no-disk"));
+        assert!(none.message.ends_with("d1, d2, d3, d4"), "{none}");
+    }
+
+    #[test]
+    fn a_file_with_holes_is_one_disk() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(70 * MIB).unwrap();
+        file.seek(SeekFrom::Start(65 * MIB + 100)).unwrap();
+        file.write_all(b"x").unwrap();
+        let raw = Raw::open(file.path()).unwrap();
+        let zeros = raw.zeros(Extent::new(0, 70 * MIB)).unwrap();
+        let known: u64 = zeros.iter().filter(|(_, zero)| *zero).map(|(extent, _)| extent.length).sum();
+        assert!((60 * MIB..=70 * MIB - 4096).contains(&known), "{zeros:?}");
+        let (one, two) = (view(&[(1, 70 * MIB)]), view(&[(1, MIB), (2, 70 * MIB)]));
+        let extent = |disk: &str| {
+            let (offset, length) = (65 * MIB, 4096);
+            Difference::Extent { disk: disk.into(), offset, length, kind: Kind::Data }
+        };
+        assert_eq!(find(&one, Against::Raw(&raw), None).unwrap(), (vec![extent("d1")], (70 * MIB, 70 * MIB)));
+        assert_eq!(find(&two, Against::Raw(&raw), Some("d2")).unwrap().0, [extent("d2")]);
+        let which = find(&two, Against::Raw(&raw), None).unwrap_err();
+        assert_eq!((which.class, which.code.as_str()), (ProblemClass::Refused, "several-disks"));
+    }
+
+    #[test]
+    fn it_ends_when_it_is_told_to() {
+        let (from, to) = (view(&[(1, 200 * MIB)]), view(&[(1, 200 * MIB)]));
+        let mut steps = 0;
+        let mut told = |done, _| {
+            steps += 1;
+            done < 100 * MIB
+        };
+        let stopped = differences(&from, Against::Moment(&to), None, &mut told, &mut |_| {}).unwrap_err();
+        assert_eq!((stopped.code.as_str(), steps), ("stopped", 2));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(2 * MIB).unwrap();
+        let raw = Raw::open(file.path()).unwrap();
+        assert_eq!(digest_with(&from, &raw, None, &mut |done, _| done < MIB).unwrap_err().code, "stopped");
+    }
+
+    /// One that grows shorter while it is read is an error, and no zeros.
+    #[test]
+    fn a_file_that_ends_too_early_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![1; 8192]).unwrap();
+        let raw = Raw::open(file.path()).unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let error = raw.read(0, &mut [0; 8192]).unwrap_err();
+        assert!(error.message.contains(file.path().to_str().unwrap()), "{error}");
+    }
+}

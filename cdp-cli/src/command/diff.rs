@@ -145,6 +145,7 @@ impl Seen {
         let took = human::span(took);
         match (self.extents, self.sizes) {
             (0, 0) => format!("nothing differs; compared in {took}\n"),
+            (0, _) => format!("\nno block differs, only sizes do; compared in {took}\n"),
             (extents, _) => {
                 let (extents, bytes) = (human::count(extents, "extent"), format_bytes(self.bytes));
                 format!("\n{extents} with {bytes} differ; compared in {took}\n")
@@ -225,7 +226,10 @@ mod tests {
         assert!(shown(false, &spec, vec![begin()]).ends_with("\n\nnothing differs; compared in 12 ms\n"));
         assert_eq!(shown(true, &spec, vec![begin()]), "");
         // A disk that only grew, by zeros.
-        assert!(shown(false, &spec, vec![begin(), size]).ends_with("0 extents with 0 B differ; compared in 12 ms\n"));
+        assert!(
+            shown(false, &spec, vec![begin(), size])
+                .ends_with("\n\nno block differs, only sizes do; compared in 12 ms\n")
+        );
     }
 
     #[test]

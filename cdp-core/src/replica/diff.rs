@@ -18,7 +18,7 @@ const PIECE: u64 = 1 << 20;
 pub struct Change {
     /// Which bytes: whole blocks, but at the end of the longer disk.
     pub extent: Extent,
-    /// Now it reads as zeros.
+    /// The second side reads as zeros there.
     pub zero: bool,
 }
 
