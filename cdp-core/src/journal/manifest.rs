@@ -5,10 +5,12 @@
 
 mod codec;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::layout::Summary;
+use super::level::RunInfo;
 use crate::types::{DiskId, GroupId, Lsn, ReplicaId, SegmentId, Timeline, WallTime};
+use std::sync::Arc;
 
 /// The file's name in the replica's directory.
 pub const MANIFEST_NAME: &str = "MANIFEST";
@@ -62,6 +64,10 @@ pub struct Manifest {
     pub seeding: Vec<SeedingInfo>,
     /// Moments that nothing of ours may drop.
     pub pins: Vec<PinInfo>,
+    /// The next number of a run of the levelled index.
+    pub next_run: u64,
+    /// Runs of the levelled index, in the order of the segments that they hold; no segment is in two of them.
+    pub runs: Vec<Arc<RunInfo>>,
     /// Sections of a newer version that may be passed over; kept as they are.
     pub unknown: Vec<(u16, Vec<u8>)>,
 }
@@ -311,6 +317,8 @@ impl Manifest {
             sessions: Vec::new(),
             seeding: Vec::new(),
             pins: Vec::new(),
+            next_run: 1,
+            runs: Vec::new(),
             unknown: Vec::new(),
         }
     }
