@@ -4,6 +4,8 @@ mod corruption;
 mod crash;
 mod golden;
 mod kit;
+mod levels;
+mod levels_crash;
 mod life;
 mod model;
 mod room;
