@@ -15,7 +15,7 @@ use crate::frame::FrameError;
 use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Once, PoisonError, RwLock};
 
 /// One timeline of a path.
 #[derive(Clone, Debug)]
@@ -111,6 +111,9 @@ pub struct View {
     parts: RwLock<Vec<Arc<RwLock<Part>>>>,
     /// By the place after the last of their parts.
     runs: BTreeMap<usize, Run>,
+    /// Runs are opened when the first region is made, all of them: what a later merge replaces is removed, and read on by those
+    /// who have it open.
+    opened: Once,
     regions: Cache<(u16, u64), Region>,
 }
 
@@ -150,7 +153,7 @@ impl View {
                 })));
             }
         }
-        Ok(Self { parts: RwLock::new(parts), runs, regions: Cache::new(regions_bytes) })
+        Ok(Self { parts: RwLock::new(parts), runs, opened: Once::new(), regions: Cache::new(regions_bytes) })
     }
 
     /// Shows a frame that was appended after the view was opened: the view now is of that frame's last record. For writable
@@ -286,6 +289,7 @@ impl View {
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
         let range = Extent::new(number * REGION, REGION);
         let mut map = RegionBuilder::new(number);
+        self.opened.call_once(|| self.runs.values().for_each(Run::open));
         let mut at = parts.len();
         while at > 0 && !map.is_full() {
             if let Some(run) = self.runs.get(&at)
@@ -310,6 +314,11 @@ impl View {
 }
 
 impl Run {
+    fn open(&self) {
+        let failed = self.reader.run_file(&self.info).is_err();
+        self.unsound.fetch_or(failed, Ordering::Relaxed);
+    }
+
     /// Lays what it has of a region under what is there; whether it could be read.
     fn fill(&self, disk: DiskId, number: u64, map: &mut RegionBuilder) -> bool {
         if !self.info.touches(disk, number) {

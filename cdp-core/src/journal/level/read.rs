@@ -29,7 +29,7 @@ pub(super) fn field(run: &RunInfo, offset: u64, field: &'static str, value: u64)
 
 impl Reader {
     /// Opens a run's file and checks that it is the one meant.
-    pub(super) fn run_file(&self, run: &RunInfo) -> Result<Arc<dyn File>, ReadError> {
+    pub(in crate::journal) fn run_file(&self, run: &RunInfo) -> Result<Arc<dyn File>, ReadError> {
         self.files.get_or(run.id, || {
             let file = self.storage.open(&media::join(&self.directory, &run_name(run.number)), false)?;
             let mut bytes = [0; FIXED_BYTES];

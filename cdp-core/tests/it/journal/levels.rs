@@ -122,6 +122,32 @@ fn a_view_reads_the_run_and_not_the_footers_that_it_holds() {
     assert!(view(&rig.reader(), &snapshot, &ends).resolve(disk(1), Extent::new(0, 4096)).is_err());
 }
 
+/// Its segments' footers are destroyed here too.
+#[test]
+fn a_view_goes_on_reading_runs_that_were_replaced_since_its_first_read() {
+    let (storage, mut rig, source, ends) = store(13, 60);
+    rig.merge_index(1 << 16);
+    let (reader, snapshot) = (rig.reader(), rig.writer.snapshot());
+    let expected = pieces(&view(&rig.reader(), &snapshot, &ends), &source);
+    let old = view(&reader, &snapshot, &ends);
+    old.resolve(disk(1), Extent::new(source.size + (64 << 20), 4096)).unwrap();
+    let before = rig.writer.manifest().runs.clone();
+    let mut more = Source::new(14, timeline(2));
+    (more.lsn, more.prev) = (source.lsn, source.prev);
+    append(&mut rig, &mut more, &mut Dice(1), 48);
+    rig.merge_index(1 << 16);
+    let names = index_files(&storage);
+    let gone =
+        before.iter().filter(|run| run.timeline == timeline(2) && !names.contains(&run_name(run.number))).count();
+    assert_eq!(gone, 2, "what the view reads was not replaced");
+    let held = |number| before.iter().any(|run| run.first_segment <= number && number <= run.last_segment);
+    for segment in rig.writer.manifest().segments.iter().filter(|segment| held(segment.number)) {
+        let file = storage.open(&format!("{DIRECTORY}/{}", segment_name(segment.number)), true).unwrap();
+        file.write_all_at(segment.summary().unwrap().frames_end, &[0x5a; 4096]).unwrap();
+    }
+    assert_eq!(pieces(&old, &source), expected);
+}
+
 #[test]
 fn a_live_view_over_runs_follows_every_append() {
     let (_, mut rig, mut source, mut ends) = store(5, 20);
