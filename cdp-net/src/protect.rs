@@ -14,6 +14,7 @@
 //! | `cdp-log` | the activity log's disk |
 //! | `cdp-flush` | the source's flushes that the filter itself wants |
 //! | `cdp-reread` | the source, for resyncs and repairs |
+//! | `cdp-index` | time, and the replica's disk: merges of the journal's index |
 //! | `cdp-seed` | the source and the replica's disk, until the first copy is complete |
 //! | `cdp-timer` | time |
 
@@ -22,6 +23,7 @@ mod disk;
 mod ease;
 mod engine;
 mod failure;
+mod levels;
 mod log_file;
 mod make;
 mod open;

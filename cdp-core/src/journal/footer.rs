@@ -28,7 +28,7 @@ pub(super) struct Fence {
 }
 
 impl Fence {
-    fn put(&self, put: &mut Put) {
+    pub(super) fn put(&self, put: &mut Put) {
         put.u16(self.disk).u8(1 + u8::from(self.wide)).bytes(&[0; 5]).u64(self.first).u64(self.end);
     }
     pub(super) fn take(take: &mut Take<'_>) -> Result<Self, FormatError> {

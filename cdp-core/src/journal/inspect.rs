@@ -2,13 +2,14 @@
 
 use super::bytes::FormatError;
 use super::layout::{FIXED_BYTES, Opening, SegmentHeader, Summary, decode_trailer};
+use super::level;
 use super::manifest::{MANIFEST_MAX, Manifest, SegmentState, TimelineState};
 use super::reader::ReadError;
 use super::scan::{Depth, Stop, scan};
 use crate::media::File;
 use std::fmt::Write;
 
-/// Describes a manifest or a segment, whole or damaged; none for a file that is neither.
+/// Describes a manifest, a segment or a run of the levelled index, whole or damaged; none for any other file.
 ///
 /// # Errors
 /// When the file cannot be read at all.
@@ -21,6 +22,7 @@ pub fn inspect(file: &dyn File) -> Result<Option<String>, ReadError> {
     let _ = match front.get(..8) {
         Some(b"CDPMANI\x01") => manifest(file, &mut out)?,
         Some(b"CDPSEGM\x01") => segment(file, &front, &mut out)?,
+        Some(b"CDPRUNH\x01") => level::describe(file, &front, &mut out)?,
         _ => return Ok(None),
     };
     Ok(Some(out))
@@ -70,6 +72,12 @@ fn write_manifest(manifest: &Manifest, length: u64, out: &mut String) -> std::fm
                 write_summary(summary, out)?;
             }
         }
+    }
+    for run in &manifest.runs {
+        writeln!(out, "index run {} {}", run.number, run.id)?;
+        level::write_run(run, out)?;
+        level::write_totals(&run.totals, out)?;
+        writeln!(out, "  in {} ranges of regions", run.regions.len())?;
     }
     manifest
         .sessions

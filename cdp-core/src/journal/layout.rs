@@ -185,11 +185,16 @@ pub(super) enum BlockKind {
     Chunks = 4,
     /// Where frames are.
     Frames = 5,
+    /// Which segments a run of the levelled index was made of.
+    Segments = 6,
+    /// First key and furthest end of each block of fences in a run.
+    Tops = 7,
 }
 
 impl BlockKind {
     fn from_number(number: u8) -> Option<Self> {
-        [Self::Narrow, Self::Wide, Self::Fences, Self::Chunks, Self::Frames].into_iter().find(|k| *k as u8 == number)
+        let footer = [Self::Narrow, Self::Wide, Self::Fences, Self::Chunks, Self::Frames];
+        footer.into_iter().chain([Self::Segments, Self::Tops]).find(|kind| *kind as u8 == number)
     }
 }
 
@@ -386,7 +391,7 @@ pub(super) fn decode_trailer(bytes: &[u8]) -> Result<(SegmentId, Summary), Forma
     Ok((id, Summary::take(&mut take)?))
 }
 
-fn fixed<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], FormatError> {
+pub(super) fn fixed<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], FormatError> {
     let found = bytes.len() as u64;
     bytes.get(..FIXED_BYTES).ok_or(FormatError::Short { what, expected: FIXED_BYTES as u64, found })
 }

@@ -5,10 +5,12 @@
 
 mod codec;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::layout::Summary;
+use super::level::RunInfo;
 use crate::types::{DiskId, GroupId, Lsn, ReplicaId, SegmentId, Timeline, WallTime};
+use std::sync::Arc;
 
 /// The file's name in the replica's directory.
 pub const MANIFEST_NAME: &str = "MANIFEST";
@@ -64,6 +66,10 @@ pub struct Manifest {
     pub pins: Vec<PinInfo>,
     /// The merge that is under way: bases may hold what it wrote, or not.
     pub merge: Option<MergeInfo>,
+    /// The next number of a run of the levelled index.
+    pub next_run: u64,
+    /// Runs of the levelled index, in the order of the segments that they hold; no segment is in two of them.
+    pub runs: Vec<Arc<RunInfo>>,
     /// Sections of a newer version that may be passed over; kept as they are.
     pub unknown: Vec<(u16, Vec<u8>)>,
 }
@@ -323,6 +329,8 @@ impl Manifest {
             seeding: Vec::new(),
             pins: Vec::new(),
             merge: None,
+            next_run: 1,
+            runs: Vec::new(),
             unknown: Vec::new(),
         }
     }

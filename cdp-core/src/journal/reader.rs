@@ -6,6 +6,7 @@ use super::event::Event;
 use super::footer::{self, FENCE_BYTES, Fence, per_block};
 use super::index::{CHUNK_ROW_BYTES, ChunkRow, Entry, FRAME_ROW_BYTES, FrameRow};
 use super::layout::{BLOCK_BYTES, BlockKind, ENVELOPE_BYTES, Envelope, FIXED_BYTES, SegmentHeader, Summary, foreign};
+use super::level::Tables;
 use super::manifest::segment_name;
 use super::snapshot::{Content, SegmentView, Snapshot};
 use crate::frame::{self, FrameError, FrameHead, RawFrame};
@@ -39,6 +40,16 @@ pub enum ReadError {
         offset: u64,
         /// What is wrong.
         source: FrameError,
+    },
+    /// A run of the levelled index is damaged or another one.
+    #[error("index run {run} at byte {offset}: {source}")]
+    Index {
+        /// Number of the run.
+        run: u64,
+        /// Where in its file.
+        offset: u64,
+        /// What is wrong.
+        source: FormatError,
     },
     /// The index names something that the segment does not have.
     #[error("segment {segment}: the index names {what} {number}, which is not there")]
@@ -76,7 +87,7 @@ impl ReadError {
     /// Where in its file, in bytes, if that is known.
     pub(super) fn offset(&self) -> Option<u64> {
         match self {
-            Self::Format { offset, .. } | Self::Frame { offset, .. } => Some(*offset),
+            Self::Format { offset, .. } | Self::Frame { offset, .. } | Self::Index { offset, .. } => Some(*offset),
             Self::Media(error) => Some(error.offset),
             _ => None,
         }
@@ -89,9 +100,11 @@ type BlockKey = (SegmentId, u32);
 /// Reads the segments of one journal. Shared by all views on it; all methods may be called from several threads at once.
 #[derive(Debug)]
 pub struct Reader {
-    storage: Arc<dyn Storage>,
-    directory: String,
-    files: Cache<SegmentId, Arc<dyn File>>,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) directory: String,
+    /// Of runs too: ids are never used again.
+    pub(super) files: Cache<SegmentId, Arc<dyn File>>,
+    pub(super) tables: Cache<SegmentId, Arc<Tables>>,
     fences: Cache<SegmentId, Arc<Vec<Fence>>>,
     rows: Cache<BlockKey, Arc<Vec<ChunkRow>>>,
     chunks: Cache<BlockKey, Bytes>,
@@ -101,14 +114,15 @@ pub struct Reader {
 const FILES_MAX: u64 = 256;
 
 impl Reader {
-    /// A reader of the journal in `directory` of `storage`. Decoded chunks take at most `cache_bytes` of memory, tables a
-    /// quarter more; at most 256 files are open.
+    /// A reader of the journal in `directory` of `storage`. Decoded chunks take at most `cache_bytes` of memory, tables
+    /// three eighths more; at most 256 files are open.
     #[must_use]
     pub fn new(storage: Arc<dyn Storage>, directory: &str, cache_bytes: u64) -> Self {
         Self {
             storage,
             directory: directory.to_owned(),
             files: Cache::new(FILES_MAX),
+            tables: Cache::new(cache_bytes / 8),
             fences: Cache::new(cache_bytes / 8),
             rows: Cache::new(cache_bytes / 8),
             chunks: Cache::new(cache_bytes),
@@ -137,7 +151,7 @@ impl Reader {
     }
 
     /// Reads neighbouring footer blocks of one kind and gives what `decode` makes of each.
-    fn blocks<T>(
+    pub(super) fn blocks<T>(
         &self,
         segment: &SegmentView,
         summary: &Summary,
@@ -360,4 +374,9 @@ pub(super) fn parse_head(
 
 pub(super) fn dangling(segment: &SegmentView, what: &'static str, number: u64) -> ReadError {
     ReadError::Dangling { segment: segment.number, what, number }
+}
+
+pub(super) fn dangling_run(run: u64, segment: u64) -> ReadError {
+    let source = FormatError::Field { what: "index run", field: "segment", value: segment };
+    ReadError::Index { run, offset: 0, source }
 }

@@ -7,6 +7,7 @@ use super::decide::{Action, Facts, Loss, decide};
 use super::footer;
 use super::index::IndexRun;
 use super::layout::{FIXED_BYTES, OPENING_AT, Summary, decode_trailer};
+use super::level;
 use super::manifest::{
     Generation, MANIFEST_MAX, MANIFEST_NAME, MANIFEST_TMP, Manifest, SegmentInfo, SegmentState, segment_name,
 };
@@ -17,6 +18,7 @@ use crate::journal::bytes::FormatError;
 use crate::media::{self, File, MediaError, MediaErrorKind, Operation, Storage};
 use crate::types::{DurableLsn, Lsn, SegmentId, Timeline};
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Why a store does not open.
@@ -87,6 +89,13 @@ pub enum Repair {
         end: u64,
         /// What followed them, if it was not nothing: never acknowledged.
         torn: Option<String>,
+    },
+    /// A run of the levelled index was not as the manifest says. It only repeats what its segments say: it is made again.
+    IndexDropped {
+        /// Its name.
+        name: String,
+        /// What was wrong.
+        what: String,
     },
     /// The file held nothing that was ever acknowledged.
     Removed {
@@ -192,6 +201,8 @@ pub fn open(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Res
     }
     manifest.segments = segments;
     manifest.durable = plan.whole.max(manifest.durable);
+    let dropped = level::drop_unsound(storage, directory, &mut manifest);
+    repairs.extend(dropped.into_iter().map(|level::Fault { name, what }| Repair::IndexDropped { name, what }));
     let stands = manifest.generation;
     manifest.generation = Generation(manifest.generation.0 + 1);
     let written = write_manifest(storage, &manifest);
@@ -477,16 +488,17 @@ pub(super) fn write_manifest(storage: &dyn Storage, manifest: &Manifest) -> Resu
     storage.sync_dir("")
 }
 
-/// Removes what the manifest does not name: half made segments, those that were dropped, a half written manifest.
+/// Removes what the manifest does not name: half made segments and index runs, those that were dropped, a half written manifest.
 fn remove_strays(
     storage: &dyn Storage,
     directory: &str,
     manifest: &Manifest,
     repairs: &mut Vec<Repair>,
 ) -> Result<(), MediaError> {
-    let named = |name: &str| manifest.segments.iter().any(|segment| segment_name(segment.number) == name);
+    let segments = manifest.segments.iter().map(|segment| segment_name(segment.number));
+    let named: BTreeSet<_> = segments.chain(manifest.runs.iter().map(|run| level::run_name(run.number))).collect();
     for name in storage.list(directory)? {
-        if name.ends_with(".seg") && !named(&name) {
+        if (name.ends_with(".seg") || name.ends_with(".idx")) && !named.contains(&name) {
             let name = media::join(directory, &name);
             storage.remove(&name)?;
             repairs.push(Repair::Removed { name });

@@ -2,6 +2,7 @@
 
 use super::index::IndexRun;
 use super::layout::Summary;
+use super::level::RunInfo;
 use super::manifest::{Manifest, SegmentInfo, TimelineInfo};
 use crate::types::{DurableLsn, GroupId, Lsn, SegmentId, Timeline};
 use std::sync::Arc;
@@ -59,6 +60,7 @@ struct Inner {
     group: GroupId,
     timelines: Vec<TimelineInfo>,
     segments: Vec<Arc<SegmentView>>,
+    runs: Vec<Arc<RunInfo>>,
     durable: DurableLsn,
     written: Lsn,
     settled: Lsn,
@@ -82,7 +84,15 @@ impl Snapshot {
         });
         let settled = sealed.max().unwrap_or(Lsn::ZERO).max(settled);
         let (group, timelines) = (manifest.group, manifest.timelines.clone());
-        Self(Arc::new(Inner { group, timelines, segments, durable, written, settled }))
+        // A run is of use where all of its segments are here that the manifest names: what else it held was dropped.
+        let named = |number: u64| manifest.segments.partition_point(|segment| segment.number < number);
+        let shown = |number: u64| segments.partition_point(|segment| segment.number < number);
+        let whole = |run: &&Arc<RunInfo>| {
+            let (first, end) = (run.first_segment, run.last_segment.saturating_add(1));
+            named(end) - named(first) == shown(end) - shown(first)
+        };
+        let runs = manifest.runs.iter().filter(whole).cloned().collect();
+        Self(Arc::new(Inner { group, timelines, segments, runs, durable, written, settled }))
     }
 
     /// Whose write order.
@@ -125,6 +135,12 @@ impl Snapshot {
 
     pub(super) fn segments(&self) -> &[Arc<SegmentView>] {
         &self.0.segments
+    }
+
+    /// Runs of the levelled index, in the order of the segments that they hold; of each all segments are here that were not
+    /// dropped.
+    pub(super) fn runs(&self) -> &[Arc<RunInfo>] {
+        &self.0.runs
     }
 
     pub(super) fn of(&self, timeline: Timeline) -> impl Iterator<Item = &Arc<SegmentView>> {

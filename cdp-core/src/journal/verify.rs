@@ -6,6 +6,7 @@ use super::layout::{
     BLOCK_BYTES, ENVELOPE_BYTES, Envelope, FIXED_BYTES, FRAMES_AT, OPENING_AT, Opening, Summary, decode_trailer,
     foreign,
 };
+use super::level::run_name;
 use super::manifest::segment_name;
 use super::reader::{ReadError, Reader, parse_head};
 use super::scan::check_header;
@@ -53,8 +54,8 @@ struct Check<'a> {
 }
 
 impl Reader {
-    /// Reads everything that the snapshot has, one segment after another. `progress` is told the bytes read so far after each
-    /// segment and says whether to go on.
+    /// Reads everything that the snapshot has, one segment after another, then the runs of the levelled index. `progress` is
+    /// told the bytes read so far after each file and says whether to go on.
     pub fn verify(&self, snapshot: &Snapshot, mut progress: impl FnMut(u64) -> bool) -> Verified {
         let mut out = Verified::default();
         let mut before = None;
@@ -68,6 +69,20 @@ impl Reader {
                 check.report(&error, 0, 0, Some((segment.first_lsn, segment.last_lsn)));
             }
             out.segments += 1;
+            if !progress(out.bytes) {
+                return out;
+            }
+        }
+        for run in snapshot.runs() {
+            match self.verify_run(snapshot, run) {
+                Ok(bytes) => out.bytes += bytes,
+                Err(error) => {
+                    let (file, offset) = (run_name(run.number), error.offset().unwrap_or(0));
+                    let length = run.totals.file_bytes.saturating_sub(offset);
+                    let (what, timeline) = (error.to_string(), run.timeline);
+                    out.findings.push(Finding { file, offset, length, what, timeline, lost: None });
+                }
+            }
             if !progress(out.bytes) {
                 break;
             }

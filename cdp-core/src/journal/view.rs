@@ -2,17 +2,20 @@
 //!
 //! A view is opened on a *path*: for each timeline from the root to the moment, the journal that holds it and the LSN up to
 //! which it counts. Opening reads nothing. What a region of 64 MiB reads as is worked out at its first touch, newest
-//! segment first, and kept within a bound. Many threads may read at once.
+//! first, from runs of the levelled index where there are any and from segments else, and kept within a bound. Many threads may read at once.
 
 use super::cache::Cache;
 use super::index::{ActiveIndex, Entry, IndexRun, What};
+use super::level::RunInfo;
 use super::reader::{ReadError, Reader};
 use super::region::{REGION, RegionBuilder, RegionMap, Span};
 use super::snapshot::{Content, SegmentView, Snapshot};
 use super::writer::Appended;
 use crate::frame::FrameError;
-use crate::types::{DiskId, Extent, Lsn, SECTOR, Timeline};
-use std::sync::{Arc, PoisonError, RwLock};
+use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once, PoisonError, RwLock};
 
 /// One timeline of a path.
 #[derive(Clone, Debug)]
@@ -85,6 +88,19 @@ struct Part {
     upto: Lsn,
 }
 
+/// A run of the levelled index and the parts whose entries it holds.
+#[derive(Debug)]
+struct Run {
+    reader: Arc<Reader>,
+    info: Arc<RunInfo>,
+    /// The first of its parts; neighbours follow, in the order of their numbers.
+    first: usize,
+    parts: Vec<(u64, SegmentId)>,
+    upto: Lsn,
+    /// It cannot be read: the segments say the same.
+    unsound: AtomicBool,
+}
+
 /// A map and the lock under which it is made and kept up to date.
 type Region = Arc<RwLock<Option<RegionMap>>>;
 
@@ -93,6 +109,11 @@ type Region = Arc<RwLock<Option<RegionMap>>>;
 pub struct View {
     /// From the oldest to the newest.
     parts: RwLock<Vec<Arc<RwLock<Part>>>>,
+    /// By the place after the last of their parts.
+    runs: BTreeMap<usize, Run>,
+    /// Runs are opened when the first region is made, all of them: what a later merge replaces is removed, and read on by those
+    /// who have it open.
+    opened: Once,
     regions: Cache<(u16, u64), Region>,
 }
 
@@ -102,14 +123,28 @@ impl View {
     /// # Errors
     /// When a journal was not written as far as the path says.
     pub fn open(path: &[PathElement], regions_bytes: u64) -> Result<Self, ReadError> {
-        let mut parts = Vec::new();
+        let (mut parts, mut runs) = (Vec::new(), BTreeMap::new());
         for element in path {
             let (wanted, written, timeline) = (element.upto, element.snapshot.written(), element.timeline);
             // A timeline without records may be named up to anywhere: nothing of it is shown.
             if wanted > written && element.snapshot.span(timeline).is_some() {
                 return Err(ReadError::NotWritten { timeline, wanted, written });
             }
-            for segment in element.snapshot.of(timeline).filter(|segment| segment.first_lsn <= element.upto) {
+            let segments = || element.snapshot.of(timeline).filter(|segment| segment.first_lsn <= element.upto);
+            for info in element.snapshot.runs().iter().filter(|run| run.timeline == timeline) {
+                let first = parts.len() + segments().take_while(|segment| segment.number < info.first_segment).count();
+                let of_run = segments().filter(|segment| info.covers(segment.number));
+                let numbers: Vec<_> = of_run.map(|segment| (segment.number, segment.id)).collect();
+                if !numbers.is_empty() {
+                    let (reader, info, upto) = (Arc::clone(&element.reader), Arc::clone(info), element.upto);
+                    let end = first + numbers.len();
+                    runs.insert(
+                        end,
+                        Run { reader, info, first, parts: numbers, upto, unsound: AtomicBool::new(false) },
+                    );
+                }
+            }
+            for segment in segments() {
                 parts.push(Arc::new(RwLock::new(Part {
                     reader: Arc::clone(&element.reader),
                     segment: Arc::clone(segment),
@@ -118,7 +153,7 @@ impl View {
                 })));
             }
         }
-        Ok(Self { parts: RwLock::new(parts), regions: Cache::new(regions_bytes) })
+        Ok(Self { parts: RwLock::new(parts), runs, opened: Once::new(), regions: Cache::new(regions_bytes) })
     }
 
     /// Shows a frame that was appended after the view was opened: the view now is of that frame's last record. For writable
@@ -254,21 +289,80 @@ impl View {
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
         let range = Extent::new(number * REGION, REGION);
         let mut map = RegionBuilder::new(number);
-        for (source, part) in parts.iter().enumerate().rev() {
-            if map.is_full() {
-                break;
+        self.opened.call_once(|| self.runs.values().for_each(Run::open));
+        let mut at = parts.len();
+        while at > 0 && !map.is_full() {
+            if let Some(run) = self.runs.get(&at)
+                && run.fill(disk, number, &mut map)
+            {
+                at = run.first;
+                continue;
             }
+            at -= 1;
             let mut entries: Vec<Entry> = Vec::new();
-            let part = part.read().unwrap_or_else(PoisonError::into_inner);
+            let part = parts[at].read().unwrap_or_else(PoisonError::into_inner);
             let upto = part.upto.0;
             let mut take = |entry: &Entry| entries.extend((entry.lsn <= upto).then_some(*entry));
             part.reader.overlapping(&part.segment, disk, range, &mut take)?;
             part.live.runs().iter().for_each(|run: &Arc<IndexRun>| run.overlapping(disk, range, &mut take));
             drop(part);
             entries.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.lsn));
-            entries.iter().for_each(|entry| map.fill(source as u32, entry));
+            entries.iter().for_each(|entry| map.fill(at as u32, entry));
         }
         Ok(map.finish())
+    }
+}
+
+impl Run {
+    fn open(&self) {
+        let failed = self.reader.run_file(&self.info).is_err();
+        self.unsound.fetch_or(failed, Ordering::Relaxed);
+    }
+
+    /// Lays what it has of a region under what is there; whether it could be read.
+    fn fill(&self, disk: DiskId, number: u64, map: &mut RegionBuilder) -> bool {
+        if !self.info.touches(disk, number) {
+            return true;
+        }
+        if self.unsound.load(Ordering::Relaxed) {
+            return false;
+        }
+        let Ok(mut entries) = self.entries(disk, Extent::new(number * REGION, REGION)) else {
+            self.unsound.store(true, Ordering::Relaxed);
+            return false;
+        };
+        entries.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.lsn));
+        entries.iter().for_each(|(source, entry)| map.fill(*source, entry));
+        true
+    }
+
+    /// What it has of a range, each entry as its segment has it, with that segment's place.
+    fn entries(&self, disk: DiskId, range: Extent) -> Result<Vec<(u32, Entry)>, ReadError> {
+        let tables = self.reader.run_tables(&self.info)?;
+        let foreign = |number: u64| super::reader::dangling_run(self.info.number, number);
+        let mut places = Vec::with_capacity(tables.segments.len());
+        for row in &tables.segments {
+            let at = self.parts.binary_search_by_key(&row.number, |(number, _)| *number).ok();
+            if at.is_some_and(|at| self.parts[at].1 != row.id) {
+                return Err(foreign(row.number));
+            }
+            places.push(at);
+        }
+        let (mut entries, mut wrong) = (Vec::new(), None);
+        self.reader.run_overlapping(&self.info, disk, range, |entry| {
+            if entry.lsn > self.upto.0 {
+                return;
+            }
+            match tables.segment_of(entry) {
+                // What was dropped is below the base; only that is here and has no part.
+                Some((row, chunk)) => entries.extend(places[row].map(|at| {
+                    let source = (self.first + at) as u32;
+                    (source, Entry { chunk, ..*entry })
+                })),
+                None => wrong = Some(entry.lsn),
+            }
+        })?;
+        wrong.map_or(Ok(entries), |lsn| Err(foreign(lsn)))
     }
 }
 

@@ -16,6 +16,7 @@
 
 mod catalog;
 mod commit;
+mod levels;
 mod segments;
 mod terms;
 
@@ -272,8 +273,8 @@ impl Writer {
         &self.manifest
     }
 
-    /// Changes the manifest; the change is durable when [`Writer::manifest_durable`] reaches what this gives. Segments and
-    /// timelines are the writer's own business.
+    /// Changes the manifest; the change is durable when [`Writer::manifest_durable`] reaches what this gives. Segments,
+    /// timelines and index runs are the writer's own business.
     pub fn edit(&mut self, change: impl FnOnce(&mut Manifest)) -> Generation {
         change(&mut self.manifest);
         self.catalog.touch(&mut self.manifest)
@@ -329,10 +330,12 @@ impl Writer {
         });
         self.manifest.floor = floor;
         Arc::make_mut(&mut self.sealed).retain(|segment| !gone.contains(&segment.number));
+        let runs = self.drop_empty_runs();
         let generation = self.catalog.touch(&mut self.manifest);
         for number in gone {
             self.remove_later(generation, number);
         }
+        runs.into_iter().for_each(|name| self.catalog.remove_at(generation, name));
         generation
     }
 

@@ -5,6 +5,8 @@ mod crash;
 mod diff;
 mod golden;
 mod kit;
+mod levels;
+mod levels_crash;
 mod life;
 mod merge;
 mod model;

@@ -88,7 +88,8 @@ pub fn damaged(message: String) -> Problem {
 #[must_use]
 pub fn is_damage(error: &ReadError) -> bool {
     match error {
-        ReadError::Format { .. } | ReadError::Frame { .. } | ReadError::Dangling { .. } => true,
+        ReadError::Format { .. } | ReadError::Frame { .. } => true,
+        ReadError::Index { .. } | ReadError::Dangling { .. } => true,
         ReadError::Below { source, .. } => source.downcast_ref::<BaseError>().is_some_and(is_base_damage),
         ReadError::Media(error) => is_missing(error),
         ReadError::NotWritten { .. } => false,

@@ -41,14 +41,14 @@ pub(super) fn check(options: &ProtectOptions) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What of the directory is ours: segments, bases, the activity log.
+/// What of the directory is ours: segments, index runs, bases, the activity log.
 fn ours(storage: &dyn Storage) -> Result<Vec<String>, MediaError> {
     let of = |directory: &str, endings: &[&str]| -> Result<Vec<String>, MediaError> {
         let names = storage.list(directory)?.into_iter();
         let ours = names.filter(|name| endings.iter().any(|ending| name.ends_with(ending)));
         Ok(ours.map(|name| format!("{directory}/{name}")).collect())
     };
-    Ok([of(JOURNAL_DIRECTORY, &[".seg"])?, of(BASE_DIRECTORY, &[".img", ".sum"])?].concat())
+    Ok([of(JOURNAL_DIRECTORY, &[".seg", ".idx"])?, of(BASE_DIRECTORY, &[".img", ".sum"])?].concat())
 }
 
 /// Makes a new store. What a first copy that never ended left is removed: its manifest, which says so, goes last. Files of

@@ -21,7 +21,7 @@ use cdp_core::media::File;
 use cdp_core::types::{ClockEpoch, GroupId, Lsn, Stamp};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -168,6 +168,8 @@ pub(super) struct Parts {
     pub(super) failure: Arc<Failure>,
     pub(super) stored: Arc<Stored>,
     pub(super) lack: Arc<Lack>,
+    /// Is told when a manifest became durable; one word waits at most, since the next says the same.
+    pub(super) named: SyncSender<()>,
     /// Set when everything is sealed, durable, and the manifest says so.
     pub(super) closed: Arc<AtomicBool>,
 }
@@ -383,6 +385,10 @@ impl Pump {
             }
         }
         drop(replica);
+        if generation != self.generation {
+            // A word that waits already is as good, and without a listener there is nothing to say.
+            let _ = self.parts.named.try_send(());
+        }
         (self.durable, self.generation) = (durable, generation);
         self.parts.engine.with(|filter, _| filter.durable(durable));
     }

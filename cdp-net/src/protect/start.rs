@@ -4,6 +4,7 @@ use super::append::{APPEND_THREADS, Appends, Queue, run_appends};
 use super::disk::ProtectedDisk;
 use super::engine::{Engine, Queues};
 use super::failure::Failure;
+use super::levels::Levels;
 use super::open::{Prepared, ProtectError, ProtectOptions, prepare, store};
 use super::pack::{pack_threads, packers, run_packs};
 use super::pump::{Backlog, Completions, Message, Parts, Pump, SYNC_THREADS, Stored, run_syncs};
@@ -23,7 +24,7 @@ use cdp_core::replica::Replica;
 use cdp_core::types::{DiskId, Lsn, ReplicaId};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -121,6 +122,9 @@ fn launch(
     let append_work = Arc::new(Queue::default());
     let (packers, pack_work) = packers();
     let (syncs, sync_work) = channel();
+    let (named, manifests) = sync_channel(1);
+    // What an earlier start left to be merged.
+    let _ = named.try_send(());
     let files = Arc::new(executor);
     let group = manifest.group;
     let sync_work = Arc::new(Mutex::new(sync_work));
@@ -138,6 +142,7 @@ fn launch(
         failure,
         stored,
         lack,
+        named,
         closed: Arc::clone(&shared.closed),
     };
     let mut threads = Threads::new(Arc::clone(&shared));
@@ -157,6 +162,9 @@ fn launch(
         threads.spawn("cdp-sync", move || run_syncs(&files, &work, &done, &pump))?;
     }
     drop(pump_sender);
+    let (pump, stop) = (Arc::clone(&shared.pump), Arc::clone(&shared.stop));
+    let levels = Levels { pump, storage: Arc::clone(&storage), stop };
+    threads.spawn("cdp-index", move || levels.run(&manifests))?;
     let for_log = Arc::clone(&engine);
     threads.spawn("cdp-log", move || log_file::run(&log, &log_work, &for_log))?;
     let (for_flush, flush_devices) = (Arc::clone(&engine), devices.clone());

@@ -4,6 +4,7 @@ mod dice;
 mod every_lsn;
 mod held;
 mod history;
+mod levels;
 mod nbd;
 mod nbd_clients;
 mod overlap;

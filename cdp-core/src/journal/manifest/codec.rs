@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::journal::bytes::{FormatError, Put, Take};
+use crate::journal::level;
 use crate::types::{DISK_MAX, DISKS_MAX, NAME_MAX};
 
 const VERSION: u16 = 1;
@@ -10,7 +11,7 @@ const WHAT: &str = "manifest";
 /// A reader that does not know the section refuses the manifest.
 const MUST_UNDERSTAND: u16 = 1;
 
-/// Tags of sections. 9 to 12 are set aside for runs of the levelled index, layers, keys and events of dropped segments.
+/// Tags of sections. 10 to 12 are set aside for layers, keys and events of dropped segments.
 const IDENTITY: u16 = 1;
 const DISKS: u16 = 2;
 const TIMELINES: u16 = 3;
@@ -19,16 +20,18 @@ const POLICY: u16 = 5;
 const SESSIONS: u16 = 6;
 const SEEDING: u16 = 7;
 const PINS: u16 = 8;
+const RUNS: u16 = 9;
 const MERGE: u16 = 13;
 
 /// Sections that are read here.
-const KNOWN: [u16; 9] = [IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, MERGE];
+const KNOWN: [u16; 10] = [IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, MERGE];
 
 /// Bounds on lists, far above what can be used.
 const TIMELINES_MAX: usize = 1 << 20;
 const SEGMENTS_MAX: usize = 1 << 20;
 const SESSIONS_MAX: usize = 1 << 16;
 const PINS_MAX: usize = 1 << 20;
+const RUNS_MAX: usize = 1 << 18;
 /// Removed disks stay listed while history knows them.
 const DISKS_LISTED_MAX: usize = DISKS_MAX * 64;
 
@@ -58,6 +61,13 @@ impl Manifest {
                 put.text(&pin.label).bytes(pin.timeline.bytes()).u64(pin.lsn.0).u64(pin.created.0);
             });
         });
+        // As long as there never was one, nothing is said.
+        if self.next_run > 1 {
+            section(&mut put, RUNS, |put| {
+                put.u64(self.next_run);
+                list(put, &self.runs, |put, run| level::put_info(put, run));
+            });
+        }
         if let Some(merge) = &self.merge {
             section(&mut put, MERGE, |put| {
                 put.bytes(merge.timeline.bytes()).u64(merge.upto.0);
@@ -127,6 +137,10 @@ impl Manifest {
                     Ok(SeedingInfo { disk: disk_id(take)?, done: take.u64_if("done", |value| value <= DISK_MAX)? })
                 })?;
             }
+            RUNS => {
+                self.next_run = take.u64_if("next_run", |value| value > 1)?;
+                self.runs = take.list("index runs", RUNS_MAX, |take| level::take_info(take).map(Arc::new))?;
+            }
             MERGE => {
                 let (timeline, upto) = (take.id("timeline", Timeline::new)?, Lsn(take.u64()?));
                 self.merge = Some(MergeInfo { timeline, upto });
@@ -155,6 +169,12 @@ impl Manifest {
         let unsealed = self.segments.iter().skip_while(|segment| segment.summary().is_some());
         if let Some(late) = unsealed.into_iter().find(|segment| segment.summary().is_some()) {
             return Err(take.field("segment sealed out of order", late.number));
+        }
+        let apart = |pair: &[Arc<RunInfo>]| pair[0].last_segment < pair[1].first_segment;
+        let numbers: std::collections::BTreeSet<u64> = self.runs.iter().map(|run| run.number).collect();
+        let newest = numbers.last().copied().unwrap_or(0);
+        if !self.runs.windows(2).all(apart) || numbers.len() != self.runs.len() || newest >= self.next_run {
+            return Err(take.field("run number", newest));
         }
         Ok(())
     }

@@ -67,6 +67,10 @@ impl Catalog {
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.len() as u64
     }
+    /// A file goes when the generation is durable.
+    pub(super) fn remove_at(&mut self, generation: Generation, name: String) {
+        self.removals.push((generation, name));
+    }
     /// There was no room: everything again at `deadline`.
     pub(super) fn wait(&mut self, deadline: MonoTime) {
         self.step = Step::Waiting(deadline);
@@ -77,7 +81,7 @@ impl Catalog {
 impl Writer {
     pub(super) fn remove_later(&mut self, generation: Generation, number: u64) {
         let name = media::join(&self.options.directory, &segment_name(number));
-        self.catalog.removals.push((generation, name));
+        self.catalog.remove_at(generation, name);
     }
 
     pub(super) fn advance_catalog(&mut self, now: MonoTime) {

@@ -32,7 +32,7 @@ fn store(clean: bool) -> (Memory, Source, Lsn) {
     (storage, source, durable)
 }
 
-fn copy(from: &Memory) -> Memory {
+pub(super) fn copy(from: &Memory) -> Memory {
     let to = Memory::new();
     for directory in ["", DIRECTORY] {
         for name in from.list(directory).unwrap().into_iter().filter(|name| name != DIRECTORY) {
@@ -44,7 +44,7 @@ fn copy(from: &Memory) -> Memory {
     to
 }
 
-fn read(storage: &Memory, name: &str) -> Vec<u8> {
+pub(super) fn read(storage: &Memory, name: &str) -> Vec<u8> {
     let file = storage.open(name, false).unwrap();
     let mut bytes = vec![0; file.len().unwrap() as usize];
     file.read_exact_at(0, &mut bytes).unwrap();
@@ -58,7 +58,11 @@ fn names(storage: &Memory) -> Vec<String> {
 
 /// Damages one file; gives what was done, and whether anything is different at all.
 fn damage(storage: &Memory, dice: &mut Dice) -> (String, bool) {
-    let names = names(storage);
+    damage_one_of(storage, &names(storage), dice)
+}
+
+/// The same with one of these files.
+pub(super) fn damage_one_of(storage: &Memory, names: &[String], dice: &mut Dice) -> (String, bool) {
     let name = &names[dice.below(names.len() as u64) as usize];
     let before = read(storage, name);
     let mut bytes = before.clone();
@@ -107,7 +111,7 @@ fn damage(storage: &Memory, dice: &mut Dice) -> (String, bool) {
     (format!("{what} {name} at {at} {other} {count}"), changed)
 }
 
-fn replace(storage: &Memory, name: &str, bytes: &[u8]) {
+pub(super) fn replace(storage: &Memory, name: &str, bytes: &[u8]) {
     storage.remove(name).unwrap();
     storage.create(name).unwrap().write_all_at(0, bytes).unwrap();
 }

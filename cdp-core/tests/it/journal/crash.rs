@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// A mistake that a driver could make; the test has to notice it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Mistake {
+pub(super) enum Mistake {
     None,
     /// Says that a file is synced when it is not.
     NoSync,
@@ -29,12 +29,12 @@ struct Believed {
 }
 
 /// A driver that carries effects out and completes them in any order. It may stop at any time and come back later.
-fn shuffle(rig: &mut Rig, dice: &mut Dice, mistake: Mistake) {
+pub(super) fn shuffle(rig: &mut Rig, dice: &mut Dice, mistake: Mistake) {
     let rounds = if dice.below(4) == 0 { u64::MAX } else { dice.below(4) };
     shuffle_rounds(rig, dice, mistake, rounds);
 }
 
-fn shuffle_rounds(rig: &mut Rig, dice: &mut Dice, mistake: Mistake, rounds: u64) {
+pub(super) fn shuffle_rounds(rig: &mut Rig, dice: &mut Dice, mistake: Mistake, rounds: u64) {
     for _ in 0..rounds {
         let mut batch = Vec::new();
         while batch.len() < 4 {

@@ -124,6 +124,23 @@ impl Rig {
         assert_eq!(self.writer.state(), WriterState::Closed);
     }
 
+    /// Merges the index as far as it goes, a little at a time; how many runs were made.
+    pub(crate) fn merge_index(&mut self, budget: u64) -> usize {
+        let reader = self.reader();
+        for made in 0.. {
+            let Some(task) = self.writer.next_merge() else { return made };
+            let mut merge = IndexMerge::new(&reader, &self.writer.snapshot(), task).unwrap();
+            let run = loop {
+                if let Some(run) = merge.step(budget).unwrap() {
+                    break run;
+                }
+            };
+            assert!(self.writer.publish_run(run).is_some());
+            self.drain();
+        }
+        unreachable!()
+    }
+
     pub(crate) fn reader(&self) -> Arc<Reader> {
         Arc::new(Reader::new(Arc::clone(&self.storage), DIRECTORY, 1 << 20))
     }

@@ -1,0 +1,278 @@
+//! Making a run of eight neighbours: a bounded amount of work at a time, beside everything else.
+//!
+//! A merge reads footers or runs and writes one new file from front to back, which nothing names. When all of it and its
+//! name are durable it gives the run to whoever owns the manifest. Whatever goes wrong before, the file is nobody's.
+
+use super::codec::SegmentRow;
+use super::cursor::{Input, Merged};
+use super::plan::{IndexPlan, Item, PlanError, join};
+use super::write::RunBytes;
+use super::{BLOCKS_AT, RunInfo, RunTotals, run_name};
+use crate::journal::footer;
+use crate::journal::index::{ENTRY_BYTES, Entry};
+use crate::journal::layout::{BLOCK_BYTES, FIXED_BYTES};
+use crate::journal::reader::{ReadError, Reader};
+use crate::journal::snapshot::{Content, Snapshot};
+use crate::media::{self, File, MediaError, MediaErrorKind, Operation};
+use crate::types::{ReplicaId, SegmentId};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Bytes that are written at once, about, and held.
+const WRITE_BYTES: u64 = 256 << 10;
+
+/// A merge to be done: what the owner of the manifest gives to whoever does it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MergeTask {
+    /// What becomes one.
+    pub plan: IndexPlan,
+    /// Whose journal.
+    pub replica: ReplicaId,
+    /// The new run's number.
+    pub number: u64,
+    /// The new run's identity.
+    pub id: SegmentId,
+    /// So much stays free on the media behind it.
+    pub keep_free_bytes: u64,
+}
+
+/// Why a merge did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    /// An input cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The new file cannot be written.
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    /// Limits of the format.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// What was to be merged is not there any more.
+    #[error("index run {run} is not made: {what} {number}, which it was to hold, is gone")]
+    Gone {
+        /// Number of the run.
+        run: u64,
+        /// What is missing.
+        what: &'static str,
+        /// Which.
+        number: u64,
+    },
+    /// An input is not in order.
+    #[error("index run {run} is not made: an entry at LSN {lsn} is out of order, chunk {chunk}")]
+    Order {
+        /// Number of the run.
+        run: u64,
+        /// The entry's.
+        lsn: u64,
+        /// The entry's.
+        chunk: u32,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Create,
+    Entries { wide: bool },
+    Sync,
+    SyncDirectory,
+}
+
+/// A merge under way. Dropped half way its file stays, unnamed: [`IndexMerge::discard`] removes it.
+#[derive(Debug)]
+pub struct IndexMerge {
+    reader: Arc<Reader>,
+    task: MergeTask,
+    info: RunInfo,
+    rows: Vec<SegmentRow>,
+    inputs: Merged,
+    /// Index entries of all inputs, at most.
+    entries: u64,
+    phase: Phase,
+    out: Option<RunBytes>,
+    file: Option<Arc<dyn File>>,
+    written: u64,
+    last_key: Option<u128>,
+}
+
+impl IndexMerge {
+    /// A merge of what the snapshot has, read through `reader` and written beside it. Reads the tables of runs, no entries.
+    ///
+    /// # Errors
+    /// `Gone` when the snapshot has not all inputs; `Plan` when one run cannot hold them.
+    pub fn new(reader: &Arc<Reader>, snapshot: &Snapshot, task: MergeTask) -> Result<Self, MergeError> {
+        let gone = |what, number| MergeError::Gone { run: task.number, what, number };
+        let (mut items, mut inputs, mut rows, mut entries) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let mut first_chunk = 0u32;
+        for &number in &task.plan.inputs {
+            let (item, input) = if task.plan.level == 1 {
+                let segment = snapshot.segments().iter().find(|segment| segment.number == number);
+                let segment = segment.ok_or_else(|| gone("segment", number))?;
+                let Content::Sealed(summary) = &segment.content else { return Err(gone("segment", number)) };
+                entries += u64::from(summary.entries);
+                let (id, last_lsn, chunks) = (segment.id, segment.last_lsn, summary.chunks);
+                rows.push(SegmentRow { number, id, last_lsn, first_chunk, chunks });
+                (Item::of_segment(number, summary), Input::Segment(Arc::clone(segment)))
+            } else {
+                let run = snapshot.runs().iter().find(|run| run.number == number);
+                let run = run.ok_or_else(|| gone("index run", number))?;
+                entries += run.totals.entries;
+                let tables = reader.run_tables(run)?;
+                let moved = |row: &SegmentRow| SegmentRow {
+                    // What does not fit is refused below.
+                    first_chunk: row.first_chunk.saturating_add(first_chunk),
+                    ..*row
+                };
+                rows.extend(tables.segments.iter().map(moved));
+                (Item::of_run(run), Input::Run(Arc::clone(run)))
+            };
+            inputs.push((input, first_chunk));
+            first_chunk = first_chunk.saturating_add(item.chunks);
+            items.push(item);
+        }
+        let (first_lsn, last_lsn, chunks) = join(&items)?;
+        let (Some(first), Some(last), Some(item)) = (rows.first(), rows.last(), items.first()) else {
+            return Err(gone("segment", 0));
+        };
+        let info = RunInfo {
+            number: task.number,
+            id: task.id,
+            level: task.plan.level,
+            timeline: item.timeline,
+            segments: rows.len() as u32,
+            first_segment: first.number,
+            last_segment: last.number,
+            first_lsn,
+            last_lsn,
+            chunks,
+            totals: RunTotals::default(),
+            regions: Vec::new(),
+        };
+        Ok(Self {
+            reader: Arc::clone(reader),
+            task,
+            info,
+            rows,
+            inputs: Merged::new(inputs),
+            entries,
+            phase: Phase::Create,
+            out: None,
+            file: None,
+            written: 0,
+            last_key: None,
+        })
+    }
+
+    /// Works on until about `budget` bytes were read and written, or a sync is through. Gives the run when it is durable: it
+    /// counts from when a manifest names it.
+    ///
+    /// # Errors
+    /// The merge cannot go on; `discard` it.
+    pub fn step(&mut self, budget: u64) -> Result<Option<RunInfo>, MergeError> {
+        match self.phase {
+            Phase::Create => {
+                self.create()?;
+                self.inputs.start(&self.reader, false)?;
+                self.phase = Phase::Entries { wide: false };
+            }
+            Phase::Entries { wide } => self.merge(wide, budget)?,
+            Phase::Sync => {
+                self.file()?.sync()?;
+                self.phase = Phase::SyncDirectory;
+            }
+            Phase::SyncDirectory => {
+                self.reader.storage.sync_dir(&self.reader.directory)?;
+                return Ok(Some(self.info.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes what was written. Best effort: what stays is removed at the next start.
+    pub fn discard(self) {
+        if self.file.is_some() {
+            let _ = self.reader.storage.remove(&self.name());
+        }
+    }
+
+    fn name(&self) -> String {
+        media::join(&self.reader.directory, &run_name(self.task.number))
+    }
+
+    fn create(&mut self) -> Result<(), MergeError> {
+        let name = self.name();
+        let storage = &self.reader.storage;
+        let (free, needed) = (storage.free_bytes()?, self.bound());
+        if free < needed.saturating_add(self.task.keep_free_bytes) {
+            let keep = self.task.keep_free_bytes;
+            let message = format!("{free} bytes are free, {needed} are needed and {keep} must be left");
+            return Err(MediaError::new(MediaErrorKind::NoSpace, Operation::Create, &name, 0, &message).into());
+        }
+        self.file = Some(storage.create_streamed(&name)?);
+        self.out = Some(RunBytes::begin(self.task.replica, self.info.clone(), &self.rows));
+        Ok(())
+    }
+
+    /// About the most bytes that the file may take.
+    fn bound(&self) -> u64 {
+        let blocks = self.entries / footer::per_block(ENTRY_BYTES) as u64 + 64;
+        (blocks + blocks / 64) * BLOCK_BYTES as u64 + self.rows.len() as u64 * 64 + BLOCKS_AT + FIXED_BYTES as u64
+    }
+
+    fn file(&self) -> Result<&Arc<dyn File>, MediaError> {
+        let never = || MediaError::new(MediaErrorKind::Io, Operation::Open, &self.name(), 0, "the file was never made");
+        self.file.as_ref().ok_or_else(never)
+    }
+
+    fn merge(&mut self, wide: bool, budget: u64) -> Result<(), MergeError> {
+        let mut spent = 0;
+        while spent < budget.max(1) {
+            let Some((entry, read)) = self.inputs.next(&self.reader)? else {
+                if wide {
+                    return self.finish();
+                }
+                self.last_key = None;
+                self.inputs.start(&self.reader, true)?;
+                self.phase = Phase::Entries { wide: true };
+                return Ok(());
+            };
+            self.check(&entry)?;
+            spent += read + ENTRY_BYTES as u64;
+            let bytes = self.out.as_mut().map(|out| {
+                out.add(entry);
+                out.held()
+            });
+            if bytes.is_some_and(|bytes| bytes >= WRITE_BYTES) {
+                let data = self.out.as_mut().map(RunBytes::take).unwrap_or_default();
+                self.write(&data)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Blocks verify on their own; that they are in order, and of this history, is looked at here.
+    fn check(&mut self, entry: &Entry) -> Result<(), MergeError> {
+        let before = self.last_key.replace(entry.key());
+        let of_it = (self.info.first_lsn.0..=self.info.last_lsn.0).contains(&entry.lsn);
+        if before.is_some_and(|before| before > entry.key()) || !of_it || entry.chunk >= self.info.chunks.max(1) {
+            return Err(MergeError::Order { run: self.task.number, lsn: entry.lsn, chunk: entry.chunk });
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), MergeError> {
+        if let Some(out) = self.out.take() {
+            let (data, info) = out.finish();
+            self.write(&data)?;
+            self.info = info;
+        }
+        self.phase = Phase::Sync;
+        Ok(())
+    }
+
+    fn write(&mut self, data: &[Bytes]) -> Result<(), MediaError> {
+        self.file()?.write_at(self.written, data)?;
+        self.written += data.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        Ok(())
+    }
+}

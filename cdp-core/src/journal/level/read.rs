@@ -1,0 +1,158 @@
+//! Reading runs: tables, fences and index blocks, each verified where it is read.
+
+use super::codec::{SEGMENT_ROW_BYTES, SegmentRow, TOP_BYTES, Top, check_header};
+use super::{RunInfo, block_at, run_name};
+use crate::journal::bytes::{FormatError, Take};
+use crate::journal::footer::{self, FENCE_BYTES, Fence};
+use crate::journal::index::Entry;
+use crate::journal::layout::{BLOCK_BYTES, BlockKind, FIXED_BYTES};
+use crate::journal::reader::{ReadError, Reader};
+use crate::media::{self, File};
+use crate::types::{DiskId, Extent, SECTOR};
+use std::sync::Arc;
+
+/// What is read of a run before its entries.
+#[derive(Debug)]
+pub(in crate::journal) struct Tables {
+    pub(in crate::journal) segments: Vec<SegmentRow>,
+    pub(in crate::journal) tops: Vec<Top>,
+}
+
+pub(super) fn broken(run: &RunInfo, offset: u64) -> impl Fn(FormatError) -> ReadError {
+    let run = run.number;
+    move |source| ReadError::Index { run, offset, source }
+}
+
+pub(super) fn field(run: &RunInfo, offset: u64, field: &'static str, value: u64) -> ReadError {
+    broken(run, offset)(FormatError::Field { what: "index run", field, value })
+}
+
+impl Reader {
+    /// Opens a run's file and checks that it is the one meant.
+    pub(in crate::journal) fn run_file(&self, run: &RunInfo) -> Result<Arc<dyn File>, ReadError> {
+        self.files.get_or(run.id, || {
+            let file = self.storage.open(&media::join(&self.directory, &run_name(run.number)), false)?;
+            let mut bytes = [0; FIXED_BYTES];
+            file.read_exact_at(0, &mut bytes)?;
+            check_header(&bytes, run).map_err(broken(run, 0))?;
+            Ok((file, 1))
+        })
+    }
+
+    /// Reads `count` neighbouring blocks and gives what `decode` makes of each.
+    pub(super) fn run_blocks<T>(
+        &self,
+        run: &RunInfo,
+        (first, count): (u32, u32),
+        decode: impl Fn(&[u8], u32) -> Result<Vec<T>, FormatError>,
+    ) -> Result<Vec<T>, ReadError> {
+        let mut bytes = vec![0; count as usize * BLOCK_BYTES];
+        self.run_file(run)?.read_exact_at(block_at(first), &mut bytes)?;
+        let mut all = Vec::new();
+        for (number, bytes) in (first..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
+            all.extend(decode(bytes, number).map_err(broken(run, block_at(number)))?);
+        }
+        Ok(all)
+    }
+
+    fn run_rows<T>(
+        &self,
+        run: &RunInfo,
+        kind: BlockKind,
+        blocks: (u32, u32),
+        row_bytes: usize,
+        take_row: impl Fn(&mut Take<'_>) -> Result<T, FormatError>,
+    ) -> Result<Vec<T>, ReadError> {
+        self.run_blocks(run, blocks, |bytes, number| {
+            footer::decode_rows(bytes, run.id, number, kind, row_bytes, &take_row)
+        })
+    }
+
+    /// A run's segments and tops: those say where everything else is, so they are looked at as a whole.
+    pub(in crate::journal) fn run_tables(&self, run: &RunInfo) -> Result<Arc<Tables>, ReadError> {
+        self.tables.get_or(run.id, || {
+            let [segments, .., tops] = run.totals.blocks;
+            let take = SegmentRow::take;
+            let segments = self.run_rows(run, BlockKind::Segments, (0, segments), SEGMENT_ROW_BYTES, take)?;
+            let tops_at = run.tops_at();
+            let tops = self.run_rows(run, BlockKind::Tops, (tops_at, tops), TOP_BYTES, Top::take)?;
+            let mut chunks = 0u64;
+            for row in &segments {
+                if u64::from(row.first_chunk) != chunks || !run.covers(row.number) {
+                    return Err(field(run, block_at(0), "segment", row.number));
+                }
+                chunks += u64::from(row.chunks);
+            }
+            let ordered = segments.windows(2).all(|pair| pair[0].number < pair[1].number);
+            if !ordered || segments.len() as u32 != run.segments || chunks != u64::from(run.chunks) {
+                return Err(field(run, block_at(0), "segments", segments.len() as u64));
+            }
+            if let Some(top) = tops.iter().find(|top| top.fences >= tops_at) {
+                return Err(field(run, block_at(tops_at), "fences", top.fences.into()));
+            }
+            let bytes = segments.len() * size_of::<SegmentRow>() + tops.len() * size_of::<Top>() + 64;
+            Ok((Arc::new(Tables { segments, tops }), bytes as u64))
+        })
+    }
+
+    /// The fences of one group.
+    pub(super) fn run_fences(&self, run: &RunInfo, top: &Top) -> Result<Vec<Fence>, ReadError> {
+        let fences = self.run_rows(run, BlockKind::Fences, (top.fences, 1), FENCE_BYTES, Fence::take)?;
+        let same = |fence: &Fence| (fence.disk, fence.wide) == (top.disk, top.wide);
+        if fences.len() != usize::from(top.count) || !fences.iter().all(same) {
+            return Err(field(run, block_at(top.fences), "fences", fences.len() as u64));
+        }
+        Ok(fences)
+    }
+
+    /// The entries of `count` neighbouring index blocks.
+    pub(super) fn run_entries(&self, run: &RunInfo, blocks: (u32, u32), wide: bool) -> Result<Vec<Entry>, ReadError> {
+        self.run_blocks(run, blocks, |bytes, number| {
+            footer::decode_entries(bytes, run.id, number, wide, run.first_lsn.0)
+        })
+    }
+
+    /// Calls `each` for every entry of the disk that shares a byte with `range`; chunks are numbered as the run does.
+    pub(in crate::journal) fn run_overlapping(
+        &self,
+        run: &RunInfo,
+        disk: DiskId,
+        range: Extent,
+        mut each: impl FnMut(&Entry),
+    ) -> Result<(), ReadError> {
+        let (start, end) = (range.offset / SECTOR, range.end().div_ceil(SECTOR));
+        let tables = self.run_tables(run)?;
+        let of_disk = |top: &&Top| top.disk == disk.get() && top.first < end && top.end > start;
+        for top in tables.tops.iter().filter(of_disk) {
+            let fences = self.run_fences(run, top)?;
+            let mut number = top.fences - u32::from(top.count);
+            for wanted in fences.chunk_by(|a, b| is_in(a, start, end) == is_in(b, start, end)) {
+                let count = wanted.len() as u32;
+                if is_in(&wanted[0], start, end) {
+                    let entries = self.run_entries(run, (number, count), top.wide)?;
+                    entries.iter().filter(|entry| entry.sector < end && entry.end() > start).for_each(&mut each);
+                }
+                number += count;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_in(fence: &Fence, start: u64, end: u64) -> bool {
+    fence.first < end && fence.end > start
+}
+
+impl Tables {
+    /// Which segment an entry is of, as a place in the table, and the chunk's number in it.
+    pub(in crate::journal) fn segment_of(&self, entry: &Entry) -> Option<(usize, u32)> {
+        // What has no chunk is of one part, so that its LSN is in one segment only.
+        if entry.what != crate::journal::index::What::Data {
+            let at = self.segments.partition_point(|row| row.last_lsn.0 < entry.lsn);
+            return (at < self.segments.len()).then_some((at, 0));
+        }
+        let at = self.segments.partition_point(|row| row.first_chunk <= entry.chunk).checked_sub(1)?;
+        let chunk = entry.chunk - self.segments[at].first_chunk;
+        (chunk < self.segments[at].chunks).then_some((at, chunk))
+    }
+}

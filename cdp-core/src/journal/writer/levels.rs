@@ -1,0 +1,81 @@
+//! Runs of the levelled index in the manifest: others make them, the writer names them and lets go of those they replace.
+
+use super::Writer;
+use crate::journal::level::{IndexPlan, MergeTask, RunInfo, run_name};
+use crate::journal::manifest::{Generation, SegmentInfo};
+use crate::types::SegmentId;
+use std::sync::Arc;
+
+impl Writer {
+    /// The next merge of the levelled index, if there is one to do: for an [`IndexMerge`](crate::journal::IndexMerge), whose
+    /// run comes back by [`Writer::publish_run`]. One at a time: a second one asked for in between would be the same again.
+    pub fn next_merge(&mut self) -> Option<MergeTask> {
+        if self.closing || self.failed.is_some() {
+            return None;
+        }
+        let plan = IndexPlan::next(&self.manifest)?;
+        let id = loop {
+            let Some(id) = SegmentId::new((self.ids)()) else { continue };
+            let is_new = self.manifest.segments.iter().all(|segment| segment.id != id);
+            if is_new && self.manifest.runs.iter().all(|run| run.id != id) {
+                break id;
+            }
+        };
+        // Taken in memory only: of a merge that does not come to its end nothing is named, and a start removes its file.
+        let number = self.manifest.next_run;
+        self.manifest.next_run += 1;
+        let (replica, keep_free_bytes) = (self.manifest.replica, self.options.keep_free_bytes);
+        Some(MergeTask { plan, replica, number, id, keep_free_bytes })
+    }
+
+    /// Names a run that is durable; the runs that it replaces leave the manifest with it, and the media when that is durable.
+    /// None: it is of no use any more, since its segments were dropped or another run holds them; its file is removed.
+    pub fn publish_run(&mut self, run: RunInfo) -> Option<Generation> {
+        let name = crate::media::join(&self.options.directory, &run_name(run.number));
+        let known = |other: &Arc<RunInfo>| other.number == run.number;
+        if run.number >= self.manifest.next_run || self.manifest.runs.iter().any(known) {
+            return None;
+        }
+        let (first, last) = (run.first_segment, run.last_segment);
+        let overlaps = |other: &Arc<RunInfo>| other.first_segment <= last && other.last_segment >= first;
+        let inside = |other: &Arc<RunInfo>| {
+            other.level < run.level && other.first_segment >= first && other.last_segment <= last
+        };
+        let fits = self.manifest.runs.iter().filter(|other| overlaps(other)).all(inside);
+        let mut segments = segments_of(&self.manifest.segments, &run).iter().peekable();
+        let of_it = |segment: &SegmentInfo| segment.summary().is_some_and(|summary| summary.timeline == run.timeline);
+        if !fits || segments.peek().is_none() || !segments.all(of_it) || self.closing || self.failed.is_some() {
+            let generation = self.manifest_durable();
+            self.catalog.remove_at(generation, name);
+            return None;
+        }
+        let run = Arc::new(run);
+        let gone = self.take_runs(overlaps);
+        let at = self.manifest.runs.partition_point(|other| other.first_segment < run.first_segment);
+        self.manifest.runs.insert(at, Arc::clone(&run));
+        let generation = self.catalog.touch(&mut self.manifest);
+        gone.into_iter().for_each(|name| self.catalog.remove_at(generation, name));
+        Some(generation)
+    }
+
+    /// Lets go of runs whose segments were all dropped; gives their files' names.
+    pub(super) fn drop_empty_runs(&mut self) -> Vec<String> {
+        let segments = std::mem::take(&mut self.manifest.segments);
+        let gone = self.take_runs(|run| segments_of(&segments, run).is_empty());
+        self.manifest.segments = segments;
+        gone
+    }
+
+    fn take_runs(&mut self, goes: impl Fn(&Arc<RunInfo>) -> bool) -> Vec<String> {
+        let (gone, stay): (Vec<_>, _) = std::mem::take(&mut self.manifest.runs).into_iter().partition(goes);
+        self.manifest.runs = stay;
+        gone.iter().map(|run| crate::media::join(&self.options.directory, &run_name(run.number))).collect()
+    }
+}
+
+/// The segments that a run holds and that are still there.
+fn segments_of<'a>(segments: &'a [SegmentInfo], run: &RunInfo) -> &'a [SegmentInfo] {
+    let first = segments.partition_point(|segment| segment.number < run.first_segment);
+    let end = segments.partition_point(|segment| segment.number <= run.last_segment);
+    &segments[first..end]
+}
