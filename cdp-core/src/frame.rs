@@ -12,6 +12,7 @@ mod info;
 mod layout;
 mod note;
 pub mod record;
+mod seal;
 #[cfg(test)]
 mod tests;
 
@@ -22,3 +23,4 @@ pub use encode::{Compression, EncodedFrame, Encoder};
 pub use info::FrameInfo;
 pub use layout::{HEADER_BYTES, RECORD_BYTES};
 pub use record::{GapReason, Mark, Note, Part, Payload, PayloadError, PointKinds, RawFrame, RecordKind, ResyncReason};
+pub(crate) use seal::open_chunk;

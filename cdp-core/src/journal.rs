@@ -47,7 +47,7 @@ pub use manifest::{
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};
-pub use recover::{Damage, Looked, OpenError, Opened, Repair, create, look, open, read_manifest};
+pub use recover::{Damage, Looked, OpenError, Opened, Repair, create, look, look_with, open, open_with, read_manifest};
 pub use snapshot::Snapshot;
 pub use verify::{Finding, Verified};
 pub use view::{Below, Nothing, Origin, PathElement, Piece, View};

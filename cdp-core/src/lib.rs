@@ -6,7 +6,8 @@
 //!
 //! The rooms, from the guest's write to the moment that is brought back:
 //! [`types`] (the words) → [`capture`] (write order at the source) → [`frame`] (unit of transfer) → [`journal`] (what is
-//! kept) → [`replica`] (base, journal and the catalogue of what can be restored), all on [`media`] (files).
+//! kept) → [`replica`] (base, journal and the catalogue of what can be restored), all on [`media`] (files), under the keys of
+//! [`trust`] where that is wanted.
 
 #![forbid(unsafe_code)]
 
@@ -18,5 +19,6 @@ pub mod media;
 pub mod replica;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod trust;
 pub mod types;
 pub mod when;

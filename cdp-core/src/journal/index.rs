@@ -5,8 +5,8 @@
 //! searches. When the segment is sealed all of it goes to the footer and out of memory.
 
 use super::bytes::{FormatError, Put, Take};
-use super::event::{self, Event};
-use crate::frame::{ChunkInfo, FrameError, FrameHead, Note, RecordKind};
+use super::event::Event;
+use crate::frame::{ChunkInfo, FrameHead, Note, RecordKind};
 use crate::types::{DiskId, Extent, Lsn, SECTOR, Stamp, WallTime};
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(super) struct Entry {
     pub(super) sector: u64,
     pub(super) lsn: u64,
     pub(super) sectors: u64,
-    /// CRC32C of the part's plain bytes.
+    /// CRC32C of the part's plain bytes, masked in a segment that is sealed at rest.
     pub(super) crc: u32,
     /// Number of the chunk in the segment, from 0.
     pub(super) chunk: u32,
@@ -107,12 +107,14 @@ pub(super) struct ChunkRow {
     pub(super) crc: u32,
     pub(super) compressed: bool,
     pub(super) notes: bool,
+    /// Sealed at rest.
+    pub(super) sealed: bool,
 }
 
 impl ChunkRow {
     pub(super) fn put(&self, put: &mut Put) {
         put.u64(self.offset).u32(self.stored_length).u32(self.plain_length).u32(self.crc);
-        put.u8(1 + u8::from(self.compressed)).u8(1 + u8::from(self.notes)).u16(0);
+        put.u8(1 + u8::from(self.compressed)).u8(1 + u8::from(self.notes)).u8(u8::from(self.sealed)).u8(0);
     }
     pub(super) fn take(take: &mut Take<'_>) -> Result<Self, FormatError> {
         let offset = take.u64()?;
@@ -121,8 +123,9 @@ impl ChunkRow {
         let crc = take.u32()?;
         let which = |number| (1..=2).contains(&number).then_some(number == 2);
         let (compressed, notes) = (take.kind("codec", which)?, take.kind("content", which)?);
-        let _ = take.u16()?;
-        Ok(Self { offset, stored_length, plain_length, crc, compressed, notes })
+        let sealed = take.kind("flags", |bits| (bits <= 1).then_some(bits == 1))?;
+        let _ = take.u8()?;
+        Ok(Self { offset, stored_length, plain_length, crc, compressed, notes, sealed })
     }
     /// The row as the frame codec wants it.
     pub(super) fn info(&self) -> ChunkInfo {
@@ -134,6 +137,7 @@ impl ChunkRow {
             crc: self.crc,
             compressed: self.compressed,
             notes: self.notes,
+            sealed: self.sealed,
         }
     }
 }
@@ -190,14 +194,11 @@ pub(super) struct Place {
     pub(super) offset: u64,
     /// Number of its first chunk.
     pub(super) first_chunk: u32,
-    /// No frame before it in the segment had its clock epoch.
-    pub(super) new_epoch: bool,
 }
 
 impl IndexRun {
-    /// The index of one frame. `notes` is the frame's body, or as much of it as holds the notes; it is only looked at when
-    /// there are events.
-    pub(super) fn of_frame(head: &FrameHead, body: &[u8], place: Place) -> Result<Self, FrameError> {
+    /// The index of one frame as it stands in its segment, and its events.
+    pub(super) fn of_frame(head: &FrameHead, events: Vec<Event>, place: Place) -> Self {
         let info = &head.info;
         let frame_bytes = info.head_bytes + info.body_bytes;
         let body_at = place.offset + super::layout::body_at(info.head_bytes.into(), frame_bytes.into());
@@ -218,8 +219,8 @@ impl IndexRun {
             crc: chunk.crc,
             compressed: chunk.compressed,
             notes: chunk.notes,
+            sealed: chunk.sealed,
         };
-        let events = event::of_frame(head, body, place.new_epoch)?;
         let mut run = Self {
             first_chunk: place.first_chunk,
             frames: vec![frame],
@@ -250,7 +251,7 @@ impl IndexRun {
         run.add_shrinks();
         run.narrow.sort_unstable_by_key(Entry::key);
         run.wide.sort_unstable_by_key(Entry::key);
-        Ok(run)
+        run
     }
 
     fn add(&mut self, entry: Entry) {

@@ -87,7 +87,7 @@ proptest! {
         let opening = Opening { id: id(), group, timeline, prev_lsn, prev_segment, prev_frames, durable };
         file.write_all_at(OPENING_AT, &opening.encode()).unwrap();
         file.write_all_at(if right { FRAMES_AT } else { OPENING_AT + 20 }, &bytes).unwrap();
-        let scan = scan::scan(file.as_ref(), 1, id(), scan::Depth::Bodies).unwrap();
+        let scan = scan::scan(file.as_ref(), (1, id()), scan::Depth::Bodies, scan::AtRest::Plain).unwrap();
         prop_assert!(scan.runs.is_empty());
     }
 }

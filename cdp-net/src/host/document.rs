@@ -9,6 +9,7 @@ use cdp_core::media::{MediaError, MediaErrorKind};
 use cdp_core::replica::base::BaseError;
 use cdp_core::replica::catalogue::{self, Branch, LossReason, Moment, Role};
 use cdp_core::replica::{NotRestorable, Replica, ReplicaError, ResolveError};
+use cdp_core::trust::KeyError;
 use cdp_core::types::WallTime;
 
 /// Points in one answer when nobody says how many.
@@ -64,6 +65,11 @@ pub fn unreadable(error: &ReplicaError) -> Problem {
     if damage {
         return damaged(error.to_string());
     }
+    if let ReplicaError::Open(OpenError::Segment(ReadError::AtRest { source, .. }))
+    | ReplicaError::Journal(ReadError::AtRest { source, .. }) = error
+    {
+        return locked(source);
+    }
     if is_without_room(error) {
         return Problem::new(ProblemClass::Failed, "no-space", error.to_string()).hint("make room on that disk");
     }
@@ -77,7 +83,18 @@ fn is_without_room(error: &ReplicaError) -> bool {
     }
 }
 
-/// The same where only the fact is known.
+/// A replica that is sealed at rest, and its key is not there or another one.
+#[must_use]
+pub fn locked(error: &KeyError) -> Problem {
+    match error {
+        KeyError::Damaged { .. } => Problem::new(ProblemClass::Damage, "key-damaged", error.to_string()),
+        KeyError::Missing => Problem::new(ProblemClass::Refused, "key-missing", error.to_string()),
+        KeyError::Malformed { .. } => Problem::new(ProblemClass::Usage, "key-malformed", error.to_string()),
+        _ => Problem::new(ProblemClass::Refused, "key-wrong", error.to_string()),
+    }
+}
+
+/// Damage, where only the fact is known.
 #[must_use]
 pub fn damaged(message: String) -> Problem {
     let hint = "`cdp verify` says what is damaged and which moments are still good";
@@ -92,6 +109,7 @@ pub fn is_damage(error: &ReadError) -> bool {
         ReadError::Index { .. } | ReadError::Dangling { .. } => true,
         ReadError::Below { source, .. } => source.downcast_ref::<BaseError>().is_some_and(is_base_damage),
         ReadError::Media(error) => is_missing(error),
+        ReadError::AtRest { source, .. } => matches!(source, KeyError::Damaged { .. }),
         ReadError::NotWritten { .. } => false,
     }
 }

@@ -1,0 +1,33 @@
+//! Sealing at rest: which replica key new segments are sealed by.
+
+use super::Writer;
+use crate::journal::manifest::Generation;
+use crate::trust::{KEYS_MAX, KeyError, Keyring, NewKey};
+use std::sync::Arc;
+
+impl Writer {
+    /// Seals at rest what is appended from now on, by this key, which was drawn just now and never used: every start that is to
+    /// append takes a new one, so that no clone of the directory has it. `keys` are those of the store's manifest, and get the
+    /// new one; readers of this process share them. Whatever is appended later goes to segments of its own.
+    ///
+    /// # Errors
+    /// When the manifest can hold no more keys; nothing was changed then.
+    pub fn seal_at_rest(&mut self, keys: Arc<Keyring>, key: NewKey) -> Result<Generation, KeyError> {
+        self.manifest.drop_unused_keys();
+        if self.manifest.keys.len() >= KEYS_MAX {
+            return Err(KeyError::TooMany);
+        }
+        let newest = self.manifest.keys.last().map_or(0, |key| key.generation);
+        let generation = newest.checked_add(1).ok_or(KeyError::TooMany)?;
+        self.manifest.keys.push(key.name(generation, &keys));
+        (self.key, self.keys) = (generation, keys);
+        self.roll();
+        Ok(self.catalog.touch(&mut self.manifest))
+    }
+
+    /// The generation of the replica key that new segments are sealed by; none: they are not.
+    #[must_use]
+    pub fn key_generation(&self) -> Option<u32> {
+        (self.key != 0).then_some(self.key)
+    }
+}

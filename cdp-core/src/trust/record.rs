@@ -1,0 +1,42 @@
+//! Writing down every seal: for tests that look for a nonce that came twice.
+
+use crate::types::SegmentId;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// One call that sealed something.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct SealCall {
+    /// Names the key: the file, which of the file's keys, and a value that differs where the key does.
+    pub key: (SegmentId, &'static str, u32),
+    /// The nonce.
+    pub nonce: [u8; 12],
+    /// BLAKE3 of what was sealed.
+    pub plain: [u8; 32],
+}
+
+/// Where seals are written down; clones share it. It grows with every seal: for tests.
+#[derive(Clone, Debug, Default)]
+pub struct Recorder(Arc<Mutex<Vec<SealCall>>>);
+
+impl Recorder {
+    /// What was sealed so far.
+    #[must_use]
+    pub fn calls(&self) -> Vec<SealCall> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A key's place in the record.
+#[derive(Debug)]
+pub(super) struct Book {
+    pub(super) recorder: Recorder,
+    pub(super) id: SegmentId,
+    pub(super) key: u32,
+}
+
+impl Book {
+    pub(super) fn add(&self, kind: &'static str, nonce: [u8; 12], plain: &[u8]) {
+        let (key, plain) = ((self.id, kind, self.key), *blake3::hash(plain).as_bytes());
+        self.recorder.0.lock().unwrap_or_else(PoisonError::into_inner).push(SealCall { key, nonce, plain });
+    }
+}
