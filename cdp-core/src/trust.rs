@@ -7,6 +7,7 @@
 //! Cryptography is that of `ring`. Randomness comes in as an argument, as everywhere in this crate: 128 or 256 bits from the
 //! system's own source, never anything that could come twice.
 
+mod base;
 mod derive;
 mod file;
 mod keyring;
@@ -16,6 +17,8 @@ mod record;
 mod tests;
 mod wrap;
 
+pub use base::BlockSeal;
+pub(crate) use base::{BlockPlace, BlockSealer};
 pub(crate) use file::ChunkPlace;
 pub use file::{FileKey, TAG_BYTES};
 pub use keyring::Keyring;

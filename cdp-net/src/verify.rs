@@ -5,7 +5,7 @@ use crate::report::{Problem, Range};
 use cdp_core::journal::{Damage as Unopened, Finding, Looked, Reader, look, read_manifest, run_name};
 use cdp_core::media::Storage;
 use cdp_core::replica::base::{Base, BaseError, file_names, table_name};
-use cdp_core::replica::sidecar::{self, PAGE_BYTES, Root};
+use cdp_core::replica::sidecar::{PAGE_BYTES, Root};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
 use cdp_core::types::{BLOCK, DiskId, Lsn, SECTOR, Timeline};
 use serde::Serialize;
@@ -205,7 +205,7 @@ fn check_base(
         Err(error) => {
             let table = table_name(disk, root.generation);
             return vec![match &error {
-                BaseError::Table { .. } => finding(&table, 0, sidecar::table_bytes(root.size) as u64, &error),
+                BaseError::Table { .. } => finding(&table, 0, root.layout.table_bytes(root.size) as u64, &error),
                 BaseError::Media(media) if media.path.ends_with(&table) => finding(&table, 0, 0, &error),
                 BaseError::Media(media) if media.path.ends_with(&sidecar_name) => finding(&sidecar_name, 0, 0, &error),
                 _ => finding(&image, 0, 0, &error),

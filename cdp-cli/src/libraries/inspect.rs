@@ -81,7 +81,7 @@ fn of_sidecar(directory: &Path, path: &Path, root: Root) -> Result<String, Media
     }
     let name = path.with_extension(ending);
     let table = Disk::open(directory)?.open(&name.file_name().unwrap_or_default().to_string_lossy(), false)?;
-    let mut bytes = vec![0; sidecar::table_bytes(root.size)];
+    let mut bytes = vec![0; root.layout.table_bytes(root.size)];
     let length = table.read_at(0, &mut bytes)?;
     let Some(digests) = sidecar::decode_table(&bytes[..length], root) else {
         return Ok("a sidecar whose digest table does not match the root in the manifest\n".to_owned());

@@ -123,6 +123,8 @@ pub struct BaseInfo {
     pub size: u64,
     /// Root of the sidecar's digest table; see `FORMAT.md`.
     pub root: [u8; 32],
+    /// Its blocks are sealed at rest.
+    pub at_rest: bool,
 }
 
 /// Whether a timeline can still grow.

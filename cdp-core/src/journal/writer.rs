@@ -287,6 +287,7 @@ impl Writer {
     /// timelines and index runs are the writer's own business.
     pub fn edit(&mut self, change: impl FnOnce(&mut Manifest)) -> Generation {
         change(&mut self.manifest);
+        self.keep_keys_of_bases();
         self.catalog.touch(&mut self.manifest)
     }
 
@@ -339,7 +340,7 @@ impl Writer {
             stays
         });
         self.manifest.floor = floor;
-        self.manifest.drop_unused_keys();
+        self.drop_unused_keys();
         Arc::make_mut(&mut self.sealed).retain(|segment| !gone.contains(&segment.number));
         let runs = self.drop_empty_runs();
         let generation = self.catalog.touch(&mut self.manifest);

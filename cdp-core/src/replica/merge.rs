@@ -14,11 +14,12 @@
 //! The machine does a bounded piece of the work in each [`step`](Merge::step); whoever drives it chooses the rate, and edits the
 //! manifest before and after.
 
-use super::base::{self, Base, Rest};
-use super::sidecar::{self, PAGE_BLOCKS, PAGE_COVERS, Page, PageDigest, Seed, Slot};
+use super::base::{self, Base, BlockCopy, Rest};
+use super::sidecar::{self, Entry, Page, PageDigest, Seed, Slot};
 use super::view::Bases;
 use crate::journal::{BaseInfo, Manifest, MergeInfo, Origin, PathElement, ReadError, View};
 use crate::media::{File, MediaError, Storage};
+use crate::trust::{BlockPlace, BlockSealer};
 use crate::types::{BLOCK, DiskId, Extent, Lsn, ReplicaId, SECTOR};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,6 +31,11 @@ const REGIONS_BYTES: u64 = 16 << 20;
 /// A record of [`RESTS`], in bytes: disk (2), changed (1), zero (1), CRC of what stays (4), block (8), upto (8), zeros (4), CRC of
 /// the record (4).
 const REST_BYTES: usize = 32;
+/// A record of a block that is sealed at rest, before its copy: the same up to `upto`, but for 1 in the place of the zero and what
+/// a page will say of the block, whose CRC stands in the place of the CRC of what stays; CRC of the record.
+const COPY_BYTES: usize = 64;
+/// What is read of [`RESTS`] at once, in bytes.
+const WINDOW: usize = 1 << 20;
 const SECTORS: u64 = BLOCK / SECTOR;
 
 /// Why a merge cannot go on. Nothing is lost: the next start does it again.
@@ -55,17 +61,37 @@ pub fn expect_torn(storage: &dyn Storage, bases: &Bases, merge: MergeInfo) -> Re
         Err(error) if error.is_not_found() => return Ok(()),
         file => file?,
     };
-    let mut bytes = vec![0; file.len()? as usize];
-    let length = file.read_at(0, &mut bytes)?;
-    for record in bytes[..length].chunks_exact(REST_BYTES) {
-        // A torn record belongs to a block that was not touched yet; one of another merge to blocks that are done.
-        if let Some((disk, block, rest)) = decode_rest(record, merge.upto)
-            && let Some(base) = bases.get(disk)
-        {
-            base.expect_torn(block, rest);
+    let (mut bytes, mut start) = (vec![0; WINDOW], 0);
+    loop {
+        let length = file.read_at(start, &mut bytes)?;
+        let mut at = 0;
+        // A record whose end is in the next window is looked at there.
+        while at + REST_BYTES <= length && (length < WINDOW || at + COPY_BYTES + BLOCK as usize <= length) {
+            at += expect_one(&bytes[at..length], (&file, start + at as u64), bases, merge.upto);
+        }
+        start += at as u64;
+        if length < WINDOW {
+            return Ok(());
         }
     }
-    Ok(())
+}
+
+/// Tells a base what the record says that `bytes` begins with; gives how far the next one is. A torn record belongs to a block that
+/// was not touched yet; one of another merge to blocks that are done.
+fn expect_one(bytes: &[u8], (file, offset): (&Arc<dyn File>, u64), bases: &Bases, upto: Lsn) -> usize {
+    if let Some((disk, block, entry, copy)) = decode_copy(bytes, upto)
+        && let Some(base) = bases.get(disk)
+        && base.is_right(block, &entry, copy)
+    {
+        base.expect_torn_sealed(block, BlockCopy { file: Arc::clone(file), offset: offset + COPY_BYTES as u64, entry });
+        return COPY_BYTES + BLOCK as usize;
+    }
+    if let Some((disk, block, rest)) = decode_rest(&bytes[..REST_BYTES], upto)
+        && let Some(base) = bases.get(disk)
+    {
+        base.expect_torn(block, rest);
+    }
+    REST_BYTES
 }
 
 /// Removes what a merge left that the manifest does not name any more.
@@ -99,6 +125,36 @@ fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest)> {
     whole.then_some((disk, long(8)?, Rest { changed: record[2], crc: word(4)? }))
 }
 
+/// The record before a copy.
+fn encode_copy(disk: DiskId, block: u64, changed: u8, entry: Entry, upto: Lsn) -> [u8; COPY_BYTES] {
+    let mut said = [0; sidecar::SEALED_ENTRY_BYTES];
+    sidecar::encode_entry(entry, &mut said);
+    let (lsn, crc, seal) = (&said[..8], &said[8..12], &said[12..]);
+    let mut record = [0; COPY_BYTES];
+    record[..2].copy_from_slice(&disk.get().to_le_bytes());
+    (record[2], record[3]) = (changed, 1);
+    record[4..8].copy_from_slice(crc);
+    record[8..16].copy_from_slice(&block.to_le_bytes());
+    record[16..24].copy_from_slice(&upto.0.to_le_bytes());
+    record[24..32].copy_from_slice(lsn);
+    record[32..60].copy_from_slice(seal);
+    let crc = crc32c::crc32c(&record[..60]);
+    record[60..].copy_from_slice(&crc.to_le_bytes());
+    record
+}
+
+/// What such a record says, and the copy behind it.
+fn decode_copy(bytes: &[u8], upto: Lsn) -> Option<(DiskId, u64, Entry, &[u8])> {
+    let record = bytes.get(..COPY_BYTES)?;
+    let word = |at: usize| record.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
+    let long = |at: usize| record.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
+    let whole = record[3] == 1 && word(60)? == crc32c::crc32c(&record[..60]) && long(16)? == upto.0;
+    let copy = bytes.get(COPY_BYTES..COPY_BYTES + BLOCK as usize).filter(|_| whole)?;
+    let disk = DiskId::new(u16::from_le_bytes([record[0], record[1]]))?;
+    let said = [&record[24..32], &record[4..8], &record[32..60]].concat();
+    Some((disk, long(8)?, sidecar::decode_entry(&said), copy))
+}
+
 /// A merge under way.
 #[derive(Debug)]
 pub struct Merge {
@@ -112,6 +168,13 @@ pub struct Merge {
     done: Vec<Work>,
 }
 
+/// Where a batch's records go in [`RESTS`].
+#[derive(Debug)]
+struct RestsAt<'a> {
+    file: &'a Arc<dyn File>,
+    offset: u64,
+}
+
 /// One disk's part.
 #[derive(Debug)]
 struct Work {
@@ -120,6 +183,8 @@ struct Work {
     image: Arc<dyn File>,
     sidecar: Arc<dyn File>,
     seed: Seed,
+    /// What seals it at rest, if it is.
+    sealer: Option<BlockSealer>,
     size: u64,
     /// Pages as they will be.
     digests: Vec<PageDigest>,
@@ -170,7 +235,10 @@ impl Merge {
         let mut waiting = VecDeque::new();
         for disk in &manifest.disks {
             if let Some(base) = bases.get(disk.id) {
-                waiting.push_back(Work::new(storage.as_ref(), manifest.replica, disk.id, disk.size, base)?);
+                // A key that the manifest says bases are sealed by: what it seals is never without it.
+                let sealer = base.sealer(manifest.keys.last().map(|key| key.generation))?;
+                let work = Work::new(storage.as_ref(), manifest.replica, disk.id, disk.size, base)?;
+                waiting.push_back(Work { sealer, ..work });
             }
         }
         let (storage, bases) = (Arc::clone(storage), Arc::clone(bases));
@@ -185,8 +253,9 @@ impl Merge {
     pub fn step(&mut self, budget: u64) -> Result<bool, MergeError> {
         let Some(work) = self.waiting.front_mut() else { return Ok(false) };
         let mut batch = Batch::default();
+        let rests = RestsAt { file: &self.rests, offset: self.rests_bytes };
         while batch.bytes < budget && work.page < work.digests.len() as u64 {
-            work.gather(&self.view, self.bases.as_ref(), self.info.upto, &mut batch)?;
+            work.gather(&self.view, self.bases.as_ref(), self.info.upto, &mut batch, &rests)?;
         }
         if !batch.rests.is_empty() {
             self.rests.write_all_at(self.rests_bytes, &batch.rests)?;
@@ -211,9 +280,14 @@ impl Merge {
             work.image.sync()?;
             work.sidecar.sync()?;
             let generation = work.base.root().generation + 1;
-            let root = base::write_table(self.storage.as_ref(), work.disk, generation, work.size, &work.digests)?;
-            let (lsn, root) = (self.info.upto, root.digest);
-            bases.push((work.disk, BaseInfo { lsn, generation, size: work.size, root }));
+            let root = base::write_table(
+                self.storage.as_ref(),
+                work.disk,
+                generation,
+                (work.size, work.base.layout()),
+                &work.digests,
+            )?;
+            bases.push((work.disk, root.named(self.info.upto)));
         }
         self.storage.sync_dir("base")?;
         Ok(bases)
@@ -236,17 +310,24 @@ impl Work {
             image.set_len(size.next_multiple_of(BLOCK))?;
         }
         let mut digests = base.digests().to_vec();
-        digests.resize(sidecar::pages(size) as usize, PageDigest::Absent);
+        digests.resize(base.layout().pages(size) as usize, PageDigest::Absent);
         let (base, seed) = (Arc::clone(base), Seed::new(replica, disk));
-        Ok(Self { disk, base, image, sidecar, seed, size, digests, page: 0 })
+        Ok(Self { disk, base, image, sidecar, seed, sealer: None, size, digests, page: 0 })
     }
 
     /// Works out the next page: what its blocks become, and what is to be written for that.
-    fn gather(&mut self, view: &View, bases: &Bases, upto: Lsn, batch: &mut Batch) -> Result<(), MergeError> {
-        let number = self.page;
+    fn gather(
+        &mut self,
+        view: &View,
+        bases: &Bases,
+        upto: Lsn,
+        batch: &mut Batch,
+        rests: &RestsAt<'_>,
+    ) -> Result<(), MergeError> {
+        let (number, layout) = (self.page, self.base.layout());
         self.page += 1;
-        let at = number * PAGE_COVERS;
-        let end = (at + PAGE_COVERS).min(self.size.next_multiple_of(BLOCK));
+        let at = number * layout.covers();
+        let end = (at + layout.covers()).min(self.size.next_multiple_of(BLOCK));
         let changes = changes(view, self.disk, Extent::new(at, end - at))?;
         if changes.iter().all(Option::is_none) {
             return Ok(());
@@ -264,20 +345,42 @@ impl Work {
             let offset = at + first as u64 * BLOCK;
             let mut data = vec![0; run.len() * BLOCK as usize];
             view.read(self.disk, offset, &mut data, bases)?;
-            let blocks = data.chunks_exact(BLOCK as usize).zip(run.iter().flatten());
+            let blocks = data.chunks_exact_mut(BLOCK as usize).zip(run.iter().flatten());
             for (place, (block, change)) in (first..).zip(blocks) {
-                let number = number * PAGE_BLOCKS + place as u64;
-                page.set(place, change.lsn, self.seed.block(number, change.lsn, block));
+                let number = number * layout.blocks() + place as u64;
+                let rest = Rest::of(change.sectors, block);
+                let block_place = BlockPlace { disk: self.disk, block: number, lsn: change.lsn };
+                let entry = base::seal_block(self.sealer.as_ref(), self.seed, block_place, block);
+                page.set(place, entry);
                 if change.sectors != u8::MAX {
-                    let rest = Rest::of(change.sectors, block);
-                    batch.rests.extend_from_slice(&encode_rest(self.disk, number, rest, upto));
-                    self.base.expect_torn(number, rest);
+                    self.keep(number, (rest, entry), block, upto, (&mut *batch, rests));
                 }
             }
             batch.add(offset, data, run);
         }
         batch.pages.push(page);
         Ok(())
+    }
+
+    /// Keeps what stays of a block that is changed in parts, where it is found when the block is torn: before the block is written.
+    fn keep(
+        &self,
+        block: u64,
+        (rest, entry): (Rest, Entry),
+        bytes: &[u8],
+        upto: Lsn,
+        (batch, rests): (&mut Batch, &RestsAt<'_>),
+    ) {
+        if self.sealer.is_none() {
+            batch.rests.extend_from_slice(&encode_rest(self.disk, block, rest, upto));
+            return self.base.expect_torn(block, rest);
+        }
+        // A cipher changes all of a block: what stays of it is read from a copy of what it is going to be.
+        batch.rests.extend_from_slice(&encode_copy(self.disk, block, rest.changed, entry, upto));
+        let offset = rests.offset + batch.rests.len() as u64;
+        batch.rests.extend_from_slice(bytes);
+        batch.bytes += bytes.len() as u64;
+        self.base.expect_torn_sealed(block, BlockCopy { file: Arc::clone(rests.file), offset, entry });
     }
 
     /// The page as the manifest's root has it, to be changed.
@@ -288,10 +391,11 @@ impl Work {
         {
             return Ok((*page).clone());
         }
-        let mut page = Page::new(number);
-        for place in 0..PAGE_BLOCKS {
-            let crc = self.seed.block(number * PAGE_BLOCKS + place, Lsn::ZERO, &ZEROS);
-            page.set(place as usize, Lsn::ZERO, crc);
+        let layout = self.base.layout();
+        let mut page = Page::new(number, layout);
+        for place in 0..layout.blocks() {
+            let crc = self.seed.block(number * layout.blocks() + place, Lsn::ZERO, &ZEROS);
+            page.set(place as usize, Entry { lsn: Lsn::ZERO, crc, seal: None });
         }
         Ok(page)
     }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// One call that sealed something.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct SealCall {
-    /// Names the key: the file, which of the file's keys, and a value that differs where the key does.
-    pub key: (SegmentId, &'static str, u32),
+    /// Names the key: the segment (none: of bases), which of its keys, and a value that differs where the key does.
+    pub key: (Option<SegmentId>, &'static str, u32),
     /// The nonce.
     pub nonce: [u8; 12],
     /// BLAKE3 of what was sealed.
@@ -24,9 +24,14 @@ impl Recorder {
     pub fn calls(&self) -> Vec<SealCall> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    pub(super) fn add(&self, key: (Option<SegmentId>, &'static str, u32), nonce: [u8; 12], plain: &[u8]) {
+        let plain = *blake3::hash(plain).as_bytes();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(SealCall { key, nonce, plain });
+    }
 }
 
-/// A key's place in the record.
+/// A segment's keys in the record.
 #[derive(Debug)]
 pub(super) struct Book {
     pub(super) recorder: Recorder,
@@ -36,7 +41,6 @@ pub(super) struct Book {
 
 impl Book {
     pub(super) fn add(&self, kind: &'static str, nonce: [u8; 12], plain: &[u8]) {
-        let (key, plain) = ((self.id, kind, self.key), *blake3::hash(plain).as_bytes());
-        self.recorder.0.lock().unwrap_or_else(PoisonError::into_inner).push(SealCall { key, nonce, plain });
+        self.recorder.add((Some(self.id), kind, self.key), nonce, plain);
     }
 }

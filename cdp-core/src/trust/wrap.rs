@@ -197,7 +197,7 @@ impl std::fmt::Debug for NewKey {
 impl NewKey {
     /// Names it by a generation and puts it on the ring.
     pub(crate) fn name(self, generation: u32, keyring: &Keyring) -> WrappedKey {
-        keyring.add(generation, self.key);
+        keyring.add_own(generation, self.key);
         self.wrapping.wrap(self.replica, generation, &self.key, self.wrap)
     }
 }

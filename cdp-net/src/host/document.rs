@@ -123,6 +123,8 @@ fn is_base_damage(error: &BaseError) -> bool {
     match error {
         BaseError::Media(error) => is_missing(error),
         BaseError::Table { .. } | BaseError::Length { .. } | BaseError::Page { .. } | BaseError::Block { .. } => true,
+        BaseError::NotOpened { .. } => true,
+        BaseError::AtRest { source, .. } => matches!(source, KeyError::Damaged { .. }),
     }
 }
 

@@ -18,7 +18,6 @@ use crate::host::{Host, Live};
 use crate::nbd::Export;
 use crate::owner::{ControlServer, Owner};
 use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Room, Start};
-use cdp_core::journal::BaseInfo;
 use cdp_core::media::Storage;
 use cdp_core::replica::Replica;
 use cdp_core::types::{DiskId, Lsn, ReplicaId};
@@ -315,8 +314,7 @@ fn run_seeding(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, 
             for (id, root) in bases {
                 if let Some(disk) = manifest.disks.iter_mut().find(|disk| disk.id == id) {
                     // A base may hold more than the records up to its LSN; those above are applied over it again.
-                    let cdp_core::replica::sidecar::Root { generation, size, digest: root } = root;
-                    disk.base = Some(BaseInfo { lsn: Lsn::ZERO, generation, size, root });
+                    disk.base = Some(root.named(Lsn::ZERO));
                 }
             }
         };

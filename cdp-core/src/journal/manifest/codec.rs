@@ -247,7 +247,7 @@ fn put_disk(put: &mut Put, disk: &DiskInfo) {
     if let Some(facts) = &disk.stopped {
         put.u64(facts.size).u64(facts.inode).u64(facts.modified).u64(facts.changed);
     }
-    put.u8(u8::from(disk.base.is_some()));
+    put.u8(disk.base.map_or(0, |base| 1 + u8::from(base.at_rest)));
     if let Some(base) = &disk.base {
         put.u64(base.lsn.0).u64(base.generation).u64(base.size).bytes(&base.root);
     }
@@ -267,14 +267,15 @@ fn take_disk(take: &mut Take<'_>) -> Result<DiskInfo, FormatError> {
             }
             false => None,
         },
-        base: match take.kind("base", flag)? {
-            true => Some(BaseInfo {
+        base: match take.kind("base", |number| (number <= 2).then_some(number))? {
+            0 => None,
+            number => Some(BaseInfo {
                 lsn: Lsn(take.u64()?),
                 generation: take.u64_if("base generation", |value| value != 0)?,
                 size: take.u64_if("base size", |value| value <= DISK_MAX)?,
                 root: take.array()?,
+                at_rest: number == 2,
             }),
-            false => None,
         },
     })
 }

@@ -21,7 +21,7 @@ pub(crate) fn full() -> Manifest {
         added: Lsn(0),
         removed: Some(Lsn(80)),
         stopped: Some(SourceFacts { size: 1, inode: 2, modified: 3, changed: 4 }),
-        base: Some(BaseInfo { lsn: Lsn(4), generation: 2, size: 1 << 30, root: [9; 32] }),
+        base: Some(BaseInfo { lsn: Lsn(4), generation: 2, size: 1 << 30, root: [9; 32], at_rest: true }),
     });
     manifest.timelines.push(TimelineInfo {
         id: timeline,

@@ -258,7 +258,8 @@ fn a_footer_written_again_with_other_events_has_another_nonce() {
     let opened = at_rest.open(&storage, None).unwrap();
     assert!(opened.durable.lsn() < source.lsn, "the last frame, with its mark, is gone");
     let footers = at_rest.recorder.calls().into_iter().filter(|call| call.key.1 == "events");
-    let of_last: Vec<_> = footers.filter(|call| call.key.0 == opened.manifest.segments.last().unwrap().id).collect();
+    let of_last: Vec<_> =
+        footers.filter(|call| call.key.0 == opened.manifest.segments.last().map(|segment| segment.id)).collect();
     assert_eq!(of_last.len(), 2);
     assert!(of_last[0].nonce != of_last[1].nonce && of_last[0].key == of_last[1].key);
     at_rest.check().unwrap();

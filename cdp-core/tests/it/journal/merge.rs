@@ -29,8 +29,8 @@ struct World {
 }
 
 impl World {
-    fn new(storage: Arc<dyn Storage>, seed: u64) -> Self {
-        let mut rig = Rig::create(Arc::clone(&storage));
+    fn new(storage: Arc<dyn Storage>, seed: u64, at_rest: &AtRest) -> Self {
+        let mut rig = Rig::create_at_rest(Arc::clone(&storage), at_rest);
         let mut dice = Dice(seed);
         let mut first = Vec::new();
         for number in 1..=DISKS {
@@ -42,6 +42,9 @@ impl World {
                 content[at as usize..end as usize].fill(1 + dice.below(250) as u8);
             }
             let mut writer = BaseWriter::create(storage.as_ref(), replica(), disk(number), SIZE).unwrap();
+            if at_rest.key.is_some() {
+                writer = writer.at_rest(&rig.keys).unwrap();
+            }
             let mut at = 0;
             while at < content.len() {
                 let end = (at + (64 << 10)).min(content.len());
@@ -49,7 +52,7 @@ impl World {
                 at = end;
             }
             let root = writer.finish(storage.as_ref(), Lsn::ZERO).unwrap();
-            let base = BaseInfo { lsn: Lsn::ZERO, generation: root.generation, size: SIZE, root: root.digest };
+            let base = root.named(Lsn::ZERO);
             rig.writer.edit(|manifest| {
                 manifest.disks.push(DiskInfo {
                     id: disk(number),
@@ -109,7 +112,7 @@ impl World {
         let info = MergeInfo { timeline: timeline(1), upto };
         self.rig.writer.edit(|manifest| manifest.merge = Some(info));
         self.rig.drain();
-        let bases = bases(self.rig.storage.as_ref(), self.rig.writer.manifest())?;
+        let bases = bases(&self.rig)?;
         self.go_on(info, &bases, &mut between)
     }
 
@@ -150,10 +153,11 @@ impl World {
 }
 
 /// Opened as everybody opens them.
-fn bases(storage: &dyn Storage, manifest: &Manifest) -> Result<Arc<Bases>, String> {
-    let mut bases = Bases::default();
+fn bases(rig: &Rig) -> Result<Arc<Bases>, String> {
+    let (storage, manifest, mut bases) = (rig.storage.as_ref(), rig.writer.manifest(), Bases::default());
     for info in &manifest.disks {
-        let base = Base::open(storage, replica(), info.id, info.base.unwrap().into()).map_err(|e| e.to_string())?;
+        let (root, keys) = (info.base.unwrap().into(), Arc::clone(&rig.keys));
+        let base = Base::open_with(storage, replica(), info.id, root, keys).map_err(|e| e.to_string())?;
         bases.insert(info.id, Arc::new(base));
     }
     if let Some(merge) = manifest.merge {
@@ -193,8 +197,8 @@ fn check(
 #[test]
 fn every_moment_that_stays_reads_the_same_before_during_and_after_merges() {
     for seed in 0..4 {
-        let mut dice = Dice(seed);
-        let mut world = World::new(Arc::new(SimDisk::new()), seed);
+        let (mut dice, at_rest) = (Dice(seed), &AtRest::both()[seed as usize % 2]);
+        let mut world = World::new(Arc::new(SimDisk::new()), seed, at_rest);
         for _ in 0..4 {
             world.write(60 + dice.below(60), &mut dice);
             let durable = world.rig.writer.durable().lsn();
@@ -206,21 +210,22 @@ fn every_moment_that_stays_reads_the_same_before_during_and_after_merges() {
             });
             merged.unwrap();
             world.floor = upto;
-            let after = bases(world.rig.storage.as_ref(), world.rig.writer.manifest()).unwrap();
+            let after = bases(&world.rig).unwrap();
             let (reader, snapshot) = (world.rig.reader(), world.rig.writer.snapshot());
             check(&world, &reader, &snapshot, &after, upto, &mut dice).unwrap();
             let left = world.rig.writer.manifest().segments.iter().filter_map(SegmentInfo::summary);
             assert!(left.clone().all(|summary| summary.last_lsn > upto), "merged segments are gone");
         }
+        at_rest.check().unwrap();
     }
 }
 
 /// One story: two merges, the power goes at the `cut`-th effect of the second one, what is found is looked at, the merge is done
 /// to its end. Gives how many effects the second merge has.
-fn story(seed: u64, cut: Option<u64>) -> Result<u64, String> {
+fn story(seed: u64, cut: Option<u64>, at_rest: &AtRest) -> Result<u64, String> {
     let mut dice = Dice(seed);
     let disk = SimDisk::new();
-    let mut world = World::new(Arc::new(disk.clone()), seed);
+    let mut world = World::new(Arc::new(disk.clone()), seed, at_rest);
     world.write(80, &mut dice);
     let half = Lsn(world.rig.writer.durable().lsn().0 / 2);
     world.merge(half, |_, _| {})?;
@@ -238,8 +243,8 @@ fn story(seed: u64, cut: Option<u64>) -> Result<u64, String> {
         return Ok(effects);
     }
     let found = Arc::new(disk.after_cut(Survival::Some(seed ^ cut.unwrap_or(0))));
-    let opened = open(found.as_ref(), DIRECTORY, None).map_err(|e| e.to_string())?;
-    let mut rig = Rig::on(found.clone(), opened, seed + 1);
+    let opened = at_rest.open(found.as_ref(), None).map_err(|e| e.to_string())?;
+    let mut rig = Rig::with_at_rest(found.clone(), opened, seed + 100, options(), at_rest);
     rig.drain();
     let floor = match rig.writer.manifest().merge {
         Some(info) => info.upto,
@@ -247,15 +252,16 @@ fn story(seed: u64, cut: Option<u64>) -> Result<u64, String> {
     };
     let World { source, first, .. } = world;
     let mut world = World { rig, source, first, floor };
-    let old = bases(world.rig.storage.as_ref(), world.rig.writer.manifest())?;
+    let old = bases(&world.rig)?;
     let (reader, snapshot) = (world.rig.reader(), world.rig.writer.snapshot());
     check(&world, &reader, &snapshot, &old, floor, &mut dice).map_err(|e| format!("found: {e}"))?;
     if let Some(info) = world.rig.writer.manifest().merge {
         world.go_on(info, &old, &mut |_, _| {}).map_err(|e| format!("done again: {e}"))?;
     }
-    let after = bases(world.rig.storage.as_ref(), world.rig.writer.manifest())?;
+    let after = bases(&world.rig)?;
     let (reader, snapshot) = (world.rig.reader(), world.rig.writer.snapshot());
     check(&world, &reader, &snapshot, &after, floor, &mut dice).map_err(|e| format!("after it: {e}"))?;
+    at_rest.check()?;
     Ok(effects)
 }
 
@@ -263,12 +269,73 @@ fn story(seed: u64, cut: Option<u64>) -> Result<u64, String> {
 fn a_cut_at_every_effect_of_a_merge_changes_no_moment() {
     let seeds: u64 = std::env::var("CDP_MERGE_SEEDS").map_or(1, |text| text.parse().expect("a number"));
     let mut points = 0;
-    for seed in 0..seeds {
-        let effects = story(seed, None).unwrap();
+    for (seed, sealed) in (0..seeds).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let told = |cut| story(seed, cut, &if sealed { AtRest::sealed() } else { AtRest::default() });
+        let effects = told(None).unwrap();
         for cut in 1..=effects {
-            story(seed, Some(cut)).unwrap_or_else(|why| panic!("seed {seed}, cut {cut}: {why}"));
+            told(Some(cut)).unwrap_or_else(|why| panic!("seed {seed}, sealed {sealed}, cut {cut}: {why}"));
             points += 1;
         }
     }
     println!("{points} crash points");
+}
+
+/// Everything under `base/`, while a merge is under way and after it.
+fn base_files(storage: &SimDisk) -> Vec<(String, Vec<u8>)> {
+    let names = storage.list("base").unwrap().into_iter().map(|name| format!("base/{name}"));
+    let read = |name: String| {
+        let file = storage.open(&name, false).unwrap();
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        file.read_exact_at(0, &mut bytes).unwrap();
+        (name, bytes)
+    };
+    names.map(read).collect()
+}
+
+/// What a merge writes is sealed, also what it keeps of blocks that it changes in parts; and when such a block is torn, what stays
+/// of it is read from there.
+#[test]
+fn what_a_merge_keeps_of_a_block_is_sealed_and_used_when_it_is_torn() {
+    for at_rest in AtRest::both() {
+        let storage = SimDisk::new();
+        let mut world = World::new(Arc::new(storage.clone()), 3, &at_rest);
+        let secret = |number: u64| vec![b'a' + number as u8; 64];
+        // Blocks that hold little but a secret, merged; then a sector of each is changed.
+        for number in 0..10 {
+            let bytes = secret(number).repeat(64);
+            world.source.bytes(1, number * 8 * BLOCK, &bytes);
+        }
+        world.write(0, &mut Dice(1));
+        world.merge(world.rig.writer.durable().lsn(), |_, _| {}).unwrap();
+        for number in 0..10 {
+            world.source.bytes(1, number * 8 * BLOCK + SECTOR, &[7; SECTOR as usize]);
+        }
+        world.write(0, &mut Dice(2));
+        let upto = world.rig.writer.durable().lsn();
+        let mut seen = (0, 0);
+        let merged = world.merge(upto, |world, _| {
+            for (name, bytes) in base_files(&storage) {
+                for number in 0..10 {
+                    let found = bytes.windows(64).filter(|window| *window == secret(number)).count();
+                    assert!(found == 0 || at_rest.key.is_none(), "{name} says {number}");
+                    seen.0 += found;
+                }
+            }
+            // Whoever opens the bases now finds each of these blocks torn, its first bytes as if they were not written.
+            let image = storage.open("base/1.img", true).unwrap();
+            let mut kept = [0; 8];
+            for number in 0..10 {
+                let at = number * 8 * BLOCK + if at_rest.key.is_some() { 0 } else { SECTOR };
+                image.read_exact_at(at, &mut kept).unwrap();
+                image.write_all_at(at, &[0x5a; 8]).unwrap();
+                let torn = bases(&world.rig).unwrap();
+                let (reader, snapshot) = (world.rig.reader(), world.rig.writer.snapshot());
+                check(world, &reader, &snapshot, &torn, upto, &mut Dice(number)).unwrap();
+                image.write_all_at(at, &kept).unwrap();
+                seen.1 += 1;
+            }
+        });
+        merged.unwrap();
+        assert!(seen.1 >= 10 && (seen.0 > 0) == at_rest.key.is_none(), "{seen:?}");
+    }
 }
