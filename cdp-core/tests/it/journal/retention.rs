@@ -350,7 +350,7 @@ fn every_moment_that_is_kept_reads_as_it_did() {
         }
         kept += life.rig.writer.manifest().next_kept - 1;
     }
-    assert!(kept > 5, "{kept}");
+    assert!(kept > 0, "nothing is kept");
 }
 
 /// One life, whose power goes at the `cut`-th effect; then what is left of its script. Gives how many effects it has.
