@@ -43,7 +43,7 @@ pub use level::{IndexMerge, IndexPlan, MergeError, MergeTask, PlanError, RegionR
 pub use manifest::{
     BaseInfo, DiskInfo, Generation, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, MergeInfo, PinInfo, PointsMode, Policy,
     SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts, TimelineInfo, TimelineRole,
-    TimelineState, segment_name,
+    TimelineState, is_journal_file, segment_name,
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};

@@ -9,12 +9,14 @@ pub mod catalogue;
 pub mod content;
 pub mod diff;
 pub mod digest;
+mod files;
 pub mod merge;
 mod resolve;
 pub mod session;
 pub mod sidecar;
 mod view;
 
+pub use files::{BASE_DIRECTORY, BaseFile};
 pub use resolve::{NotRestorable, ResolveError};
 pub use view::{Bases, ReplicaView, Run, ViewDisk};
 

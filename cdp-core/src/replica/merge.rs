@@ -15,6 +15,7 @@
 //! manifest before and after.
 
 use super::base::{self, Base, Rest};
+use super::files::BASE_DIRECTORY;
 use super::sidecar::{self, PAGE_BLOCKS, PAGE_COVERS, Page, PageDigest, Seed, Slot};
 use super::view::Bases;
 use crate::journal::{BaseInfo, Manifest, MergeInfo, Origin, PathElement, ReadError, View};
@@ -164,7 +165,7 @@ impl Merge {
             Err(error) if error.is_not_found() => storage.create(RESTS)?,
             file => file?,
         };
-        storage.sync_dir("base")?;
+        storage.sync_dir(BASE_DIRECTORY)?;
         // What an earlier try wrote stays true: only whole records count, and they follow each other.
         let rests_bytes = rests.len()?.next_multiple_of(REST_BYTES as u64);
         let mut waiting = VecDeque::new();
@@ -215,7 +216,7 @@ impl Merge {
             let (lsn, root) = (self.info.upto, root.digest);
             bases.push((work.disk, BaseInfo { lsn, generation, size: work.size, root }));
         }
-        self.storage.sync_dir("base")?;
+        self.storage.sync_dir(BASE_DIRECTORY)?;
         Ok(bases)
     }
 }
