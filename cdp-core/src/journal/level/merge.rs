@@ -23,7 +23,7 @@ const WRITE_BYTES: u64 = 256 << 10;
 
 /// A merge to be done: what the owner of the manifest gives to whoever does it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct MergeTask {
+pub struct IndexMergeTask {
     /// What becomes one.
     pub plan: IndexPlan,
     /// Whose journal.
@@ -38,7 +38,7 @@ pub struct MergeTask {
 
 /// Why a merge did not come to its end.
 #[derive(Debug, thiserror::Error)]
-pub enum MergeError {
+pub enum IndexMergeError {
     /// An input cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -82,7 +82,7 @@ enum Phase {
 #[derive(Debug)]
 pub struct IndexMerge {
     reader: Arc<Reader>,
-    task: MergeTask,
+    task: IndexMergeTask,
     info: RunInfo,
     rows: Vec<SegmentRow>,
     inputs: Merged,
@@ -100,8 +100,8 @@ impl IndexMerge {
     ///
     /// # Errors
     /// `Gone` when the snapshot has not all inputs; `Plan` when one run cannot hold them.
-    pub fn new(reader: &Arc<Reader>, snapshot: &Snapshot, task: MergeTask) -> Result<Self, MergeError> {
-        let gone = |what, number| MergeError::Gone { run: task.number, what, number };
+    pub fn new(reader: &Arc<Reader>, snapshot: &Snapshot, task: IndexMergeTask) -> Result<Self, IndexMergeError> {
+        let gone = |what, number| IndexMergeError::Gone { run: task.number, what, number };
         let (mut items, mut inputs, mut rows, mut entries) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let mut first_chunk = 0u32;
         for &number in &task.plan.inputs {
@@ -168,7 +168,7 @@ impl IndexMerge {
     ///
     /// # Errors
     /// The merge cannot go on; `discard` it.
-    pub fn step(&mut self, budget: u64) -> Result<Option<RunInfo>, MergeError> {
+    pub fn step(&mut self, budget: u64) -> Result<Option<RunInfo>, IndexMergeError> {
         match self.phase {
             Phase::Create => {
                 self.create()?;
@@ -199,7 +199,7 @@ impl IndexMerge {
         media::join(&self.reader.directory, &run_name(self.task.number))
     }
 
-    fn create(&mut self) -> Result<(), MergeError> {
+    fn create(&mut self) -> Result<(), IndexMergeError> {
         let name = self.name();
         let storage = &self.reader.storage;
         let (free, needed) = (storage.free_bytes()?, self.bound());
@@ -224,7 +224,7 @@ impl IndexMerge {
         self.file.as_ref().ok_or_else(never)
     }
 
-    fn merge(&mut self, wide: bool, budget: u64) -> Result<(), MergeError> {
+    fn merge(&mut self, wide: bool, budget: u64) -> Result<(), IndexMergeError> {
         let mut spent = 0;
         while spent < budget.max(1) {
             let Some((entry, read)) = self.inputs.next(&self.reader)? else {
@@ -251,16 +251,16 @@ impl IndexMerge {
     }
 
     /// Blocks verify on their own; that they are in order, and of this history, is looked at here.
-    fn check(&mut self, entry: &Entry) -> Result<(), MergeError> {
+    fn check(&mut self, entry: &Entry) -> Result<(), IndexMergeError> {
         let before = self.last_key.replace(entry.key());
         let of_it = (self.info.first_lsn.0..=self.info.last_lsn.0).contains(&entry.lsn);
         if before.is_some_and(|before| before > entry.key()) || !of_it || entry.chunk >= self.info.chunks.max(1) {
-            return Err(MergeError::Order { run: self.task.number, lsn: entry.lsn, chunk: entry.chunk });
+            return Err(IndexMergeError::Order { run: self.task.number, lsn: entry.lsn, chunk: entry.chunk });
         }
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<(), MergeError> {
+    fn finish(&mut self) -> Result<(), IndexMergeError> {
         if let Some(out) = self.out.take() {
             let (data, info) = out.finish();
             self.write(&data)?;
