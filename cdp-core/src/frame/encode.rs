@@ -86,6 +86,9 @@ impl Encoder {
     #[must_use]
     pub fn encode(&mut self, raw: &RawFrame, group: GroupId, compression: Compression) -> EncodedFrame {
         let first = raw.parts.first().expect("a frame holds at least one record");
+        if let Compression::Zstd(level) | Compression::Promising(level) = compression {
+            self.set_level(level);
+        }
         let mut packer = Packer {
             encoder: self,
             compression,
@@ -230,16 +233,12 @@ impl Packer<'_> {
         let plain = self.open_bytes;
         self.open_bytes = 0;
         let parts = parts[self.open.clone()].iter().filter(|part| !part.data.is_empty());
-        let level = match self.compression {
-            Compression::None => None,
-            Compression::Zstd(level) => Some(level),
-            Compression::Promising(level) => {
-                self.encoder.set_level(level);
-                self.encoder.promises(parts.clone(), plain as usize).then_some(level)
-            }
+        let worth_it = match self.compression {
+            Compression::None => false,
+            Compression::Zstd(_) => true,
+            Compression::Promising(_) => self.encoder.promises(parts.clone(), plain as usize),
         };
-        if let Some(level) = level {
-            self.encoder.set_level(level);
+        if worth_it {
             let Encoder { zstd, gathered, packed, .. } = &mut *self.encoder;
             gathered.clear();
             parts.clone().for_each(|part| gathered.extend_from_slice(&part.data));

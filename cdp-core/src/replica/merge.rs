@@ -253,12 +253,10 @@ impl Work {
             return Ok(());
         }
         let mut page = self.old_page(number)?;
-        for run in changes.chunk_by(|a, b| a.is_some() == b.is_some()).scan(0, |place, run| {
-            let first = *place;
-            *place += run.len();
-            Some((first, run))
-        }) {
-            let (first, run) = run;
+        let mut next = 0;
+        for run in changes.chunk_by(|a, b| a.is_some() == b.is_some()) {
+            let first = next;
+            next += run.len();
             if run[0].is_none() {
                 continue;
             }
