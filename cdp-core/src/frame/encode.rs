@@ -82,7 +82,8 @@ impl Encoder {
     /// Packs `raw` as a frame of `group`.
     ///
     /// # Panics
-    /// When `raw` holds no part, or stamps or LSNs further apart than the format has bits for: nobody makes such a frame.
+    /// When `raw` holds no part, or stamps or LSNs further apart than the format has bits for, or (in debug builds) more notes
+    /// than a chunk has room for, which [`NOTES_MAX`](super::NOTES_MAX) of any length are not: nobody makes such a frame.
     #[must_use]
     pub fn encode(&mut self, raw: &RawFrame, group: GroupId, compression: Compression) -> EncodedFrame {
         let first = raw.parts.first().expect("a frame holds at least one record");
@@ -260,6 +261,7 @@ impl Packer<'_> {
     }
 
     fn push_notes(&mut self, notes: Vec<u8>) -> u16 {
+        debug_assert!(notes.len() as u64 <= CHUNK_PLAIN_MAX, "{} bytes of notes", notes.len());
         let length = notes.len() as u32;
         self.push(CODEC_RAW, CONTENT_NOTES, length, length, crc32c::crc32c(&notes));
         self.body.push(notes.into());
