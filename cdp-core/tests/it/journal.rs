@@ -4,6 +4,7 @@ mod corruption;
 mod crash;
 mod diff;
 mod golden;
+mod golden_bases;
 mod kit;
 mod levels;
 mod levels_crash;
