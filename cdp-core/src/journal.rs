@@ -39,15 +39,19 @@ pub use event::Event;
 pub use frontier::Frontier;
 pub use inspect::inspect;
 pub use layout::{Envelope, Opening, SegmentHeader, Summary};
-pub use level::{IndexMerge, IndexPlan, MergeError, MergeTask, PlanError, RegionRange, RunInfo, RunTotals, run_name};
+pub use level::{
+    IndexMerge, IndexMergeError, IndexMergeTask, IndexPlan, PlanError, RegionRange, RunInfo, RunTotals, run_name,
+};
 pub use manifest::{
-    BaseInfo, DiskInfo, Generation, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, MergeInfo, PinInfo, PointsMode, Policy,
-    SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts, TimelineInfo, TimelineRole,
-    TimelineState, segment_name,
+    Arrival, BaseInfo, DiskInfo, Generation, KeptInfo, LayerInfo, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, PinInfo,
+    PointsMode, Policy, Retention, SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts,
+    StampedMoment, TimelineInfo, TimelineRole, TimelineState, is_journal_file, segment_name,
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};
-pub use recover::{Damage, Looked, OpenError, Opened, Repair, create, look, look_with, open, open_with, read_manifest};
+pub use recover::{
+    Damage, Looked, OpenError, Opened, Repair, create, look, look_with, open, open_with, read_manifest, rewrap,
+};
 pub use snapshot::Snapshot;
 pub use verify::{Finding, Verified};
 pub use view::{Below, Nothing, Origin, PathElement, Piece, View};

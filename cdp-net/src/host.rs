@@ -6,17 +6,20 @@
 pub mod document;
 mod idle;
 pub(crate) mod place;
+mod rotate;
 mod sessions;
 
 pub use idle::IdleStore;
+pub use rotate::rotate_key;
 pub use sessions::{OpenedSession, SESSIONS_DIRECTORY, session_directory};
 
 use crate::owner::{Connection, Handler, PinReply, PolicyChange, Request, Side, reply};
 use crate::report::{PointPolicy, Problem, ProblemClass, Session, Space, State, Status};
-use cdp_core::journal::{Looked, Manifest, PointsMode, look};
+use cdp_core::journal::{Looked, Manifest, PointsMode, look_with};
 use cdp_core::media::Storage;
 use cdp_core::replica::catalogue::{Catalogue, Moment};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, ResolveError};
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::{Lsn, Timeline, WallTime};
 use cdp_core::when::{Label, When};
 use serde_json::Value;
@@ -112,9 +115,9 @@ impl Host {
     ///
     /// # Errors
     /// When there is no replica, or it cannot be read.
-    pub fn idle(storage: Arc<dyn Storage>) -> Result<Arc<Self>, Problem> {
-        let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
-        Ok(Self::new(replica, Box::new(IdleStore::new(storage))))
+    pub fn idle(storage: Arc<dyn Storage>, key: &KeyHolder) -> Result<Arc<Self>, Problem> {
+        let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
+        Ok(Self::new(replica, Box::new(IdleStore::new(storage, key.clone()))))
     }
 
     /// From now on a protection is going on.
@@ -345,9 +348,10 @@ fn segment_bytes(storage: &dyn Storage) -> u64 {
 ///
 /// # Errors
 /// When there is none or it cannot be read.
-pub fn load_idle(storage: &Arc<dyn Storage>) -> Result<Replica, ReplicaError> {
+pub fn load_idle(storage: &Arc<dyn Storage>, key: &KeyHolder) -> Result<Replica, ReplicaError> {
     let witness = crate::protect::witness(storage.as_ref());
-    let Looked { manifest, snapshot, damage, .. } = look(storage.as_ref(), JOURNAL_DIRECTORY, witness)?;
+    let looked = look_with(storage.as_ref(), JOURNAL_DIRECTORY, witness, key)?;
+    let Looked { manifest, snapshot, damage, keys, .. } = looked;
     let written = snapshot.written();
-    Ok(Replica::load(Arc::clone(storage), manifest, snapshot, written)?.with_damage(damage))
+    Ok(Replica::load_with(Arc::clone(storage), manifest, snapshot, written, keys)?.with_damage(damage))
 }

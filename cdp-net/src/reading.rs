@@ -5,11 +5,13 @@ use crate::host::{Host, OpenedSession, document, load_idle, session_directory};
 use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, PinReply, Request, Side};
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
-use cdp_core::journal::{Looked, OpenError, look};
+use cdp_core::frame::Compression;
+use cdp_core::journal::{Looked, OpenError, look_with};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::catalogue::Moment;
 use cdp_core::replica::session::{Session, SessionError, SessionOptions};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::Timeline;
 use cdp_core::when::{TimelineName, When};
 use std::path::Path;
@@ -66,12 +68,12 @@ fn storage(dir: &Path) -> Result<Arc<dyn Storage>, Problem> {
 }
 
 /// The files under an owner who vouches for everything up to `at`.
-fn load_under_owner(dir: &Path, at: &At) -> Result<Replica, Problem> {
+fn load_under_owner(dir: &Path, at: &At, key: &KeyHolder) -> Result<Replica, Problem> {
     let storage = storage(dir)?;
     let failed = |error: cdp_core::replica::ReplicaError| document::unreadable(&error);
     // The owner is the witness.
-    let looked = look(storage.as_ref(), JOURNAL_DIRECTORY, None).map_err(|error| failed(error.into()))?;
-    let Looked { manifest, snapshot, damage, .. } = looked;
+    let looked = look_with(storage.as_ref(), JOURNAL_DIRECTORY, None, key).map_err(|error| failed(error.into()))?;
+    let Looked { manifest, snapshot, damage, keys, .. } = looked;
     if let Some(damage) = damage.filter(|damage| damage.good < at.lsn) {
         return Err(failed(OpenError::Damaged(Box::new(damage)).into()));
     }
@@ -82,7 +84,7 @@ fn load_under_owner(dir: &Path, at: &At) -> Result<Replica, Problem> {
             format!("{path} holds LSNs up to {written} that can be read, and up to {} were made durable", at.lsn);
         return Err(document::damaged(message));
     }
-    Replica::load(storage, manifest, snapshot, at.lsn).map_err(failed)
+    Replica::load_with(storage, manifest, snapshot, at.lsn, keys).map_err(failed)
 }
 
 /// The moment that the owner has found.
@@ -100,25 +102,25 @@ fn timeline_named(replica: &Replica, name: TimelineName) -> Result<Timeline, Pro
 }
 
 impl Reading {
-    /// Finds the moment and holds it.
+    /// Finds the moment and holds it. `key` opens a replica that is sealed at rest.
     ///
     /// # Errors
     /// When it is not restorable or the replica cannot be read.
-    pub fn open(dir: &Path, access: Access, when: &When, side: Option<Side>) -> Result<Self, Problem> {
+    pub fn open(dir: &Path, access: Access, when: &When, side: Option<Side>, key: &KeyHolder) -> Result<Self, Problem> {
         match access {
             Access::Client(mut client) => {
                 let request = Request::Pin { at: when.clone(), nearest: side };
                 let PinReply { at, .. } = client.call(&request).map_err(not_answered)?;
-                let replica = load_under_owner(dir, &at)?;
+                let replica = load_under_owner(dir, &at, key)?;
                 let moment = moment_of(&replica, &at)?;
                 Ok(Self { replica, moment, at, _keep: Keep::Client { _client: client } })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
-                let host = Host::idle(Arc::clone(&storage))?;
+                let host = Host::idle(Arc::clone(&storage), key)?;
                 let moment = host.moment(when, side)?;
                 let at = document::at(&host.replica(), &moment);
-                let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
+                let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
                 Ok(Self { replica, moment, at, _keep: keep(owner, host, None)? })
             }
         }
@@ -149,7 +151,13 @@ impl ReadingTwo {
     ///
     /// # Errors
     /// When one is not restorable or the replica cannot be read.
-    pub fn open(dir: &Path, access: Access, when: [&When; 2], side: Option<Side>) -> Result<Self, Problem> {
+    pub fn open(
+        dir: &Path,
+        access: Access,
+        when: [&When; 2],
+        side: Option<Side>,
+        key: &KeyHolder,
+    ) -> Result<Self, Problem> {
         match access {
             Access::Client(mut client) => {
                 let mut pin = |when: &When| {
@@ -159,16 +167,16 @@ impl ReadingTwo {
                 let at = [pin(when[0])?, pin(when[1])?];
                 // LSNs grow on the trunk from timeline to timeline: who has the later one has both.
                 let later = if at[0].lsn > at[1].lsn { &at[0] } else { &at[1] };
-                let replica = load_under_owner(dir, later)?;
+                let replica = load_under_owner(dir, later, key)?;
                 let moments = [moment_of(&replica, &at[0])?, moment_of(&replica, &at[1])?];
                 Ok(Self { replica, moments, at, _keep: Keep::Client { _client: client } })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
-                let host = Host::idle(Arc::clone(&storage))?;
+                let host = Host::idle(Arc::clone(&storage), key)?;
                 let moments = [host.moment(when[0], side)?, host.moment(when[1], side)?];
                 let at = [0, 1].map(|which: usize| document::at(&host.replica(), &moments[which]));
-                let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
+                let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
                 Ok(Self { replica, moments, at, _keep: keep(owner, host, None)? })
             }
         }
@@ -210,20 +218,21 @@ impl Writing {
         at: Option<&When>,
         side: Option<Side>,
         name: Option<String>,
+        key: &KeyHolder,
     ) -> Result<Self, Problem> {
         let (replica, report, kept) = match access {
             Access::Client(mut client) => {
                 let request = Request::OpenSession { at: at.cloned(), nearest: side, name };
                 let report: SessionReport = client.call(&request).map_err(not_answered)?;
-                let replica = load_under_owner(dir, &report.at)?;
+                let replica = load_under_owner(dir, &report.at, key)?;
                 (replica, report, Keep::Client { _client: client })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
-                let host = Host::idle(Arc::clone(&storage))?;
+                let host = Host::idle(Arc::clone(&storage), key)?;
                 host.clean_sessions()?;
                 let opened = host.open_session(at, side, name)?;
-                let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
+                let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
                 let report = opened.report.clone();
                 (replica, report, keep(owner, host, Some(opened))?)
             }
@@ -246,6 +255,7 @@ fn open_session(replica: &Replica, report: &SessionReport) -> Result<Session, Pr
     let failed = |error: SessionError| match error {
         SessionError::Open(error) => document::unreadable(&error.into()),
         SessionError::Read(error) => document::unreadable(&error.into()),
+        SessionError::AtRest(error) => document::locked(&error),
         error => Problem::new(ProblemClass::Failed, "session", error.to_string()),
     };
     let path = replica.path(info.parent, info.fork).map_err(|error| document::unreadable(&error))?;
@@ -254,6 +264,8 @@ fn open_session(replica: &Replica, report: &SessionReport) -> Result<Session, Pr
         bases: Arc::clone(replica.bases()),
         disks: replica.disks(),
         keep_free_bytes: replica.manifest().policy.reserve_bytes,
+        compression: Compression::None,
+        keys: replica.keys().of_stores(),
     };
     let store = store.map_err(|error| failed(SessionError::Open(error.into())))?;
     Session::open(&store, options, Box::new(identity), clock::now()).map_err(failed)

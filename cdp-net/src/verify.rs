@@ -2,11 +2,12 @@
 
 use crate::host::document;
 use crate::report::{Problem, Range};
-use cdp_core::journal::{Damage as Unopened, Finding, Looked, Reader, look, read_manifest, run_name};
+use cdp_core::journal::{Damage as Unopened, Finding, Looked, Reader, look_with, read_manifest, run_name};
 use cdp_core::media::Storage;
 use cdp_core::replica::base::{Base, BaseError, file_names, table_name};
 use cdp_core::replica::sidecar::{PAGE_BYTES, Root};
-use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
+use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Replica};
+use cdp_core::trust::{KeyHolder, Keyring};
 use cdp_core::types::{BLOCK, DiskId, Lsn, SECTOR, Timeline};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -41,6 +42,9 @@ pub struct Verified {
     pub good: Vec<Range>,
     /// Bytes that were read.
     pub bytes: u64,
+    /// The replica is sealed at rest and no key was given: that the bytes are those that were written is all that was looked at.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unopened: bool,
 }
 
 /// A run of records that cannot be read: no moment from its first one on is whole, on its timeline and those that fork later.
@@ -58,18 +62,20 @@ struct Lost {
 pub fn verify(
     storage: &Arc<dyn Storage>,
     safe: Option<Lsn>,
+    key: &KeyHolder,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Verified, Problem> {
     let unreadable = |error: cdp_core::journal::OpenError| document::unreadable(&error.into());
     // A live owner is the witness for what it vouched for, and its log may run ahead of that.
     let witness = safe.or_else(|| crate::protect::witness(storage.as_ref()));
-    let looked = look(storage.as_ref(), JOURNAL_DIRECTORY, witness).map_err(unreadable)?;
-    let Looked { manifest, snapshot, damage: unopened, behind } = looked;
+    let looked = look_with(storage.as_ref(), JOURNAL_DIRECTORY, witness, key).map_err(unreadable)?;
+    let Looked { manifest, snapshot, damage: unopened, behind, keys } = looked;
     let root = PathBuf::from(storage.path());
     let total = stored_bytes(storage.as_ref());
     let mut out = Verified::default();
     let mut lost = Vec::new();
-    let reader = Reader::new(Arc::clone(storage), JOURNAL_DIRECTORY, 0);
+    let reader = Reader::new(Arc::clone(storage), JOURNAL_DIRECTORY, 0).with_keys(Arc::clone(&keys));
+    out.unopened = keys.is_empty() && !manifest.keys.is_empty();
     for snapshot in std::iter::once(&snapshot).chain(&behind) {
         let before = out.bytes;
         let journal = reader.verify(snapshot, |bytes| {
@@ -103,7 +109,7 @@ pub fn verify(
     let mut base_lost = false;
     for (disk, base) in manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base?))) {
         let mut told = |bytes: u64| progress(journal_bytes + bytes, total);
-        let found = check_base(storage, &manifest, disk, base.into(), &mut out.bytes, &mut told);
+        let found = check_base(storage, (&manifest, &keys), disk, base.into(), &mut out.bytes, &mut told);
         base_lost |= !found.is_empty();
         out.damage.extend(found.into_iter().map(|mut damage| {
             damage.file = root.join(&damage.file);
@@ -111,7 +117,7 @@ pub fn verify(
         }));
     }
     // Bases lie below every moment: with one damaged none can be promised.
-    if !base_lost && let Ok(replica) = load(storage, manifest, snapshot, safe) {
+    if !base_lost && let Ok(replica) = load(storage, manifest, snapshot, safe, keys) {
         out.good = good_ranges(&replica, &lost);
     }
     out.ok = out.damage.is_empty();
@@ -123,9 +129,10 @@ fn load(
     manifest: cdp_core::journal::Manifest,
     snapshot: cdp_core::journal::Snapshot,
     safe: Option<Lsn>,
+    keys: Arc<Keyring>,
 ) -> Result<Replica, cdp_core::replica::ReplicaError> {
     let safe = safe.unwrap_or(snapshot.written());
-    Replica::load(Arc::clone(storage), manifest, snapshot, safe)
+    Replica::load_with(Arc::clone(storage), manifest, snapshot, safe, keys)
 }
 
 fn stored_bytes(storage: &dyn Storage) -> u64 {
@@ -134,7 +141,7 @@ fn stored_bytes(storage: &dyn Storage) -> u64 {
         let names = storage.list(directory).unwrap_or_default();
         names.into_iter().filter_map(|name| length(format!("{directory}/{name}"))).sum::<u64>()
     };
-    of(JOURNAL_DIRECTORY) + of("base")
+    of(JOURNAL_DIRECTORY) + of(BASE_DIRECTORY)
 }
 
 fn of_unopened(damage: &Unopened, timeline: Option<Timeline>) -> Damage {
@@ -182,7 +189,7 @@ fn good_ranges(replica: &Replica, lost: &[Lost]) -> Vec<Range> {
 /// Reads a whole base; each damaged place is one finding.
 fn check_base(
     storage: &Arc<dyn Storage>,
-    manifest: &cdp_core::journal::Manifest,
+    (manifest, keys): (&cdp_core::journal::Manifest, &Arc<Keyring>),
     disk: DiskId,
     root: Root,
     bytes: &mut u64,
@@ -200,7 +207,7 @@ fn check_base(
         what: error.to_string(),
         lost: everything(),
     };
-    let base = match Base::open(storage.as_ref(), manifest.replica, disk, root) {
+    let base = match Base::open_with(storage.as_ref(), manifest.replica, disk, root, Arc::clone(keys)) {
         Ok(base) => base,
         Err(error) => {
             let table = table_name(disk, root.generation);
@@ -217,11 +224,11 @@ fn check_base(
     let mut at = 0;
     while at < root.size {
         let length = PIECE.min(root.size - at);
-        if base.read(at, &mut buffer[..length as usize]).is_err() {
+        if base.verify(at, &mut buffer[..length as usize]).is_err() {
             // Something in it: block by block, so that each damaged place is named, and once.
             for block in (at..at + length).step_by(BLOCK as usize) {
                 let bytes = BLOCK.min(at + length - block);
-                let Err(error) = base.read(block, &mut buffer[..bytes as usize]) else { continue };
+                let Err(error) = base.verify(block, &mut buffer[..bytes as usize]) else { continue };
                 let damage = match &error {
                     BaseError::Page { offset, .. } => finding(&sidecar_name, *offset, PAGE_BYTES as u64, &error),
                     BaseError::Block { offset, .. } => finding(&image, *offset, BLOCK, &error),

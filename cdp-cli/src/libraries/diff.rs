@@ -3,6 +3,7 @@
 use crate::engine::{DiffSpec, DiffTo};
 use crate::exit::Failure;
 use crate::json::{DiffEvent, Of};
+use cdp_core::trust::KeyHolder;
 use cdp_net::diff::{Against, Raw, differences, digest_with, digests};
 use cdp_net::owner::Access;
 use cdp_net::reading::{Reading, ReadingTwo};
@@ -12,13 +13,13 @@ use std::path::Path;
 pub(super) fn run(
     dir: &Path,
     spec: &DiffSpec,
-    access: Access,
+    (access, key): (Access, &KeyHolder),
     progress: OnProgress<'_>,
     events: &mut dyn FnMut(DiffEvent),
 ) -> Result<(), Failure> {
     match &spec.to {
         Some(DiffTo::Moment(to)) => {
-            let reading = ReadingTwo::open(dir, access, [&spec.from, to], spec.nearest)?;
+            let reading = ReadingTwo::open(dir, access, [&spec.from, to], spec.nearest, key)?;
             let [from, to] = reading.views()?;
             let [at_from, at_to] = &reading.at;
             events(DiffEvent::Begin { from: at_from.clone(), to: Some(at_to.clone()) });
@@ -33,7 +34,7 @@ pub(super) fn run(
         }
         Some(DiffTo::File(path)) => {
             let raw = Raw::open(path)?;
-            let reading = Reading::open(dir, access, &spec.from, spec.nearest)?;
+            let reading = Reading::open(dir, access, &spec.from, spec.nearest, key)?;
             let view = reading.view()?;
             events(DiffEvent::Begin { from: reading.at.clone(), to: None });
             if !spec.digest {
@@ -46,7 +47,7 @@ pub(super) fn run(
             Ok(())
         }
         None => {
-            let reading = Reading::open(dir, access, &spec.from, spec.nearest)?;
+            let reading = Reading::open(dir, access, &spec.from, spec.nearest, key)?;
             events(DiffEvent::Begin { from: reading.at.clone(), to: None });
             let found = digests(&reading.view()?, (Of::From, &reading.at), spec.disk.as_deref(), progress)?;
             found.into_iter().for_each(|digest| events(DiffEvent::Digest(digest)));

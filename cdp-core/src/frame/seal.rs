@@ -1,5 +1,5 @@
 //! Frames as a journal that is sealed at rest keeps them: each chunk sealed, the checksums of parts masked. On the wire no frame
-//! looks like that. What is sealed how is in `journal/FORMAT.md`, section 10.
+//! looks like that. What is sealed how is in `journal/FORMAT.md`, section 11.
 
 use super::decode::{ChunkInfo, FrameError, FrameHead, inflate, verify_chunk};
 use super::encode::EncodedFrame;

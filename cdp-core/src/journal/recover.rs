@@ -9,14 +9,15 @@ use super::index::IndexRun;
 use super::layout::{FIXED_BYTES, OPENING_AT, Summary, decode_trailer};
 use super::level;
 use super::manifest::{
-    Generation, MANIFEST_MAX, MANIFEST_NAME, MANIFEST_TMP, Manifest, SegmentInfo, SegmentState, segment_name,
+    Generation, MANIFEST_MAX, MANIFEST_NAME, MANIFEST_TMP, Manifest, SegmentInfo, SegmentState, is_journal_file,
+    segment_name,
 };
 use super::reader::ReadError;
 use super::scan::{AtRest, Depth, Scan, Stop, check_header, scan};
 use super::snapshot::{SegmentView, Snapshot};
 use crate::journal::bytes::FormatError;
 use crate::media::{self, File, MediaError, MediaErrorKind, Operation, Storage};
-use crate::trust::{FileKey, Keyring};
+use crate::trust::{FileKey, KeyError, KeyHolder, Keyring, WrappingKey};
 use crate::types::{DurableLsn, Lsn, SegmentId, Timeline};
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -47,6 +48,14 @@ pub enum OpenError {
         path: String,
         /// What is wrong.
         source: FormatError,
+    },
+    /// It is sealed at rest, and the key is another one or its wraps are damaged: nothing is wrong with what it holds.
+    #[error("{path}: {source}")]
+    AtRest {
+        /// Of the directory.
+        path: String,
+        /// Why it does not open.
+        source: KeyError,
     },
     /// A segment could not be read while it was looked at.
     #[error(transparent)]
@@ -118,6 +127,8 @@ pub struct Opened {
     pub last_lsn: Lsn,
     /// What was done.
     pub repairs: Vec<Repair>,
+    /// What it is sealed by at rest; empty where it is not, or no key was given.
+    pub keys: Arc<Keyring>,
 }
 
 impl Opened {
@@ -148,7 +159,8 @@ pub fn create(storage: &dyn Storage, mut manifest: Manifest) -> Result<Opened, O
     manifest.generation = Generation(manifest.generation.0.max(1));
     write_manifest(storage, &manifest)?;
     let stored = manifest.generation;
-    Ok(Opened { manifest, stored, durable: DurableLsn::NONE, last_lsn: Lsn::ZERO, repairs: Vec::new() })
+    let keys = Arc::default();
+    Ok(Opened { manifest, stored, durable: DurableLsn::NONE, last_lsn: Lsn::ZERO, repairs: Vec::new(), keys })
 }
 
 /// Reads a store's manifest and nothing else.
@@ -170,18 +182,40 @@ pub fn read_manifest(storage: &dyn Storage) -> Result<Manifest, OpenError> {
     Manifest::decode(&bytes).map_err(failed)
 }
 
+/// Wraps a store's replica keys with another wrapping key, durably; whether there was anything to do. For who owns the directory,
+/// and has nothing of it open.
+///
+/// # Errors
+/// When the holder's key is not the one that they are wrapped with, or the media fail: the old manifest then stands.
+pub fn rewrap(
+    storage: &dyn Storage,
+    holder: &KeyHolder,
+    with: &WrappingKey,
+    random: &mut dyn FnMut() -> [u8; 16],
+) -> Result<bool, OpenError> {
+    let mut manifest = read_manifest(storage)?;
+    let failed = |source| OpenError::AtRest { path: storage.path(), source };
+    let Some(keys) = holder.rewrap(manifest.replica, &manifest.keys, with, random).map_err(failed)? else {
+        return Ok(false);
+    };
+    manifest.keys = keys;
+    manifest.generation = Generation(manifest.generation.0 + 1);
+    write_manifest(storage, &manifest)?;
+    Ok(true)
+}
+
 /// [`open_with`] for a store that is not sealed at rest.
 ///
 /// # Errors
 /// As [`open_with`].
 pub fn open(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Result<Opened, OpenError> {
-    open_with(storage, directory, witness, &Keyring::default())
+    open_with(storage, directory, witness, &KeyHolder::default())
 }
 
 /// Takes a store over: validates its segments, scans those that were not sealed, cuts torn tails, seals what is whole, and
 /// removes what was half made. `witness` is what the peer was told to be durable, if it remembers. Where there is no room for
-/// the manifest that says so the old one stands, and means the same: the writer takes no frame before it is replaced. `keys` are
-/// those of the store's manifest; where it is sealed at rest nothing is done without them.
+/// the manifest that says so the old one stands, and means the same: the writer takes no frame before it is replaced. Where
+/// it is sealed at rest, `holder` has the key; without it nothing is changed.
 ///
 /// # Errors
 /// `Damaged` when something acknowledged is missing or damaged; nothing was changed then.
@@ -189,10 +223,11 @@ pub fn open_with(
     storage: &dyn Storage,
     directory: &str,
     witness: Option<Lsn>,
-    keys: &Keyring,
+    holder: &KeyHolder,
 ) -> Result<Opened, OpenError> {
     let mut manifest = read_manifest(storage)?;
-    let found = examine(storage, directory, &manifest, keys, Depth::Bodies)?;
+    let keys = unlock(storage, &manifest, holder)?;
+    let found = examine(storage, directory, &manifest, &keys, Depth::Bodies)?;
     let facts: Vec<_> = found.iter().map(|found| found.facts).collect();
     let acknowledged = manifest.durable.max(witness.unwrap_or(Lsn::ZERO));
     let plan = decide(&facts, manifest.floor, acknowledged)
@@ -203,7 +238,7 @@ pub fn open_with(
         match (action, found.scan) {
             (Action::Keep, _) => segments.push(*info),
             (Action::Seal, Some(scan)) => {
-                let summary = seal(storage, directory, info, &scan, file_key(info, keys)?.as_ref())?;
+                let summary = seal(storage, directory, info, &scan, file_key(info, &keys)?.as_ref())?;
                 let torn = match &scan.stop {
                     Stop::Clean => None,
                     Stop::Torn(error) => Some(error.to_string()),
@@ -230,7 +265,7 @@ pub fn open_with(
     let written = if is_without_room(&written) { write_manifest(storage, &manifest) } else { written };
     let stored = if is_without_room(&written) { stands } else { written.map(|()| manifest.generation)? };
     let durable = DurableLsn::mint(plan.whole);
-    Ok(Opened { manifest, stored, durable, last_lsn: plan.last, repairs })
+    Ok(Opened { manifest, stored, durable, last_lsn: plan.last, repairs, keys })
 }
 
 fn is_without_room(written: &Result<(), MediaError>) -> bool {
@@ -248,6 +283,8 @@ pub struct Looked {
     pub damage: Option<Damage>,
     /// Each sealed segment behind the damage: of no moment any more, and yet for whoever verifies to read.
     pub behind: Vec<Snapshot>,
+    /// What it is sealed by at rest; empty where it is not, or no key was given.
+    pub keys: Arc<Keyring>,
 }
 
 /// [`look_with`] for a store that is not sealed at rest.
@@ -255,13 +292,13 @@ pub struct Looked {
 /// # Errors
 /// As [`look_with`].
 pub fn look(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Result<Looked, OpenError> {
-    look_with(storage, directory, witness, &Keyring::default())
+    look_with(storage, directory, witness, &KeyHolder::default())
 }
 
 /// Reads a store without changing it, also while its owner writes: what was not sealed is scanned by heads, up to where it
 /// ends now. `written` of the snapshot then says how far; what of that is durable only the owner knows. `witness` is what
-/// somebody remembers to have been durable before this call. `keys` are those of the store's manifest; without them, what is
-/// sealed at rest is found and not opened.
+/// somebody remembers to have been durable before this call. `holder` has the key of a store that is sealed at rest; without it,
+/// what is sealed is found and not opened.
 ///
 /// # Errors
 /// When the manifest or a file cannot be read. Damage is not an error here.
@@ -269,10 +306,11 @@ pub fn look_with(
     storage: &dyn Storage,
     directory: &str,
     witness: Option<Lsn>,
-    keys: &Keyring,
+    holder: &KeyHolder,
 ) -> Result<Looked, OpenError> {
     let manifest = read_manifest(storage)?;
-    let found = examine(storage, directory, &manifest, keys, Depth::Heads)?;
+    let keys = unlock(storage, &manifest, holder)?;
+    let found = examine(storage, directory, &manifest, &keys, Depth::Heads)?;
     let facts: Vec<_> = found.iter().map(|found| found.facts).collect();
     let acknowledged = manifest.durable.max(witness.unwrap_or(Lsn::ZERO));
     let loss = decide(&facts, manifest.floor, acknowledged).err();
@@ -309,7 +347,7 @@ pub fn look_with(
     let behind = behind.filter_map(|(info, _)| SegmentView::sealed(info));
     let behind =
         behind.map(|segment| Snapshot::new(&manifest, vec![Arc::new(segment)], durable, whole, settled)).collect();
-    Ok(Looked { manifest, snapshot, damage, behind })
+    Ok(Looked { manifest, snapshot, damage, behind, keys })
 }
 
 fn is_sound(found: &Found) -> bool {
@@ -398,6 +436,15 @@ fn examine_sealed(
     let wrong = settle(check())?.err().map(|error| (error.offset().unwrap_or(0), error.to_string()));
     let (last, whole) = (summary.last_lsn, summary.whole_lsn);
     Ok(Found { facts: Facts::Sealed { sound: wrong.is_none(), last, whole }, scan: None, wrong })
+}
+
+/// The keys of a manifest; none where no key was given. What needs them says so when it comes to that.
+fn unlock(storage: &dyn Storage, manifest: &Manifest, holder: &KeyHolder) -> Result<Arc<Keyring>, OpenError> {
+    match holder.unlock(manifest.replica, &manifest.keys) {
+        Err(KeyError::Missing) => Ok(Arc::default()),
+        Err(source) => Err(OpenError::AtRest { path: storage.path(), source }),
+        Ok(keys) => Ok(keys),
+    }
 }
 
 /// The keys of a segment that is sealed at rest.
@@ -555,7 +602,7 @@ fn remove_strays(
     let segments = manifest.segments.iter().map(|segment| segment_name(segment.number));
     let named: BTreeSet<_> = segments.chain(manifest.runs.iter().map(|run| level::run_name(run.number))).collect();
     for name in storage.list(directory)? {
-        if (name.ends_with(".seg") || name.ends_with(".idx")) && !named.contains(&name) {
+        if is_journal_file(&name) && !named.contains(&name) {
             let name = media::join(directory, &name);
             storage.remove(&name)?;
             repairs.push(Repair::Removed { name });

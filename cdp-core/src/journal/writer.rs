@@ -113,7 +113,7 @@ impl Writer {
             whole: opened.durable.lsn(),
             unfinished: None,
             key: 0,
-            keys: Arc::default(),
+            keys: opened.keys,
             sealed: Arc::new(sealed),
             catalog: catalog::Catalog::new(opened.stored, manifest.generation),
             commit: commit::Commit::new(opened.durable),

@@ -2,7 +2,7 @@
 //!
 //! In place, and right after a crash at any moment, because nothing that is needed is ever changed:
 //!
-//! 1. The manifest says that a merge up to an LSN is under way ([`MergeInfo`]). From then on a block of a base may be found
+//! 1. The manifest says that a merge up to an LSN is under way ([`StampedMoment`]). From then on a block of a base may be found
 //!    old, new or torn. Every reader lays the journal over the base, and the segments of the merge are all still there.
 //! 2. Blocks are written, ascending; pages of checksums go to the place that is not in use. Of a block that is changed in parts,
 //!    the [`Rest`] is made durable first, in the file [`RESTS`]: the bytes that stay verify by that until the merge is done.
@@ -15,12 +15,15 @@
 //! manifest before and after.
 
 use super::base::{self, Base, BlockCopy, Rest};
+use super::files::BASE_DIRECTORY;
+use super::kept::Space;
+use super::session::SessionError;
 use super::sidecar::{self, Entry, Page, PageDigest, Seed, Slot};
 use super::view::Bases;
-use crate::journal::{BaseInfo, Manifest, MergeInfo, Origin, PathElement, ReadError, View};
+use crate::journal::{BaseInfo, Manifest, Origin, PathElement, ReadError, StampedMoment, View};
 use crate::media::{File, MediaError, Storage};
 use crate::trust::{BlockPlace, BlockSealer};
-use crate::types::{BLOCK, DiskId, Extent, Lsn, ReplicaId, SECTOR};
+use crate::types::{BLOCK, DiskId, Extent, Lsn, Now, ReplicaId, SECTOR};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -47,16 +50,31 @@ pub enum MergeError {
     /// The base.
     #[error("a merge into the bases stops: {0}")]
     Base(#[from] base::BaseError),
+    /// The store of the newest kept moment.
+    #[error("a merge into the bases stops, the moment that is kept does not take what it replaces: {0}")]
+    Kept(#[from] SessionError),
     /// The media.
     #[error("a merge into the bases stops: {0}")]
     Media(#[from] MediaError),
+}
+
+impl MergeError {
+    /// Whether room is all that is lacking.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Media(error) => error.is_no_space(),
+            Self::Kept(SessionError::NoSpace { .. }) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Tells bases what the manifest's merge may have torn. Call it before a base is read where the manifest names a merge.
 ///
 /// # Errors
 /// When the file that says so cannot be read.
-pub fn expect_torn(storage: &dyn Storage, bases: &Bases, merge: MergeInfo) -> Result<(), MediaError> {
+pub fn expect_torn(storage: &dyn Storage, bases: &Bases, merge: StampedMoment) -> Result<(), MediaError> {
     let file = match storage.open(RESTS, false) {
         Err(error) if error.is_not_found() => return Ok(()),
         file => file?,
@@ -67,7 +85,7 @@ pub fn expect_torn(storage: &dyn Storage, bases: &Bases, merge: MergeInfo) -> Re
         let mut at = 0;
         // A record whose end is in the next window is looked at there.
         while at + REST_BYTES <= length && (length < WINDOW || at + COPY_BYTES + BLOCK as usize <= length) {
-            at += expect_one(&bytes[at..length], (&file, start + at as u64), bases, merge.upto);
+            at += expect_one(&bytes[at..length], (&file, start + at as u64), bases, merge.lsn);
         }
         start += at as u64;
         if length < WINDOW {
@@ -159,11 +177,13 @@ fn decode_copy(bytes: &[u8], upto: Lsn) -> Option<(DiskId, u64, Entry, &[u8])> {
 #[derive(Debug)]
 pub struct Merge {
     storage: Arc<dyn Storage>,
-    info: MergeInfo,
+    info: StampedMoment,
     view: View,
     bases: Arc<Bases>,
     rests: Arc<dyn File>,
     rests_bytes: u64,
+    /// The newest kept moment: gets what is replaced.
+    kept: Option<Space>,
     waiting: VecDeque<Work>,
     done: Vec<Work>,
 }
@@ -213,23 +233,24 @@ struct Change {
 
 impl Merge {
     /// The merge that the manifest names; that manifest is durable. `path` leads to its LSN, `bases` are those that everybody
-    /// in this process reads.
+    /// in this process reads. `kept` is the newest kept moment's store, if there is any: it gets what is replaced.
     ///
     /// # Errors
     /// When the journal does not reach that far, or the media fail.
     pub fn begin(
         storage: &Arc<dyn Storage>,
         manifest: &Manifest,
-        info: MergeInfo,
+        info: StampedMoment,
         path: &[PathElement],
         bases: &Arc<Bases>,
+        kept: Option<Space>,
     ) -> Result<Self, MergeError> {
         expect_torn(storage.as_ref(), bases, info)?;
         let rests = match storage.open(RESTS, true) {
             Err(error) if error.is_not_found() => storage.create(RESTS)?,
             file => file?,
         };
-        storage.sync_dir("base")?;
+        storage.sync_dir(BASE_DIRECTORY)?;
         // What an earlier try wrote stays true: only whole records count, and they follow each other.
         let rests_bytes = rests.len()?.next_multiple_of(REST_BYTES as u64);
         let mut waiting = VecDeque::new();
@@ -243,19 +264,27 @@ impl Merge {
         }
         let (storage, bases) = (Arc::clone(storage), Arc::clone(bases));
         let view = View::open(path, REGIONS_BYTES)?;
-        Ok(Self { storage, info, view, bases, rests, rests_bytes, waiting, done: Vec::new() })
+        Ok(Self { storage, info, view, bases, rests, rests_bytes, kept, waiting, done: Vec::new() })
     }
 
     /// Merges until about `budget` bytes were written; whether there is more to do.
     ///
     /// # Errors
     /// What cannot be read, or the media: then nothing more may be asked of this one.
-    pub fn step(&mut self, budget: u64) -> Result<bool, MergeError> {
+    pub fn step(&mut self, now: Now, budget: u64) -> Result<bool, MergeError> {
         let Some(work) = self.waiting.front_mut() else { return Ok(false) };
         let mut batch = Batch::default();
         let rests = RestsAt { file: &self.rests, offset: self.rests_bytes };
         while batch.bytes < budget && work.page < work.digests.len() as u64 {
-            work.gather(&self.view, self.bases.as_ref(), self.info.upto, &mut batch, &rests)?;
+            let changed = work.gather(&self.view, self.bases.as_ref(), self.info.lsn, &mut batch, &rests)?;
+            if let Some(kept) = &self.kept {
+                for range in changed {
+                    kept.copy(now, work.disk, range, &work.base)?;
+                }
+            }
+        }
+        if let Some(kept) = self.kept.as_ref().filter(|_| batch.bytes > 0) {
+            kept.flush(now)?;
         }
         if !batch.rests.is_empty() {
             self.rests.write_all_at(self.rests_bytes, &batch.rests)?;
@@ -274,7 +303,10 @@ impl Merge {
     ///
     /// # Errors
     /// When the media fail.
-    pub fn finish(self) -> Result<Vec<(DiskId, BaseInfo)>, MergeError> {
+    pub fn finish(self, now: Now) -> Result<Vec<(DiskId, BaseInfo)>, MergeError> {
+        if let Some(kept) = &self.kept {
+            kept.close(now)?;
+        }
         let mut bases = Vec::new();
         for work in &self.done {
             work.image.sync()?;
@@ -287,9 +319,9 @@ impl Merge {
                 (work.size, work.base.layout()),
                 &work.digests,
             )?;
-            bases.push((work.disk, root.named(self.info.upto)));
+            bases.push((work.disk, root.named(self.info.lsn)));
         }
-        self.storage.sync_dir("base")?;
+        self.storage.sync_dir(BASE_DIRECTORY)?;
         Ok(bases)
     }
 }
@@ -315,7 +347,7 @@ impl Work {
         Ok(Self { disk, base, image, sidecar, seed, sealer: None, size, digests, page: 0 })
     }
 
-    /// Works out the next page: what its blocks become, and what is to be written for that.
+    /// Works out the next page: what its blocks become, and what is to be written for that. Gives the runs of blocks that change.
     fn gather(
         &mut self,
         view: &View,
@@ -323,22 +355,21 @@ impl Work {
         upto: Lsn,
         batch: &mut Batch,
         rests: &RestsAt<'_>,
-    ) -> Result<(), MergeError> {
+    ) -> Result<Vec<Extent>, MergeError> {
         let (number, layout) = (self.page, self.base.layout());
         self.page += 1;
         let at = number * layout.covers();
         let end = (at + layout.covers()).min(self.size.next_multiple_of(BLOCK));
         let changes = changes(view, self.disk, Extent::new(at, end - at))?;
         if changes.iter().all(Option::is_none) {
-            return Ok(());
+            return Ok(Vec::new());
         }
+        let mut changed = Vec::new();
         let mut page = self.old_page(number)?;
-        for run in changes.chunk_by(|a, b| a.is_some() == b.is_some()).scan(0, |place, run| {
-            let first = *place;
-            *place += run.len();
-            Some((first, run))
-        }) {
-            let (first, run) = run;
+        let mut next = 0;
+        for run in changes.chunk_by(|a, b| a.is_some() == b.is_some()) {
+            let first = next;
+            next += run.len();
             if run[0].is_none() {
                 continue;
             }
@@ -356,10 +387,11 @@ impl Work {
                     self.keep(number, (rest, entry), block, upto, (&mut *batch, rests));
                 }
             }
+            changed.push(Extent::new(offset, data.len() as u64));
             batch.add(offset, data, run);
         }
         batch.pages.push(page);
-        Ok(())
+        Ok(changed)
     }
 
     /// Keeps what stays of a block that is changed in parts, where it is found when the block is torn: before the block is written.
@@ -450,7 +482,7 @@ fn changes(view: &View, disk: DiskId, range: Extent) -> Result<Vec<Option<Change
     for piece in view.resolve(disk, range)? {
         let (lsn, discarded) = match piece.origin {
             Origin::Below => continue,
-            Origin::Data { lsn } => (lsn, false),
+            Origin::Data { lsn, .. } => (lsn, false),
             Origin::Zero { lsn, discarded } => (lsn, discarded),
         };
         let first = (piece.extent.offset - range.offset) / SECTOR;

@@ -8,9 +8,10 @@ use super::{Bases, ReplicaView, ViewDisk};
 use crate::frame::{Compression, Encoder, Note, Part, Payload, RawFrame, RecordKind};
 use crate::journal::{
     Appended, Executor, Hold, IdSource, Manifest, OpenError, Opened, Options, PathElement, ReadError, Reader, Refusal,
-    TimelineInfo, TimelineState, Writer, WriterState, drain,
+    Snapshot, TimelineInfo, TimelineState, Writer, WriterState, drain,
 };
 use crate::media::{MediaError, Storage};
+use crate::trust::{KeyError, KeyHolder, NewKey};
 use crate::types::{
     ClockEpoch, DiskId, Extent, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, FRAME_SPAN_NS_MAX, GroupId, Lsn, Now, Timeline,
     WallTime,
@@ -34,6 +35,9 @@ pub enum SessionError {
     /// Its store does not open.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// It is sealed at rest, and there is no key to seal with.
+    #[error(transparent)]
+    AtRest(#[from] KeyError),
     /// The media have no room; what was written before stays.
     #[error("no room for the session's writes: {segment_bytes} bytes more are needed beside the reserve")]
     NoSpace {
@@ -59,6 +63,10 @@ pub struct SessionOptions {
     pub disks: Vec<ViewDisk>,
     /// Stays free on the media.
     pub keep_free_bytes: u64,
+    /// How what is written is packed.
+    pub compression: Compression,
+    /// Who opens and seals it at rest: as the replica that it is of, [`Keyring::of_stores`](crate::trust::Keyring::of_stores).
+    pub keys: KeyHolder,
 }
 
 /// Makes the store of a new session.
@@ -86,6 +94,7 @@ struct State {
     writer: Writer,
     executor: Executor,
     encoder: Encoder,
+    compression: Compression,
     group: GroupId,
     timeline: Timeline,
     /// Taken and not yet appended: less than a frame, and one write more while there is no room.
@@ -109,11 +118,16 @@ impl Session {
         mut ids: IdSource,
         now: Now,
     ) -> Result<Self, SessionError> {
-        let opened = crate::journal::open(storage.as_ref(), "", None)?;
-        let reader = Arc::new(Reader::new(Arc::clone(storage), "", CACHE_BYTES));
+        let opened = crate::journal::open_with(storage.as_ref(), "", None, &options.keys)?;
+        let reader = Reader::new(Arc::clone(storage), "", CACHE_BYTES).with_keys(Arc::clone(&opened.keys));
+        let reader = Arc::new(reader);
         let view = view_of(&opened, &reader, &options)?;
         let fresh = Timeline::new(ids()).unwrap_or(opened.manifest.timelines[0].id);
-        let state = State::new(storage, opened, options.keep_free_bytes, ids, fresh, now)?;
+        let key = options.keys.draw(opened.manifest.replica, &mut ids, now.wall);
+        if key.is_none() && !opened.manifest.keys.is_empty() {
+            return Err(KeyError::Missing.into());
+        }
+        let state = State::new(storage, opened, &options, (ids, key), fresh, now)?;
         let session = Self { view, reader, state: Mutex::new(state) };
         let mut state = session.state();
         if state.prev_lsn == Lsn::ZERO {
@@ -251,7 +265,8 @@ impl Session {
             state.drive(now)?;
         }
         let Some(raw) = state.frame() else { return Ok(()) };
-        let mut frame = state.encoder.encode(&raw, state.group, Compression::None);
+        let (group, compression) = (state.group, state.compression);
+        let mut frame = state.encoder.encode(&raw, group, compression);
         loop {
             match state.writer.append(now.mono, frame) {
                 Ok(appended) => {
@@ -280,32 +295,40 @@ impl Session {
 
 /// The disks at the fork, and above them what the session's timelines hold, each up to the next one's fork.
 fn view_of(opened: &Opened, reader: &Arc<Reader>, options: &SessionOptions) -> Result<ReplicaView, SessionError> {
-    let snapshot = opened.snapshot();
-    let timelines = &opened.manifest.timelines;
-    let forks = timelines.iter().skip(1).map(|next| next.fork).chain([snapshot.written()]);
     let mut path = options.path.clone();
-    path.extend(timelines.iter().zip(forks).map(|(timeline, upto)| PathElement {
+    path.extend(own_path(&opened.manifest.timelines, &opened.snapshot(), reader));
+    Ok(ReplicaView::open(&path, Arc::clone(&options.bases), options.disks.clone())?)
+}
+
+/// What a session's store adds to the way to its fork: its timelines follow each other, each up to the next one's fork.
+pub(super) fn own_path<'a>(
+    timelines: &'a [TimelineInfo],
+    snapshot: &'a Snapshot,
+    reader: &'a Arc<Reader>,
+) -> impl Iterator<Item = PathElement> + 'a {
+    let forks = timelines.iter().skip(1).map(|next| next.fork).chain([snapshot.written()]);
+    timelines.iter().zip(forks).map(|(timeline, upto)| PathElement {
         reader: Arc::clone(reader),
         snapshot: snapshot.clone(),
         timeline: timeline.id,
         upto,
-    }));
-    Ok(ReplicaView::open(&path, Arc::clone(&options.bases), options.disks.clone())?)
+    })
 }
 
 impl State {
     fn new(
         storage: &Arc<dyn Storage>,
         opened: Opened,
-        keep_free_bytes: u64,
-        ids: IdSource,
+        options: &SessionOptions,
+        (ids, key): (IdSource, Option<NewKey>),
         fresh: Timeline,
         now: Now,
     ) -> Result<Self, SessionError> {
+        let compression = options.compression;
         let options = Options {
             directory: String::new(),
             segment_bytes: SEGMENT_BYTES,
-            keep_free_bytes,
+            keep_free_bytes: options.keep_free_bytes,
             commit_bytes: u64::MAX,
             commit_ns: u64::MAX,
             ..Options::default()
@@ -317,6 +340,7 @@ impl State {
             writer: Writer::new(opened, options, ids),
             executor: Executor::new(Arc::clone(storage)),
             encoder: Encoder::new(),
+            compression,
             group: manifest.group,
             timeline: last.id,
             waiting: VecDeque::new(),
@@ -325,6 +349,10 @@ impl State {
             time: WallTime(0),
             behind: None,
         };
+        // Before the first segment is made.
+        if let Some(key) = key {
+            state.writer.seal_at_rest(key)?;
+        }
         if !manifest.clean {
             let fork = durable.max(last.fork);
             let (number, parent) = (last.number + 1, Some(last.id));

@@ -24,7 +24,7 @@ pub(crate) struct ChunkPlace {
     pub(crate) plain_length: u32,
 }
 
-/// Seals and opens what is in one segment. `journal/FORMAT.md`, section 10, says what is sealed how.
+/// Seals and opens what is in one segment. `journal/FORMAT.md`, section 11, says what is sealed how.
 pub struct FileKey {
     id: SegmentId,
     chunks: LessSafeKey,

@@ -2,7 +2,8 @@
 
 use super::base::{BaseKey, BlockPlace, BlockSeal, BlockSealer};
 use super::file::{FileKey, NotOpened};
-use super::wrap::{KEY_BYTES, KeyError};
+use super::holder::KeyHolder;
+use super::wrap::{KEY_BYTES, KeyError, WrappingKey};
 use crate::types::SegmentId;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -15,8 +16,6 @@ pub struct Keyring {
     keys: RwLock<Keys>,
     /// Blocks of bases that were sealed with keys that this process drew. It never goes back, also not for another key.
     sealed_blocks: Arc<AtomicU64>,
-    #[cfg(feature = "sim")]
-    recorder: Option<super::Recorder>,
 }
 
 /// Whole at every step.
@@ -27,6 +26,8 @@ struct Keys {
     bases: BTreeMap<u32, Arc<BaseKey>>,
     /// Those that this process drew, and whether it seals blocks of bases with them: it seals with no others.
     own: BTreeMap<u32, bool>,
+    /// Who unlocked them, or drew the first.
+    holder: KeyHolder,
 }
 
 impl std::fmt::Debug for Keyring {
@@ -36,6 +37,17 @@ impl std::fmt::Debug for Keyring {
 }
 
 impl Keyring {
+    /// An empty one of whoever has the wrapping key.
+    pub(super) fn of(holder: KeyHolder) -> Self {
+        Self { keys: RwLock::new(Keys { holder, ..Keys::default() }), ..Self::default() }
+    }
+
+    /// Who opens and seals the stores inside the replica's directory: they are sealed where the replica is.
+    #[must_use]
+    pub fn of_stores(&self) -> KeyHolder {
+        if self.is_empty() { KeyHolder::default() } else { self.read().holder.clone() }
+    }
+
     /// Whether no key is on it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -55,8 +67,11 @@ impl Keyring {
     }
 
     /// Adds one that was drawn just now.
-    pub(super) fn add_own(&self, generation: u32, key: [u8; KEY_BYTES]) {
+    pub(super) fn add_own(&self, generation: u32, key: [u8; KEY_BYTES], wrapping: &WrappingKey) {
         let mut keys = self.write();
+        if !keys.holder.has_key() {
+            keys.holder = Some(wrapping.clone()).into();
+        }
         keys.replica.insert(generation, key);
         keys.own.insert(generation, false);
     }
@@ -65,7 +80,7 @@ impl Keyring {
     pub(crate) fn segment(&self, generation: u32, id: SegmentId) -> Result<FileKey, KeyError> {
         let key = FileKey::new(self.read().get(generation)?, id);
         #[cfg(feature = "sim")]
-        let key = key.recorded(self.recorder.clone());
+        let key = key.recorded(self.read().holder.recorder.clone());
         Ok(key)
     }
 
@@ -80,7 +95,7 @@ impl Keyring {
             key,
             counter: Arc::clone(&self.sealed_blocks),
             #[cfg(feature = "sim")]
-            recorder: self.recorder.clone(),
+            recorder: self.read().holder.recorder.clone(),
         })
     }
 
@@ -106,16 +121,6 @@ impl Keyring {
         let key = Arc::new(BaseKey::new(self.read().get(generation)?));
         self.write().bases.insert(generation, Arc::clone(&key));
         Ok(key)
-    }
-
-    /// The same keys, with every seal written down: for tests that look for a nonce that came twice. To be called before
-    /// anything is sealed.
-    #[cfg(feature = "sim")]
-    #[must_use]
-    pub fn recorded(&self, recorder: super::Recorder) -> Arc<Self> {
-        let replica = self.read().replica.clone();
-        let keys = RwLock::new(Keys { replica, ..Keys::default() });
-        Arc::new(Self { keys, recorder: Some(recorder), ..Self::default() })
     }
 }
 

@@ -35,6 +35,10 @@ fn key(byte: u8) -> WrappingKey {
     WrappingKey::parse(&[byte; 32]).unwrap()
 }
 
+fn holder(byte: u8) -> KeyHolder {
+    Some(key(byte)).into()
+}
+
 fn wrapped(with: &WrappingKey, generation: u32, salt: u8) -> WrappedKey {
     let wrap = Wrap { salt: [salt; 16], created: WallTime(5) };
     with.new_key(replica(1), [generation as u8 + 100; 32], wrap).name(generation, &Keyring::default())
@@ -59,20 +63,22 @@ fn a_key_is_32_bytes_or_64_digits() {
 #[test]
 fn the_wrong_key_is_told_from_a_damaged_wrap_and_from_none() {
     let keys = [wrapped(&key(1), 3, 1), wrapped(&key(1), 4, 2)];
-    let keyring = key(1).unlock(replica(1), &keys).unwrap();
+    let keyring = holder(1).unlock(replica(1), &keys).unwrap();
     assert!(file(&keyring, 3).is_ok() && file(&keyring, 4).is_ok());
     assert_eq!(file(&keyring, 5).unwrap_err(), KeyError::Unknown { generation: 5 });
     assert_eq!(file(&Keyring::default(), 3).unwrap_err(), KeyError::Missing);
-    assert_eq!(key(2).unlock(replica(1), &keys).unwrap_err(), KeyError::Wrong);
-    assert_eq!(key(1).unlock(replica(2), &keys).unwrap_err(), KeyError::Wrong, "keys are of one replica");
+    assert_eq!(holder(2).unlock(replica(1), &keys).unwrap_err(), KeyError::Wrong);
+    assert_eq!(KeyHolder::default().unlock(replica(1), &keys).unwrap_err(), KeyError::Missing);
+    assert!(holder(1).unlock(replica(1), &[]).unwrap().is_empty());
+    assert_eq!(holder(1).unlock(replica(2), &keys).unwrap_err(), KeyError::Wrong, "keys are of one replica");
     for at in 0..48 {
         let mut damaged = keys;
         damaged[1].sealed[at] ^= 0x20;
-        assert_eq!(key(1).unlock(replica(1), &damaged).unwrap_err(), KeyError::Damaged { generation: 4 });
+        assert_eq!(holder(1).unlock(replica(1), &damaged).unwrap_err(), KeyError::Damaged { generation: 4 });
     }
     let mut swapped = keys;
     swapped[0].generation = 2;
-    assert_eq!(key(1).unlock(replica(1), &swapped).unwrap_err(), KeyError::Damaged { generation: 2 });
+    assert_eq!(holder(1).unlock(replica(1), &swapped).unwrap_err(), KeyError::Damaged { generation: 2 });
 }
 
 #[test]
@@ -84,9 +90,10 @@ fn rewrapping_keeps_the_replica_keys() {
         [salt; 16]
     };
     assert_eq!(key(3).rewrap(replica(1), &keys, &key(2), &mut draw), Err(KeyError::Wrong));
-    let again = key(1).rewrap(replica(1), &keys, &key(2), draw).unwrap();
-    assert_eq!(key(1).unlock(replica(1), &again).unwrap_err(), KeyError::Wrong);
-    let (before, after) = (key(1).unlock(replica(1), &keys).unwrap(), key(2).unlock(replica(1), &again).unwrap());
+    let again = key(1).rewrap(replica(1), &keys, &key(2), &mut draw).unwrap();
+    assert_eq!(holder(9).rewrap(replica(1), &again, &key(2), &mut draw), Ok(None), "done before");
+    assert_eq!(holder(1).unlock(replica(1), &again).unwrap_err(), KeyError::Wrong);
+    let (before, after) = (holder(1).unlock(replica(1), &keys).unwrap(), holder(2).unlock(replica(1), &again).unwrap());
     for generation in [3, 4] {
         let place = ChunkPlace { number: 1, codec: 1, content: 1, plain_length: 3 };
         let mut bytes = b"abc".to_vec();
@@ -106,7 +113,7 @@ proptest! {
         flip in any::<prop::sample::Index>(),
         bit in 0u8..8,
     ) {
-        let keyring = key(1).unlock(replica(1), &[wrapped(&key(1), 3, 1), wrapped(&key(1), 4, 1)]).unwrap();
+        let keyring = holder(1).unlock(replica(1), &[wrapped(&key(1), 3, 1), wrapped(&key(1), 4, 1)]).unwrap();
         let keys = file(&keyring, 3).unwrap();
         let place = ChunkPlace { number, codec: 1, content: 2, plain_length: plain.len() as u32 };
         let mut sealed = plain.clone();
@@ -136,7 +143,7 @@ proptest! {
         flip in any::<prop::sample::Index>(),
         bit in 0u8..8,
     ) {
-        let keyring = key(1).unlock(replica(1), &[wrapped(&key(1), 3, 1)]).unwrap();
+        let keyring = holder(1).unlock(replica(1), &[wrapped(&key(1), 3, 1)]).unwrap();
         let keys = file(&keyring, 3).unwrap();
         let mut sealed = keys.seal_events(&plain);
         prop_assert_eq!(&sealed, &file(&keyring, 3).unwrap().seal_events(&plain));
@@ -153,7 +160,7 @@ proptest! {
 
 #[test]
 fn a_mask_is_of_one_place() {
-    let keyring = key(1).unlock(replica(1), &[wrapped(&key(1), 3, 1), wrapped(&key(1), 4, 1)]).unwrap();
+    let keyring = holder(1).unlock(replica(1), &[wrapped(&key(1), 3, 1), wrapped(&key(1), 4, 1)]).unwrap();
     let keys = file(&keyring, 3).unwrap();
     assert_eq!(keys.mask(7, 512, keys.mask(7, 512, 0xdead_beef)), 0xdead_beef);
     let masks: std::collections::BTreeSet<u32> =

@@ -4,7 +4,6 @@ use super::derive::derive;
 use super::keyring::Keyring;
 use crate::types::{ReplicaId, WallTime};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use std::sync::Arc;
 
 /// Bytes of every key.
 pub(super) const KEY_BYTES: usize = 32;
@@ -108,18 +107,6 @@ impl WrappingKey {
         NewKey { key, wrapping: self.clone(), replica, wrap }
     }
 
-    /// The replica keys of a manifest, unlocked.
-    ///
-    /// # Errors
-    /// When this is not the key that they are wrapped with, or a wrap is damaged.
-    pub fn unlock(&self, replica: ReplicaId, keys: &[WrappedKey]) -> Result<Arc<Keyring>, KeyError> {
-        let keyring = Keyring::default();
-        for wrapped in keys {
-            keyring.add(wrapped.generation, self.unwrap(replica, wrapped)?);
-        }
-        Ok(Arc::new(keyring))
-    }
-
     /// The same replica keys, wrapped with another wrapping key. `salt` draws one for each wrap.
     ///
     /// # Errors
@@ -129,7 +116,7 @@ impl WrappingKey {
         replica: ReplicaId,
         keys: &[WrappedKey],
         with: &Self,
-        mut salt: impl FnMut() -> [u8; 16],
+        salt: &mut dyn FnMut() -> [u8; 16],
     ) -> Result<Vec<WrappedKey>, KeyError> {
         let one = |wrapped: &WrappedKey| {
             let key = self.unwrap(replica, wrapped)?;
@@ -150,7 +137,7 @@ impl WrappingKey {
         WrappedKey { generation, created: wrap.created, bases: false, check, salt: wrap.salt, sealed }
     }
 
-    fn unwrap(&self, replica: ReplicaId, wrapped: &WrappedKey) -> Result<[u8; KEY_BYTES], KeyError> {
+    pub(super) fn unwrap(&self, replica: ReplicaId, wrapped: &WrappedKey) -> Result<[u8; KEY_BYTES], KeyError> {
         if wrapped.check != self.check(replica) {
             return Err(KeyError::Wrong);
         }
@@ -197,7 +184,7 @@ impl std::fmt::Debug for NewKey {
 impl NewKey {
     /// Names it by a generation and puts it on the ring.
     pub(crate) fn name(self, generation: u32, keyring: &Keyring) -> WrappedKey {
-        keyring.add_own(generation, self.key);
+        keyring.add_own(generation, self.key, &self.wrapping);
         self.wrapping.wrap(self.replica, generation, &self.key, self.wrap)
     }
 }

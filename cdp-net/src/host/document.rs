@@ -65,10 +65,8 @@ pub fn unreadable(error: &ReplicaError) -> Problem {
     if damage {
         return damaged(error.to_string());
     }
-    if let ReplicaError::Open(OpenError::Segment(ReadError::AtRest { source, .. }))
-    | ReplicaError::Journal(ReadError::AtRest { source, .. }) = error
-    {
-        return locked(source);
+    if let Some(error) = key_error(error) {
+        return locked(error);
     }
     if is_without_room(error) {
         return Problem::new(ProblemClass::Failed, "no-space", error.to_string()).hint("make room on that disk");
@@ -83,12 +81,26 @@ fn is_without_room(error: &ReplicaError) -> bool {
     }
 }
 
+fn key_error(error: &ReplicaError) -> Option<&KeyError> {
+    match error {
+        ReplicaError::Open(OpenError::Segment(ReadError::AtRest { source, .. }) | OpenError::AtRest { source, .. })
+        | ReplicaError::Journal(ReadError::AtRest { source, .. })
+        | ReplicaError::Base(BaseError::AtRest { source, .. }) => Some(source),
+        ReplicaError::Journal(ReadError::Below { source, .. }) => match source.downcast_ref::<BaseError>() {
+            Some(BaseError::AtRest { source, .. }) => Some(source),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 /// A replica that is sealed at rest, and its key is not there or another one.
 #[must_use]
 pub fn locked(error: &KeyError) -> Problem {
     match error {
         KeyError::Damaged { .. } => Problem::new(ProblemClass::Damage, "key-damaged", error.to_string()),
-        KeyError::Missing => Problem::new(ProblemClass::Refused, "key-missing", error.to_string()),
+        KeyError::Missing => Problem::new(ProblemClass::Refused, "key-missing", error.to_string())
+            .hint("it was looked for in --key-file and in the environment variable CDP_KEY"),
         KeyError::Malformed { .. } => Problem::new(ProblemClass::Usage, "key-malformed", error.to_string()),
         _ => Problem::new(ProblemClass::Refused, "key-wrong", error.to_string()),
     }

@@ -7,20 +7,22 @@ use crate::report::{Problem, ProblemClass};
 use cdp_core::journal::{Executor, Manifest, Options, Writer, WriterState, drain};
 use cdp_core::media::Storage;
 use cdp_core::replica::JOURNAL_DIRECTORY;
+use cdp_core::trust::KeyHolder;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Opens the store for writing at its first change, and not before: a look changes nothing.
 #[derive(Debug)]
 pub struct IdleStore {
     storage: Arc<dyn Storage>,
+    key: KeyHolder,
     writer: Mutex<Option<(Writer, Executor)>>,
 }
 
 impl IdleStore {
     /// A store whose directory the caller owns.
     #[must_use]
-    pub fn new(storage: Arc<dyn Storage>) -> Self {
-        Self { storage, writer: Mutex::new(None) }
+    pub fn new(storage: Arc<dyn Storage>, key: KeyHolder) -> Self {
+        Self { storage, key, writer: Mutex::new(None) }
     }
 }
 
@@ -31,7 +33,7 @@ impl Store for IdleStore {
             Some(opened) => opened,
             None => {
                 let witness = crate::protect::witness(self.storage.as_ref());
-                let opened = cdp_core::journal::open(self.storage.as_ref(), JOURNAL_DIRECTORY, witness);
+                let opened = cdp_core::journal::open_with(self.storage.as_ref(), JOURNAL_DIRECTORY, witness, &self.key);
                 let opened = opened.map_err(|error| document::unreadable(&error.into()))?;
                 let clean = opened.manifest.clean;
                 let mut writer = Writer::new(opened, Options::default(), Box::new(identity));

@@ -7,7 +7,7 @@ use crate::file_device::FileDevice;
 use crate::host::{document, place};
 use crate::owner::{Owner, OwnerError};
 use crate::random::identity;
-use crate::report::Problem;
+use crate::report::{Problem, ProblemClass};
 use crate::source::{Source, SourceError};
 use cdp_core::capture::{DiskSpec, LogContents, LogState, OptionsError, Start};
 use cdp_core::journal::{
@@ -16,6 +16,7 @@ use cdp_core::journal::{
 };
 use cdp_core::media::{Disk, File, MediaError, MediaErrorKind, Storage};
 use cdp_core::replica::{JOURNAL_DIRECTORY, unseeded};
+use cdp_core::trust::{KeyError, KeyHolder};
 use cdp_core::types::{ClockEpoch, DiskId, Lsn, Timeline};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ pub struct SourceOptions {
 }
 
 /// What to protect, and how.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct ProtectOptions {
     /// The disks, in their order; at least one.
     pub sources: Vec<SourceOptions>,
@@ -57,6 +58,8 @@ pub struct ProtectOptions {
     pub queue_bytes: u64,
     /// Segments of the journal are made this large, in bytes, at least 1 MiB.
     pub segment_bytes: u64,
+    /// Seals a new replica at rest, and opens one that is sealed.
+    pub key: KeyHolder,
 }
 
 impl ProtectOptions {
@@ -73,6 +76,7 @@ impl ProtectOptions {
             full_check: false,
             queue_bytes: 1 << 30,
             segment_bytes: Options::default().segment_bytes,
+            key: KeyHolder::default(),
         }
     }
 }
@@ -187,6 +191,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
         None => (None, false),
     };
     if let Some(manifest) = &manifest {
+        check_key(manifest, options).map_err(ProtectError::Replica)?;
         check_same(manifest, options, &opened_sources)?;
     }
     let (opened, found_log) = match manifest {
@@ -194,7 +199,8 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
             // Extents that the log forgot are not compared: what it calls durable has to be there, or nothing is begun.
             let log = read_log(storage.as_ref(), &manifest)?;
             let witness = log.as_ref().map(|log| log.durable);
-            (journal::open(storage.as_ref(), JOURNAL_DIRECTORY, witness).map_err(unreadable)?, log)
+            let opened = journal::open_with(storage.as_ref(), JOURNAL_DIRECTORY, witness, &options.key);
+            (opened.map_err(unreadable)?, log)
         }
         None => (super::make::create(storage.as_ref(), options, &opened_sources)?, None),
     };
@@ -217,6 +223,10 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     let log = open_log(storage.as_ref())?;
     let durable = opened.durable.lsn();
     let mut writer = Writer::new(opened, writer_options(&manifest, options.segment_bytes), Box::new(identity));
+    // Of this start, whatever the starts before sealed with: a copy of the directory may be going on elsewhere.
+    if let Some(key) = options.key.draw(manifest.replica, &mut identity, clock::wall()) {
+        writer.seal_at_rest(key).map_err(|error| ProtectError::Replica(document::locked(&error)))?;
+    }
     let executor = Executor::new(Arc::clone(&storage));
     let decided = decide(options, &manifest, &sources, found_log, durable, resumed);
     let Decided { start, timeline, full_check, opened } = decided;
@@ -266,6 +276,21 @@ fn existing(storage: &dyn Storage) -> Result<Option<Manifest>, ProtectError> {
         Ok(manifest) if unseeded(&manifest).is_empty() => Ok(Some(manifest)),
         Ok(_) | Err(OpenError::NoStore { .. }) => Ok(None),
         Err(error) => Err(unreadable(error)),
+    }
+}
+
+/// Whether the replica is sealed at rest and there is a key, or neither.
+fn check_key(manifest: &Manifest, options: &ProtectOptions) -> Result<(), Problem> {
+    match (manifest.keys.is_empty(), options.key.has_key()) {
+        (false, false) => Err(document::locked(&KeyError::Missing)),
+        (true, true) => {
+            let message =
+                "the replica is not sealed at rest, and a key was given: what it holds would stay readable to all";
+            let problem = Problem::new(ProblemClass::Refused, "not-sealed", message);
+            Err(problem
+                .hint("leave the key out, or give a new directory: a new replica is sealed from its first byte on"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -97,7 +97,10 @@ fn launch(
     let (queues, pump_sender, work) = queues(Arc::clone(&backlog));
     let engine = Arc::new(Engine::new(filter, queues));
     let safe = writer.durable().lsn();
-    let replica = Replica::load(Arc::clone(&storage), manifest.clone(), writer.snapshot(), safe);
+    let replica = {
+        let (snapshot, keys) = (writer.snapshot(), Arc::clone(writer.keys()));
+        Replica::load_with(Arc::clone(&storage), manifest.clone(), snapshot, safe, keys)
+    };
     let replica = replica.map_err(|error| ProtectError::Replica(crate::host::document::unreadable(&error)))?;
     let pump_store = Arc::new(PumpStore { pump: Mutex::new(pump_sender.clone()) });
     let host = Host::new(replica, Box::new(Arc::clone(&pump_store)));
@@ -288,6 +291,7 @@ fn run_events(
 fn run_seeding(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, devices: &Devices) {
     let settled = || shared.engine.with(|filter, now| filter.status(now)).settled;
     let mut bases = Vec::new();
+    let keys = Arc::clone(shared.host.replica().keys());
     for (disk, device) in devices {
         let seed = Seed {
             replica,
@@ -295,6 +299,7 @@ fn run_seeding(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, 
             source: device.as_ref(),
             lsn: &settled,
             reserve: shared.host.replica().manifest().policy.reserve_bytes,
+            keys: Some(&keys).filter(|keys| !keys.is_empty()),
             progress: &shared.progress,
             stop: &shared.stop,
         };

@@ -7,20 +7,19 @@ use std::sync::Arc;
 
 impl Writer {
     /// Seals at rest what is appended from now on, by this key, which was drawn just now and never used: every start that is to
-    /// append takes a new one, so that no clone of the directory has it. `keys` are those of the store's manifest, and get the
-    /// new one; readers of this process share them. Whatever is appended later goes to segments of its own.
+    /// append takes a new one, so that no clone of the directory has it. Whatever is appended later goes to segments of its own.
     ///
     /// # Errors
     /// When the manifest can hold no more keys; nothing was changed then.
-    pub fn seal_at_rest(&mut self, keys: Arc<Keyring>, key: NewKey) -> Result<Generation, KeyError> {
+    pub fn seal_at_rest(&mut self, key: NewKey) -> Result<Generation, KeyError> {
         self.drop_unused_keys();
         if self.manifest.keys.len() >= KEYS_MAX {
             return Err(KeyError::TooMany);
         }
         let newest = self.manifest.keys.last().map_or(0, |key| key.generation);
         let generation = newest.checked_add(1).ok_or(KeyError::TooMany)?;
-        self.manifest.keys.push(key.name(generation, &keys));
-        (self.key, self.keys) = (generation, keys);
+        self.manifest.keys.push(key.name(generation, &self.keys));
+        self.key = generation;
         // A merge that was found under way is done again by it.
         self.keep_keys_of_bases();
         self.roll();
@@ -40,6 +39,12 @@ impl Writer {
     pub(super) fn drop_unused_keys(&mut self) {
         self.keep_keys_of_bases();
         self.manifest.drop_unused_keys();
+    }
+
+    /// The keys of the store, those that were drawn since it was opened too: for readers of this process.
+    #[must_use]
+    pub fn keys(&self) -> &Arc<Keyring> {
+        &self.keys
     }
 
     /// The generation of the replica key that new segments are sealed by; none: they are not.

@@ -5,7 +5,7 @@ use super::kit::*;
 use cdp_core::frame::{Compression, Mark, Note, RecordKind};
 use cdp_core::journal::*;
 use cdp_core::media::{Memory, Storage};
-use cdp_core::trust::{KeyError, Keyring, WrappingKey};
+use cdp_core::trust::{KeyError, KeyHolder, WrappingKey};
 use cdp_core::types::*;
 use std::sync::Arc;
 
@@ -109,13 +109,9 @@ fn without_a_key_everything_is_found_and_nothing_opened() {
     let verified = reader.verify(&looked.snapshot, |_| true);
     assert_eq!(verified.findings, []);
     assert!(verified.unopened == verified.frames && verified.frames > 20);
-    // Keys of another manifest: said as such, and as something to look into.
-    let other = store(2);
-    let keys = other.2.keys(&Manifest { keys: Vec::new(), ..read_manifest(&other.0).unwrap() });
-    assert!(keys.is_empty());
-    let wrong = WrappingKey::parse(&[1; 32]).unwrap();
-    let manifest = read_manifest(&storage).unwrap();
-    assert_eq!(wrong.unlock(manifest.replica, &manifest.keys).unwrap_err(), KeyError::Wrong);
+    let wrong = AtRest { key: Some(WrappingKey::parse(&[1; 32]).unwrap()), ..AtRest::default() };
+    let told = [wrong.open(&storage, None).unwrap_err(), wrong.look(&storage, None).unwrap_err()];
+    assert!(told.iter().all(|told| matches!(told, OpenError::AtRest { source: KeyError::Wrong, .. })), "{told:?}");
     // With the key all of it is there, and closed.
     let opened = at_rest.open(&storage, Some(source.lsn)).unwrap();
     let reader = at_rest.reader(Arc::new(storage.clone()), &opened.manifest);
@@ -191,21 +187,22 @@ fn keys_are_rotated_under_load_and_old_ones_go_with_their_segments() {
     check(&live, &rig.writer.snapshot());
     rig.close();
     // The wrapping key is rotated: the old one is of no use any more, the new one opens everything.
-    let mut manifest = read_manifest(&storage).unwrap();
     let (old, new) = (at_rest.key.clone().unwrap(), WrappingKey::parse(&[0x88; 32]).unwrap());
     let mut salt = 0;
-    let draw = || {
+    let mut draw = || {
         salt += 1;
         [salt; 16]
     };
-    manifest.keys = old.rewrap(manifest.replica, &manifest.keys, &new, draw).unwrap();
-    assert_eq!(old.unlock(manifest.replica, &manifest.keys).unwrap_err(), KeyError::Wrong);
+    assert!(rewrap(&storage, &KeyHolder::from(Some(old.clone())), &new, &mut draw).unwrap());
+    assert!(!rewrap(&storage, &KeyHolder::from(Some(old.clone())), &new, &mut draw).unwrap(), "once is enough");
+    let manifest = read_manifest(&storage).unwrap();
+    let holder = KeyHolder::from(Some(old));
+    assert_eq!(holder.unlock(manifest.replica, &manifest.keys).unwrap_err(), KeyError::Wrong);
     let again = AtRest { key: Some(new), ..at_rest };
     let reader = again.reader(Arc::new(storage.clone()), &manifest);
-    let opened = open_with(&storage, DIRECTORY, None, &Keyring::default()).unwrap();
+    let opened = again.open(&storage, None).unwrap();
     check(&reader, &opened.snapshot());
     // Keys go with the last segment that is sealed by them.
-    let opened = Opened { manifest, ..opened };
     let mut rig = Rig::with_at_rest(Arc::new(storage.clone()), opened, 5, options(), &again);
     let numbers: Vec<_> = rig.writer.manifest().segments.iter().filter(|s| s.key < 5).map(|s| s.number).collect();
     rig.writer.forget(&numbers);
@@ -223,11 +220,8 @@ fn a_clone_of_a_directory_seals_under_keys_of_its_own() {
         let (storage, source, at_rest) = store(1);
         for (number, storage) in [copy(&storage), storage].into_iter().enumerate() {
             let opened = at_rest.open(&storage, None).unwrap();
-            let keys = at_rest.keys(&opened.manifest);
-            let mut rig = Rig::with(Arc::new(storage.clone()), opened, 77, options());
-            let draw = if own_keys { 100 + number as u64 } else { 100 };
-            let key = at_rest.draw(rig.writer.manifest().replica, &mut Dice(draw)).unwrap();
-            rig.writer.seal_at_rest(keys, key).unwrap();
+            let mut rig = Rig::with_at_rest(Arc::new(storage.clone()), opened, 77, options(), &at_rest);
+            rig.rotate(if own_keys { 100 + number as u64 } else { 100 });
             let mut source = Source::new(50 + number as u64, timeline(2));
             source.fork(timeline(2), Lsn(1000));
             rig.start(timeline(2), Some(timeline(1)), Lsn(0));

@@ -121,7 +121,7 @@ fn story(seed: u64, cut: u64, mistake: Mistake, at_rest: &AtRest) -> Result<(u64
         disk.cut_at(if life == 1 { cut } else { 1 + dice.below(120) });
         let opened = if life == 1 {
             let manifest = Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test");
-            create(&disk, manifest)
+            create(&disk, manifest).map(|opened| at_rest.made(opened))
         } else {
             at_rest.open(&disk, None)
         };

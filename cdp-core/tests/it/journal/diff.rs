@@ -11,6 +11,7 @@ use cdp_core::replica::diff::{Change, Diff, DiffError};
 use cdp_core::replica::digest::{Digest, digest};
 use cdp_core::replica::session::{Session, SessionOptions, create};
 use cdp_core::replica::{Bases, ReplicaView, ViewDisk};
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::*;
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -287,6 +288,8 @@ fn sessions_differ_from_the_trunk_and_from_each_other() {
             bases: Arc::clone(&scene.bases),
             disks: scene.disks(),
             keep_free_bytes: 0,
+            compression: Compression::None,
+            keys: KeyHolder::default(),
         };
         let mut drawn = 0;
         let ids = move || {

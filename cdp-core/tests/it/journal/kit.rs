@@ -4,7 +4,7 @@ use bytes::Bytes;
 use cdp_core::frame::{Compression, EncodedFrame, Encoder, Note, Part, Payload, RawFrame, RecordKind};
 use cdp_core::journal::*;
 use cdp_core::media::Storage;
-use cdp_core::trust::{Keyring, NewKey, Recorder, SealCall, Wrap, WrappingKey};
+use cdp_core::trust::{KeyHolder, Keyring, NewKey, Recorder, SealCall, WrappingKey};
 use cdp_core::types::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -66,20 +66,26 @@ impl AtRest {
         [Self::default(), Self::sealed()]
     }
 
+    pub(crate) fn holder(&self) -> KeyHolder {
+        KeyHolder::from(self.key.clone()).recorded(self.recorder.clone())
+    }
+
     /// The keys of a manifest; none where nothing is sealed.
     pub(crate) fn keys(&self, manifest: &Manifest) -> Arc<Keyring> {
-        let Some(key) = &self.key else { return Arc::default() };
-        key.unlock(manifest.replica, &manifest.keys).unwrap().recorded(self.recorder.clone())
+        self.holder().unlock(manifest.replica, &manifest.keys).unwrap()
+    }
+
+    /// A store that was made just now, as who opens it finds it.
+    pub(crate) fn made(&self, opened: Opened) -> Opened {
+        if self.key.is_none() { opened } else { Opened { keys: self.keys(&opened.manifest), ..opened } }
     }
 
     pub(crate) fn open(&self, storage: &dyn Storage, witness: Option<Lsn>) -> Result<Opened, OpenError> {
-        let keys = self.keys(&read_manifest(storage)?);
-        open_with(storage, DIRECTORY, witness, &keys)
+        open_with(storage, DIRECTORY, witness, &self.holder())
     }
 
     pub(crate) fn look(&self, storage: &dyn Storage, witness: Option<Lsn>) -> Result<Looked, OpenError> {
-        let keys = self.keys(&read_manifest(storage)?);
-        look_with(storage, DIRECTORY, witness, &keys)
+        look_with(storage, DIRECTORY, witness, &self.holder())
     }
 
     pub(crate) fn reader(&self, storage: Arc<dyn Storage>, manifest: &Manifest) -> Arc<Reader> {
@@ -88,9 +94,7 @@ impl AtRest {
 
     /// A replica key, drawn from these dice.
     pub(crate) fn draw(&self, replica: ReplicaId, dice: &mut Dice) -> Option<NewKey> {
-        let (mut key, mut salt) = ([0; 32], [0; 16]);
-        key.iter_mut().chain(&mut salt).for_each(|byte| *byte = dice.next() as u8);
-        Some(self.key.as_ref()?.new_key(replica, key, Wrap { salt, created: WallTime(1) }))
+        self.holder().draw(replica, &mut || std::array::from_fn(|_| dice.next() as u8), WallTime(1))
     }
 
     /// That no nonce was used twice with a key, but for the same bytes; gives how many seals there were.
@@ -152,7 +156,8 @@ impl Rig {
             id
         });
         let repairs = opened.repairs.clone();
-        let keys = at_rest.keys(&opened.manifest);
+        let opened = at_rest.made(opened);
+        let keys = Arc::clone(&opened.keys);
         let writer = Writer::new(opened, options, ids);
         let (at_rest, executor) = (at_rest.clone(), Executor::new(Arc::clone(&storage)));
         let mut rig = Self { at_rest, keys, executor, storage, writer, now: MonoTime(1), repairs };
@@ -163,7 +168,7 @@ impl Rig {
     /// Takes a new replica key, if the store is sealed at rest.
     pub(crate) fn rotate(&mut self, seed: u64) {
         if let Some(key) = self.at_rest.draw(self.writer.manifest().replica, &mut Dice(seed)) {
-            self.writer.seal_at_rest(Arc::clone(&self.keys), key).unwrap();
+            self.writer.seal_at_rest(key).unwrap();
         }
     }
 
@@ -218,7 +223,7 @@ impl Rig {
     pub(crate) fn merge_index(&mut self, budget: u64) -> usize {
         let reader = self.reader();
         for made in 0.. {
-            let Some(task) = self.writer.next_merge() else { return made };
+            let Some(task) = self.writer.next_index_merge() else { return made };
             let mut merge = IndexMerge::new(&reader, &self.writer.snapshot(), task).unwrap();
             let run = loop {
                 if let Some(run) = merge.step(budget).unwrap() {

@@ -40,7 +40,10 @@ impl Scene {
     fn run(&self) -> Result<Option<Root>, MediaError> {
         let (replica, disk) = Self::ids();
         let (progress, stop) = (&self.progress, &self.stop);
-        run(&self.storage, &Seed { replica, disk, source: &self.device, lsn: &|| Lsn(3), reserve: 0, progress, stop })
+        run(
+            &self.storage,
+            &Seed { replica, disk, source: &self.device, lsn: &|| Lsn(3), reserve: 0, keys: None, progress, stop },
+        )
     }
 
     fn check(&self, root: Root, context: &str) {
@@ -58,13 +61,18 @@ impl Scene {
 fn a_first_copy_waits_for_room_at_whatever_it_does() {
     for (operation, path, after) in [
         (Operation::Create, ".img", 0),
+        (Operation::Create, ".sum", 0),
+        (Operation::Create, ".dig1", 0),
         (Operation::SetLength, ".img", 0),
         (Operation::Write, ".img", 0),
         (Operation::Write, ".img", 3),
         (Operation::Write, ".sum", 0),
         (Operation::Write, ".sum", 2),
+        (Operation::Write, ".dig1", 0),
         (Operation::Sync, ".img", 0),
         (Operation::Sync, ".sum", 0),
+        (Operation::Sync, ".dig1", 0),
+        (Operation::SyncDir, "base", 0),
         (Operation::SyncDir, "base", 1),
     ] {
         let scene = Scene::new();
@@ -72,6 +80,7 @@ fn a_first_copy_waits_for_room_at_whatever_it_does() {
         scene.faults.add(Fault { after, ..fault });
         let context = format!("{operation} {path} {after}");
         let root = scene.run().unwrap_or_else(|error| panic!("{context}: {error}")).expect("nobody stops it");
+        assert_eq!(scene.faults.fired(), 1, "{context}");
         scene.check(root, &context);
     }
 }
