@@ -27,3 +27,9 @@ pub use keyring::Keyring;
 #[cfg(feature = "sim")]
 pub use record::{Recorder, SealCall};
 pub use wrap::{KEYS_MAX, KeyError, NewKey, Wrap, WrappedKey, WrappingKey};
+
+/// The keys of some segment, for tests of other rooms.
+#[cfg(test)]
+pub(crate) fn test_keys() -> FileKey {
+    FileKey::new(&[7; 32], crate::types::SegmentId::new([8; 16]).expect("not zero"))
+}

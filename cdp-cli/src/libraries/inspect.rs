@@ -7,7 +7,7 @@ use cdp_core::capture::LogContents;
 use cdp_core::journal::{self, Manifest, read_manifest};
 use cdp_core::media::{Disk, File, MediaError, Storage};
 use cdp_core::replica::BaseFile;
-use cdp_core::replica::sidecar::{self, PAGE_BYTES, PageDigest, Root};
+use cdp_core::replica::sidecar::{self, Layout, PAGE_BYTES, PageDigest, Root};
 use cdp_core::types::GroupId;
 use std::path::Path;
 use std::sync::Arc;
@@ -87,9 +87,10 @@ fn of_sidecar(directory: &Path, path: &Path, root: Root) -> Result<String, Media
     let Some(digests) = sidecar::decode_table(&bytes[..length], root) else {
         return Ok("a sidecar whose digest table does not match the root in the manifest\n".to_owned());
     };
+    let at_rest = if root.layout == Layout::AtRest { ", sealed at rest" } else { "" };
     let absent = digests.iter().filter(|digest| **digest == PageDigest::Absent).count();
     Ok(format!(
-        "the sidecar of a base of {} bytes, generation {}\n{} pages of {PAGE_BYTES} bytes, {absent} absent (all zeros there)\nroot {}\n",
+        "the sidecar of a base of {} bytes, generation {}{at_rest}\n{} pages of {PAGE_BYTES} bytes, {absent} absent (all zeros there)\nroot {}\n",
         root.size,
         root.generation,
         digests.len(),

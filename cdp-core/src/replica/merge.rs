@@ -497,3 +497,104 @@ fn changes(view: &View, disk: DiskId, range: Extent) -> Result<Vec<Option<Change
     }
     Ok(changes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::Memory;
+    use crate::replica::base::BaseWriter;
+    use crate::trust::{KeyHolder, Keyring, WrappingKey};
+    use crate::types::WallTime;
+    use proptest::prelude::*;
+
+    /// A base that is sealed at rest, of so many blocks, each with other bytes, and what the blocks of its image are.
+    fn sealed(storage: &Memory, blocks: u64) -> (Arc<Base>, Vec<(Entry, Vec<u8>)>) {
+        let (replica, disk) = (ReplicaId::new([3; 16]).unwrap(), DiskId::new(1).unwrap());
+        let holder = KeyHolder::from(Some(WrappingKey::parse(&[1; 32]).unwrap()));
+        let ring: Arc<Keyring> = holder.unlock(replica, &[]).unwrap();
+        holder.draw(replica, &mut || [5; 16], WallTime(1)).unwrap().name(1, &ring);
+        let mut writer = BaseWriter::create(storage, replica, disk, blocks * BLOCK).unwrap().at_rest(&ring).unwrap();
+        for block in 0..blocks {
+            writer.data(&vec![block as u8 | 1; BLOCK as usize], Lsn(block + 1)).unwrap();
+        }
+        let root = writer.finish(storage, Lsn(blocks)).unwrap();
+        let base = Base::open_with(storage, replica, disk, root, ring).unwrap();
+        let image = storage.open(&base::file_names(disk).0, false).unwrap();
+        let content = (0..blocks).map(|block| {
+            let (page, place) = (block / base.layout().blocks(), block % base.layout().blocks());
+            let mut bytes = vec![0; BLOCK as usize];
+            image.read_exact_at(block * BLOCK, &mut bytes).unwrap();
+            (base.page(page).unwrap().unwrap().entry(place as usize), bytes)
+        });
+        let content = content.collect();
+        (Arc::new(base), content)
+    }
+
+    /// Copies lie across the seams of what is read at once, with torn ones and others between them.
+    #[test]
+    fn every_whole_copy_is_found_and_no_torn_one() {
+        let storage = Memory::new();
+        let (base, content) = sealed(&storage, 600);
+        let disk = DiskId::new(1).unwrap();
+        let mut bytes = Vec::new();
+        for (block, (entry, copy)) in (0..).zip(&content) {
+            bytes.extend_from_slice(&encode_copy(disk, block, 1, *entry, Lsn(9)));
+            bytes.extend_from_slice(copy);
+            match block % 7 {
+                0 => *bytes.last_mut().unwrap() ^= 1,
+                1 => bytes.extend_from_slice(&encode_rest(disk, block, Rest { changed: 1, crc: 2 }, Lsn(8))),
+                2 => bytes.extend_from_slice(&[0xee; REST_BYTES * 3]),
+                _ => {}
+            }
+        }
+        assert!(bytes.len() > 2 * WINDOW);
+        storage.create(RESTS).unwrap().write_all_at(0, &bytes).unwrap();
+        let image = storage.open(&base::file_names(disk).0, true).unwrap();
+        image.write_all_at(0, &vec![0x5a; 600 * BLOCK as usize]).unwrap();
+        let mut bases = Bases::default();
+        bases.insert(disk, Arc::clone(&base));
+        let moment = |lsn| StampedMoment {
+            timeline: crate::types::Timeline::new([1; 16]).unwrap(),
+            lsn: Lsn(lsn),
+            stamp: crate::types::Stamp { epoch: crate::types::ClockEpoch(1), time: WallTime(1) },
+        };
+        let readable = || {
+            let read = |block: &u64| {
+                let mut found = vec![0; BLOCK as usize];
+                let read = base.read(block * BLOCK, &mut found);
+                assert!(read.is_err() || found == vec![*block as u8 | 1; BLOCK as usize]);
+                read.is_ok()
+            };
+            (0..600).filter(read).collect::<Vec<_>>()
+        };
+        expect_torn(&storage, &bases, moment(7)).unwrap();
+        assert_eq!(readable(), [0; 0], "of another merge");
+        expect_torn(&storage, &bases, moment(9)).unwrap();
+        assert_eq!(readable(), (0..600).filter(|block| block % 7 != 0).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #[test]
+        fn records_come_back_only_whole(
+            block: u64,
+            changed: u8,
+            crc: u32,
+            counter: u64,
+            flip in any::<prop::sample::Index>(),
+            bit in 0u8..8,
+            garbage in prop::collection::vec(any::<u8>(), 0..5000),
+        ) {
+            let disk = DiskId::new(3).unwrap();
+            let seal = crate::trust::BlockSeal { generation: 4, counter, tag: [changed; 16] };
+            let entry = Entry { lsn: Lsn(block ^ 5), crc, seal: Some(seal) };
+            let mut bytes = encode_copy(disk, block, changed, entry, Lsn(6)).to_vec();
+            bytes.extend_from_slice(&[9; BLOCK as usize]);
+            prop_assert_eq!(decode_copy(&bytes, Lsn(6)), Some((disk, block, entry, &bytes[COPY_BYTES..])));
+            prop_assert_eq!(decode_copy(&bytes, Lsn(7)), None);
+            prop_assert_eq!(decode_copy(&bytes[..bytes.len() - 1], Lsn(6)), None);
+            bytes[flip.index(COPY_BYTES)] ^= 1 << bit;
+            prop_assert_eq!(decode_copy(&bytes, Lsn(6)), None);
+            prop_assert_eq!(decode_copy(&garbage, Lsn(0)), None);
+        }
+    }
+}

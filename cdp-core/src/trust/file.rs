@@ -42,7 +42,7 @@ impl std::fmt::Debug for FileKey {
 }
 
 impl FileKey {
-    pub(super) fn new(replica_key: &[u8; KEY_BYTES], id: SegmentId) -> Self {
+    pub(in crate::trust) fn new(replica_key: &[u8; KEY_BYTES], id: SegmentId) -> Self {
         let key = |label: &[u8]| derive::<KEY_BYTES>(replica_key, &[], &[label, id.bytes()]);
         let parts = HeaderProtectionKey::new(&AES_256, &key(b"cdp parts"));
         Self {
