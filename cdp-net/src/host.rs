@@ -56,6 +56,9 @@ pub trait Live: Send + Sync {
     /// When this moment cannot be restored.
     fn mark(&self, kinds: PointKinds, label: &str) -> Result<Lsn, Problem>;
 
+    /// How fast the journal grows, in bytes a second.
+    fn stored_bytes_per_s(&self) -> u64;
+
     /// Adds what only the protection knows.
     fn describe(&self, status: &mut Status);
 

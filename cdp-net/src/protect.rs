@@ -315,6 +315,10 @@ impl Live for Shared {
         }
     }
 
+    fn stored_bytes_per_s(&self) -> u64 {
+        self.stored.per_second()
+    }
+
     fn describe(&self, status: &mut report::Status) {
         let now = self.engine.with(|filter, now| filter.status(now));
         status.state = self.state(now.state);

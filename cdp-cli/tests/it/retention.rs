@@ -1,9 +1,10 @@
 //! Retention as people see it: history ends where the policy says, and what is held does not.
 
-use crate::support::{Place, Scene, cdp, hash, restore, wait_for};
+use crate::support::{Guest, Place, Running, Scene, cdp, client, hash, restore, wait_for};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::path::Path;
+use std::time::Duration;
 
 const DISK: usize = 4 << 20;
 
@@ -95,11 +96,19 @@ fn history_ends_with_the_window_and_what_is_pinned_does_not() {
 
 #[test]
 fn a_bound_cuts_the_window_and_says_so_before_and_after() {
-    let mut scene = begin(403, &["--window", "1h", "--max-bytes", "16MiB", "--segment-size", "1MiB"]);
+    let mut scene = begin(403, &["--window", "30s", "--max-bytes", "16MiB", "--segment-size", "1MiB"]);
+    let mut forecast = false;
     wait_for("the journal to reach its bound", || {
-        scene.guest.work(40);
-        ask("status", &scene.replica, &[])["history"]["cut"] == true
+        scene.guest.work(10);
+        // Not so fast that it is over before anybody could say so.
+        std::thread::sleep(Duration::from_millis(50));
+        let history = ask("status", &scene.replica, &[])["history"].clone();
+        forecast |= history["forecast_ms"].as_u64().is_some_and(|ms| ms < 30_000);
+        assert!(forecast || history["cut"] == false, "cut, and not announced: {history}");
+        history["cut"] == true
     });
+    let told = |event: &Value| event["event"] == "history" && event["history"]["forecast_ms"].as_u64() < Some(30_000);
+    scene.running.wait_event("the announcement", told);
     wait_for("the journal to be within its bound", || {
         scene.guest.work(5);
         ask("status", &scene.replica, &[])["space"]["segments"].as_u64().unwrap() < 20 << 20
@@ -147,4 +156,51 @@ fn long_term_points_outlast_the_window_and_expire() {
     });
     restore(&scene.replica, &first, &out).failed(3, "not-restorable");
     assert_eq!(ask("verify", &scene.replica, &[])["ok"], true);
+}
+
+/// The whole disk, as a client of a mount reads it.
+fn read_all(uri: &str) -> Vec<u8> {
+    let mut disk = client(uri);
+    let mut content = vec![0; DISK];
+    for (number, piece) in content.chunks_mut(64 << 10).enumerate() {
+        disk.read((number << 16) as u64, piece).unwrap();
+    }
+    content
+}
+
+#[test]
+fn who_reads_a_moment_goes_on_while_retention_takes_it_away() {
+    let mut scene = begin(405, &["--window", "1s", "--rpo", "200ms"]);
+    let model = scene.marked("seen");
+    let lsn = lsn_of(&scene.replica, "seen");
+    let mounted = Running::mount(&scene.replica, &scene.place.socket("ro"), &["--at", "seen"]);
+    let session = &["--at", "seen", "--writable", "--session", "lab"];
+    let mut lab = Running::mount(&scene.replica, &scene.place.socket("rw"), session);
+    let mut writer = Guest::of(lab.uri(), &model, 7);
+    writer.work(20);
+    for round in 0..3 {
+        work_past(&mut scene, lsn);
+        assert!(read_all(mounted.uri()) == model, "round {round}");
+        writer.work(20);
+        assert!(read_all(lab.uri()) == writer.model, "round {round}: the session");
+        scene.guest.work(300);
+        let now = oldest(&scene.replica);
+        work_past(&mut scene, now);
+    }
+    let kept = writer.model.clone();
+    drop(writer);
+    lab.stop();
+    let now = oldest(&scene.replica);
+    work_past(&mut scene, now);
+    // A named session holds its moment without anybody.
+    let mut lab = Running::mount(&scene.replica, &scene.place.socket("again"), &["--writable", "--session", "lab"]);
+    assert!(read_all(lab.uri()) == kept);
+    lab.stop();
+    drop(mounted);
+    restore(&scene.replica, "latest", &scene.place.path("out.img")).done();
+    assert_eq!(ask("verify", &scene.replica, &[])["ok"], true);
+    scene.running.stop_clean();
+    let mut lab = Running::mount(&scene.replica, &scene.place.socket("idle"), &["--writable", "--session", "lab"]);
+    assert!(read_all(lab.uri()) == kept);
+    lab.stop();
 }

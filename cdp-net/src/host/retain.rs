@@ -46,6 +46,8 @@ pub(super) struct Retained {
     pub(super) problem: Mutex<Option<String>>,
     /// The oldest moments were last dropped for the bound, not for the window: since the LSN that is the oldest then.
     pub(super) cut_at: AtomicU64,
+    /// How fast the journal grows, in bytes a second, over a while; none while that is not known.
+    pub(super) growth: Mutex<Option<u64>>,
 }
 
 fn failed(error: &MergeError) -> Problem {
