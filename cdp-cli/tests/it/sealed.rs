@@ -1,6 +1,6 @@
 //! Replicas that are sealed at rest: nobody reads them without the key, and whoever has it has everything.
 
-use crate::support::{Answer, Place, Running, Scene, cdp, client, command, hash, restore};
+use crate::support::{Answer, Guest, Place, Running, Scene, cdp, client, command, hash, restore, wait_for};
 use std::path::{Path, PathBuf};
 
 fn text(path: &Path) -> &str {
@@ -96,6 +96,79 @@ fn a_sealed_replica_is_read_with_its_key_and_with_no_other() {
     assert_eq!(hash(&out), hash(&scene.source));
     let verified = cdp(&["verify", text(&replica), "--key-file", text(&second)]).done();
     assert_eq!(verified["ok"].as_bool(), Some(true), "{verified}");
+}
+
+/// The first LSN from which on every write can be restored, as the owner says.
+fn oldest(replica: &Path, more: &[&str]) -> u64 {
+    let points = cdp(&[&["points", text(replica), "--limit", "1"], more].concat()).done();
+    let every = points["ranges"].as_array().unwrap().iter().filter(|range| range["kind"] == "every");
+    every.map(|range| range["from_lsn"].as_u64().unwrap()).min().unwrap()
+}
+
+/// Merges, kept moments and an owner for a moment: all of it is sealed, and the key opens all of it.
+#[test]
+fn retention_of_a_sealed_replica_leaves_nothing_plain_and_loses_nothing() {
+    let place = Place::new();
+    let (first, second) = (key(&place, "first.key", 0x11, false), key(&place, "second.key", 0x22, false));
+    let replica = place.path("replica");
+    let more = ["--key-file", text(&first), "--rpo", "200ms", "--segment-size", "1MiB", "--window", "16s"];
+    let mut scene = Scene::begin_with(place, replica.clone(), &more, 7, 2 << 20);
+    let out = scene.place.path("out.img");
+    let kept = scene.marked("kept");
+    cdp(&["pin", text(&replica), "--at", "label:kept"]).done();
+    let begun = std::time::Instant::now();
+    while begun.elapsed().as_secs() < 3 {
+        scene.guest.work(10);
+    }
+    scene.running.stop_clean();
+    let restored = |key: &Path, at: &str| {
+        let more = ["--at", at, "--output", text(&out), "--force", "--key-file", text(key)];
+        cdp(&[&["restore", text(&replica)], &more[..]].concat()).done();
+        hash(&out)
+    };
+    let sector = kept.chunks(512).rfind(|sector| sector.iter().any(|byte| *byte != 0)).unwrap();
+    let source = scene.source.clone();
+    let check = |key: &Path, case: &str| {
+        assert_eq!(restored(key, "label:kept"), blake3::hash(&kept), "{case}");
+        assert_eq!(restored(key, "latest"), hash(&source), "{case}");
+        for more in [&[][..], &["--key-file", text(key)]] {
+            let verified = cdp(&[&["verify", text(&replica)], more].concat()).done();
+            assert_eq!((&verified["ok"], verified["unopened"] == true), (&true.into(), more.is_empty()), "{case}");
+        }
+        for file in files(&replica) {
+            let bytes = std::fs::read(&file).unwrap();
+            assert!(bytes.windows(64).all(|window| window != &sector[..64]), "{case}: {}", file.display());
+        }
+    };
+    check(&first, "stopped");
+    // A process that owns the directory for a moment merges, with a key of its own.
+    let prune = |key: &Path| cdp(&["prune", text(&replica), "--key-file", text(key)]).done();
+    let since = oldest(&replica, &["--key-file", text(&first)]);
+    cdp(&["policy", text(&replica), "--key-file", text(&first), "--window", "1s"]).done();
+    prune(&first);
+    let merged = oldest(&replica, &["--key-file", text(&first)]);
+    let is_kept = files(&replica).iter().any(|file| file.starts_with(replica.join("kept")));
+    assert!(merged > since && is_kept, "{since} {merged} {is_kept}");
+    check(&first, "pruned");
+    // And one that protects.
+    let socket = scene.place.socket("nbd");
+    let more = ["--key-file", text(&first), "--window", "1s", "--segment-size", "1MiB"];
+    scene.running = Running::protect(&[&source], &replica, &socket, &more).protecting();
+    scene.guest = Guest::connect(scene.running.uri(), &source, 8);
+    wait_for("the window to move on", || {
+        scene.guest.work(10);
+        oldest(&replica, &[]) > merged + 100
+    });
+    assert_eq!(restored(&first, "label:kept"), blake3::hash(&kept), "under protection");
+    scene.running.stop_clean();
+    check(&first, "in another life");
+    // The wrapping key is rotated for kept moments too.
+    cdp(&["policy", text(&replica), "--key-file", text(&first), "--new-key-file", text(&second)]).done();
+    check(&second, "rotated");
+    cdp(&["unpin", text(&replica), "--at", "label:kept", "--key-file", text(&second)]).done();
+    prune(&second);
+    assert_eq!(restored(&second, "latest"), hash(&source));
+    assert_eq!(std::fs::read_dir(replica.join("kept")).unwrap().count(), 0);
 }
 
 #[test]

@@ -4,11 +4,11 @@
 //! So an overlay is as crash-proof as the journal, any moment of it can be looked at, and there is no second format. Writes
 //! gather in memory as a guest's disk cache does; a flush makes them durable.
 
-use super::{Bases, ReplicaView, ViewDisk};
+use super::ReplicaView;
 use crate::frame::{Compression, Encoder, Note, Part, Payload, RawFrame, RecordKind};
 use crate::journal::{
-    Appended, Executor, Hold, IdSource, Manifest, OpenError, Opened, Options, PathElement, ReadError, Reader, Refusal,
-    Snapshot, TimelineInfo, TimelineState, Writer, WriterState, drain,
+    Appended, Executor, Hold, IdSource, Manifest, OpenError, Opened, Options, PathElement, Piece, ReadError, Reader,
+    Refusal, Snapshot, TimelineInfo, TimelineState, Writer, WriterState, drain,
 };
 use crate::media::{MediaError, Storage};
 use crate::trust::{KeyError, KeyHolder, NewKey};
@@ -53,14 +53,10 @@ pub enum SessionError {
 }
 
 /// What a session is opened with.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct SessionOptions {
-    /// The way to its fork, through the trunk's journal.
-    pub path: Vec<PathElement>,
-    /// The trunk's bases.
-    pub bases: Arc<Bases>,
-    /// The disks at the fork.
-    pub disks: Vec<ViewDisk>,
+    /// The moment it begins at.
+    pub moment: ReplicaView,
     /// Stays free on the media.
     pub keep_free_bytes: u64,
     /// How what is written is packed.
@@ -118,16 +114,18 @@ impl Session {
         mut ids: IdSource,
         now: Now,
     ) -> Result<Self, SessionError> {
-        let opened = crate::journal::open_with(storage.as_ref(), "", None, &options.keys)?;
+        let SessionOptions { moment, keep_free_bytes, compression, keys } = options;
+        let opened = crate::journal::open_with(storage.as_ref(), "", None, &keys)?;
         let reader = Reader::new(Arc::clone(storage), "", CACHE_BYTES).with_keys(Arc::clone(&opened.keys));
         let reader = Arc::new(reader);
-        let view = view_of(&opened, &reader, &options)?;
+        let path: Vec<_> = own_path(&opened.manifest.timelines, &opened.snapshot(), &reader).collect();
+        let view = moment.under(&path)?;
         let fresh = Timeline::new(ids()).unwrap_or(opened.manifest.timelines[0].id);
-        let key = options.keys.draw(opened.manifest.replica, &mut ids, now.wall);
+        let key = keys.draw(opened.manifest.replica, &mut ids, now.wall);
         if key.is_none() && !opened.manifest.keys.is_empty() {
             return Err(KeyError::Missing.into());
         }
-        let state = State::new(storage, opened, &options, (ids, key), fresh, now)?;
+        let state = State::new(storage, opened, (keep_free_bytes, compression), (ids, key), fresh, now)?;
         let session = Self { view, reader, state: Mutex::new(state) };
         let mut state = session.state();
         if state.prev_lsn == Lsn::ZERO {
@@ -212,7 +210,9 @@ impl Session {
         state.writer.request_sync();
         state.drive(now)?;
         state.check_room()?;
-        self.view.journal().refresh(&state.writer.snapshot());
+        if let Some(top) = self.view.top() {
+            top.refresh(&state.writer.snapshot());
+        }
         Ok(())
     }
 
@@ -223,9 +223,21 @@ impl Session {
             state.check_room()?;
         }
         if let Some(appended) = state.behind.take() {
-            self.view.journal().advance(&self.reader, &appended);
+            self.written(&appended);
         }
         Ok(())
+    }
+
+    /// Shows what was appended and is written.
+    fn written(&self, appended: &Appended) {
+        if let Some(top) = self.view.top() {
+            top.advance(&self.reader, appended);
+        }
+    }
+
+    /// What the session itself wrote to a range, and where it wrote nothing.
+    pub(super) fn own(&self, disk: DiskId, range: Extent) -> Result<Vec<Piece>, ReadError> {
+        self.view.top().map_or(Ok(Vec::new()), |top| top.resolve(disk, range))
     }
 
     /// Ends the session's writing: everything durable and sealed.
@@ -276,7 +288,7 @@ impl Session {
                         state.behind = Some(appended);
                         return Err(error);
                     }
-                    self.view.journal().advance(&self.reader, &appended);
+                    self.written(&appended);
                     return Ok(());
                 }
                 Err(refused) => match refused.why {
@@ -291,13 +303,6 @@ impl Session {
             state.drive(now)?;
         }
     }
-}
-
-/// The disks at the fork, and above them what the session's timelines hold, each up to the next one's fork.
-fn view_of(opened: &Opened, reader: &Arc<Reader>, options: &SessionOptions) -> Result<ReplicaView, SessionError> {
-    let mut path = options.path.clone();
-    path.extend(own_path(&opened.manifest.timelines, &opened.snapshot(), reader));
-    Ok(ReplicaView::open(&path, Arc::clone(&options.bases), options.disks.clone())?)
 }
 
 /// What a session's store adds to the way to its fork: its timelines follow each other, each up to the next one's fork.
@@ -319,16 +324,15 @@ impl State {
     fn new(
         storage: &Arc<dyn Storage>,
         opened: Opened,
-        options: &SessionOptions,
+        (keep_free_bytes, compression): (u64, Compression),
         (ids, key): (IdSource, Option<NewKey>),
         fresh: Timeline,
         now: Now,
     ) -> Result<Self, SessionError> {
-        let compression = options.compression;
         let options = Options {
             directory: String::new(),
             segment_bytes: SEGMENT_BYTES,
-            keep_free_bytes: options.keep_free_bytes,
+            keep_free_bytes,
             commit_bytes: u64::MAX,
             commit_ns: u64::MAX,
             ..Options::default()

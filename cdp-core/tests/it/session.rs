@@ -5,7 +5,7 @@ use cdp_core::frame::{Compression, Payload};
 use cdp_core::journal::{Manifest, OpenError, TimelineInfo, TimelineRole, TimelineState};
 use cdp_core::media::{Fault, Faults, Faulty, MediaErrorKind, Memory, Operation, Storage};
 use cdp_core::replica::session::{Session, SessionError, SessionOptions, create};
-use cdp_core::replica::{Bases, ViewDisk};
+use cdp_core::replica::{Bases, ReplicaView, ViewDisk};
 use cdp_core::trust::{KeyError, KeyHolder, WrappingKey};
 use cdp_core::types::{DiskId, Extent, GroupId, Lsn, MonoTime, Now, ReplicaId, Timeline, WallTime};
 use proptest::prelude::*;
@@ -51,10 +51,9 @@ fn try_open(storage: &Arc<dyn Storage>, life: u8) -> Result<Session, SessionErro
 }
 
 fn try_open_with(storage: &Arc<dyn Storage>, life: u8, keys: KeyHolder) -> Result<Session, SessionError> {
+    let disks = vec![ViewDisk { id: disk(), name: "d".into(), size: DISK as u64 }];
     let options = SessionOptions {
-        path: Vec::new(),
-        bases: Arc::new(Bases::default()),
-        disks: vec![ViewDisk { id: disk(), name: "d".into(), size: DISK as u64 }],
+        moment: ReplicaView::open((Vec::new(), Arc::new(Bases::default())), disks).unwrap(),
         keep_free_bytes: 0,
         compression: Compression::None,
         keys,
