@@ -2,6 +2,7 @@
 
 mod corruption;
 mod crash;
+mod decoders;
 mod diff;
 mod golden;
 mod golden_bases;
