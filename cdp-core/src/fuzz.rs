@@ -72,6 +72,29 @@ impl Decoder {
         Self::ActivityLog,
     ];
 
+    /// What its fuzz target is called.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Frame => "frame",
+            Self::Note => "note",
+            Self::SegmentHeader => "segment_header",
+            Self::Opening => "opening",
+            Self::Envelope => "envelope",
+            Self::FooterBlock => "footer_block",
+            Self::Events => "events",
+            Self::Trailer => "trailer",
+            Self::RunHeader => "run_header",
+            Self::RunBlock => "run_block",
+            Self::RunTrailer => "run_trailer",
+            Self::Manifest => "manifest",
+            Self::SidecarPage => "sidecar_page",
+            Self::DigestTable => "digest_table",
+            Self::Rests => "rests",
+            Self::ActivityLog => "activity_log",
+        }
+    }
+
     fn decode(self, bytes: &[u8]) -> bool {
         match self {
             Self::Frame => frame::fuzz::frame(bytes) && journal::fuzz::index_of_frame(bytes),

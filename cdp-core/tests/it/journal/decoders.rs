@@ -10,6 +10,7 @@ use cdp_core::media::{Disk, Storage};
 use cdp_core::types::*;
 use proptest::prelude::*;
 use proptest::sample::Index;
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 /// A store with a segment of two frames and some events.
@@ -160,13 +161,31 @@ fn every_example_is_valid() {
     }
     let Some(corpus) = std::env::var_os("CDP_FUZZ_CORPUS") else { return };
     for (decoder, examples) in EXAMPLES.iter() {
-        let storage = Disk::create(std::path::Path::new(&corpus).join(format!("{decoder:?}"))).unwrap();
+        let storage = Disk::create(std::path::Path::new(&corpus).join(decoder.name())).unwrap();
         for (number, bytes) in examples.iter().enumerate() {
             let name = number.to_string();
             let file = storage.open(&name, true).or_else(|_| storage.create(&name)).unwrap();
             file.set_len(bytes.len() as u64).unwrap();
             file.write_all_at(0, bytes).unwrap();
         }
+    }
+}
+
+#[test]
+fn each_decoder_has_a_fuzz_target() {
+    let tree = Disk::open(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz")).unwrap();
+    let targets: BTreeSet<String> = tree.list("fuzz_targets").unwrap().into_iter().collect();
+    assert_eq!(targets, Decoder::ALL.map(|decoder| format!("{}.rs", decoder.name())).into());
+    let read = |name: &str| {
+        let file = tree.open(name, false).unwrap();
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        file.read_exact_at(0, &mut bytes).unwrap();
+        String::from_utf8(bytes).unwrap()
+    };
+    let manifest = read("Cargo.toml");
+    for decoder in Decoder::ALL {
+        assert!(read(&format!("fuzz_targets/{}.rs", decoder.name())).contains(&format!("Decoder::{decoder:?},")));
+        assert!(manifest.contains(&format!("name = \"{}\"", decoder.name())), "{decoder:?}");
     }
 }
 
