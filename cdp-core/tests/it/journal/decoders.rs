@@ -65,7 +65,7 @@ fn rich_frame() -> Vec<u8> {
     let (disk, time) = (DiskId::new(1), WallTime(1_000));
     let mut parts = Vec::new();
     for (number, bytes) in
-        [vec![7; 70_000 / 512 * 512], (0..4096u32).map(|n| (n * n >> 5) as u8).collect()].into_iter().enumerate()
+        [vec![7; 70_000 / 512 * 512], (0..4096u32).map(|n| ((n * n) >> 5) as u8).collect()].into_iter().enumerate()
     {
         let payload = Payload::new(8192, bytes::Bytes::from(bytes)).unwrap();
         parts.extend(payload.into_parts(RecordKind::Write, disk.unwrap(), Lsn(10 + number as u64), time));
