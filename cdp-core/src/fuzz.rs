@@ -138,6 +138,12 @@ impl Decoder {
     }
 }
 
+/// These bytes with prefix, length and checksums made right: what somebody who means harm writes.
+#[must_use]
+pub fn sealed(decoder: Decoder, bytes: &[u8]) -> Vec<u8> {
+    decoder.seal(bytes)
+}
+
 /// Decodes bytes as they are, and with right checksums.
 ///
 /// # Panics

@@ -12,4 +12,5 @@ mod levels_crash;
 mod life;
 mod merge;
 mod model;
+mod resealed;
 mod room;

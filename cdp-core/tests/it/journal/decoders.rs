@@ -191,7 +191,7 @@ fn each_decoder_has_a_fuzz_target() {
 
 /// What somebody or something does to a file.
 #[derive(Clone, Debug)]
-enum Change {
+pub(super) enum Change {
     Flip(Index, u8),
     Number(Index, u64, usize),
     Truncate(Index),
@@ -201,7 +201,7 @@ enum Change {
 }
 
 impl Change {
-    fn apply(&self, bytes: &mut Vec<u8>) {
+    pub(super) fn apply(&self, bytes: &mut Vec<u8>) {
         let length = bytes.len();
         if length == 0 {
             return;
@@ -229,20 +229,27 @@ impl Change {
 }
 
 fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => same_length(),
+        1 => any::<Index>().prop_map(Change::Truncate),
+        1 => prop::collection::vec(any::<u8>(), 1..600).prop_map(Change::Extend),
+    ]
+}
+
+/// A change that leaves the length as it is.
+pub(super) fn same_length() -> impl Strategy<Value = Change> {
     let near = (0u32..64, -2i64..3).prop_map(|(bits, off)| (1u64 << bits).wrapping_add_signed(off));
     let number = prop_oneof![Just(0), Just(u64::MAX), near, any::<u64>()];
     prop_oneof![
         (any::<Index>(), 0u8..8).prop_map(|(at, bit)| Change::Flip(at, bit)),
         (any::<Index>(), number, prop_oneof![Just(1usize), Just(2), Just(4), Just(8)])
             .prop_map(|(at, value, width)| Change::Number(at, value, width)),
-        any::<Index>().prop_map(Change::Truncate),
-        prop::collection::vec(any::<u8>(), 1..600).prop_map(Change::Extend),
         (any::<Index>(), any::<Index>(), 1usize..600).prop_map(|(from, to, count)| Change::Copy(from, to, count)),
         (any::<Index>(), 1usize..600).prop_map(|(at, count)| Change::Zero(at, count)),
     ]
 }
 
-fn cases() -> u32 {
+pub(super) fn cases() -> u32 {
     std::env::var("CDP_DECODER_CASES").map_or(256, |text| text.parse().expect("a number"))
 }
 

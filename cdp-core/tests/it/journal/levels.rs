@@ -29,7 +29,7 @@ fn append(rig: &mut Rig, source: &mut Source, dice: &mut Dice, segments: u64) {
 }
 
 /// A store with so many segments on its first timeline, 20 on a second one, and no runs.
-fn store(seed: u64, segments: u64) -> (Memory, Rig, Source, [(Timeline, Lsn); 2]) {
+pub(super) fn store(seed: u64, segments: u64) -> (Memory, Rig, Source, [(Timeline, Lsn); 2]) {
     let storage = Memory::new();
     let manifest = Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test");
     let made = create(&storage, manifest).unwrap();
