@@ -2,6 +2,7 @@
 
 mod corruption;
 mod crash;
+mod decoders;
 mod diff;
 mod golden;
 mod golden_bases;
@@ -10,5 +11,6 @@ mod levels;
 mod levels_crash;
 mod life;
 mod model;
+mod resealed;
 mod retention;
 mod room;
