@@ -10,6 +10,8 @@ pub mod content;
 pub mod diff;
 pub mod digest;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 pub mod kept;
 pub mod merge;
 mod resolve;

@@ -33,10 +33,10 @@ pub const RESTS: &str = "base/merge.rests";
 const REGIONS_BYTES: u64 = 16 << 20;
 /// A record of [`RESTS`], in bytes: disk (2), changed (1), zero (1), CRC of what stays (4), block (8), upto (8), zeros (4), CRC of
 /// the record (4).
-const REST_BYTES: usize = 32;
+pub(super) const REST_BYTES: usize = 32;
 /// A record of a block that is sealed at rest, before its copy: the same up to `upto`, but for 1 in the place of the zero and what
 /// a page will say of the block, whose CRC stands in the place of the CRC of what stays; CRC of the record.
-const COPY_BYTES: usize = 64;
+pub(super) const COPY_BYTES: usize = 64;
 /// What is read of [`RESTS`] at once, in bytes.
 const WINDOW: usize = 1 << 20;
 const SECTORS: u64 = BLOCK / SECTOR;
@@ -123,7 +123,7 @@ pub fn clean_up(storage: &dyn Storage) -> Result<(), MediaError> {
     }
 }
 
-fn encode_rest(disk: DiskId, block: u64, rest: Rest, upto: Lsn) -> [u8; REST_BYTES] {
+pub(super) fn encode_rest(disk: DiskId, block: u64, rest: Rest, upto: Lsn) -> [u8; REST_BYTES] {
     let mut record = [0; REST_BYTES];
     record[..2].copy_from_slice(&disk.get().to_le_bytes());
     record[2] = rest.changed;
@@ -135,7 +135,7 @@ fn encode_rest(disk: DiskId, block: u64, rest: Rest, upto: Lsn) -> [u8; REST_BYT
     record
 }
 
-fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest)> {
+pub(super) fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest)> {
     let word = |at: usize| record.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
     let long = |at: usize| record.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
     let whole = word(28)? == crc32c::crc32c(record.get(..28)?) && long(16)? == upto.0;
@@ -144,7 +144,7 @@ fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest)> {
 }
 
 /// The record before a copy.
-fn encode_copy(disk: DiskId, block: u64, changed: u8, entry: Entry, upto: Lsn) -> [u8; COPY_BYTES] {
+pub(super) fn encode_copy(disk: DiskId, block: u64, changed: u8, entry: Entry, upto: Lsn) -> [u8; COPY_BYTES] {
     let mut said = [0; sidecar::SEALED_ENTRY_BYTES];
     sidecar::encode_entry(entry, &mut said);
     let (lsn, crc, seal) = (&said[..8], &said[8..12], &said[12..]);
@@ -162,7 +162,7 @@ fn encode_copy(disk: DiskId, block: u64, changed: u8, entry: Entry, upto: Lsn) -
 }
 
 /// What such a record says, and the copy behind it.
-fn decode_copy(bytes: &[u8], upto: Lsn) -> Option<(DiskId, u64, Entry, &[u8])> {
+pub(super) fn decode_copy(bytes: &[u8], upto: Lsn) -> Option<(DiskId, u64, Entry, &[u8])> {
     let record = bytes.get(..COPY_BYTES)?;
     let word = |at: usize| record.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
     let long = |at: usize| record.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);

@@ -3,6 +3,7 @@
 mod at_rest;
 mod corruption;
 mod crash;
+mod decoders;
 mod diff;
 mod golden;
 mod golden_bases;
@@ -11,5 +12,6 @@ mod levels;
 mod levels_crash;
 mod life;
 mod model;
+mod resealed;
 mod retention;
 mod room;
