@@ -252,7 +252,7 @@ fn open_session(replica: &Replica, report: &SessionReport) -> Result<Session, Pr
     let options = SessionOptions {
         path,
         bases: Arc::clone(replica.bases()),
-        disks: replica.disks(),
+        disks: replica.complete_disks(info.parent, info.fork),
         keep_free_bytes: replica.manifest().policy.reserve_bytes,
     };
     let store = store.map_err(|error| failed(SessionError::Open(error.into())))?;

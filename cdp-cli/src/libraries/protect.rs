@@ -237,10 +237,9 @@ impl Teller {
 
     fn point(&self, protector: &Protector, lsn: Lsn, events: &mut dyn FnMut(ProtectEvent)) {
         let replica = protector.host().replica();
-        let disks: Vec<_> = replica.disks().into_iter().map(|disk| disk.name).collect();
         let find = |branch: &Branch| branch.points().iter().rev().find(|point| point.id.lsn == lsn).cloned();
         if let Some(point) = replica.catalogue().trunk().and_then(find) {
-            let point = document::point(&replica, &point, &disks);
+            let point = document::point(&replica, &point);
             drop(replica);
             events(ProtectEvent::Point { point });
         }

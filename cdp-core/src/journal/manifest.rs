@@ -66,6 +66,10 @@ pub struct Manifest {
     pub pins: Vec<PinInfo>,
     /// The merge that is under way: bases may hold what it wrote, or not.
     pub merge: Option<MergeInfo>,
+    /// The least number that a new disk may get, as far as the disks that are listed do not say it; see [`Manifest::free_disk`].
+    pub next_disk: u16,
+    /// Sizes of disks that are announced.
+    pub resizing: Vec<ResizeInfo>,
     /// The next number of a run of the levelled index.
     pub next_run: u64,
     /// Runs of the levelled index, in the order of the segments that they hold; no segment is in two of them.
@@ -306,6 +310,15 @@ pub struct MergeInfo {
     pub upto: Lsn,
 }
 
+/// A size of a disk that is announced: records may reach so far, or the source may have been cut so short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ResizeInfo {
+    /// Which.
+    pub disk: DiskId,
+    /// In bytes.
+    pub size: u64,
+}
+
 impl Manifest {
     /// The first manifest of a new replica.
     #[must_use]
@@ -329,6 +342,8 @@ impl Manifest {
             seeding: Vec::new(),
             pins: Vec::new(),
             merge: None,
+            next_disk: 1,
+            resizing: Vec::new(),
             next_run: 1,
             runs: Vec::new(),
             unknown: Vec::new(),
@@ -345,6 +360,29 @@ impl Manifest {
     #[must_use]
     pub fn disk(&self, id: DiskId) -> Option<&DiskInfo> {
         self.disks.iter().find(|disk| disk.id == id)
+    }
+
+    /// A number that no disk of this group ever had; `None` when all were used.
+    #[must_use]
+    pub fn free_disk(&self) -> Option<DiskId> {
+        let listed = self.disks.iter().map(|disk| disk.id.get()).max().unwrap_or(0);
+        let free = self.next_disk.max(listed.saturating_add(1));
+        DiskId::new(free).filter(|_| free < u16::MAX)
+    }
+
+    /// Takes a disk off the list; its number stays used.
+    pub fn drop_disk(&mut self, id: DiskId) {
+        self.next_disk = self.next_disk.max(id.get().saturating_add(1));
+        self.disks.retain(|disk| disk.id != id);
+        self.seeding.retain(|seeding| seeding.disk != id);
+        self.resizing.retain(|resizing| resizing.disk != id);
+    }
+
+    /// The largest size that records of a disk may reach.
+    #[must_use]
+    pub fn reach(&self, disk: &DiskInfo) -> u64 {
+        let announced = self.resizing.iter().filter(|resizing| resizing.disk == disk.id).map(|resizing| resizing.size);
+        announced.fold(disk.size, u64::max)
     }
 
     pub(super) fn segment_mut(&mut self, number: u64) -> Option<&mut SegmentInfo> {

@@ -4,8 +4,10 @@
 //! of brackets every LSN is, as far as it is durable and settled (the *frontier*). Times are the source's; each restorable
 //! range is cut into *spans* of one clock epoch, inside which times are ordered.
 
+mod disks;
 mod nearest;
 
+pub use self::disks::{DiskChange, DiskFact};
 pub use self::nearest::Neighbours;
 use self::nearest::{first_after, last_before};
 use crate::frame::{GapReason, Mark, Note, ResyncReason};
@@ -143,6 +145,8 @@ pub struct Branch {
     ranges: Vec<Range>,
     gaps: Vec<Gap>,
     points: Vec<Point>,
+    /// Of single disks.
+    changes: Vec<DiskChange>,
     /// Records that are not yet behind the frontier.
     pending: std::collections::VecDeque<Event>,
     frontier: Frontier,
@@ -166,6 +170,7 @@ impl Branch {
             ranges: Vec::new(),
             gaps: Vec::new(),
             points: Vec::new(),
+            changes: Vec::new(),
             pending: std::collections::VecDeque::new(),
             frontier: Frontier::default(),
             bracketed: false,
@@ -205,6 +210,10 @@ impl Branch {
     }
 
     fn fold(&mut self, event: &Event) {
+        if let Some((disk, what)) = DiskFact::of(event) {
+            self.changes.push(DiskChange { lsn: event.lsn, disk, what });
+            return self.reach(event.lsn, event.stamp);
+        }
         match &event.note {
             Some(Note::GapBegin { from, reason }) => self.open_bracket(*from, event, LossReason::Gap(*reason)),
             Some(Note::ResyncBegin { from, reason }) => self.open_bracket(*from, event, LossReason::Resync(*reason)),

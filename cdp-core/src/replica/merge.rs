@@ -17,7 +17,7 @@
 use super::base::{self, Base, Rest};
 use super::sidecar::{self, PAGE_BLOCKS, PAGE_COVERS, Page, PageDigest, Seed, Slot};
 use super::view::Bases;
-use crate::journal::{BaseInfo, Manifest, MergeInfo, Origin, PathElement, ReadError, View};
+use crate::journal::{BaseInfo, DiskInfo, Manifest, MergeInfo, Origin, PathElement, ReadError, View};
 use crate::media::{File, MediaError, Storage};
 use crate::types::{BLOCK, DiskId, Extent, Lsn, ReplicaId, SECTOR};
 use std::collections::VecDeque;
@@ -168,9 +168,12 @@ impl Merge {
         // What an earlier try wrote stays true: only whole records count, and they follow each other.
         let rests_bytes = rests.len()?.next_multiple_of(REST_BYTES as u64);
         let mut waiting = VecDeque::new();
-        for disk in &manifest.disks {
+        // Of a disk that comes later there is nothing, and of one that is gone by then nothing is needed.
+        let there = |disk: &&DiskInfo| disk.added <= info.upto && disk.removed.is_none_or(|end| end > info.upto);
+        for disk in manifest.disks.iter().filter(there) {
             if let Some(base) = bases.get(disk.id) {
-                waiting.push_back(Work::new(storage.as_ref(), manifest.replica, disk.id, disk.size, base)?);
+                let size = manifest.reach(disk);
+                waiting.push_back(Work::new(storage.as_ref(), manifest.replica, disk.id, size, base)?);
             }
         }
         let (storage, bases) = (Arc::clone(storage), Arc::clone(bases));

@@ -15,7 +15,7 @@ use cdp_core::journal::{
     TimelineState, Writer, WriterState, drain,
 };
 use cdp_core::media::{Disk, File, MediaError, MediaErrorKind, Storage};
-use cdp_core::replica::{JOURNAL_DIRECTORY, unseeded};
+use cdp_core::replica::{JOURNAL_DIRECTORY, is_unseeded};
 use cdp_core::types::{ClockEpoch, DiskId, Lsn, Timeline};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -263,7 +263,7 @@ fn writer_options(manifest: &Manifest, segment_bytes: u64) -> Options {
 /// The manifest of a replica that can be resumed. A first copy that was never completed restores nothing: it is begun anew.
 fn existing(storage: &dyn Storage) -> Result<Option<Manifest>, ProtectError> {
     match journal::read_manifest(storage) {
-        Ok(manifest) if unseeded(&manifest).is_empty() => Ok(Some(manifest)),
+        Ok(manifest) if !is_unseeded(&manifest) => Ok(Some(manifest)),
         Ok(_) | Err(OpenError::NoStore { .. }) => Ok(None),
         Err(error) => Err(unreadable(error)),
     }

@@ -22,9 +22,10 @@ const SEEDING: u16 = 7;
 const PINS: u16 = 8;
 const RUNS: u16 = 9;
 const MERGE: u16 = 13;
+const CHANGES: u16 = 14;
 
 /// Sections that are read here.
-const KNOWN: [u16; 10] = [IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, MERGE];
+const KNOWN: [u16; 11] = [IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, MERGE, CHANGES];
 
 /// Bounds on lists, far above what can be used.
 const TIMELINES_MAX: usize = 1 << 20;
@@ -71,6 +72,14 @@ impl Manifest {
         if let Some(merge) = &self.merge {
             section(&mut put, MERGE, |put| {
                 put.bytes(merge.timeline.bytes()).u64(merge.upto.0);
+            });
+        }
+        if self.next_disk > 1 || !self.resizing.is_empty() {
+            section(&mut put, CHANGES, |put| {
+                put.u16(self.next_disk);
+                list(put, &self.resizing, |put, resizing| {
+                    put.u16(resizing.disk.get()).u64(resizing.size);
+                });
             });
         }
         for (tag, bytes) in &self.unknown {
@@ -140,6 +149,15 @@ impl Manifest {
             RUNS => {
                 self.next_run = take.u64_if("next_run", |value| value > 1)?;
                 self.runs = take.list("index runs", RUNS_MAX, |take| level::take_info(take).map(Arc::new))?;
+            }
+            CHANGES => {
+                self.next_disk = take.u16()?;
+                if self.next_disk == 0 {
+                    return Err(take.field("next disk", 0));
+                }
+                self.resizing = take.list("resizes", DISKS_LISTED_MAX, |take| {
+                    Ok(ResizeInfo { disk: disk_id(take)?, size: take.u64_if("size", |value| value <= DISK_MAX)? })
+                })?;
             }
             MERGE => {
                 let (timeline, upto) = (take.id("timeline", Timeline::new)?, Lsn(take.u64()?));

@@ -72,6 +72,8 @@ pub(crate) fn full() -> Manifest {
     manifest.seeding.push(SeedingInfo { disk: DiskId::new(1).unwrap(), done: 4096 });
     manifest.pins.push(PinInfo { label: "court".into(), timeline, lsn: Lsn(44), created: WallTime(9) });
     manifest.merge = Some(MergeInfo { timeline, upto: Lsn(60) });
+    manifest.next_disk = 4;
+    manifest.resizing.push(ResizeInfo { disk: DiskId::new(1).unwrap(), size: 2 << 30 });
     let range = |disk, first, last| RegionRange { disk, first, last };
     let run = |number, level, first_segment, segments: u32| RunInfo {
         number,
@@ -122,6 +124,29 @@ fn a_newer_section_that_must_be_understood_is_refused() {
     let crc = crc32c::crc32c(&bytes);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     assert_eq!(Manifest::decode(&bytes), Err(FormatError::Field { what: "manifest", field: "section", value: 201 }));
+}
+
+#[test]
+fn a_number_of_a_disk_is_never_given_again() {
+    let mut manifest = Manifest::new(ReplicaId::new([1; 16]).unwrap(), GroupId::new([2; 16]).unwrap(), "web");
+    let mut given = Vec::new();
+    for round in 0..4 {
+        let id = manifest.free_disk().unwrap();
+        assert!(!given.contains(&id));
+        given.push(id);
+        let disk = DiskInfo { id, ..full().disks[0].clone() };
+        manifest.disks.push(disk);
+        if round % 2 == 1 {
+            manifest.drop_disk(id);
+            manifest = Manifest::decode(&manifest.encode()).unwrap();
+        }
+    }
+    manifest.next_disk = u16::MAX - 1;
+    let last = manifest.free_disk().unwrap();
+    manifest.disks.push(DiskInfo { id: last, ..full().disks[0].clone() });
+    assert_eq!(manifest.free_disk(), None);
+    manifest.drop_disk(last);
+    assert_eq!(manifest.free_disk(), None);
 }
 
 proptest! {
