@@ -42,8 +42,8 @@ pub use layout::{Envelope, Opening, SegmentHeader, Summary};
 pub use level::{IndexMerge, IndexPlan, MergeError, MergeTask, PlanError, RegionRange, RunInfo, RunTotals, run_name};
 pub use manifest::{
     BaseInfo, DiskInfo, Generation, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, MergeInfo, PinInfo, PointsMode, Policy,
-    ResizeInfo, SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts, TimelineInfo, TimelineRole,
-    TimelineState, segment_name,
+    ResizeInfo, SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts, TimelineInfo,
+    TimelineRole, TimelineState, segment_name,
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};

@@ -251,7 +251,7 @@ impl Work {
         let at = number * PAGE_COVERS;
         let end = (at + PAGE_COVERS).min(self.size.next_multiple_of(BLOCK));
         let changes = changes(view, self.disk, Extent::new(at, end - at))?;
-        if changes.iter().all(Option::is_none) {
+        if changes.iter().all(Option::is_none) && !self.ends_in(number) {
             return Ok(());
         }
         let mut page = self.old_page(number)?;
@@ -283,16 +283,24 @@ impl Work {
         Ok(())
     }
 
+    /// Whether the base ends inside this page and is going to be longer: what is new of the page are zeros that nobody wrote.
+    fn ends_in(&self, number: u64) -> bool {
+        let blocks = self.base.size().div_ceil(BLOCK);
+        let there = matches!(self.base.digests().get(number as usize), Some(PageDigest::Crc(..)));
+        there && blocks / PAGE_BLOCKS == number && self.size.div_ceil(BLOCK) > blocks
+    }
+
     /// The page as the manifest's root has it, to be changed.
     fn old_page(&self, number: u64) -> Result<Page, MergeError> {
         static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
+        let (mut page, mut known) = (Page::new(number), 0);
         if (number as usize) < self.base.digests().len()
-            && let Some(page) = self.base.page(number)?
+            && let Some(old) = self.base.page(number)?
         {
-            return Ok((*page).clone());
+            page = (*old).clone();
+            known = (self.base.size().div_ceil(BLOCK) - number * PAGE_BLOCKS).min(PAGE_BLOCKS);
         }
-        let mut page = Page::new(number);
-        for place in 0..PAGE_BLOCKS {
+        for place in known..PAGE_BLOCKS {
             let crc = self.seed.block(number * PAGE_BLOCKS + place, Lsn::ZERO, &ZEROS);
             page.set(place as usize, Lsn::ZERO, crc);
         }

@@ -198,7 +198,10 @@ fn what_happens_to_one_disk_takes_no_moment_of_the_others() {
     assert_eq!([size(10), size(24), size(25), size(34), size(35)].map(Option::unwrap), [4096, 4096, 8192, 8192, 512]);
     assert_eq!(catalogue.disk_size(timeline(1), Lsn(30), late), None, "nothing is said of it");
     let complete = |lsn| catalogue.is_disk_complete(timeline(1), Lsn(lsn), late);
-    assert_eq!([complete(12), complete(22), complete(29), complete(30)], [Some(false), Some(false), Some(false), Some(true)]);
+    assert_eq!(
+        [complete(12), complete(22), complete(29), complete(30)],
+        [Some(false), Some(false), Some(false), Some(true)]
+    );
     assert_eq!(catalogue.is_disk_complete(timeline(1), Lsn(12), first), None, "no record says it");
     assert_eq!(catalogue.disk_end(timeline(1), late), Some(Lsn(40)));
     assert_eq!(catalogue.disk_complete_after(timeline(1), Lsn(12), late), Some(Lsn(30)));
