@@ -9,7 +9,7 @@ use crate::capture::options::{DiskSpec, FilterOptions, OptionsError, SLOTS_MAX, 
 use crate::capture::output::Event;
 use crate::frame::{Note, Part, RecordKind, ResyncReason};
 use crate::types::{DISKS_MAX, DiskId, Extent, Lsn, Now};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Something that becomes of a disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,13 +28,14 @@ enum Change {
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     of: BTreeMap<usize, Change>,
-    gone: BTreeSet<usize>,
+    /// With the LSN at which it went.
+    gone: BTreeMap<usize, Lsn>,
 }
 
 impl Changes {
     /// Whether a disk is gone.
     pub(super) fn is_gone(&self, disk: usize) -> bool {
-        self.gone.contains(&disk)
+        self.gone.contains_key(&disk)
     }
 
     /// Whether a disk takes no ops any more.
@@ -168,6 +169,19 @@ impl Filter {
         Ok(())
     }
 
+    /// Bytes of a disk as it is now; `None` when it is not there.
+    #[must_use]
+    pub fn disk_size(&self, disk: DiskId) -> Option<u64> {
+        self.find_disk(disk).map(|at| self.disks[at].size)
+    }
+
+    /// The LSN at which a disk left, if it has since the start.
+    #[must_use]
+    pub fn disk_left(&self, disk: DiskId) -> Option<Lsn> {
+        let at = self.disks.iter().position(|known| known.id == disk)?;
+        self.changes.gone.get(&at).copied()
+    }
+
     fn check_running(&self) -> Result<(), OptionsError> {
         if matches!(self.life, Life::Closed { .. }) { Err(OptionsError::Closed) } else { Ok(()) }
     }
@@ -211,9 +225,9 @@ impl Filter {
             Change::Leave if self.order.open_on(at).next().is_none() => {
                 self.mend.cut(at, 0);
                 self.activity.remove_disk(at);
-                self.changes.gone.insert(at);
                 let disk = self.disks[at].id;
                 let lsn = self.disk_removed(now, disk);
+                self.changes.gone.insert(at, lsn);
                 self.events.push_back(Event::DiskRemoved { disk, lsn });
                 None
             }
