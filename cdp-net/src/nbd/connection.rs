@@ -76,11 +76,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, wire: &Arc<Wire>) {
 }
 
 /// Runs the handshake; `None` if the client took its leave.
-fn handshake(
-    shared: &Shared,
-    wire: &Wire,
-    receiver: &mut Receiver,
-) -> io::Result<Option<(Session, Arc<Export>)>> {
+fn handshake(shared: &Shared, wire: &Wire, receiver: &mut Receiver) -> io::Result<Option<(Session, Arc<Export>)>> {
     let deadline = Instant::now() + shared.limits.handshake;
     let tls = if shared.tls.is_some() { Tls::Required } else { Tls::Off };
     let mut out = Vec::new();
