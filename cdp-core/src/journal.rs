@@ -39,11 +39,13 @@ pub use event::Event;
 pub use frontier::Frontier;
 pub use inspect::inspect;
 pub use layout::{Envelope, Opening, SegmentHeader, Summary};
-pub use level::{IndexMerge, IndexPlan, MergeError, MergeTask, PlanError, RegionRange, RunInfo, RunTotals, run_name};
+pub use level::{
+    IndexMerge, IndexMergeError, IndexMergeTask, IndexPlan, PlanError, RegionRange, RunInfo, RunTotals, run_name,
+};
 pub use manifest::{
-    BaseInfo, DiskInfo, Generation, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, MergeInfo, PinInfo, PointsMode, Policy,
-    ResizeInfo, SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts, TimelineInfo,
-    TimelineRole, TimelineState, segment_name,
+    Arrival, BaseInfo, DiskInfo, Generation, KeptInfo, LayerInfo, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, PinInfo,
+    PointsMode, Policy, ResizeInfo, Retention, SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind,
+    SourceFacts, StampedMoment, TimelineInfo, TimelineRole, TimelineState, is_journal_file, segment_name,
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};

@@ -93,7 +93,7 @@ mod tests {
             pins: 2,
             lacks: Some(Lack { needed_bytes: 512 << 20, free_bytes: 12 << 10 }),
             space: Space { base: 1 << 30, quota: Some(2 << 30), ..Space::default() },
-            disks: vec![Disk { name: "root".into(), size: 1 << 30, uri: Some("nbd://h".into()) }],
+            disks: vec![Disk { name: "root".into(), size: 1 << 30, uri: Some("nbd://h".into()), incomplete: false }],
             ranges: vec![range()],
             sessions: vec![session],
             ..Status::default()

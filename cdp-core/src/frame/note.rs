@@ -1,14 +1,17 @@
 //! Notes as bytes: what records without disk data say.
 
 use super::record::{GapReason, Mark, Note, PointKinds, RecordKind, ResyncReason};
-use crate::types::{Lsn, MonoTime, NAME_MAX, Timeline};
+use crate::types::{CHUNK_PLAIN_MAX, Lsn, MonoTime, NAME_MAX, Timeline};
+
+/// The most bytes of a note: a disk's size and its name.
+const NOTE_BYTES_MAX: usize = 8 + 2 + NAME_MAX;
+/// So many notes fit into one frame however long they are: they share a chunk.
+pub const NOTES_MAX: usize = CHUNK_PLAIN_MAX as usize / NOTE_BYTES_MAX;
 
 pub(super) fn encode(note: &Note, out: &mut Vec<u8>) {
     match note {
         Note::Mark(mark) => {
-            let PointKinds { short, long, mark: named, app } = mark.kinds;
-            let bits = [short, long, named, app].iter().rev().fold(0, |bits, on| bits << 1 | u8::from(*on));
-            out.extend_from_slice(&[bits, u8::from(mark.on_barrier)]);
+            out.extend_from_slice(&[mark.kinds.bits(), u8::from(mark.on_barrier)]);
             text(&mark.label, out);
         }
         Note::Time { mono } => out.extend_from_slice(&mono.0.to_le_bytes()),
@@ -54,8 +57,7 @@ pub(super) fn decode(kind: RecordKind, bytes: &[u8]) -> Option<Note> {
     Some(match kind {
         RecordKind::Mark => {
             let [bits, on_barrier] = *rest.take(2)? else { return None };
-            let on = |bit: u8| bits >> bit & 1 == 1;
-            let kinds = PointKinds { short: on(0), long: on(1), mark: on(2), app: on(3) };
+            let kinds = PointKinds::from_bits(bits);
             Note::Mark(Mark { kinds, on_barrier: on_barrier != 0, label: rest.text()? })
         }
         RecordKind::Time => Note::Time { mono: MonoTime(rest.number()?) },

@@ -16,7 +16,7 @@ mod tests;
 mod words;
 mod write;
 
-pub use merge::{IndexMerge, MergeError, MergeTask};
+pub use merge::{IndexMerge, IndexMergeError, IndexMergeTask};
 pub use plan::{IndexPlan, PlanError};
 
 pub(super) use codec::{put_info, take_info};

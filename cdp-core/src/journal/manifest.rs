@@ -4,9 +4,11 @@
 //! that must be found again at the next start. Who owns the journal's writer owns the manifest; others edit through it.
 
 mod codec;
+mod retention;
 #[cfg(test)]
 pub(super) mod tests;
 
+pub use self::retention::{Arrival, KeptInfo, LayerInfo, Retention, StampedMoment};
 use super::layout::Summary;
 use super::level::RunInfo;
 use crate::types::{DiskId, GroupId, Lsn, ReplicaId, SegmentId, Timeline, WallTime};
@@ -64,8 +66,14 @@ pub struct Manifest {
     pub seeding: Vec<SeedingInfo>,
     /// Moments that nothing of ours may drop.
     pub pins: Vec<PinInfo>,
-    /// The merge that is under way: bases may hold what it wrote, or not.
-    pub merge: Option<MergeInfo>,
+    /// The next number of a kept moment.
+    pub next_kept: u64,
+    /// Moments older than the bases, oldest first.
+    pub kept: Vec<KeptInfo>,
+    /// How far back history goes, and how old it is.
+    pub retention: Retention,
+    /// The merge that is under way, by the moment up to which it goes: bases may hold what it wrote, or not.
+    pub merge: Option<StampedMoment>,
     /// The least number that a new disk may get, as far as the disks that are listed do not say it; see [`Manifest::free_disk`].
     pub next_disk: u16,
     /// Sizes of disks that are announced.
@@ -208,6 +216,14 @@ pub fn segment_name(number: u64) -> String {
     format!("{number:016x}.seg")
 }
 
+/// Whether the journal gives a file of its directory such a name: a segment's or an index run's.
+#[must_use]
+pub fn is_journal_file(name: &str) -> bool {
+    let number = name.strip_suffix(".seg").or_else(|| name.strip_suffix(".idx"));
+    let is_digit = |digit: u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit);
+    number.is_some_and(|number| number.len() == 16 && number.bytes().all(is_digit))
+}
+
 /// Which LSNs stay restorable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u8)]
@@ -301,15 +317,6 @@ pub struct PinInfo {
     pub created: WallTime,
 }
 
-/// A merge of history into the bases.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MergeInfo {
-    /// The branch of history.
-    pub timeline: Timeline,
-    /// Everything up to here goes into the bases.
-    pub upto: Lsn,
-}
-
 /// A size of a disk that is announced: records may reach so far, or the source may have been cut so short.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ResizeInfo {
@@ -341,6 +348,9 @@ impl Manifest {
             sessions: Vec::new(),
             seeding: Vec::new(),
             pins: Vec::new(),
+            next_kept: 1,
+            kept: Vec::new(),
+            retention: Retention::default(),
             merge: None,
             next_disk: 1,
             resizing: Vec::new(),
@@ -383,6 +393,12 @@ impl Manifest {
     pub fn reach(&self, disk: &DiskInfo) -> u64 {
         let announced = self.resizing.iter().filter(|resizing| resizing.disk == disk.id).map(|resizing| resizing.size);
         announced.fold(disk.size, u64::max)
+    }
+
+    /// The moment before which there are only kept ones: everything up to it is in the bases, or is on its way there.
+    #[must_use]
+    pub fn oldest(&self) -> Option<StampedMoment> {
+        self.merge.or(self.retention.oldest)
     }
 
     pub(super) fn segment_mut(&mut self, number: u64) -> Option<&mut SegmentInfo> {

@@ -6,7 +6,7 @@
 
 use super::cache::Cache;
 use super::index::{ActiveIndex, Entry, IndexRun, What};
-use super::level::RunInfo;
+use super::level::{RunInfo, Tables};
 use super::reader::{ReadError, Reader};
 use super::region::{REGION, RegionBuilder, RegionMap, Span};
 use super::snapshot::{Content, SegmentView, Snapshot};
@@ -15,7 +15,7 @@ use crate::frame::FrameError;
 use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Once, PoisonError, RwLock};
+use std::sync::{Arc, Once, OnceLock, PoisonError, RwLock};
 
 /// One timeline of a path.
 #[derive(Clone, Debug)]
@@ -55,6 +55,8 @@ impl Below for Nothing {
 pub enum Origin {
     /// The journal, as written by this record.
     Data {
+        /// The record's branch of history.
+        timeline: Timeline,
         /// The record.
         lsn: Lsn,
     },
@@ -96,6 +98,8 @@ struct Run {
     /// The first of its parts; neighbours follow, in the order of their numbers.
     first: usize,
     parts: Vec<(u64, SegmentId)>,
+    /// Of each segment of its table the place among the view's parts, once that was asked; none where it was dropped.
+    places: OnceLock<Vec<Option<u32>>>,
     upto: Lsn,
     /// It cannot be read: the segments say the same.
     unsound: AtomicBool,
@@ -138,10 +142,8 @@ impl View {
                 if !numbers.is_empty() {
                     let (reader, info, upto) = (Arc::clone(&element.reader), Arc::clone(info), element.upto);
                     let end = first + numbers.len();
-                    runs.insert(
-                        end,
-                        Run { reader, info, first, parts: numbers, upto, unsound: AtomicBool::new(false) },
-                    );
+                    let (places, unsound) = (OnceLock::new(), AtomicBool::new(false));
+                    runs.insert(end, Run { reader, info, first, parts: numbers, places, upto, unsound });
                 }
             }
             for segment in segments() {
@@ -208,19 +210,24 @@ impl View {
     /// # Errors
     /// When an index cannot be read or does not verify.
     pub fn resolve(&self, disk: DiskId, range: Extent) -> Result<Vec<Piece>, ReadError> {
+        let mut runs = Vec::new();
+        self.runs(disk, range, |extent, span| runs.push((extent, span.copied())))?;
+        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
+        let timeline =
+            |span: &Span| parts[span.source as usize].read().unwrap_or_else(PoisonError::into_inner).segment.timeline;
         let mut pieces: Vec<Piece> = Vec::new();
-        self.runs(disk, range, |extent, span| {
-            let origin = match span.map(|span| (span.what(), Lsn(span.entry.lsn))) {
+        for (extent, span) in runs {
+            let origin = match span.map(|span| (span, span.what(), Lsn(span.entry.lsn))) {
                 None => Origin::Below,
-                Some((What::Data, lsn)) => Origin::Data { lsn },
-                Some((What::Zero, lsn)) => Origin::Zero { lsn, discarded: false },
-                Some((What::Discard, lsn)) => Origin::Zero { lsn, discarded: true },
+                Some((span, What::Data, lsn)) => Origin::Data { timeline: timeline(&span), lsn },
+                Some((_, What::Zero, lsn)) => Origin::Zero { lsn, discarded: false },
+                Some((_, What::Discard, lsn)) => Origin::Zero { lsn, discarded: true },
             };
             match pieces.last_mut().filter(|last| last.origin == origin && last.extent.end() == extent.offset) {
                 Some(last) => last.extent.length += extent.length,
                 None => pieces.push(Piece { extent, origin }),
             }
-        })?;
+        }
         Ok(pieces)
     }
 
@@ -339,15 +346,7 @@ impl Run {
     /// What it has of a range, each entry as its segment has it, with that segment's place.
     fn entries(&self, disk: DiskId, range: Extent) -> Result<Vec<(u32, Entry)>, ReadError> {
         let tables = self.reader.run_tables(&self.info)?;
-        let foreign = |number: u64| super::reader::dangling_run(self.info.number, number);
-        let mut places = Vec::with_capacity(tables.segments.len());
-        for row in &tables.segments {
-            let at = self.parts.binary_search_by_key(&row.number, |(number, _)| *number).ok();
-            if at.is_some_and(|at| self.parts[at].1 != row.id) {
-                return Err(foreign(row.number));
-            }
-            places.push(at);
-        }
+        let places = self.places(&tables)?;
         let (mut entries, mut wrong) = (Vec::new(), None);
         self.reader.run_overlapping(&self.info, disk, range, |entry| {
             if entry.lsn > self.upto.0 {
@@ -355,14 +354,31 @@ impl Run {
             }
             match tables.segment_of(entry) {
                 // What was dropped is below the base; only that is here and has no part.
-                Some((row, chunk)) => entries.extend(places[row].map(|at| {
-                    let source = (self.first + at) as u32;
-                    (source, Entry { chunk, ..*entry })
-                })),
+                Some((row, chunk)) => entries.extend(places[row].map(|source| (source, Entry { chunk, ..*entry }))),
                 None => wrong = Some(entry.lsn),
             }
         })?;
-        wrong.map_or(Ok(entries), |lsn| Err(foreign(lsn)))
+        wrong.map_or(Ok(entries), |lsn| Err(self.foreign(lsn)))
+    }
+
+    /// Worked out at the first region and kept: a run has many segments, and a view many regions.
+    fn places(&self, tables: &Tables) -> Result<&[Option<u32>], ReadError> {
+        if let Some(places) = self.places.get() {
+            return Ok(places);
+        }
+        let mut places = Vec::with_capacity(tables.segments.len());
+        for row in &tables.segments {
+            let at = self.parts.binary_search_by_key(&row.number, |(number, _)| *number).ok();
+            if at.is_some_and(|at| self.parts[at].1 != row.id) {
+                return Err(self.foreign(row.number));
+            }
+            places.push(at.map(|at| (self.first + at) as u32));
+        }
+        Ok(self.places.get_or_init(|| places))
+    }
+
+    fn foreign(&self, number: u64) -> ReadError {
+        super::reader::dangling_run(self.info.number, number)
     }
 }
 

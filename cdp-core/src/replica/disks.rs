@@ -1,9 +1,9 @@
 //! The disks of a group at a moment: which were there, how large, and which of them can be restored.
 
-use super::base::{file_names, table_name};
-use super::catalogue::{Moment, Neighbours};
+use super::catalogue::{Catalogue, Moment, Neighbours};
+use super::files::{BASE_DIRECTORY, BaseFile};
 use super::{Replica, ViewDisk};
-use crate::journal::{DiskInfo, Manifest};
+use crate::journal::{DiskInfo, KeptInfo, Manifest};
 use crate::media::{MediaError, Storage};
 use crate::types::{DiskId, Lsn, Timeline};
 
@@ -28,18 +28,19 @@ impl Replica {
     /// The disks that were there at a moment, in the order of their numbers.
     #[must_use]
     pub fn disks_at(&self, timeline: Timeline, lsn: Lsn) -> Vec<DiskAt> {
-        self.manifest.disks.iter().filter_map(|disk| self.disk_at(disk, timeline, lsn)).collect()
+        at(&self.manifest, &self.catalogue, timeline, lsn)
     }
 
-    fn disk_at(&self, disk: &DiskInfo, timeline: Timeline, lsn: Lsn) -> Option<DiskAt> {
-        let recorded = self.catalogue.disk_end(timeline, disk.id);
-        let gone = [recorded, disk.removed].into_iter().flatten().any(|end| end <= lsn);
-        if gone || disk.added > lsn {
-            return None;
+    /// Writes into a manifest what records say of disks, before they are merged: then nothing else says it.
+    pub fn note_disks(&self, manifest: &mut Manifest) {
+        let Some(trunk) = self.catalogue.trunk() else { return };
+        for disk in &mut manifest.disks {
+            if disk.removed.is_none() {
+                disk.removed = self.catalogue.disk_end(trunk.timeline, disk.id);
+            }
+            let size = self.catalogue.disk_size(trunk.timeline, Lsn(u64::MAX), disk.id);
+            disk.size = size.unwrap_or(disk.size);
         }
-        let complete = self.catalogue.is_disk_complete(timeline, lsn, disk.id).unwrap_or(disk.base.is_some());
-        let size = self.catalogue.disk_size(timeline, lsn, disk.id).unwrap_or(disk.size);
-        Some(DiskAt { disk: ViewDisk { id: disk.id, name: disk.name.clone(), size }, complete })
     }
 
     /// The disks that can be restored as they were at a moment.
@@ -89,12 +90,38 @@ pub fn merge_limit(manifest: &Manifest) -> Option<Lsn> {
     waiting.map(|disk| disk.added.prev()).min()
 }
 
-/// The disks that no moment from `oldest` on has: they can be dropped from the manifest ([`Manifest::drop_disk`]), and then
-/// their files can be removed ([`remove_bases`]).
-#[must_use]
-pub fn expired_disks(manifest: &Manifest, oldest: Lsn) -> Vec<DiskId> {
-    let expired = manifest.disks.iter().filter(|disk| disk.removed.is_some_and(|removed| removed <= oldest));
-    expired.map(|disk| disk.id).collect()
+/// The disks that were there at a moment.
+pub(super) fn at(manifest: &Manifest, catalogue: &Catalogue, timeline: Timeline, lsn: Lsn) -> Vec<DiskAt> {
+    let merged = manifest.oldest().is_some_and(|oldest| lsn < oldest.lsn);
+    let is = |kept: &&KeptInfo| (kept.moment.timeline, kept.moment.lsn) == (timeline, lsn);
+    if let Some(kept) = manifest.kept.iter().find(is).filter(|_| merged) {
+        let disk = |(id, size): &(DiskId, u64)| {
+            let name = manifest.disk(*id)?.name.clone();
+            Some(DiskAt { disk: ViewDisk { id: *id, name, size: *size }, complete: true })
+        };
+        return kept.disks.iter().filter_map(disk).collect();
+    }
+    manifest.disks.iter().filter_map(|disk| disk_at(disk, catalogue, timeline, lsn)).collect()
+}
+
+fn disk_at(disk: &DiskInfo, catalogue: &Catalogue, timeline: Timeline, lsn: Lsn) -> Option<DiskAt> {
+    let recorded = catalogue.disk_end(timeline, disk.id);
+    let gone = [recorded, disk.removed].into_iter().flatten().any(|end| end <= lsn);
+    if gone || disk.added > lsn {
+        return None;
+    }
+    let complete = catalogue.is_disk_complete(timeline, lsn, disk.id).unwrap_or(disk.base.is_some());
+    let size = catalogue.disk_size(timeline, lsn, disk.id).unwrap_or(disk.size);
+    Some(DiskAt { disk: ViewDisk { id: disk.id, name: disk.name.clone(), size }, complete })
+}
+
+/// The disks that no moment has any more: they can be dropped from the manifest, and then their files can be removed
+/// ([`remove_bases`]).
+pub(super) fn expired(manifest: &Manifest) -> Vec<DiskId> {
+    let Some(oldest) = manifest.retention.oldest else { return Vec::new() };
+    let kept = |id: DiskId| manifest.kept.iter().any(|kept| kept.disks.iter().any(|(disk, _)| *disk == id));
+    let expired = manifest.disks.iter().filter(|disk| disk.removed.is_some_and(|end| end <= oldest.lsn));
+    expired.map(|disk| disk.id).filter(|id| !kept(*id)).collect()
 }
 
 /// Removes the files of bases whose disks the manifest does not name; that manifest is durable.
@@ -102,21 +129,13 @@ pub fn expired_disks(manifest: &Manifest, oldest: Lsn) -> Vec<DiskId> {
 /// # Errors
 /// When the media fail.
 pub fn remove_bases(storage: &dyn Storage, manifest: &Manifest) -> Result<(), MediaError> {
-    let names = match storage.list("base") {
+    let names = match storage.list(BASE_DIRECTORY) {
         Err(error) if error.is_not_found() => return Ok(()),
         names => names?,
     };
-    let of = |id: DiskId| {
-        let (image, sidecar) = file_names(id);
-        [image, sidecar, table_name(id, 0), table_name(id, 1)]
-    };
-    let kept: Vec<String> = manifest.disks.iter().flat_map(|disk| of(disk.id)).collect();
-    let disk_of = |name: &str| DiskId::new(name.split('.').next()?.parse().ok()?);
-    for name in names {
-        let path = format!("base/{name}");
-        let ours = disk_of(&name).is_some_and(|id| of(id).contains(&path));
-        if ours && !kept.contains(&path) {
-            storage.remove(&path)?;
+    for file in names.iter().filter_map(|name| BaseFile::of(name)) {
+        if file.disk().is_some_and(|id| manifest.disk(id).is_none()) {
+            storage.remove(&file.path())?;
         }
     }
     Ok(())

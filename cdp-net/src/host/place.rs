@@ -2,7 +2,7 @@
 
 use super::sessions::SESSIONS_DIRECTORY;
 use cdp_core::journal::{MANIFEST_MAGIC, MANIFEST_NAME};
-use cdp_core::replica::JOURNAL_DIRECTORY;
+use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ const OWN: [&str; 9] = [
     "LOCK",
     "control.sock",
     "state",
-    "base",
+    BASE_DIRECTORY,
     JOURNAL_DIRECTORY,
     SESSIONS_DIRECTORY,
     "lost+found",

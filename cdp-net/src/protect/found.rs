@@ -22,9 +22,6 @@ pub(super) struct Found {
     pub(super) resized: Vec<(DiskId, u64)>,
     /// Disks whose copy was never complete: nothing of them can be restored.
     dropped: Vec<DiskId>,
-    /// What is recorded and the manifest does not say.
-    sizes: Vec<(DiskId, u64)>,
-    ends: Vec<(DiskId, Lsn)>,
     added: Vec<DiskInfo>,
 }
 
@@ -54,10 +51,8 @@ impl Found {
         let current = replica.disks_at(trunk.timeline, Lsn(u64::MAX));
         for disk in &manifest.disks {
             let recorded = replica.catalogue().disk_end(trunk.timeline, disk.id);
-            match (disk.removed, recorded) {
-                (None, Some(recorded)) => found.ends.push((disk.id, recorded)),
-                (Some(removed), None) if removed > end => found.leaving.push(disk.id),
-                _ => {}
+            if recorded.is_none() && disk.removed.is_some_and(|removed| removed > end) {
+                found.leaving.push(disk.id);
             }
         }
         let names: BTreeSet<&str> = current.iter().map(|at| at.disk.name.as_str()).collect();
@@ -94,9 +89,6 @@ impl Found {
         disk: &cdp_core::replica::ViewDisk,
         source: &Source,
     ) -> Result<(), ProtectError> {
-        if manifest.disk(disk.id).is_some_and(|info| info.size != disk.size) {
-            self.sizes.push((disk.id, disk.size));
-        }
         let size = source.size();
         let allowed = manifest.resizing.iter().any(|resizing| (resizing.disk, resizing.size) == (disk.id, size));
         if size < disk.size && !allowed {
@@ -110,16 +102,11 @@ impl Found {
     }
 
     /// Writes down what is known before anything is recorded.
-    pub(super) fn note(&self, manifest: &mut Manifest) {
+    pub(super) fn note(&self, replica: &Replica, manifest: &mut Manifest) {
+        // What was recorded at the end of the last life may not have been written down.
+        replica.note_disks(manifest);
         self.dropped.iter().for_each(|disk| manifest.drop_disk(*disk));
         manifest.disks.extend(self.added.iter().cloned());
-        for disk in &mut manifest.disks {
-            let is = |id: DiskId| id == disk.id;
-            let size = self.sizes.iter().find(|(id, _)| is(*id));
-            let end = self.ends.iter().find(|(id, _)| is(*id));
-            disk.size = size.map_or(disk.size, |(_, size)| *size);
-            disk.removed = end.map_or(disk.removed, |(_, end)| Some(*end));
-        }
         manifest.resizing = self.new_sizes().into_iter().map(|(disk, size)| ResizeInfo { disk, size }).collect();
     }
 

@@ -5,7 +5,7 @@
 //! without it views are slower, and nothing else.
 
 use super::PumpStore;
-use cdp_core::journal::{IndexMerge, MergeError, MergeTask, Reader, RunInfo, Snapshot};
+use cdp_core::journal::{IndexMerge, IndexMergeError, IndexMergeTask, Reader, RunInfo, Snapshot};
 use cdp_core::media::Storage;
 use cdp_core::replica::JOURNAL_DIRECTORY;
 use std::sync::Arc;
@@ -67,7 +67,7 @@ impl Levels {
 
     fn merge_all(&self) -> Pause {
         loop {
-            let next = |writer: &mut cdp_core::journal::Writer| Some((writer.next_merge()?, writer.snapshot()));
+            let next = |writer: &mut cdp_core::journal::Writer| Some((writer.next_index_merge()?, writer.snapshot()));
             let (task, snapshot) = match self.pump.ask(next, PATIENCE) {
                 Ok(Some(found)) => found,
                 Ok(None) => return Pause::Done,
@@ -84,7 +84,7 @@ impl Levels {
     }
 
     /// Whether it came to its end.
-    fn merge(&self, task: MergeTask, snapshot: &Snapshot) -> Result<bool, MergeError> {
+    fn merge(&self, task: IndexMergeTask, snapshot: &Snapshot) -> Result<bool, IndexMergeError> {
         // One for each merge: what was merged is let go of.
         let reader = Arc::new(Reader::new(Arc::clone(&self.storage), JOURNAL_DIRECTORY, CACHE_BYTES));
         let mut merge = IndexMerge::new(&reader, snapshot, task)?;

@@ -250,7 +250,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
         manifest.policy.rpo_ms = rpo_ms.unwrap_or(manifest.policy.rpo_ms);
         manifest.policy.points = points.unwrap_or(manifest.policy.points);
         if resumed {
-            found.note(manifest);
+            found.note(&replica, manifest);
         }
     });
     let stored = store(&mut writer, &executor, generation)?;

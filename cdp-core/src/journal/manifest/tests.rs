@@ -1,6 +1,7 @@
 //! A manifest comes back as it was; nothing else is taken for one.
 
 use super::*;
+use crate::frame::{Mark, PointKinds};
 use crate::journal::bytes::FormatError;
 use crate::journal::level::{RegionRange, RunTotals};
 use crate::types::{ClockEpoch, Stamp};
@@ -71,7 +72,21 @@ pub(crate) fn full() -> Manifest {
     });
     manifest.seeding.push(SeedingInfo { disk: DiskId::new(1).unwrap(), done: 4096 });
     manifest.pins.push(PinInfo { label: "court".into(), timeline, lsn: Lsn(44), created: WallTime(9) });
-    manifest.merge = Some(MergeInfo { timeline, upto: Lsn(60) });
+    let moment = |lsn| StampedMoment { timeline, lsn: Lsn(lsn), stamp };
+    manifest.merge = Some(moment(60));
+    let kinds = PointKinds { long: true, app: true, ..PointKinds::default() };
+    let point = Some(Mark { kinds, on_barrier: true, label: "audit".into() });
+    manifest.next_kept = 5;
+    manifest.kept = vec![
+        KeptInfo { number: 2, moment: moment(20), point, disks: vec![(DiskId::new(1).unwrap(), 512)] },
+        KeptInfo { number: 4, moment: moment(44), point: None, disks: Vec::new() },
+    ];
+    manifest.retention = Retention {
+        elapsed_ms: 900,
+        oldest: Some(moment(44)),
+        arrivals: vec![Arrival { elapsed_ms: 700, lsn: Lsn(55) }, Arrival { elapsed_ms: 800, lsn: Lsn(60) }],
+        layers: vec![LayerInfo { timeline, lsn: Lsn(20), elapsed_ms: 300 }],
+    };
     manifest.next_disk = 4;
     manifest.resizing.push(ResizeInfo { disk: DiskId::new(1).unwrap(), size: 2 << 30 });
     let range = |disk, first, last| RegionRange { disk, first, last };
@@ -147,6 +162,17 @@ fn a_number_of_a_disk_is_never_given_again() {
     assert_eq!(manifest.free_disk(), None);
     manifest.drop_disk(last);
     assert_eq!(manifest.free_disk(), None);
+}
+
+#[test]
+fn only_names_that_the_journal_gives_are_its_own() {
+    for number in [0, 1, 0xabc, u64::MAX] {
+        assert!(is_journal_file(&segment_name(number)));
+        assert!(is_journal_file(&crate::journal::run_name(number)));
+    }
+    for stranger in ["", ".seg", "1.seg", "000000000000000A.seg", "00000000000000001.idx", "0000000000000001.seg~"] {
+        assert!(!is_journal_file(stranger), "{stranger}");
+    }
 }
 
 proptest! {

@@ -1,7 +1,7 @@
 //! Runs of the levelled index in the manifest: others make them, the writer names them and lets go of those they replace.
 
 use super::Writer;
-use crate::journal::level::{IndexPlan, MergeTask, RunInfo, run_name};
+use crate::journal::level::{IndexMergeTask, IndexPlan, RunInfo, run_name};
 use crate::journal::manifest::{Generation, SegmentInfo};
 use crate::types::SegmentId;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 impl Writer {
     /// The next merge of the levelled index, if there is one to do: for an [`IndexMerge`](crate::journal::IndexMerge), whose
     /// run comes back by [`Writer::publish_run`]. One at a time: a second one asked for in between would be the same again.
-    pub fn next_merge(&mut self) -> Option<MergeTask> {
+    pub fn next_index_merge(&mut self) -> Option<IndexMergeTask> {
         if self.closing || self.failed.is_some() {
             return None;
         }
@@ -25,7 +25,7 @@ impl Writer {
         let number = self.manifest.next_run;
         self.manifest.next_run += 1;
         let (replica, keep_free_bytes) = (self.manifest.replica, self.options.keep_free_bytes);
-        Some(MergeTask { plan, replica, number, id, keep_free_bytes })
+        Some(IndexMergeTask { plan, replica, number, id, keep_free_bytes })
     }
 
     /// Names a run that is durable; the runs that it replaces leave the manifest with it, and the media when that is durable.

@@ -6,8 +6,9 @@ use cdp_core::frame::{Compression, Note, RecordKind, ResyncReason};
 use cdp_core::journal::*;
 use cdp_core::media::{Memory, Storage};
 use cdp_core::replica::base::BaseWriter;
+use cdp_core::replica::kept::{self, Space};
 use cdp_core::replica::merge::{Merge, clean_up};
-use cdp_core::replica::{Replica, expired_disks, is_unseeded, merge_limit, remove_bases};
+use cdp_core::replica::{Replica, is_unseeded, merge_limit, remove_bases, retention};
 use cdp_core::types::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use std::sync::Arc;
 const SIZE: u64 = (24 << 12) + 512;
 /// Disks grow up to here.
 const SIZE_MAX: u64 = 3 * SIZE / 512 * 512;
+
+const NOW: Now = Now { wall: WallTime(1), mono: MonoTime(1) };
 
 fn replica_id() -> ReplicaId {
     ReplicaId::new([5; 16]).unwrap()
@@ -38,7 +41,6 @@ struct World {
     dice: Dice,
     disks: BTreeMap<u16, Disk>,
     states: Vec<(Lsn, Timeline, State)>,
-    floor: Lsn,
     /// Where the timeline before ended.
     fork: Lsn,
     /// How often each of the things was done that are to be tested.
@@ -62,7 +64,7 @@ impl World {
         rig.start(timeline(1), None, Lsn::ZERO);
         let source = Source::new(seed, timeline(1));
         let (states, done) = (Vec::new(), BTreeMap::new());
-        Self { rig, source, dice: Dice(seed ^ 77), disks, states, floor: Lsn::ZERO, fork: Lsn::ZERO, done }
+        Self { rig, source, dice: Dice(seed ^ 77), disks, states, fork: Lsn::ZERO, done }
     }
 
     fn did(&mut self, what: &'static str) {
@@ -209,50 +211,89 @@ impl World {
         self.source.fork(timeline(2), self.fork);
     }
 
-    fn merge(&mut self) {
-        self.flush();
-        self.rig.writer.roll();
-        self.rig.drain();
-        let limit = merge_limit(self.rig.writer.manifest()).unwrap_or(Lsn(u64::MAX));
-        let moments = self.states.iter().filter(|(lsn, ..)| *lsn > self.floor && *lsn <= limit);
-        let moments: Vec<_> = moments.map(|(lsn, timeline, _)| (*lsn, *timeline)).collect();
-        if moments.is_empty() {
-            return self.did("nothing to merge");
+    /// Holds a moment, or lets go of one.
+    fn pin(&mut self) {
+        let pins = self.rig.writer.manifest().pins.len() as u64;
+        if pins > 2 {
+            let gone = self.dice.below(pins) as usize;
+            self.rig.writer.edit(|manifest| drop(manifest.pins.remove(gone)));
+        } else if let Some((lsn, timeline, _)) = self.states.last().cloned() {
+            let pin = PinInfo { label: String::new(), timeline, lsn, created: WallTime(1) };
+            self.rig.writer.edit(|manifest| manifest.pins.push(pin));
         }
-        let (upto, on) = moments[self.dice.below(moments.len() as u64) as usize];
-        let info = MergeInfo { timeline: on, upto };
-        self.rig.writer.edit(|manifest| manifest.merge = Some(info));
-        self.rig.drain();
-        let replica = self.load();
+        self.flush();
+        let held = retention::held(self.rig.writer.manifest());
+        if let Some((_, numbers)) = retention::release(&mut self.rig.writer, &held) {
+            self.rig.drain();
+            numbers.into_iter().for_each(|number| kept::remove(self.rig.storage.as_ref(), number).unwrap());
+        }
+        self.clean_up();
+    }
+
+    fn clean_up(&mut self) {
         let storage = Arc::clone(&self.rig.storage);
-        let path = replica.path(on, upto).unwrap();
-        let mut merge = Merge::begin(&storage, self.rig.writer.manifest(), info, &path, replica.bases()).unwrap();
-        while merge.step(16 << 10).unwrap() {}
-        let bases = merge.finish().unwrap();
-        self.rig.writer.edit(|manifest| {
-            manifest.merge = None;
-            for (id, base) in bases {
-                manifest.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.base = Some(base));
-            }
-            for id in expired_disks(manifest, upto) {
-                manifest.drop_disk(id);
-            }
-        });
-        self.rig.drain();
-        let merged = |segment: &SegmentInfo| segment.summary().filter(|s| s.last_lsn <= upto).map(|_| segment.number);
-        let numbers: Vec<_> = self.rig.writer.manifest().segments.iter().filter_map(merged).collect();
-        self.rig.writer.forget(&numbers);
-        self.rig.drain();
-        clean_up(storage.as_ref()).unwrap();
         remove_bases(storage.as_ref(), self.rig.writer.manifest()).unwrap();
         let listed = storage.list("base").unwrap();
         for name in &listed {
             let of = |info: &DiskInfo| name.starts_with(&format!("{}.", info.id));
             assert!(self.rig.writer.manifest().disks.iter().any(of), "{name} belongs to no disk: {listed:?}");
         }
-        self.floor = upto;
-        self.states.retain(|(lsn, ..)| *lsn >= upto);
+        let manifest = self.rig.writer.manifest();
+        let oldest = manifest.retention.oldest.map_or(Lsn::ZERO, |oldest| oldest.lsn);
+        let kept = |lsn: &Lsn| manifest.kept.iter().any(|kept| kept.moment.lsn == *lsn);
+        self.states.retain(|(lsn, ..)| *lsn >= oldest || kept(lsn));
+    }
+
+    /// Merges up to some moment, stopping at those that are held.
+    fn merge(&mut self) {
+        self.flush();
+        self.rig.writer.roll();
+        self.rig.drain();
+        let limit = merge_limit(self.rig.writer.manifest()).unwrap_or(Lsn(u64::MAX));
+        let moments: Vec<_> = self.states.iter().map(|(lsn, ..)| *lsn).filter(|lsn| *lsn <= limit).collect();
+        if moments.is_empty() {
+            return;
+        }
+        let target = moments[self.dice.below(moments.len() as u64) as usize];
+        let beyond =
+            retention::stop(self.rig.writer.manifest(), &retention::held(self.rig.writer.manifest()), Lsn(u64::MAX));
+        assert_eq!(beyond.is_none(), limit != Lsn(u64::MAX), "no merge goes where a disk has no base");
+        loop {
+            let held = retention::held(self.rig.writer.manifest());
+            let Some(lsn) = retention::stop(self.rig.writer.manifest(), &held, target) else { break };
+            let replica = self.load();
+            let on = self.states.iter().find(|(at, ..)| *at >= lsn).unwrap().1;
+            let to = StampedMoment { timeline: on, lsn, stamp: replica.exact(on, lsn).unwrap().stamp };
+            let keep = retention::to_keep(self.rig.writer.manifest(), &held, replica.catalogue());
+            if let Some(keep) = &keep {
+                let timeline = timeline(100 + keep.number as u8);
+                let storage = self.rig.storage.as_ref();
+                kept::create(storage, self.rig.writer.manifest(), keep.number, timeline, NOW).unwrap();
+                self.did("kept");
+            }
+            retention::begin(&mut self.rig.writer, to, keep);
+            self.rig.drain();
+            self.merge_to(to);
+        }
+        self.clean_up();
         self.did("merged");
+    }
+
+    fn merge_to(&mut self, to: StampedMoment) {
+        let (storage, replica) = (Arc::clone(&self.rig.storage), self.load());
+        let manifest = self.rig.writer.manifest().clone();
+        let mut dice = Dice(self.dice.next());
+        let space = manifest.kept.last().map(|kept| {
+            let ids = Box::new(move || std::array::from_fn(|_| dice.next() as u8));
+            Space::open(storage.as_ref(), kept.number, 0, ids, NOW).unwrap()
+        });
+        let path = replica.path(to.timeline, to.lsn).unwrap();
+        let mut merge = Merge::begin(&storage, &manifest, to, &path, replica.bases(), space).unwrap();
+        while merge.step(NOW, 16 << 10).unwrap() {}
+        let bases = merge.finish(NOW).unwrap();
+        retention::end(&mut self.rig.writer, &bases);
+        self.rig.drain();
+        clean_up(storage.as_ref()).unwrap();
     }
 
     fn load(&self) -> Replica {
@@ -266,8 +307,11 @@ impl World {
         for (lsn, timeline, state) in &self.states {
             let found = replica.disks_at(*timeline, *lsn);
             let found: Vec<_> = found.iter().map(|at| (at.disk.id.get(), at.disk.size, at.complete)).collect();
+            // Of a moment that is kept, only what can be restored is said.
+            let kept = replica.manifest().retention.oldest.is_some_and(|oldest| *lsn < oldest.lsn);
+            let there = state.iter().filter(|(.., complete)| *complete || !kept);
             let expected: Vec<_> =
-                state.iter().map(|(number, content, complete)| (*number, content.len() as u64, *complete)).collect();
+                there.map(|(number, content, complete)| (*number, content.len() as u64, *complete)).collect();
             assert_eq!(found, expected, "the disks at LSN {lsn}");
             let view = replica.view(*timeline, *lsn).unwrap();
             for (number, content, _) in state.iter().filter(|(.., complete)| *complete) {
@@ -325,6 +369,7 @@ fn every_moment_has_the_disks_that_it_had() {
             match world.dice.below(40) {
                 0 => world.merge(),
                 1 => world.check(),
+                5..8 => world.pin(),
                 2..5 => world.flush(),
                 _ => {}
             }
@@ -337,7 +382,7 @@ fn every_moment_has_the_disks_that_it_had() {
         world.check();
         world.done.iter().for_each(|(what, times)| *done.entry(*what).or_default() += times);
     }
-    for what in ["grown", "cut", "added", "completed", "removed", "merged"] {
+    for what in ["grown", "cut", "added", "completed", "removed", "merged", "kept"] {
         assert!(done.get(what).is_some_and(|times: &u32| *times > 2), "{what} too rarely: {done:?}");
     }
 }

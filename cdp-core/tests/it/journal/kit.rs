@@ -128,7 +128,7 @@ impl Rig {
     pub(crate) fn merge_index(&mut self, budget: u64) -> usize {
         let reader = self.reader();
         for made in 0.. {
-            let Some(task) = self.writer.next_merge() else { return made };
+            let Some(task) = self.writer.next_index_merge() else { return made };
             let mut merge = IndexMerge::new(&reader, &self.writer.snapshot(), task).unwrap();
             let run = loop {
                 if let Some(run) = merge.step(budget).unwrap() {

@@ -82,7 +82,7 @@ fn live(
             segment(rig, source, dice);
         }
         if merge.is_none() {
-            let new = match rig.writer.next_merge() {
+            let new = match rig.writer.next_index_merge() {
                 None if round >= 4 && rig.writer.is_idle() => break,
                 task => task.map(|task| IndexMerge::new(&reader, &rig.writer.snapshot(), task)),
             };
