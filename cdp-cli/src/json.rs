@@ -4,7 +4,7 @@
 
 pub use cdp_net::diff::{Difference, DiskDigest, Kind, Of};
 pub use cdp_net::report::{
-    At, Disk, Gap, Lack, Point, PointKind, Points, Policy, Range, Session, Space, State, Status,
+    At, Disk, DiskChanged, DiskVerb, Gap, Lack, Point, PointKind, Points, Policy, Range, Session, Space, State, Status,
 };
 pub use cdp_net::restore::RestoredDisk;
 pub use cdp_net::verify::{Damage, Verified};
@@ -165,6 +165,9 @@ pub struct Restored {
     pub at: At,
     /// What was written.
     pub outputs: Vec<RestoredDisk>,
+    /// Disks that were there and whose first copy was not through: they cannot be restored at that moment.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<String>,
 }
 
 /// What `diff` comes to know. Scripts see differences and digests, a line each, as they are.
@@ -197,6 +200,9 @@ pub enum MountEvent {
         session: Option<String>,
         /// Writes are taken.
         writable: bool,
+        /// Disks that were there and whose first copy was not through: they are not served.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        incomplete: Vec<String>,
     },
     /// The end.
     Stopped {

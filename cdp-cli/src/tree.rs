@@ -1,6 +1,6 @@
 //! The tree of commands, and the way from arguments to an exit status.
 
-use crate::command::{demo, diff, inspect, mark, mount, points, policy, protect, restore, status, verify};
+use crate::command::{demo, diff, disk, inspect, mark, mount, points, policy, protect, restore, status, verify};
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
@@ -26,6 +26,7 @@ enum Command {
     Policy(policy::Arguments),
     Points(points::Arguments),
     Mark(mark::Arguments),
+    Disk(disk::Arguments),
     Mount(mount::Arguments),
     Restore(restore::Arguments),
     Diff(diff::Arguments),
@@ -47,6 +48,7 @@ impl Command {
             Self::Policy(arguments) => arguments.run(engine, output),
             Self::Points(arguments) => arguments.run(engine, output),
             Self::Mark(arguments) => arguments.run(engine, output),
+            Self::Disk(arguments) => arguments.run(engine, output),
             Self::Mount(arguments) => arguments.run(engine, output),
             Self::Restore(arguments) => arguments.run(engine, output),
             Self::Diff(arguments) => arguments.run(engine, output),

@@ -59,7 +59,8 @@ fn for_people(status: &Status) -> String {
     }
     for disk in &status.disks {
         let place = disk.uri.as_ref().map(|uri| format!(", served at {uri}")).unwrap_or_default();
-        text.push_str(&format!("disk    {} ({}){place}\n", disk.name, format_bytes(disk.size)));
+        let copied = if disk.incomplete { ", being copied: it cannot be restored yet" } else { "" };
+        text.push_str(&format!("disk    {} ({}){place}{copied}\n", disk.name, format_bytes(disk.size)));
     }
     status.ranges.iter().for_each(|range| text.push_str(&format!("keeps   {}", range_line(range))));
     status.sessions.iter().for_each(|session| text.push_str(&session_line(session)));

@@ -197,6 +197,10 @@ impl Branch {
     /// Takes note of a record; it counts once the frontier has reached it. Records come in LSN order; those before the beginning
     /// are passed over.
     pub fn handle(&mut self, event: Event) {
+        // What a moment's disks were is also told by what became of them later.
+        if let Some((disk, what)) = DiskFact::of(&event) {
+            self.changes.push(DiskChange { lsn: event.lsn, disk, what });
+        }
         if event.lsn > self.frontier.lsn {
             self.pending.push_back(event);
         } else if event.lsn == self.frontier.lsn
@@ -225,8 +229,7 @@ impl Branch {
     }
 
     fn fold(&mut self, event: &Event) {
-        if let Some((disk, what)) = DiskFact::of(event) {
-            self.changes.push(DiskChange { lsn: event.lsn, disk, what });
+        if DiskFact::of(event).is_some() {
             return self.reach(event.lsn, event.stamp);
         }
         match &event.note {
