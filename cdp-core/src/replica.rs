@@ -22,7 +22,7 @@ mod view;
 pub use disks::{DiskAt, is_unseeded, merge_limit, remove_bases};
 pub use files::{BASE_DIRECTORY, BaseFile};
 pub use resolve::{NotRestorable, ResolveError};
-pub use view::{Bases, ReplicaView, Run, ViewDisk};
+pub use view::{Bases, Ground, Renew, ReplicaView, Run, ViewDisk};
 
 use self::base::{Base, BaseError};
 use self::catalogue::{Branch, Catalogue, Role};
@@ -204,7 +204,7 @@ impl Replica {
     ///
     /// # Errors
     /// When the timeline is not known, the moment is merged and not kept, or what keeps it cannot be read.
-    pub fn ground(&self, timeline: Timeline, lsn: Lsn) -> Result<(Vec<PathElement>, Arc<Bases>), ReplicaError> {
+    pub fn ground(&self, timeline: Timeline, lsn: Lsn) -> Result<Ground, ReplicaError> {
         // LSNs grow along the trunk: what is below is before.
         let merged = self.manifest.oldest().is_some_and(|oldest| lsn < oldest.lsn);
         if !merged {
@@ -223,8 +223,7 @@ impl Replica {
     /// # Errors
     /// When the timeline is not known or the journal does not reach so far.
     pub fn view(&self, timeline: Timeline, lsn: Lsn) -> Result<ReplicaView, ReplicaError> {
-        let (path, bases) = self.ground(timeline, lsn)?;
-        Ok(ReplicaView::open(&path, bases, self.complete_disks(timeline, lsn))?)
+        Ok(ReplicaView::open(self.ground(timeline, lsn)?, self.complete_disks(timeline, lsn))?)
     }
 }
 

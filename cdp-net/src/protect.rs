@@ -55,13 +55,13 @@ use self::failure::Failure;
 use self::pump::{Message, Stored};
 use self::sources::Sources;
 use self::stop::Threads;
-use crate::host::{Edit, Host, Live, Store};
+use crate::host::{Change, Host, Live, Store};
 use crate::nbd::Export;
 use crate::owner::{ControlServer, Owner};
 use crate::report::{self, DiskChanged, Problem, ProblemClass};
 use cdp_core::capture::{self, MarkError};
 use cdp_core::frame::{Mark, PointKinds};
-use cdp_core::journal::{Manifest, Policy};
+use cdp_core::journal::{Manifest, Policy, Snapshot};
 use cdp_core::types::{Lsn, Timeline};
 use cdp_core::when::Label;
 use std::collections::BTreeMap;
@@ -86,6 +86,8 @@ pub enum Notice {
     Filter(capture::Event),
     /// The replica's side cannot go on; the guest can.
     ReplicaFailed(String),
+    /// It shows that the journal's bound will cut the window, or that it will not after all.
+    History(report::History),
 }
 
 /// How much of the sources is compared with the replica after a start.
@@ -149,6 +151,8 @@ struct Shared {
     copies: Mutex<Option<Sender<CopyOrder>>>,
     /// Held while a disk joins, changes or leaves.
     changing: Mutex<()>,
+    /// News of how far back history will go, for the thread that tells.
+    history: Mutex<Option<report::History>>,
 }
 
 /// Edits of the manifest on their way through the pump, whose writer owns it.
@@ -179,22 +183,22 @@ impl PumpStore {
 }
 
 impl Store for Arc<PumpStore> {
-    fn edit(&self, change: Edit) -> Result<Manifest, Problem> {
+    fn change(&self, change: Change) -> Result<(Manifest, Snapshot), Problem> {
         let not_stored = |message: &str| Problem::new(ProblemClass::Failed, "not-stored", message);
         let begun = Instant::now();
-        let Ok(generation) = self.ask(move |writer| writer.edit(change), EDIT_PATIENCE) else {
+        let Ok(generation) = self.ask(change, EDIT_PATIENCE) else {
             return Err(not_stored("the replica's journal has stopped: the change was not stored"));
         };
         loop {
             let look = move |writer: &mut cdp_core::journal::Writer| {
                 if writer.manifest_durable() >= generation {
-                    Ok(writer.manifest().clone())
+                    Ok((writer.manifest().clone(), writer.snapshot()))
                 } else {
                     Err(writer.lacks())
                 }
             };
             match self.ask(look, EDIT_PATIENCE) {
-                Ok(Ok(manifest)) => return Ok(manifest),
+                Ok(Ok(stored)) => return Ok(stored),
                 Ok(Err(Some(_))) if begun.elapsed() >= ROOM_PATIENCE => {
                     let message = "the replica's disk has no room for the change: it is not stored";
                     return Err(Problem::new(ProblemClass::Failed, "no-space", message).hint(
@@ -273,19 +277,19 @@ impl Protector {
     /// # Errors
     /// When this moment cannot be restored.
     pub fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
-        self.shared.mark(label)
+        let kinds = PointKinds { mark: true, ..PointKinds::default() };
+        self.shared.mark(kinds, label.as_str())
     }
 }
 
 impl Live for Shared {
-    fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
+    fn mark(&self, kinds: PointKinds, label: &str) -> Result<Lsn, Problem> {
         if self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace {
             let message = "the replica's disk has no room: this moment would not be kept";
             return Err(Problem::new(ProblemClass::Refused, "not-restorable-now", message)
                 .hint("make room; the protection then goes on by itself"));
         }
-        let kinds = PointKinds { mark: true, ..PointKinds::default() };
-        let mark = Mark { kinds, on_barrier: false, label: label.as_str().to_owned() };
+        let mark = Mark { kinds, on_barrier: false, label: label.to_owned() };
         let lsn = self.engine.with(|filter, now| filter.mark(now, mark)).map_err(|error| match error {
             MarkError::NotRestorable { .. } => {
                 Problem::new(ProblemClass::Refused, "not-restorable-now", error.to_string())
@@ -330,6 +334,10 @@ impl Live for Shared {
         Shared::resize_disk(self, name, size, force)
     }
 
+    fn stored_bytes_per_s(&self) -> u64 {
+        self.stored.per_second()
+    }
+
     fn describe(&self, status: &mut report::Status) {
         let now = self.engine.with(|filter, now| filter.status(now));
         status.state = self.state(now.state);
@@ -368,6 +376,10 @@ impl Shared {
         // Without a thread that copies, the protection is ending.
         let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
         copies.as_ref().map(|copies| copies.send(order));
+    }
+
+    fn tell_history(&self, history: report::History) {
+        *self.history.lock().unwrap_or_else(PoisonError::into_inner) = Some(history);
     }
 
     /// What has to be free, and what is.

@@ -6,15 +6,15 @@ use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, Pin
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
 use cdp_core::frame::Compression;
-use cdp_core::journal::{Looked, OpenError, look};
+use cdp_core::journal::{BaseInfo, Looked, Manifest, OpenError, StampedMoment, look, read_manifest};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::catalogue::Moment;
 use cdp_core::replica::session::{Session, SessionError, SessionOptions};
-use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
-use cdp_core::types::Timeline;
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaView};
+use cdp_core::types::{Lsn, Timeline};
 use cdp_core::when::{TimelineName, When};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What keeps the moment from going away: dropped last.
 enum Keep {
@@ -66,24 +66,63 @@ fn storage(dir: &Path) -> Result<Arc<dyn Storage>, Problem> {
     Ok(Arc::new(disk))
 }
 
-/// The files under an owner who vouches for everything up to `at`.
-fn load_under_owner(dir: &Path, at: &At) -> Result<Replica, Problem> {
-    let storage = storage(dir)?;
+/// How often the files are looked at again when they changed in between.
+const LOOKS_MAX: usize = 16;
+
+/// The files under an owner who vouches for everything up to `safe`, and who goes on merging and removing what is old.
+fn load_under_owner(storage: &Arc<dyn Storage>, safe: Lsn) -> Result<Replica, Problem> {
+    let generation = || read_manifest(storage.as_ref()).map(|manifest| manifest.generation).ok();
+    let mut looks = 0;
+    loop {
+        let before = generation();
+        looks += 1;
+        match look_under_owner(storage, safe) {
+            Err(_) if looks < LOOKS_MAX && generation() != before => {}
+            done => return done,
+        }
+    }
+}
+
+fn look_under_owner(storage: &Arc<dyn Storage>, safe: Lsn) -> Result<Replica, Problem> {
     let failed = |error: cdp_core::replica::ReplicaError| document::unreadable(&error);
     // The owner is the witness.
     let looked = look(storage.as_ref(), JOURNAL_DIRECTORY, None).map_err(|error| failed(error.into()))?;
     let Looked { manifest, snapshot, damage, .. } = looked;
-    if let Some(damage) = damage.filter(|damage| damage.good < at.lsn) {
+    if let Some(damage) = damage.filter(|damage| damage.good < safe) {
         return Err(failed(OpenError::Damaged(Box::new(damage)).into()));
     }
-    if snapshot.written() < at.lsn {
+    if snapshot.written() < safe {
         // No torn tail either: the owner has seen it durable.
         let (path, written) = (storage.path(), snapshot.written());
-        let message =
-            format!("{path} holds LSNs up to {written} that can be read, and up to {} were made durable", at.lsn);
+        let message = format!("{path} holds LSNs up to {written} that can be read, and up to {safe} were made durable");
         return Err(document::damaged(message));
     }
-    Replica::load(storage, manifest, snapshot, at.lsn).map_err(failed)
+    Replica::load(Arc::clone(storage), manifest, snapshot, safe).map_err(failed)
+}
+
+/// What tells whether a moment stands where it stood: how far the bases are, and what is kept.
+type Place = (Option<StampedMoment>, Vec<Option<BaseInfo>>, Vec<u64>);
+
+fn place_of(manifest: &Manifest) -> Place {
+    let bases = manifest.disks.iter().map(|disk| disk.base).collect();
+    (manifest.oldest(), bases, manifest.kept.iter().map(|kept| kept.number).collect())
+}
+
+/// A view of a moment that is held, while its owner merges what is behind it.
+fn view_under_owner(replica: &Replica, (timeline, lsn): (Timeline, Lsn)) -> Result<ReplicaView, Problem> {
+    let view = replica.view(timeline, lsn).map_err(|error| document::unreadable(&error))?;
+    let (storage, known) = (Arc::clone(replica.storage()), Mutex::new(place_of(replica.manifest())));
+    Ok(view.renewed_by(Box::new(move || {
+        let replica = load_under_owner(&storage, lsn).ok()?;
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = place_of(replica.manifest());
+        if *known == place {
+            return None;
+        }
+        *known = place;
+        let ground = replica.ground(timeline, lsn).ok()?;
+        Some(Ok(ground))
+    })))
 }
 
 /// The moment that the owner has found.
@@ -110,7 +149,7 @@ impl Reading {
             Access::Client(mut client) => {
                 let request = Request::Pin { at: when.clone(), nearest: side };
                 let PinReply { at, .. } = client.call(&request).map_err(not_answered)?;
-                let replica = load_under_owner(dir, &at)?;
+                let replica = load_under_owner(&storage(dir)?, at.lsn)?;
                 let moment = moment_of(&replica, &at)?;
                 Ok(Self { replica, moment, at, keep: Keep::Client { client } })
             }
@@ -141,7 +180,7 @@ impl Reading {
         // Under an owner only what is up to the moment was loaded: the others are known with the latest one.
         let latest = Request::Pin { at: When::Latest, nearest: None };
         let PinReply { at, .. } = client.call(&latest).map_err(not_answered)?;
-        let replica = load_under_owner(Path::new(&self.replica.storage().path()), &at)?;
+        let replica = load_under_owner(self.replica.storage(), at.lsn)?;
         check_disk(&replica, &self.moment, name)
     }
 
@@ -150,8 +189,7 @@ impl Reading {
     /// # Errors
     /// When the journal cannot be read.
     pub fn view(&self) -> Result<cdp_core::replica::ReplicaView, Problem> {
-        let view = self.replica.view(self.moment.timeline, self.moment.lsn);
-        view.map_err(|error| document::unreadable(&error))
+        view_under_owner(&self.replica, (self.moment.timeline, self.moment.lsn))
     }
 }
 
@@ -212,7 +250,7 @@ impl ReadingTwo {
                 let at = [pin(when[0])?, pin(when[1])?];
                 // LSNs grow on the trunk from timeline to timeline: who has the later one has both.
                 let later = if at[0].lsn > at[1].lsn { &at[0] } else { &at[1] };
-                let replica = load_under_owner(dir, later)?;
+                let replica = load_under_owner(&storage(dir)?, later.lsn)?;
                 let moments = [moment_of(&replica, &at[0])?, moment_of(&replica, &at[1])?];
                 Ok(Self { replica, moments, at, _keep: Keep::Client { client } })
             }
@@ -232,10 +270,7 @@ impl ReadingTwo {
     /// # Errors
     /// When the journal cannot be read.
     pub fn views(&self) -> Result<[cdp_core::replica::ReplicaView; 2], Problem> {
-        let view = |moment: &Moment| {
-            let view = self.replica.view(moment.timeline, moment.lsn);
-            view.map_err(|error| document::unreadable(&error))
-        };
+        let view = |moment: &Moment| view_under_owner(&self.replica, (moment.timeline, moment.lsn));
         Ok([view(&self.moments[0])?, view(&self.moments[1])?])
     }
 }
@@ -270,7 +305,7 @@ impl Writing {
             Access::Client(mut client) => {
                 let request = Request::OpenSession { at: at.cloned(), nearest: side, name };
                 let report: SessionReport = client.call(&request).map_err(not_answered)?;
-                let replica = load_under_owner(dir, &report.at)?;
+                let replica = load_under_owner(&storage(dir)?, report.at.lsn)?;
                 (replica, report, Keep::Client { client })
             }
             Access::Owner(owner) => {
@@ -304,14 +339,9 @@ fn open_session(replica: &Replica, report: &SessionReport) -> Result<Session, Pr
         SessionError::Read(error) => document::unreadable(&error.into()),
         error => Problem::new(ProblemClass::Failed, "session", error.to_string()),
     };
-    let path = replica.path(info.parent, info.fork).map_err(|error| document::unreadable(&error))?;
-    let options = SessionOptions {
-        path,
-        bases: Arc::clone(replica.bases()),
-        disks: replica.complete_disks(info.parent, info.fork),
-        keep_free_bytes: replica.manifest().policy.reserve_bytes,
-        compression: Compression::None,
-    };
+    let moment = view_under_owner(replica, (info.parent, info.fork))?;
+    let keep_free_bytes = replica.manifest().policy.reserve_bytes;
+    let options = SessionOptions { moment, keep_free_bytes, compression: Compression::None };
     let store = store.map_err(|error| failed(SessionError::Open(error.into())))?;
     Session::open(&store, options, Box::new(identity), clock::now()).map_err(failed)
 }

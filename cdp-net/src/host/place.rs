@@ -2,12 +2,13 @@
 
 use super::sessions::SESSIONS_DIRECTORY;
 use cdp_core::journal::{MANIFEST_MAGIC, MANIFEST_NAME};
+use cdp_core::replica::kept::KEPT_DIRECTORY;
 use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// What a replica's directory holds at its top, or may hold when it was only begun; and what a new file system holds.
-const OWN: [&str; 9] = [
+const OWN: [&str; 10] = [
     MANIFEST_NAME,
     "MANIFEST.tmp",
     "LOCK",
@@ -16,6 +17,7 @@ const OWN: [&str; 9] = [
     BASE_DIRECTORY,
     JOURNAL_DIRECTORY,
     SESSIONS_DIRECTORY,
+    KEPT_DIRECTORY,
     "lost+found",
 ];
 

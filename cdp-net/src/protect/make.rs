@@ -1,11 +1,11 @@
 //! Making a replica: what may be made, where, and what an attempt that did not end left behind.
 
 use super::open::{ACTIVITY_LOG, ProtectError, ProtectOptions, SourceOptions, unreadable};
-use crate::host::{RPO_MS, no_coalescing};
+use crate::host::check_policy;
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
 use crate::source::Source;
-use cdp_core::journal::{self, DiskInfo, MANIFEST_NAME, Manifest, PointsMode, is_journal_file};
+use cdp_core::journal::{self, DiskInfo, MANIFEST_NAME, Manifest, is_journal_file};
 use cdp_core::media::{MediaError, Storage};
 use cdp_core::replica::{BASE_DIRECTORY, BaseFile, JOURNAL_DIRECTORY};
 use cdp_core::types::{DISKS_MAX, DiskId, GroupId, Lsn, NAME_MAX, ReplicaId};
@@ -17,9 +17,7 @@ fn usage(code: &str, message: String) -> Problem {
 
 /// Whether the options are such that a manifest can hold them.
 pub(super) fn check(options: &ProtectOptions) -> Result<(), Problem> {
-    if options.points == Some(PointsMode::PerPoint) {
-        return Err(no_coalescing());
-    }
+    check_policy(&options.policy)?;
     if options.sources.is_empty() || options.sources.len() > DISKS_MAX {
         return Err(usage("disks", format!("a group has 1 to {DISKS_MAX} disks, not {}", options.sources.len())));
     }
@@ -31,9 +29,6 @@ pub(super) fn check(options: &ProtectOptions) -> Result<(), Problem> {
     }
     if let Some(twice) = options.sources.iter().find(|source| !names.insert(&source.name)) {
         return Err(usage("name", format!("two disks are called {:?}", twice.name)));
-    }
-    if let Some(rpo_ms) = options.rpo_ms.filter(|rpo_ms| !RPO_MS.contains(rpo_ms)) {
-        return Err(usage("rpo", format!("an RPO of {rpo_ms} ms is not between {} ms and a day", RPO_MS.start())));
     }
     Ok(())
 }
