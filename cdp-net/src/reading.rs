@@ -22,7 +22,7 @@ enum Keep {
     /// This process owns the directory, and answers others who ask; let go of in this order.
     Owner { _control: ControlServer, _session: Option<OpenedSession>, _host: Arc<Host>, _owner: Owner },
     /// The owner holds a pin, or a session, while this connection lives.
-    Client { _client: ControlClient },
+    Client { client: ControlClient },
 }
 
 impl std::fmt::Debug for Keep {
@@ -50,7 +50,7 @@ pub struct Reading {
     pub moment: Moment,
     /// The moment as it is shown.
     pub at: At,
-    _keep: Keep,
+    keep: Keep,
 }
 
 /// Why an owner's answer is none.
@@ -154,7 +154,7 @@ impl Reading {
                 let PinReply { at, .. } = client.call(&request).map_err(not_answered)?;
                 let replica = load_under_owner(&storage(dir)?, at.lsn, key)?;
                 let moment = moment_of(&replica, &at)?;
-                Ok(Self { replica, moment, at, _keep: Keep::Client { _client: client } })
+                Ok(Self { replica, moment, at, keep: Keep::Client { client } })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
@@ -162,9 +162,29 @@ impl Reading {
                 let moment = host.moment(when, side)?;
                 let at = document::at(&host.replica(), &moment);
                 let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
-                Ok(Self { replica, moment, at, _keep: keep(owner, host, None)? })
+                Ok(Self { replica, moment, at, keep: keep(owner, host, None)? })
             }
         }
+    }
+
+    /// Disks that were there, and whose first copy was not through: nothing of them can be restored.
+    #[must_use]
+    pub fn incomplete(&self) -> Vec<String> {
+        incomplete(&self.replica, &self.moment)
+    }
+
+    /// Refuses a disk of which nothing can be restored at the moment, and names those next to it at which it can.
+    ///
+    /// # Errors
+    /// When it is such a disk. One that nobody knows is not.
+    pub fn check_disk(&mut self, name: Option<&str>) -> Result<(), Problem> {
+        let Err(problem) = check_disk(&self.replica, &self.moment, name) else { return Ok(()) };
+        let Keep::Client { client } = &mut self.keep else { return Err(problem) };
+        // Under an owner only what is up to the moment was loaded: the others are known with the latest one.
+        let latest = Request::Pin { at: When::Latest, nearest: None };
+        let PinReply { at, .. } = client.call(&latest).map_err(not_answered)?;
+        let replica = load_under_owner(self.replica.storage(), at.lsn, &self.replica.keys().of_stores())?;
+        check_disk(&replica, &self.moment, name)
     }
 
     /// The disks at the moment.
@@ -174,6 +194,29 @@ impl Reading {
     pub fn view(&self) -> Result<cdp_core::replica::ReplicaView, Problem> {
         view_under_owner(&self.replica, (self.moment.timeline, self.moment.lsn))
     }
+}
+
+fn incomplete(replica: &Replica, moment: &Moment) -> Vec<String> {
+    let there = replica.disks_at(moment.timeline, moment.lsn).into_iter();
+    there.filter(|found| !found.complete).map(|found| found.disk.name).collect()
+}
+
+fn check_disk(replica: &Replica, moment: &Moment, name: Option<&str>) -> Result<(), Problem> {
+    let known = |name: &&str| replica.manifest().disks.iter().any(|disk| disk.name == **name);
+    let Some(name) = name.filter(known) else { return Ok(()) };
+    if replica.complete_disks(moment.timeline, moment.lsn).iter().any(|disk| disk.name == name) {
+        return Ok(());
+    }
+    let why = if incomplete(replica, moment).iter().any(|disk| disk == name) {
+        "was not complete at that moment: its first copy was not through"
+    } else {
+        "was not there at that moment"
+    };
+    let nearest = replica.nearest_with_disk(name, moment);
+    let sides = [nearest.before, nearest.after];
+    let nearest: Vec<_> = sides.iter().flatten().map(|moment| document::at(replica, moment)).collect();
+    let problem = Problem::new(ProblemClass::NotRestorable, "disk-incomplete", format!("the disk {name:?} {why}"));
+    Err(if nearest.is_empty() { problem } else { problem.hint("take one of the nearest moments").nearest(nearest) })
 }
 
 /// Two moments of one replica that can be read for as long as this lives.
@@ -187,6 +230,15 @@ pub struct ReadingTwo {
 }
 
 impl ReadingTwo {
+    /// Refuses a disk whose first copy was not through at one of the moments. One that was not there has no bytes there.
+    ///
+    /// # Errors
+    /// When it is such a disk.
+    pub fn check_disk(&self, name: Option<&str>) -> Result<(), Problem> {
+        let is = |moment: &&Moment| incomplete(&self.replica, moment).iter().any(|disk| Some(disk.as_str()) == name);
+        self.moments.iter().find(is).map_or(Ok(()), |moment| check_disk(&self.replica, moment, name))
+    }
+
     /// Finds both moments and holds them. Of one that is not restorable its neighbour on `side` is taken.
     ///
     /// # Errors
@@ -209,7 +261,7 @@ impl ReadingTwo {
                 let later = if at[0].lsn > at[1].lsn { &at[0] } else { &at[1] };
                 let replica = load_under_owner(&storage(dir)?, later.lsn, key)?;
                 let moments = [moment_of(&replica, &at[0])?, moment_of(&replica, &at[1])?];
-                Ok(Self { replica, moments, at, _keep: Keep::Client { _client: client } })
+                Ok(Self { replica, moments, at, _keep: Keep::Client { client } })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
@@ -239,6 +291,8 @@ pub struct Writing {
     pub session: Arc<Session>,
     /// What the session is.
     pub report: SessionReport,
+    /// Disks that were there when it began, and of which nothing could be restored.
+    pub incomplete: Vec<String>,
     /// The session's directory is this process's as long as it writes there, whoever owns the replica meanwhile.
     _writer: Owner,
     _keep: Keep,
@@ -262,7 +316,7 @@ impl Writing {
                 let request = Request::OpenSession { at: at.cloned(), nearest: side, name };
                 let report: SessionReport = client.call(&request).map_err(not_answered)?;
                 let replica = load_under_owner(&storage(dir)?, report.at.lsn, key)?;
-                (replica, report, Keep::Client { _client: client })
+                (replica, report, Keep::Client { client })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
@@ -280,7 +334,8 @@ impl Writing {
             Problem::new(ProblemClass::Refused, "session-open", message).hint("end that mount first")
         })?;
         let session = open_session(&replica, &report)?;
-        Ok(Self { session: Arc::new(session), report, _writer: writer, _keep: kept })
+        let incomplete = incomplete(&replica, &moment_of(&replica, &report.at)?);
+        Ok(Self { session: Arc::new(session), report, incomplete, _writer: writer, _keep: kept })
     }
 }
 

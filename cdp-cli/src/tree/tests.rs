@@ -61,7 +61,7 @@ impl Engine for Fake {
     ) -> Result<Restored, Failure> {
         progress(Progress { done: 1, total: 1 });
         assert_eq!(spec.at, "-15m".parse().unwrap());
-        Ok(Restored { at: at(), outputs: vec![] })
+        Ok(Restored { at: at(), outputs: vec![], incomplete: vec![] })
     }
     fn diff(
         &self,

@@ -112,7 +112,9 @@ pub(crate) fn seal(decoder: Decoder, bytes: &[u8]) -> Vec<u8> {
         Decoder::RunTrailer => (super::level::fuzz::TRAILER_MAGIC, FIXED_BYTES),
         _ => (MANIFEST_MAGIC, bytes.len().max(PREFIX)),
     };
-    let mut put = Put::begin(magic, VERSION, 0);
+    // A header says by its flag whether it has a key.
+    let is_keyed = decoder == Decoder::SegmentHeader && bytes.get(56..60).is_some_and(|key| key != [0; 4]);
+    let mut put = Put::begin(magic, VERSION, is_keyed.into());
     put.bytes(bytes.get(PREFIX..).unwrap_or_default());
     put.0.truncate(length);
     put.finish(length)

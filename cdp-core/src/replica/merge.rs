@@ -20,11 +20,12 @@ use super::kept::Space;
 use super::session::SessionError;
 use super::sidecar::{self, Entry, Page, PageDigest, Seed, Slot};
 use super::view::Bases;
-use crate::journal::{BaseInfo, Manifest, Origin, PathElement, ReadError, StampedMoment, View};
+use crate::frame::Note;
+use crate::journal::{BaseInfo, DiskInfo, Manifest, Origin, PathElement, ReadError, StampedMoment, View};
 use crate::media::{File, MediaError, Storage};
 use crate::trust::{BlockPlace, BlockSealer};
 use crate::types::{BLOCK, DiskId, Extent, Lsn, Now, ReplicaId, SECTOR};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// What stays of blocks that a merge changes in parts.
@@ -254,11 +255,15 @@ impl Merge {
         // What an earlier try wrote stays true: only whole records count, and they follow each other.
         let rests_bytes = rests.len()?.next_multiple_of(REST_BYTES as u64);
         let mut waiting = VecDeque::new();
-        for disk in &manifest.disks {
+        let reached = reached(path)?;
+        // Of a disk that comes later there is nothing, and of one that is gone by then nothing is needed.
+        let there = |disk: &&DiskInfo| disk.added <= info.lsn && disk.removed.is_none_or(|end| end > info.lsn);
+        for disk in manifest.disks.iter().filter(there) {
             if let Some(base) = bases.get(disk.id) {
                 // A key that the manifest says bases are sealed by: what it seals is never without it.
                 let sealer = base.sealer(manifest.keys.last().map(|key| key.generation))?;
-                let work = Work::new(storage.as_ref(), manifest.replica, disk.id, disk.size, base)?;
+                let size = manifest.reach(disk).max(reached.get(&disk.id).copied().unwrap_or(0));
+                let work = Work::new(storage.as_ref(), manifest.replica, disk.id, size, base)?;
                 waiting.push_back(Work { sealer, ..work });
             }
         }
@@ -336,7 +341,6 @@ impl Work {
     ) -> Result<Self, MediaError> {
         let (image, sidecar) = base::file_names(disk);
         let (image, sidecar) = (storage.open(&image, true)?, storage.open(&sidecar, true)?);
-        // A disk that was cut since may have been longer at the moment up to which is merged.
         let size = size.max(base.size());
         if image.len()? < size.next_multiple_of(BLOCK) {
             image.set_len(size.next_multiple_of(BLOCK))?;
@@ -361,7 +365,7 @@ impl Work {
         let at = number * layout.covers();
         let end = (at + layout.covers()).min(self.size.next_multiple_of(BLOCK));
         let changes = changes(view, self.disk, Extent::new(at, end - at))?;
-        if changes.iter().all(Option::is_none) {
+        if changes.iter().all(Option::is_none) && !self.ends_in(number) {
             return Ok(Vec::new());
         }
         let mut changed = Vec::new();
@@ -415,17 +419,25 @@ impl Work {
         self.base.expect_torn_sealed(block, BlockCopy { file: Arc::clone(rests.file), offset, entry });
     }
 
+    /// Whether the base ends inside this page and is going to be longer: what is new of the page are zeros that nobody wrote.
+    fn ends_in(&self, number: u64) -> bool {
+        let blocks = self.base.size().div_ceil(BLOCK);
+        let there = matches!(self.base.digests().get(number as usize), Some(PageDigest::Crc(..)));
+        there && blocks / self.base.layout().blocks() == number && self.size.div_ceil(BLOCK) > blocks
+    }
+
     /// The page as the manifest's root has it, to be changed.
     fn old_page(&self, number: u64) -> Result<Page, MergeError> {
         static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
-        if (number as usize) < self.base.digests().len()
-            && let Some(page) = self.base.page(number)?
-        {
-            return Ok((*page).clone());
-        }
         let layout = self.base.layout();
-        let mut page = Page::new(number, layout);
-        for place in 0..layout.blocks() {
+        let (mut page, mut known) = (Page::new(number, layout), 0);
+        if (number as usize) < self.base.digests().len()
+            && let Some(old) = self.base.page(number)?
+        {
+            page = (*old).clone();
+            known = (self.base.size().div_ceil(BLOCK) - number * layout.blocks()).min(layout.blocks());
+        }
+        for place in known..layout.blocks() {
             let crc = self.seed.block(number * layout.blocks() + place, Lsn::ZERO, &ZEROS);
             page.set(place as usize, Entry { lsn: Lsn::ZERO, crc, seal: None });
         }
@@ -474,6 +486,21 @@ impl Batch {
             }
         }
     }
+}
+
+/// The largest sizes that disks had on the way: one that was cut since may have been longer at the moment up to which is merged.
+fn reached(path: &[PathElement]) -> Result<BTreeMap<DiskId, u64>, ReadError> {
+    let mut sizes = BTreeMap::new();
+    for element in path {
+        for event in element.reader.events(&element.snapshot)? {
+            let counts = event.timeline == element.timeline && event.lsn <= element.upto;
+            if let (true, Some(disk), Some(Note::Resize { from, to })) = (counts, event.disk, &event.note) {
+                let size = sizes.entry(disk).or_insert(0);
+                *size = (*from).max(*to).max(*size);
+            }
+        }
+    }
+    Ok(sizes)
 }
 
 /// What the journal does to each block of a range that begins on one.

@@ -5,6 +5,7 @@ mod corruption;
 mod crash;
 mod decoders;
 mod diff;
+mod disks;
 mod golden;
 mod golden_bases;
 mod kit;

@@ -392,6 +392,9 @@ fn every_request_survives_its_line() {
         Request::Policy { change: PolicyChange { rpo_ms: Some(1000), ..PolicyChange::default() } },
         Request::OpenSession { at: Some(when()), nearest: None, name: Some("lab".into()) },
         Request::DropSession { name: "lab".into() },
+        Request::AddDisk { name: "logs".into(), source: "/dev/vg/logs".into() },
+        Request::RemoveDisk { name: "logs".into() },
+        Request::ResizeDisk { name: "logs".into(), size: Some(512), force: true },
     ];
     let operations: Vec<String> = requests
         .iter()

@@ -1,10 +1,11 @@
 //! A replica's whole life with retention: writes, holds that come and go, merges, crashes. Every moment that can be restored reads
 //! as it did, whatever happened.
 
+use super::corruption::{damage_one_of, read};
 use super::kit::*;
 use cdp_core::frame::{Compression, Note, RecordKind};
 use cdp_core::journal::*;
-use cdp_core::media::Storage;
+use cdp_core::media::{Memory, Storage};
 use cdp_core::replica::base::BaseWriter;
 use cdp_core::replica::kept::{self, Space};
 use cdp_core::replica::merge::{self, Merge};
@@ -416,7 +417,7 @@ fn a_cut_at_any_effect_of_a_life_changes_no_moment() {
 }
 
 /// Every file of the directory, also of the stores inside it.
-fn files(storage: &SimDisk) -> Vec<(String, Vec<u8>)> {
+fn contents(storage: &SimDisk) -> Vec<(String, Vec<u8>)> {
     let of = |directory: &str| {
         let prefix = if directory.is_empty() { String::new() } else { format!("{directory}/") };
         let names = storage.list(directory).unwrap_or_default().into_iter();
@@ -456,7 +457,7 @@ fn what_a_merge_keeps_is_sealed_and_used_when_a_block_is_torn() {
         life.stops = true;
         life.advance(upto).unwrap_err();
         let said = |life: &Life| {
-            let files = files(&disk_of_test);
+            let files = contents(&disk_of_test);
             let windows = files.iter().flat_map(|(_, bytes)| bytes.windows(64));
             let found = windows.filter(|window| (0..10).any(|number| *window == secret(number)));
             let (found, kept) = (found.count(), life.rig.writer.manifest().kept.len());
@@ -474,5 +475,71 @@ fn what_a_merge_keeps_is_sealed_and_used_when_a_block_is_torn() {
         said(&life);
         life.check(&mut Dice(2), 4).unwrap();
         at_rest.check().unwrap();
+    }
+}
+
+/// Every file of a store, whatever directory it is in.
+fn files(storage: &Memory) -> Vec<String> {
+    let mut names = vec!["MANIFEST".to_owned()];
+    let kept = storage.list(kept::KEPT_DIRECTORY).unwrap().into_iter();
+    let kept = kept.map(|name| format!("{}/{name}", kept::KEPT_DIRECTORY));
+    for directory in [DIRECTORY.to_owned(), "base".to_owned()].into_iter().chain(kept) {
+        names.extend(storage.list(&directory).unwrap().into_iter().map(|name| format!("{directory}/{name}")));
+    }
+    names
+}
+
+/// What is read of a damaged store: the right bytes, or an error.
+fn read_damaged(life: &Life, storage: &Memory, moments: &BTreeSet<Lsn>) -> Result<(), String> {
+    let storage: Arc<dyn Storage> = Arc::new(storage.clone());
+    let Ok(looked) = life.rig.at_rest.look(storage.as_ref(), None) else { return Ok(()) };
+    let safe = looked.snapshot.durable().lsn();
+    let Ok(replica) = Replica::load_with(storage, looked.manifest, looked.snapshot, safe, looked.keys) else {
+        return Ok(());
+    };
+    for lsn in moments {
+        let timeline = life.timeline_of(*lsn);
+        let offered = replica.catalogue().branch(timeline).is_some_and(|branch| branch.is_restorable(*lsn));
+        let Some(Ok(view)) = offered.then(|| replica.view(timeline, *lsn)) else { continue };
+        for number in 1..=DISKS {
+            let mut found = vec![0xee; SIZE as usize];
+            if view.read(disk(number), 0, &mut found).is_ok() && found != life.expected(number, *lsn) {
+                return Err(format!("wrong bytes of disk {number} at LSN {lsn}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn whatever_is_done_to_any_file_no_wrong_byte_is_given() {
+    AtRest::both().iter().for_each(no_wrong_byte_is_given);
+}
+
+fn no_wrong_byte_is_given(at_rest: &AtRest) {
+    let storage = Memory::new();
+    let mut life = Life::new(Arc::new(storage.clone()), 2, at_rest);
+    let mut steps = Dice(3);
+    while life.rig.writer.manifest().kept.len() < 2 {
+        for step in [Step::Write(40), Step::Pin(steps.next()), Step::Merge(steps.next())] {
+            life.play(step).unwrap();
+        }
+    }
+    let (from, to) = life.span().unwrap();
+    let moments: BTreeSet<_> = life.pinned.iter().copied().chain([from, to]).collect();
+    let mut dice = Dice(5);
+    let rounds = std::env::var("CDP_CORRUPTIONS").map_or(40, |text| text.parse::<u64>().expect("a number").min(400));
+    for round in 0..rounds {
+        let copy = Memory::new();
+        for name in files(&storage) {
+            copy.create(&name).unwrap().write_all_at(0, &read(&storage, &name)).unwrap();
+        }
+        // As many of each kind: there are far more segments than others.
+        let kinds = ["MANIFEST", DIRECTORY, "base/", kept::KEPT_DIRECTORY];
+        let kind = kinds[dice.below(4) as usize];
+        let names: Vec<_> = files(&copy).into_iter().filter(|name| name.starts_with(kind)).collect();
+        let names: Vec<_> = names.into_iter().filter(|name| !read(&copy, name).is_empty()).collect();
+        let (what, _) = damage_one_of(&copy, &names, &mut dice);
+        read_damaged(&life, &copy, &moments).unwrap_or_else(|why| panic!("round {round}, {what}: {why}"));
     }
 }
