@@ -201,7 +201,9 @@ fn check(
 fn a_cut_at_every_effect_loses_nothing_that_was_durable() {
     let seeds: u64 = std::env::var("CDP_CRASH_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
     let mut points = 0;
-    for (seed, sealed) in (0..seeds).flat_map(|seed| [(seed, false), (seed, true)]) {
+    // One in four is told of a store that is sealed at rest too.
+    let sealed = (0..seeds).step_by(4).map(|seed| (seed, true));
+    for (seed, sealed) in (0..seeds).map(|seed| (seed, false)).chain(sealed) {
         let told = |cut| story(seed, cut, Mistake::None, &if sealed { AtRest::sealed() } else { AtRest::default() });
         let what = if sealed { "sealed at rest" } else { "not sealed" };
         let (effects, trace) = told(u64::MAX).unwrap_or_else(|wrong| panic!("seed {seed}, {what}: {wrong}"));
