@@ -15,7 +15,9 @@ use proptest::sample::Index;
 use std::sync::{Arc, LazyLock};
 
 /// What a block begins with, how long it is (none: as long as it says), and what of it the manifest repeats.
-const BLOCKS: [(&[u8; 8], Decoder, Option<usize>, std::ops::Range<usize>); 8] = [
+type Kind = (&'static [u8; 8], Decoder, Option<usize>, std::ops::Range<usize>);
+
+const BLOCKS: [Kind; 8] = [
     (b"CDPSEGM\x01", Decoder::SegmentHeader, Some(512), 0..0),
     (b"CDPOPEN\x01", Decoder::Opening, Some(512), 0..0),
     (b"CDPENVL\x01", Decoder::Envelope, Some(64), 0..0),
