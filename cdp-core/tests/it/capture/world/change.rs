@@ -18,6 +18,10 @@ impl World {
         if self.calm {
             return;
         }
+        if self.seeds_left > 0 {
+            // A driver lets a new group be copied first.
+            return self.later(S, Ev::Change);
+        }
         let there = self.disks.len() - self.left.len();
         let disk = self.any_disk();
         let free = !self.changing.contains(&disk);
