@@ -26,6 +26,8 @@ mod output;
 mod points;
 mod status;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use activity::fuzz as fuzz_activity;
 pub use activity::{
     CLEAN_PASS_NS, CLEAN_SLICE_NS, FACTS_MAX, HeaderFault, LOOKAHEAD, LogContents, LogDisk, LogError, LogState,
 };

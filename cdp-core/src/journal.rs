@@ -15,6 +15,8 @@ mod effect;
 mod event;
 mod footer;
 mod frontier;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod index;
 mod inspect;
 mod layout;

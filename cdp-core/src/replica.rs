@@ -11,6 +11,8 @@ pub mod diff;
 pub mod digest;
 mod disks;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 pub mod kept;
 pub mod merge;
 mod resolve;

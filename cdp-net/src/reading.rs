@@ -116,7 +116,8 @@ fn view_under_owner(replica: &Replica, (timeline, lsn): (Timeline, Lsn)) -> Resu
         let replica = load_under_owner(&storage, lsn).ok()?;
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
         let place = place_of(replica.manifest());
-        if *known == place {
+        // While a merge goes on, what it changes is kept piece by piece.
+        if *known == place && replica.manifest().merge.is_none() {
             return None;
         }
         *known = place;

@@ -1,9 +1,9 @@
 //! Retention as people see it: history ends where the policy says, and what is held does not.
 
-use crate::support::{Guest, Place, Running, Scene, cdp, client, hash, restore, wait_for};
+use crate::support::{Guest, Place, Running, Scene, cdp, client, flip, hash, restore, wait_for};
 use serde_json::Value;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const DISK: usize = 4 << 20;
@@ -24,6 +24,14 @@ fn begin(seed: u64, more: &[&str]) -> Scene {
     let place = Place::new();
     let replica = place.path("replica");
     Scene::begin_with(place, replica, more, seed, DISK)
+}
+
+/// The first file below a directory whose name ends so.
+fn some_file(directory: &Path, ending: &str) -> PathBuf {
+    let mut entries: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    let found = entries.iter().find(|path| path.to_string_lossy().ends_with(ending)).cloned();
+    found.unwrap_or_else(|| some_file(&entries[0], ending))
 }
 
 /// The guest goes on until everything up to `lsn` is merged.
@@ -68,6 +76,16 @@ fn history_ends_with_the_window_and_what_is_pinned_does_not() {
     let latest = std::fs::read(&scene.source).unwrap();
     scene.running.stop_clean();
     check(&scene, "without an owner");
+    for (directory, name) in [("kept", ".seg"), ("base", ".img"), ("base", ".sum")] {
+        let file = some_file(&scene.replica.join(directory), name);
+        // Of two places for a page of checksums one is in use.
+        let flip_both = || [5000, 900].iter().for_each(|at| flip(&file, *at, 3));
+        flip_both();
+        let verified = cdp(&[OsStr::new("verify"), scene.replica.as_os_str()]);
+        assert_eq!(verified.status, 5, "{}: {}", file.display(), verified.json);
+        flip_both();
+    }
+    check(&scene, "mended");
     assert_eq!(scene.restored("latest"), blake3::hash(&latest));
     scene.begin_again(402);
     let mut after = scene.guest.model.clone();

@@ -8,6 +8,8 @@
 //! Memory: 24 bytes and two bits per extent, about 6 MiB per TiB, touched only where something was written.
 
 mod codec;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod writer;
 
 pub use codec::{FACTS_MAX, HeaderFault, LogContents, LogDisk, LogError, LogState};

@@ -7,6 +7,8 @@
 mod check;
 mod codec;
 mod cursor;
+#[cfg(feature = "fuzzing")]
+pub(in crate::journal) mod fuzz;
 mod merge;
 mod plan;
 mod read;

@@ -33,7 +33,7 @@ pub const RESTS: &str = "base/merge.rests";
 const REGIONS_BYTES: u64 = 16 << 20;
 /// A record of [`RESTS`], in bytes: disk (2), changed (1), zero (1), CRC of what stays (4), block (8), upto (8), zeros (4), CRC of
 /// the record (4).
-const REST_BYTES: usize = 32;
+pub(super) const REST_BYTES: usize = 32;
 const SECTORS: u64 = BLOCK / SECTOR;
 
 /// Why a merge cannot go on. Nothing is lost: the next start does it again.
@@ -98,7 +98,7 @@ pub fn clean_up(storage: &dyn Storage) -> Result<(), MediaError> {
     }
 }
 
-fn encode_rest(disk: DiskId, block: u64, rest: Rest, upto: Lsn) -> [u8; REST_BYTES] {
+pub(super) fn encode_rest(disk: DiskId, block: u64, rest: Rest, upto: Lsn) -> [u8; REST_BYTES] {
     let mut record = [0; REST_BYTES];
     record[..2].copy_from_slice(&disk.get().to_le_bytes());
     record[2] = rest.changed;
@@ -110,7 +110,7 @@ fn encode_rest(disk: DiskId, block: u64, rest: Rest, upto: Lsn) -> [u8; REST_BYT
     record
 }
 
-fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest)> {
+pub(super) fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest)> {
     let word = |at: usize| record.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
     let long = |at: usize| record.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
     let whole = word(28)? == crc32c::crc32c(record.get(..28)?) && long(16)? == upto.0;

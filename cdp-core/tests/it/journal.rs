@@ -2,6 +2,7 @@
 
 mod corruption;
 mod crash;
+mod decoders;
 mod diff;
 mod disks;
 mod golden;
@@ -11,5 +12,6 @@ mod levels;
 mod levels_crash;
 mod life;
 mod model;
+mod resealed;
 mod retention;
 mod room;

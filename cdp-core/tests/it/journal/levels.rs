@@ -29,7 +29,7 @@ fn append(rig: &mut Rig, source: &mut Source, dice: &mut Dice, segments: u64) {
 }
 
 /// A store with so many segments on its first timeline, 20 on a second one, and no runs.
-fn store(seed: u64, segments: u64) -> (Memory, Rig, Source, [(Timeline, Lsn); 2]) {
+pub(super) fn store(seed: u64, segments: u64) -> (Memory, Rig, Source, [(Timeline, Lsn); 2]) {
     let storage = Memory::new();
     let manifest = Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test");
     let made = create(&storage, manifest).unwrap();
@@ -43,6 +43,13 @@ fn store(seed: u64, segments: u64) -> (Memory, Rig, Source, [(Timeline, Lsn); 2]
     append(&mut rig, &mut source, &mut dice, 20);
     let ends = [(timeline(1), fork), (timeline(2), source.lsn)];
     (storage, rig, source, ends)
+}
+
+/// The manifest of such a store, with runs that it names.
+pub(super) fn manifest_with_runs() -> Vec<u8> {
+    let (storage, mut rig, ..) = store(1, 9);
+    assert!(rig.merge_index(1 << 16) > 1);
+    read(&storage, MANIFEST_NAME)
 }
 
 fn upto(ends: &[(Timeline, Lsn)], lsn: Lsn) -> Vec<(Timeline, Lsn)> {
