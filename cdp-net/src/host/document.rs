@@ -83,12 +83,20 @@ fn is_without_room(error: &ReplicaError) -> bool {
 
 fn key_error(error: &ReplicaError) -> Option<&KeyError> {
     match error {
-        ReplicaError::Open(OpenError::Segment(ReadError::AtRest { source, .. }) | OpenError::AtRest { source, .. })
-        | ReplicaError::Journal(ReadError::AtRest { source, .. })
-        | ReplicaError::Base(BaseError::AtRest { source, .. }) => Some(source),
-        ReplicaError::Journal(ReadError::Below { source, .. }) => match source.downcast_ref::<BaseError>() {
+        ReplicaError::Open(OpenError::AtRest { source, .. }) | ReplicaError::Base(BaseError::AtRest { source, .. }) => {
+            Some(source)
+        }
+        ReplicaError::Open(OpenError::Segment(error)) | ReplicaError::Journal(error) => key_error_of_read(error),
+        _ => None,
+    }
+}
+
+fn key_error_of_read(error: &ReadError) -> Option<&KeyError> {
+    match error {
+        ReadError::AtRest { source, .. } => Some(source),
+        ReadError::Below { source, .. } => match source.downcast_ref::<BaseError>() {
             Some(BaseError::AtRest { source, .. }) => Some(source),
-            _ => None,
+            _ => source.downcast_ref::<ReadError>().and_then(key_error_of_read),
         },
         _ => None,
     }
@@ -119,10 +127,14 @@ pub fn is_damage(error: &ReadError) -> bool {
     match error {
         ReadError::Format { .. } | ReadError::Frame { .. } => true,
         ReadError::Index { .. } | ReadError::Dangling { .. } => true,
-        ReadError::Below { source, .. } => source.downcast_ref::<BaseError>().is_some_and(is_base_damage),
+        // Below a session lies another view.
+        ReadError::Below { source, .. } => {
+            source.downcast_ref::<BaseError>().is_some_and(is_base_damage)
+                || source.downcast_ref::<ReadError>().is_some_and(is_damage)
+        }
         ReadError::Media(error) => is_missing(error),
         ReadError::AtRest { source, .. } => matches!(source, KeyError::Damaged { .. }),
-        ReadError::NotWritten { .. } => false,
+        ReadError::NotWritten { .. } | ReadError::GivenUp { .. } => false,
     }
 }
 
