@@ -21,6 +21,7 @@ mod layout;
 mod level;
 mod manifest;
 mod reader;
+mod rebuilt;
 mod records;
 mod recover;
 mod region;
@@ -39,7 +40,10 @@ pub use event::Event;
 pub use frontier::Frontier;
 pub use inspect::inspect;
 pub use layout::{Envelope, Opening, SegmentHeader, Summary};
-pub use level::{IndexMerge, IndexPlan, MergeError, MergeTask, PlanError, RegionRange, RunInfo, RunTotals, run_name};
+pub use level::{
+    EmptyTask, IndexEmptying, IndexMerge, IndexPlan, MergeError, MergeTask, PlanError, RegionRange, RunInfo, RunTotals,
+    run_name,
+};
 pub use manifest::{
     BaseInfo, DiskInfo, Generation, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, MergeInfo, PinInfo, PointsMode, Policy,
     SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts, TimelineInfo, TimelineRole,

@@ -79,6 +79,8 @@ pub enum Notice {
     Filter(capture::Event),
     /// The replica's side cannot go on; the guest can.
     ReplicaFailed(String),
+    /// The journal's index cannot be kept as it should be. Nothing is lost; views may be slow to open.
+    IndexTrouble(String),
 }
 
 /// How much of the sources is compared with the replica after a start.
@@ -130,6 +132,8 @@ struct Shared {
     host: Arc<Host>,
     pump: Arc<PumpStore>,
     failure: Arc<Failure>,
+    /// The first thing that went wrong with the journal's index.
+    index: Arc<Failure>,
     stored: Arc<Stored>,
     /// What has to be free before the journal goes on.
     lack: Arc<Lack>,

@@ -90,6 +90,16 @@ pub(super) fn encode(group: GroupId, events: &[Event]) -> Vec<u8> {
     bytes
 }
 
+/// The events of one segment, all of one timeline, in the order of LSNs.
+pub(super) fn decode_of(bytes: &[u8], timeline: Timeline) -> Result<Vec<Event>, FrameError> {
+    let mut events = decode(bytes)?;
+    if let Some(event) = events.iter().find(|event| event.timeline != timeline) {
+        return Err(FrameError::Field { field: "timeline", value: event.lsn.0 });
+    }
+    events.sort_by_key(|event| event.lsn);
+    Ok(events)
+}
+
 /// Events back from bytes.
 pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Event>, FrameError> {
     let mut events = Vec::new();

@@ -1,7 +1,7 @@
 //! A sealed segment's footer: everything that its readers need besides the chunks, in blocks that verify on their own.
 
 use super::bytes::{FormatError, Put, Take};
-use super::event::{self, Event};
+use super::event;
 use super::index::{CHUNK_ROW_BYTES, ChunkRow, ENTRY_BYTES, Entry, FRAME_ROW_BYTES, FrameRow, IndexRun};
 use super::layout::{
     BLOCK_BYTES, BLOCK_HEADER_BYTES, BlockKind, FIXED_BYTES, Summary, decode_block, encode_block, encode_trailer,
@@ -58,13 +58,16 @@ struct Blocks {
     id: SegmentId,
     number: u32,
     out: Vec<Bytes>,
+    /// Over what stays when the index is emptied.
     crc: u32,
 }
 
 impl Blocks {
     fn add(&mut self, kind: BlockKind, disk: u16, entries: &[u8], count: usize) {
         let block = encode_block(self.id, self.number, kind, disk, entries, count as u16);
-        self.crc = crc32c::crc32c_append(self.crc, &block);
+        if !kind.is_index() {
+            self.crc = crc32c::crc32c_append(self.crc, &block);
+        }
         self.number += 1;
         self.out.push(block.into());
     }
@@ -177,9 +180,4 @@ pub(super) fn decode_rows<T>(
     let (_, body) = decode_block(bytes, id, number, kind, row_bytes)?;
     let mut take = Take::new("footer rows", body);
     (0..body.len() / row_bytes).map(|_| take_row(&mut take)).collect()
-}
-
-/// The events behind the blocks.
-pub(super) fn decode_events(bytes: &[u8]) -> Result<Vec<Event>, crate::frame::FrameError> {
-    event::decode(bytes)
 }

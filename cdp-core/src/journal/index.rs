@@ -98,6 +98,25 @@ impl Entry {
     }
 }
 
+/// What a set of entries is, whatever their order: how many there are, and the sum of a hash of each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct EntrySum {
+    count: u64,
+    sum: u128,
+}
+
+impl EntrySum {
+    pub(super) fn add(&mut self, entry: &Entry) {
+        let Entry { disk, sector, lsn, sectors, crc, chunk, at, what } = *entry;
+        let mut put = Put(Vec::with_capacity(48));
+        put.u16(disk).u64(sector).u64(lsn).u64(sectors).u32(crc).u32(chunk).u8(at).u8(what as u8);
+        let mut half = [0; 16];
+        half.copy_from_slice(&blake3::hash(&put.0).as_bytes()[..16]);
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(u128::from_le_bytes(half));
+    }
+}
+
 /// Where a chunk's stored bytes are in the segment's file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct ChunkRow {

@@ -347,6 +347,12 @@ impl Manifest {
         self.disks.iter().find(|disk| disk.id == id)
     }
 
+    /// The run of the levelled index that holds a segment.
+    pub(super) fn run_of(&self, segment: u64) -> Option<&Arc<RunInfo>> {
+        let at = self.runs.partition_point(|run| run.last_segment < segment);
+        self.runs.get(at).filter(|run| run.covers(segment))
+    }
+
     pub(super) fn segment_mut(&mut self, number: u64) -> Option<&mut SegmentInfo> {
         self.segments.iter_mut().find(|segment| segment.number == number)
     }

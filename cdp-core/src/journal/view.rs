@@ -12,10 +12,11 @@ use super::region::{REGION, RegionBuilder, RegionMap, Span};
 use super::snapshot::{Content, SegmentView, Snapshot};
 use super::writer::Appended;
 use crate::frame::FrameError;
+use crate::media::File;
 use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Once, PoisonError, RwLock};
+use std::sync::{Arc, Once, OnceLock, PoisonError, RwLock};
 
 /// One timeline of a path.
 #[derive(Clone, Debug)]
@@ -97,6 +98,8 @@ struct Run {
     first: usize,
     parts: Vec<(u64, SegmentId)>,
     upto: Lsn,
+    /// Keeps its file open: what a later merge replaces is removed, and read on by those who have it open.
+    file: OnceLock<Arc<dyn File>>,
     /// It cannot be read: the segments say the same.
     unsound: AtomicBool,
 }
@@ -110,9 +113,8 @@ pub struct View {
     /// From the oldest to the newest.
     parts: RwLock<Vec<Arc<RwLock<Part>>>>,
     /// By the place after the last of their parts.
-    runs: BTreeMap<usize, Run>,
-    /// Runs are opened when the first region is made, all of them: what a later merge replaces is removed, and read on by those
-    /// who have it open.
+    runs: RwLock<BTreeMap<usize, Arc<Run>>>,
+    /// Runs are opened when the first region is made, all of them.
     opened: Once,
     regions: Cache<(u16, u64), Region>,
 }
@@ -138,10 +140,7 @@ impl View {
                 if !numbers.is_empty() {
                     let (reader, info, upto) = (Arc::clone(&element.reader), Arc::clone(info), element.upto);
                     let end = first + numbers.len();
-                    runs.insert(
-                        end,
-                        Run { reader, info, first, parts: numbers, upto, unsound: AtomicBool::new(false) },
-                    );
+                    runs.insert(end, Arc::new(Run::new(reader, info, first, numbers, upto)));
                 }
             }
             for segment in segments() {
@@ -153,7 +152,8 @@ impl View {
                 })));
             }
         }
-        Ok(Self { parts: RwLock::new(parts), runs, opened: Once::new(), regions: Cache::new(regions_bytes) })
+        let (parts, runs) = (RwLock::new(parts), RwLock::new(runs));
+        Ok(Self { parts, runs, opened: Once::new(), regions: Cache::new(regions_bytes) })
     }
 
     /// Shows a frame that was appended after the view was opened: the view now is of that frame's last record. For writable
@@ -289,34 +289,79 @@ impl View {
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
         let range = Extent::new(number * REGION, REGION);
         let mut map = RegionBuilder::new(number);
-        self.opened.call_once(|| self.runs.values().for_each(Run::open));
+        let runs = || self.runs.read().unwrap_or_else(PoisonError::into_inner);
+        self.opened.call_once(|| runs().values().for_each(|run| run.open()));
         let mut at = parts.len();
         while at > 0 && !map.is_full() {
-            if let Some(run) = self.runs.get(&at)
-                && run.fill(disk, number, &mut map)
-            {
+            let run = runs().get(&at).cloned();
+            if let Some(run) = run.filter(|run| run.fill(disk, number, &mut map)) {
                 at = run.first;
                 continue;
             }
-            at -= 1;
-            let mut entries: Vec<Entry> = Vec::new();
-            let part = parts[at].read().unwrap_or_else(PoisonError::into_inner);
-            let upto = part.upto.0;
-            let mut take = |entry: &Entry| entries.extend((entry.lsn <= upto).then_some(*entry));
-            part.reader.overlapping(&part.segment, disk, range, &mut take)?;
-            part.live.runs().iter().for_each(|run: &Arc<IndexRun>| run.overlapping(disk, range, &mut take));
+            let part = parts[at - 1].read().unwrap_or_else(PoisonError::into_inner);
+            let found = part.reader.overlapping(&part.segment, disk, range);
+            let (segment, live) = (Arc::clone(&part.segment), part.live.runs());
+            let (reader, upto) = (Arc::clone(&part.reader), part.upto.0);
             drop(part);
+            let mut entries = match found {
+                Ok(entries) => entries,
+                // Its footer was emptied since, or is damaged: a run that was made in between has it, or its frames do.
+                Err(_) => match self.adopt(&parts, at - 1).filter(|run| run.fill(disk, number, &mut map)) {
+                    Some(run) => {
+                        at = run.first;
+                        continue;
+                    }
+                    None => reader.rebuilt_overlapping(&segment, disk, range)?,
+                },
+            };
+            at -= 1;
+            live.iter().for_each(|run: &Arc<IndexRun>| run.overlapping(disk, range, |entry| entries.push(*entry)));
+            entries.retain(|entry| entry.lsn <= upto);
             entries.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.lsn));
             entries.iter().for_each(|entry| map.fill(at as u32, entry));
         }
         Ok(map.finish())
     }
+
+    /// Looks for a run that was made after the view was opened and holds a part's index, and reads it from now on. It may hold
+    /// more: what lies behind the view's moment is passed over, what lies before is laid under what is there.
+    fn adopt(&self, parts: &[Arc<RwLock<Part>>], at: usize) -> Option<Arc<Run>> {
+        let of = |at: usize| {
+            let part = parts[at].read().unwrap_or_else(PoisonError::into_inner);
+            (Arc::clone(&part.reader), part.segment.number, part.segment.id, part.segment.timeline, part.upto)
+        };
+        let (reader, number, _, timeline, upto) = of(at);
+        let info = reader.run_of_now(number).filter(|run| run.timeline == timeline)?;
+        let holds = |at: &usize| {
+            let (other, number, _, on, to) = of(*at);
+            Arc::ptr_eq(&other, &reader) && (on, to) == (timeline, upto) && info.covers(number)
+        };
+        let first = (0..at).rev().take_while(holds).last().unwrap_or(at);
+        let end = (at..parts.len()).take_while(holds).last().unwrap_or(at) + 1;
+        let numbers = (first..end).map(|at| (of(at).1, of(at).2)).collect();
+        let run = Arc::new(Run::new(reader, info, first, numbers, upto));
+        run.open();
+        if run.unsound.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
+        runs.retain(|_, other| other.first < first || other.first >= end);
+        runs.insert(end, Arc::clone(&run));
+        Some(run)
+    }
 }
 
 impl Run {
+    fn new(reader: Arc<Reader>, info: Arc<RunInfo>, first: usize, parts: Vec<(u64, SegmentId)>, upto: Lsn) -> Self {
+        Self { reader, info, first, parts, upto, file: OnceLock::new(), unsound: AtomicBool::new(false) }
+    }
+
+    /// Opens it for good.
     fn open(&self) {
-        let failed = self.reader.run_file(&self.info).is_err();
-        self.unsound.fetch_or(failed, Ordering::Relaxed);
+        match self.reader.run_file(&self.info).and_then(|file| self.reader.run_tables(&self.info).map(|_| file)) {
+            Ok(file) => drop(self.file.set(file)),
+            Err(_) => self.unsound.store(true, Ordering::Relaxed),
+        }
     }
 
     /// Lays what it has of a region under what is there; whether it could be read.
@@ -327,10 +372,8 @@ impl Run {
         if self.unsound.load(Ordering::Relaxed) {
             return false;
         }
-        let Ok(mut entries) = self.entries(disk, Extent::new(number * REGION, REGION)) else {
-            self.unsound.store(true, Ordering::Relaxed);
-            return false;
-        };
+        // A damaged block says nothing about the others.
+        let Ok(mut entries) = self.entries(disk, Extent::new(number * REGION, REGION)) else { return false };
         entries.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.lsn));
         entries.iter().for_each(|(source, entry)| map.fill(*source, entry));
         true

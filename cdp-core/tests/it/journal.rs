@@ -3,6 +3,7 @@
 mod corruption;
 mod crash;
 mod diff;
+mod emptied;
 mod golden;
 mod kit;
 mod levels;
