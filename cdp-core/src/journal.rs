@@ -45,9 +45,9 @@ pub use level::{
     run_name,
 };
 pub use manifest::{
-    BaseInfo, DiskInfo, Generation, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, MergeInfo, PinInfo, PointsMode, Policy,
-    SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts, TimelineInfo, TimelineRole,
-    TimelineState, segment_name,
+    Arrival, BaseInfo, DiskInfo, Generation, KeptInfo, LayerInfo, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, PinInfo,
+    PointsMode, Policy, Retention, SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts,
+    StampedMoment, TimelineInfo, TimelineRole, TimelineState, segment_name,
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};

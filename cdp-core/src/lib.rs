@@ -15,6 +15,7 @@ pub mod capture;
 pub mod frame;
 pub mod journal;
 pub mod media;
+pub mod policy;
 pub mod replica;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -174,6 +174,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `NotFound`, `ReadOnly`, `Io`.
     fn remove(&self, name: &str) -> Result<()>;
 
+    /// Removes an empty directory, if it is there.
+    ///
+    /// # Errors
+    /// When it holds something, or the media do not let us.
+    fn remove_dir(&self, name: &str) -> Result<()>;
+
     /// Makes the names in the directory `name` durable; the empty name is the storage's own directory.
     ///
     /// # Errors

@@ -9,8 +9,10 @@ pub mod catalogue;
 pub mod content;
 pub mod diff;
 pub mod digest;
+pub mod kept;
 pub mod merge;
 mod resolve;
+pub mod retention;
 pub mod session;
 pub mod sidecar;
 mod view;
@@ -46,6 +48,14 @@ pub enum ReplicaError {
     /// The media.
     #[error(transparent)]
     Media(#[from] MediaError),
+    /// The moment is in the bases, with others behind it.
+    #[error("LSN {lsn} of timeline {timeline} is not kept any more")]
+    Merged {
+        /// The branch of history.
+        timeline: Timeline,
+        /// The moment.
+        lsn: Lsn,
+    },
     /// Asked for a timeline that is not there.
     #[error("there is no timeline {timeline} in this replica")]
     UnknownTimeline {
@@ -79,7 +89,7 @@ impl Replica {
         safe: Lsn,
     ) -> Result<Self, ReplicaError> {
         let reader = Arc::new(Reader::new(Arc::clone(&storage), JOURNAL_DIRECTORY, CACHE_BYTES));
-        let bases = Arc::new(open_bases(&storage, &manifest)?);
+        let bases = Arc::new(open_bases(&storage, &manifest, true)?);
         let mut catalogue = Catalogue::default();
         add_branches(&mut catalogue, &manifest, &snapshot, &reader, safe)?;
         Ok(Self { storage, manifest, snapshot, reader, bases, catalogue, damage: None })
@@ -109,7 +119,7 @@ impl Replica {
         };
         let roots = |manifest: &Manifest| manifest.disks.iter().map(|disk| disk.base).collect::<Vec<_>>();
         if roots(manifest) != roots(&self.manifest) {
-            self.bases = Arc::new(open_bases(&self.storage, manifest)?);
+            self.bases = Arc::new(open_bases(&self.storage, manifest, true)?);
         }
         self.manifest.clone_from(manifest);
         for info in &self.manifest.timelines {
@@ -119,6 +129,9 @@ impl Replica {
             }
         }
         add_sessions(&mut self.catalogue, &self.manifest);
+        let known = |timeline: Timeline| self.manifest.timeline(timeline).is_some();
+        self.catalogue.retain(|branch| branch.role != Role::Trunk || known(branch.timeline));
+        self.catalogue.begin_at(self.manifest.oldest().as_ref(), &self.manifest.kept);
         Ok(())
     }
 
@@ -188,21 +201,40 @@ impl Replica {
         Ok(path.iter().rev().map(element).collect())
     }
 
+    /// What a view of an LSN of a timeline of the trunk stands on: bases, and the way above them.
+    ///
+    /// # Errors
+    /// When the timeline is not known, the moment is merged and not kept, or what keeps it cannot be read.
+    pub fn ground(&self, timeline: Timeline, lsn: Lsn) -> Result<(Vec<PathElement>, Arc<Bases>), ReplicaError> {
+        // LSNs grow along the trunk: what is below is before.
+        let merged = self.manifest.oldest().is_some_and(|oldest| lsn < oldest.lsn);
+        if !merged {
+            return Ok((self.path(timeline, lsn)?, Arc::clone(&self.bases)));
+        }
+        let kept = self.manifest.kept.iter().find(|kept| (kept.moment.timeline, kept.moment.lsn) == (timeline, lsn));
+        let number = kept.ok_or(ReplicaError::Merged { timeline, lsn })?.number;
+        let path = kept::path(self.storage.as_ref(), &self.manifest.kept, number)?;
+        // Nothing lies over what a merge changes there: what it leaves of a block is not enough.
+        Ok((path, Arc::new(open_bases(&self.storage, &self.manifest, false)?)))
+    }
+
     /// The disks as they were at an LSN of a timeline of the trunk. Whether it is restorable is for the caller to ask first.
     ///
     /// # Errors
     /// When the timeline is not known or the journal does not reach so far.
     pub fn view(&self, timeline: Timeline, lsn: Lsn) -> Result<ReplicaView, ReplicaError> {
-        Ok(ReplicaView::open(&self.path(timeline, lsn)?, Arc::clone(&self.bases), self.disks())?)
+        let (path, bases) = self.ground(timeline, lsn)?;
+        Ok(ReplicaView::open(&path, bases, self.disks())?)
     }
 }
 
-fn open_bases(storage: &Arc<dyn Storage>, manifest: &Manifest) -> Result<Bases, BaseError> {
+/// Opens the bases that the manifest names. `covered`: whoever reads them lays over them what the merge that is under way changes.
+fn open_bases(storage: &Arc<dyn Storage>, manifest: &Manifest, covered: bool) -> Result<Bases, BaseError> {
     let mut bases = Bases::default();
     for (disk, base) in manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base?))) {
         bases.insert(disk, Arc::new(Base::open(storage.as_ref(), manifest.replica, disk, base.into())?));
     }
-    if let Some(merge) = manifest.merge {
+    if let Some(merge) = manifest.merge.filter(|_| covered) {
         merge::expect_torn(storage.as_ref(), &bases, merge)?;
     }
     Ok(bases)
@@ -227,9 +259,13 @@ fn add_branches(
     for event in reader.events(snapshot)? {
         events.entry(event.timeline).or_default().push(event);
     }
+    let oldest = manifest.oldest();
     for info in &manifest.timelines {
-        let past = info.parent.and_then(|parent| catalogue.branch(parent)?.end());
+        let past = info.parent.and_then(|parent| catalogue.branch(parent)?.last());
         let mut branch = branch_of(info).after(past);
+        if let Some(oldest) = oldest.filter(|oldest| oldest.timeline == info.id) {
+            branch.begin_at(&oldest);
+        }
         events.remove(&info.id).into_iter().flatten().for_each(|event| branch.handle(event));
         // Segment by segment, so that each clock epoch's span ends with the stamp of its own last record.
         let mut frontiers = reader.frontiers(snapshot, info.id)?;
@@ -243,6 +279,7 @@ fn add_branches(
         }
         catalogue.insert(branch);
     }
+    catalogue.begin_at(oldest.as_ref(), &manifest.kept);
     add_sessions(catalogue, manifest);
     Ok(())
 }

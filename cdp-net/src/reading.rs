@@ -5,6 +5,7 @@ use crate::host::{Host, OpenedSession, document, load_idle, session_directory};
 use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, PinReply, Request, Side};
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
+use cdp_core::frame::Compression;
 use cdp_core::journal::{Looked, OpenError, look};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::catalogue::Moment;
@@ -254,6 +255,7 @@ fn open_session(replica: &Replica, report: &SessionReport) -> Result<Session, Pr
         bases: Arc::clone(replica.bases()),
         disks: replica.disks(),
         keep_free_bytes: replica.manifest().policy.reserve_bytes,
+        compression: Compression::None,
     };
     let store = store.map_err(|error| failed(SessionError::Open(error.into())))?;
     Session::open(&store, options, Box::new(identity), clock::now()).map_err(failed)

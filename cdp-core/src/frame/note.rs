@@ -6,9 +6,7 @@ use crate::types::{Lsn, MonoTime, NAME_MAX, Timeline};
 pub(super) fn encode(note: &Note, out: &mut Vec<u8>) {
     match note {
         Note::Mark(mark) => {
-            let PointKinds { short, long, mark: named, app } = mark.kinds;
-            let bits = [short, long, named, app].iter().rev().fold(0, |bits, on| bits << 1 | u8::from(*on));
-            out.extend_from_slice(&[bits, u8::from(mark.on_barrier)]);
+            out.extend_from_slice(&[mark.kinds.bits(), u8::from(mark.on_barrier)]);
             text(&mark.label, out);
         }
         Note::Time { mono } => out.extend_from_slice(&mono.0.to_le_bytes()),
@@ -54,8 +52,7 @@ pub(super) fn decode(kind: RecordKind, bytes: &[u8]) -> Option<Note> {
     Some(match kind {
         RecordKind::Mark => {
             let [bits, on_barrier] = *rest.take(2)? else { return None };
-            let on = |bit: u8| bits >> bit & 1 == 1;
-            let kinds = PointKinds { short: on(0), long: on(1), mark: on(2), app: on(3) };
+            let kinds = PointKinds::from_bits(bits);
             Note::Mark(Mark { kinds, on_barrier: on_barrier != 0, label: rest.text()? })
         }
         RecordKind::Time => Note::Time { mono: MonoTime(rest.number()?) },

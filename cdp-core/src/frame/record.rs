@@ -97,6 +97,22 @@ pub struct PointKinds {
     pub app: bool,
 }
 
+impl PointKinds {
+    /// A bit for each, as formats hold them.
+    #[must_use]
+    pub(crate) fn bits(self) -> u8 {
+        let Self { short, long, mark, app } = self;
+        u8::from(short) | u8::from(long) << 1 | u8::from(mark) << 2 | u8::from(app) << 3
+    }
+
+    /// Bits that have no meaning yet are passed over.
+    #[must_use]
+    pub(crate) fn from_bits(bits: u8) -> Self {
+        let on = |bit: u8| bits >> bit & 1 == 1;
+        Self { short: on(0), long: on(1), mark: on(2), app: on(3) }
+    }
+}
+
 /// A point's own facts.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Mark {

@@ -4,9 +4,11 @@
 //! that must be found again at the next start. Who owns the journal's writer owns the manifest; others edit through it.
 
 mod codec;
+mod retention;
 #[cfg(test)]
 pub(super) mod tests;
 
+pub use self::retention::{Arrival, KeptInfo, LayerInfo, Retention, StampedMoment};
 use super::layout::Summary;
 use super::level::RunInfo;
 use crate::types::{DiskId, GroupId, Lsn, ReplicaId, SegmentId, Timeline, WallTime};
@@ -64,8 +66,14 @@ pub struct Manifest {
     pub seeding: Vec<SeedingInfo>,
     /// Moments that nothing of ours may drop.
     pub pins: Vec<PinInfo>,
-    /// The merge that is under way: bases may hold what it wrote, or not.
-    pub merge: Option<MergeInfo>,
+    /// The next number of a kept moment.
+    pub next_kept: u64,
+    /// Moments older than the bases, oldest first.
+    pub kept: Vec<KeptInfo>,
+    /// How far back history goes, and how old it is.
+    pub retention: Retention,
+    /// The merge that is under way, by the moment up to which it goes: bases may hold what it wrote, or not.
+    pub merge: Option<StampedMoment>,
     /// The next number of a run of the levelled index.
     pub next_run: u64,
     /// Runs of the levelled index, in the order of the segments that they hold; no segment is in two of them.
@@ -297,15 +305,6 @@ pub struct PinInfo {
     pub created: WallTime,
 }
 
-/// A merge of history into the bases.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MergeInfo {
-    /// The branch of history.
-    pub timeline: Timeline,
-    /// Everything up to here goes into the bases.
-    pub upto: Lsn,
-}
-
 impl Manifest {
     /// The first manifest of a new replica.
     #[must_use]
@@ -328,6 +327,9 @@ impl Manifest {
             sessions: Vec::new(),
             seeding: Vec::new(),
             pins: Vec::new(),
+            next_kept: 1,
+            kept: Vec::new(),
+            retention: Retention::default(),
             merge: None,
             next_run: 1,
             runs: Vec::new(),
@@ -351,6 +353,12 @@ impl Manifest {
     pub(super) fn run_of(&self, segment: u64) -> Option<&Arc<RunInfo>> {
         let at = self.runs.partition_point(|run| run.last_segment < segment);
         self.runs.get(at).filter(|run| run.covers(segment))
+    }
+
+    /// The moment before which there are only kept ones: everything up to it is in the bases, or is on its way there.
+    #[must_use]
+    pub fn oldest(&self) -> Option<StampedMoment> {
+        self.merge.or(self.retention.oldest)
     }
 
     pub(super) fn segment_mut(&mut self, number: u64) -> Option<&mut SegmentInfo> {

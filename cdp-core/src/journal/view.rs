@@ -56,6 +56,8 @@ impl Below for Nothing {
 pub enum Origin {
     /// The journal, as written by this record.
     Data {
+        /// The record's branch of history.
+        timeline: Timeline,
         /// The record.
         lsn: Lsn,
     },
@@ -208,19 +210,24 @@ impl View {
     /// # Errors
     /// When an index cannot be read or does not verify.
     pub fn resolve(&self, disk: DiskId, range: Extent) -> Result<Vec<Piece>, ReadError> {
+        let mut runs = Vec::new();
+        self.runs(disk, range, |extent, span| runs.push((extent, span.copied())))?;
+        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
+        let timeline =
+            |span: &Span| parts[span.source as usize].read().unwrap_or_else(PoisonError::into_inner).segment.timeline;
         let mut pieces: Vec<Piece> = Vec::new();
-        self.runs(disk, range, |extent, span| {
-            let origin = match span.map(|span| (span.what(), Lsn(span.entry.lsn))) {
+        for (extent, span) in runs {
+            let origin = match span.map(|span| (span, span.what(), Lsn(span.entry.lsn))) {
                 None => Origin::Below,
-                Some((What::Data, lsn)) => Origin::Data { lsn },
-                Some((What::Zero, lsn)) => Origin::Zero { lsn, discarded: false },
-                Some((What::Discard, lsn)) => Origin::Zero { lsn, discarded: true },
+                Some((span, What::Data, lsn)) => Origin::Data { timeline: timeline(&span), lsn },
+                Some((_, What::Zero, lsn)) => Origin::Zero { lsn, discarded: false },
+                Some((_, What::Discard, lsn)) => Origin::Zero { lsn, discarded: true },
             };
             match pieces.last_mut().filter(|last| last.origin == origin && last.extent.end() == extent.offset) {
                 Some(last) => last.extent.length += extent.length,
                 None => pieces.push(Piece { extent, origin }),
             }
-        })?;
+        }
         Ok(pieces)
     }
 

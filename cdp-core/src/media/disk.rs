@@ -4,7 +4,7 @@ use super::direct::Direct;
 use super::{File, MediaError, MediaErrorKind, Operation, Result, Storage, is_inside};
 use crate::types::Extent;
 use rustix::fd::OwnedFd;
-use rustix::fs::{self, FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{self, AtFlags, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::PathBuf;
@@ -136,6 +136,13 @@ impl Storage for Disk {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = fs::open(self.full(name, Operation::SyncDir)?, flags, Mode::empty()).map_err(failed)?;
         fs::fsync(fd).map_err(failed)
+    }
+
+    fn remove_dir(&self, name: &str) -> Result<()> {
+        match fs::unlinkat(fs::CWD, self.full(name, Operation::Remove)?, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(self.error(e, Operation::Remove, name)),
+        }
     }
 
     fn list(&self, name: &str) -> Result<Vec<String>> {

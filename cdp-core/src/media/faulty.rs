@@ -113,6 +113,10 @@ impl Storage for Faulty {
         self.check(Operation::Remove, name)?;
         self.inner.remove(name)
     }
+    fn remove_dir(&self, name: &str) -> Result<()> {
+        self.check(Operation::Remove, name)?;
+        self.inner.remove_dir(name)
+    }
     fn sync_dir(&self, name: &str) -> Result<()> {
         self.check(Operation::SyncDir, name)?;
         self.inner.sync_dir(name)

@@ -90,6 +90,10 @@ impl Storage for Memory {
         Ok(())
     }
 
+    fn remove_dir(&self, _: &str) -> Result<()> {
+        Ok(())
+    }
+
     fn list(&self, name: &str) -> Result<Vec<String>> {
         let directory = self.full(name, Operation::List)?;
         let prefix = if directory.is_empty() { directory } else { directory + "/" };

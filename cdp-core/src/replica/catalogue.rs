@@ -5,6 +5,7 @@
 //! range is cut into *spans* of one clock epoch, inside which times are ordered.
 
 mod nearest;
+mod past;
 
 pub use self::nearest::Neighbours;
 use self::nearest::{first_after, last_before};
@@ -42,6 +43,8 @@ pub struct Span {
 pub struct Range {
     /// One per clock epoch, in order.
     pub spans: Vec<Span>,
+    /// A moment that is kept though its neighbours are merged: both ends are it.
+    pub only: bool,
 }
 
 impl Range {
@@ -182,13 +185,25 @@ impl Branch {
 
     /// Stamp of its last record that is safe: of its past, if it has none of its own.
     #[must_use]
-    pub fn end(&self) -> Option<Stamp> {
+    pub fn last(&self) -> Option<Stamp> {
         self.frontier.stamp.or(self.past)
     }
 
-    /// Takes note of a record; it counts once the frontier has reached it. Records come in LSN order.
+    /// Takes note of a record; it counts once the frontier has reached it. Records come in LSN order; those before the beginning
+    /// are passed over.
     pub fn handle(&mut self, event: Event) {
-        self.pending.push_back(event);
+        if event.lsn > self.frontier.lsn {
+            self.pending.push_back(event);
+        } else if event.lsn == self.frontier.lsn
+            && let Some(Note::Mark(mark)) = event.note
+        {
+            // The oldest moment, at which a point was made.
+            self.add_point(event.lsn, event.stamp, mark);
+        }
+    }
+
+    fn add_point(&mut self, lsn: Lsn, stamp: Stamp, mark: Mark) {
+        self.points.push(Point { id: PointId { timeline: self.timeline, lsn }, stamp, mark });
     }
 
     /// The frontier moved: everything up to `lsn` is durable and settled, and `stamp` is that of the last such record.
@@ -215,8 +230,7 @@ impl Branch {
             }
             Some(Note::Mark(mark)) if !self.bracketed => {
                 self.reach(event.lsn, event.stamp);
-                let id = PointId { timeline: self.timeline, lsn: event.lsn };
-                self.points.push(Point { id, stamp: event.stamp, mark: mark.clone() });
+                self.add_point(event.lsn, event.stamp, mark.clone());
             }
             _ => self.reach(event.lsn, event.stamp),
         }
@@ -245,7 +259,7 @@ impl Branch {
             },
             None => {
                 let spans = vec![Span { epoch, from: lsn, to: lsn, from_time: time, to_time: time }];
-                self.ranges.push(Range { spans });
+                self.ranges.push(Range { spans, only: false });
             }
         }
     }
@@ -364,6 +378,11 @@ impl Catalogue {
     /// Forgets a timeline.
     pub fn remove(&mut self, timeline: Timeline) {
         self.branches.remove(&timeline);
+    }
+
+    /// Forgets those that `stays` does not hold for.
+    pub fn retain(&mut self, stays: impl Fn(&Branch) -> bool) {
+        self.branches.retain(|_, branch| stays(branch));
     }
 
     /// A timeline.

@@ -2,7 +2,7 @@
 //!
 //! In place, and right after a crash at any moment, because nothing that is needed is ever changed:
 //!
-//! 1. The manifest says that a merge up to an LSN is under way ([`MergeInfo`]). From then on a block of a base may be found
+//! 1. The manifest says that a merge up to an LSN is under way ([`StampedMoment`]). From then on a block of a base may be found
 //!    old, new or torn. Every reader lays the journal over the base, and the segments of the merge are all still there.
 //! 2. Blocks are written, ascending; pages of checksums go to the place that is not in use. Of a block that is changed in parts,
 //!    the [`Rest`] is made durable first, in the file [`RESTS`]: the bytes that stay verify by that until the merge is done.
@@ -15,11 +15,13 @@
 //! manifest before and after.
 
 use super::base::{self, Base, Rest};
+use super::kept::Space;
+use super::session::SessionError;
 use super::sidecar::{self, PAGE_BLOCKS, PAGE_COVERS, Page, PageDigest, Seed, Slot};
 use super::view::Bases;
-use crate::journal::{BaseInfo, Manifest, MergeInfo, Origin, PathElement, ReadError, View};
+use crate::journal::{BaseInfo, Manifest, Origin, PathElement, ReadError, StampedMoment, View};
 use crate::media::{File, MediaError, Storage};
-use crate::types::{BLOCK, DiskId, Extent, Lsn, ReplicaId, SECTOR};
+use crate::types::{BLOCK, DiskId, Extent, Lsn, Now, ReplicaId, SECTOR};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -41,16 +43,31 @@ pub enum MergeError {
     /// The base.
     #[error("a merge into the bases stops: {0}")]
     Base(#[from] base::BaseError),
+    /// The store of the newest kept moment.
+    #[error("a merge into the bases stops, the moment that is kept does not take what it replaces: {0}")]
+    Kept(#[from] SessionError),
     /// The media.
     #[error("a merge into the bases stops: {0}")]
     Media(#[from] MediaError),
+}
+
+impl MergeError {
+    /// Whether room is all that is lacking.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Media(error) => error.is_no_space(),
+            Self::Kept(SessionError::NoSpace { .. }) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Tells bases what the manifest's merge may have torn. Call it before a base is read where the manifest names a merge.
 ///
 /// # Errors
 /// When the file that says so cannot be read.
-pub fn expect_torn(storage: &dyn Storage, bases: &Bases, merge: MergeInfo) -> Result<(), MediaError> {
+pub fn expect_torn(storage: &dyn Storage, bases: &Bases, merge: StampedMoment) -> Result<(), MediaError> {
     let file = match storage.open(RESTS, false) {
         Err(error) if error.is_not_found() => return Ok(()),
         file => file?,
@@ -59,7 +76,7 @@ pub fn expect_torn(storage: &dyn Storage, bases: &Bases, merge: MergeInfo) -> Re
     let length = file.read_at(0, &mut bytes)?;
     for record in bytes[..length].chunks_exact(REST_BYTES) {
         // A torn record belongs to a block that was not touched yet; one of another merge to blocks that are done.
-        if let Some((disk, block, rest)) = decode_rest(record, merge.upto)
+        if let Some((disk, block, rest)) = decode_rest(record, merge.lsn)
             && let Some(base) = bases.get(disk)
         {
             base.expect_torn(block, rest);
@@ -103,11 +120,13 @@ fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest)> {
 #[derive(Debug)]
 pub struct Merge {
     storage: Arc<dyn Storage>,
-    info: MergeInfo,
+    info: StampedMoment,
     view: View,
     bases: Arc<Bases>,
     rests: Arc<dyn File>,
     rests_bytes: u64,
+    /// The newest kept moment: gets what is replaced.
+    kept: Option<Space>,
     waiting: VecDeque<Work>,
     done: Vec<Work>,
 }
@@ -148,16 +167,17 @@ struct Change {
 
 impl Merge {
     /// The merge that the manifest names; that manifest is durable. `path` leads to its LSN, `bases` are those that everybody
-    /// in this process reads.
+    /// in this process reads. `kept` is the newest kept moment's store, if there is any: it gets what is replaced.
     ///
     /// # Errors
     /// When the journal does not reach that far, or the media fail.
     pub fn begin(
         storage: &Arc<dyn Storage>,
         manifest: &Manifest,
-        info: MergeInfo,
+        info: StampedMoment,
         path: &[PathElement],
         bases: &Arc<Bases>,
+        kept: Option<Space>,
     ) -> Result<Self, MergeError> {
         expect_torn(storage.as_ref(), bases, info)?;
         let rests = match storage.open(RESTS, true) {
@@ -175,18 +195,26 @@ impl Merge {
         }
         let (storage, bases) = (Arc::clone(storage), Arc::clone(bases));
         let view = View::open(path, REGIONS_BYTES)?;
-        Ok(Self { storage, info, view, bases, rests, rests_bytes, waiting, done: Vec::new() })
+        Ok(Self { storage, info, view, bases, rests, rests_bytes, kept, waiting, done: Vec::new() })
     }
 
     /// Merges until about `budget` bytes were written; whether there is more to do.
     ///
     /// # Errors
     /// What cannot be read, or the media: then nothing more may be asked of this one.
-    pub fn step(&mut self, budget: u64) -> Result<bool, MergeError> {
+    pub fn step(&mut self, now: Now, budget: u64) -> Result<bool, MergeError> {
         let Some(work) = self.waiting.front_mut() else { return Ok(false) };
         let mut batch = Batch::default();
         while batch.bytes < budget && work.page < work.digests.len() as u64 {
-            work.gather(&self.view, self.bases.as_ref(), self.info.upto, &mut batch)?;
+            let changed = work.gather(&self.view, self.bases.as_ref(), self.info.lsn, &mut batch)?;
+            if let Some(kept) = &self.kept {
+                for range in changed {
+                    kept.copy(now, work.disk, range, &work.base)?;
+                }
+            }
+        }
+        if let Some(kept) = self.kept.as_ref().filter(|_| batch.bytes > 0) {
+            kept.flush(now)?;
         }
         if !batch.rests.is_empty() {
             self.rests.write_all_at(self.rests_bytes, &batch.rests)?;
@@ -205,14 +233,17 @@ impl Merge {
     ///
     /// # Errors
     /// When the media fail.
-    pub fn finish(self) -> Result<Vec<(DiskId, BaseInfo)>, MergeError> {
+    pub fn finish(self, now: Now) -> Result<Vec<(DiskId, BaseInfo)>, MergeError> {
+        if let Some(kept) = &self.kept {
+            kept.close(now)?;
+        }
         let mut bases = Vec::new();
         for work in &self.done {
             work.image.sync()?;
             work.sidecar.sync()?;
             let generation = work.base.root().generation + 1;
             let root = base::write_table(self.storage.as_ref(), work.disk, generation, work.size, &work.digests)?;
-            let (lsn, root) = (self.info.upto, root.digest);
+            let (lsn, root) = (self.info.lsn, root.digest);
             bases.push((work.disk, BaseInfo { lsn, generation, size: work.size, root }));
         }
         self.storage.sync_dir("base")?;
@@ -241,16 +272,17 @@ impl Work {
         Ok(Self { disk, base, image, sidecar, seed, size, digests, page: 0 })
     }
 
-    /// Works out the next page: what its blocks become, and what is to be written for that.
-    fn gather(&mut self, view: &View, bases: &Bases, upto: Lsn, batch: &mut Batch) -> Result<(), MergeError> {
+    /// Works out the next page: what its blocks become, and what is to be written for that. Gives the runs of blocks that change.
+    fn gather(&mut self, view: &View, bases: &Bases, upto: Lsn, batch: &mut Batch) -> Result<Vec<Extent>, MergeError> {
         let number = self.page;
         self.page += 1;
         let at = number * PAGE_COVERS;
         let end = (at + PAGE_COVERS).min(self.size.next_multiple_of(BLOCK));
         let changes = changes(view, self.disk, Extent::new(at, end - at))?;
         if changes.iter().all(Option::is_none) {
-            return Ok(());
+            return Ok(Vec::new());
         }
+        let mut changed = Vec::new();
         let mut page = self.old_page(number)?;
         for run in changes.chunk_by(|a, b| a.is_some() == b.is_some()).scan(0, |place, run| {
             let first = *place;
@@ -274,10 +306,11 @@ impl Work {
                     self.base.expect_torn(number, rest);
                 }
             }
+            changed.push(Extent::new(offset, data.len() as u64));
             batch.add(offset, data, run);
         }
         batch.pages.push(page);
-        Ok(())
+        Ok(changed)
     }
 
     /// The page as the manifest's root has it, to be changed.
@@ -346,7 +379,7 @@ fn changes(view: &View, disk: DiskId, range: Extent) -> Result<Vec<Option<Change
     for piece in view.resolve(disk, range)? {
         let (lsn, discarded) = match piece.origin {
             Origin::Below => continue,
-            Origin::Data { lsn } => (lsn, false),
+            Origin::Data { lsn, .. } => (lsn, false),
             Origin::Zero { lsn, discarded } => (lsn, discarded),
         };
         let first = (piece.extent.offset - range.offset) / SECTOR;

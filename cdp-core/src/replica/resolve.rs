@@ -101,10 +101,16 @@ impl Replica {
     /// # Errors
     /// When the journal cannot be read.
     pub fn exact(&self, timeline: Timeline, lsn: Lsn) -> Result<Moment, ResolveError> {
-        let stamp = self.reader.stamp(&self.snapshot, timeline, lsn)?;
-        let known = || self.catalogue.branch(timeline).and_then(|branch| branch.frontier().stamp);
+        // Of moments whose records are merged only the manifest knows when they were.
+        let merged = self.manifest.oldest().into_iter().chain(self.manifest.kept.iter().map(|kept| kept.moment));
+        let merged = merged.into_iter().find(|moment| (moment.timeline, moment.lsn) == (timeline, lsn));
+        let stamp = match merged {
+            Some(moment) => Some(moment.stamp),
+            None => self.reader.stamp(&self.snapshot, timeline, lsn)?,
+        };
+        let last = || self.catalogue.branch(timeline).and_then(|branch| branch.frontier().stamp);
         let unknown = ReplicaError::UnknownTimeline { timeline };
-        Ok(Moment { timeline, lsn, stamp: stamp.or_else(known).ok_or(unknown)? })
+        Ok(Moment { timeline, lsn, stamp: stamp.or_else(last).ok_or(unknown)? })
     }
 
     fn unlabelled(&self, label: &Label) -> NotRestorable {
@@ -176,6 +182,7 @@ impl Replica {
 
     fn at_time(&self, time: WallTime) -> Result<Moment, ResolveError> {
         match self.catalogue.at_time(time) {
+            AtTime::Inside { timeline, span, .. } if span.from == span.to => self.exact(timeline, span.from),
             AtTime::Inside { timeline, span, .. } => {
                 // What the time means, restorable or not: behind the end of the span lie records that cannot be restored.
                 let moments = self.reader.moments(&self.snapshot, timeline, Lsn(u64::MAX), time)?;

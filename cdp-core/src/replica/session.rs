@@ -8,7 +8,7 @@ use super::{Bases, ReplicaView, ViewDisk};
 use crate::frame::{Compression, Encoder, Note, Part, Payload, RawFrame, RecordKind};
 use crate::journal::{
     Appended, Executor, Hold, IdSource, Manifest, OpenError, Opened, Options, PathElement, ReadError, Reader, Refusal,
-    TimelineInfo, TimelineState, Writer, WriterState, drain,
+    Snapshot, TimelineInfo, TimelineState, Writer, WriterState, drain,
 };
 use crate::media::{MediaError, Storage};
 use crate::types::{
@@ -59,6 +59,8 @@ pub struct SessionOptions {
     pub disks: Vec<ViewDisk>,
     /// Stays free on the media.
     pub keep_free_bytes: u64,
+    /// How what is written is packed.
+    pub compression: Compression,
 }
 
 /// Makes the store of a new session.
@@ -86,6 +88,7 @@ struct State {
     writer: Writer,
     executor: Executor,
     encoder: Encoder,
+    compression: Compression,
     group: GroupId,
     timeline: Timeline,
     /// Taken and not yet appended: less than a frame, and one write more while there is no room.
@@ -113,7 +116,7 @@ impl Session {
         let reader = Arc::new(Reader::new(Arc::clone(storage), "", CACHE_BYTES));
         let view = view_of(&opened, &reader, &options)?;
         let fresh = Timeline::new(ids()).unwrap_or(opened.manifest.timelines[0].id);
-        let state = State::new(storage, opened, options.keep_free_bytes, ids, fresh, now)?;
+        let state = State::new(storage, opened, &options, ids, fresh, now)?;
         let session = Self { view, reader, state: Mutex::new(state) };
         let mut state = session.state();
         if state.prev_lsn == Lsn::ZERO {
@@ -251,7 +254,8 @@ impl Session {
             state.drive(now)?;
         }
         let Some(raw) = state.frame() else { return Ok(()) };
-        let mut frame = state.encoder.encode(&raw, state.group, Compression::None);
+        let (group, compression) = (state.group, state.compression);
+        let mut frame = state.encoder.encode(&raw, group, compression);
         loop {
             match state.writer.append(now.mono, frame) {
                 Ok(appended) => {
@@ -280,32 +284,40 @@ impl Session {
 
 /// The disks at the fork, and above them what the session's timelines hold, each up to the next one's fork.
 fn view_of(opened: &Opened, reader: &Arc<Reader>, options: &SessionOptions) -> Result<ReplicaView, SessionError> {
-    let snapshot = opened.snapshot();
-    let timelines = &opened.manifest.timelines;
-    let forks = timelines.iter().skip(1).map(|next| next.fork).chain([snapshot.written()]);
     let mut path = options.path.clone();
-    path.extend(timelines.iter().zip(forks).map(|(timeline, upto)| PathElement {
+    path.extend(own_path(&opened.manifest.timelines, &opened.snapshot(), reader));
+    Ok(ReplicaView::open(&path, Arc::clone(&options.bases), options.disks.clone())?)
+}
+
+/// What a session's store adds to the way to its fork: its timelines follow each other, each up to the next one's fork.
+pub(super) fn own_path<'a>(
+    timelines: &'a [TimelineInfo],
+    snapshot: &'a Snapshot,
+    reader: &'a Arc<Reader>,
+) -> impl Iterator<Item = PathElement> + 'a {
+    let forks = timelines.iter().skip(1).map(|next| next.fork).chain([snapshot.written()]);
+    timelines.iter().zip(forks).map(|(timeline, upto)| PathElement {
         reader: Arc::clone(reader),
         snapshot: snapshot.clone(),
         timeline: timeline.id,
         upto,
-    }));
-    Ok(ReplicaView::open(&path, Arc::clone(&options.bases), options.disks.clone())?)
+    })
 }
 
 impl State {
     fn new(
         storage: &Arc<dyn Storage>,
         opened: Opened,
-        keep_free_bytes: u64,
+        options: &SessionOptions,
         ids: IdSource,
         fresh: Timeline,
         now: Now,
     ) -> Result<Self, SessionError> {
+        let compression = options.compression;
         let options = Options {
             directory: String::new(),
             segment_bytes: SEGMENT_BYTES,
-            keep_free_bytes,
+            keep_free_bytes: options.keep_free_bytes,
             commit_bytes: u64::MAX,
             commit_ns: u64::MAX,
             ..Options::default()
@@ -317,6 +329,7 @@ impl State {
             writer: Writer::new(opened, options, ids),
             executor: Executor::new(Arc::clone(storage)),
             encoder: Encoder::new(),
+            compression,
             group: manifest.group,
             timeline: last.id,
             waiting: VecDeque::new(),

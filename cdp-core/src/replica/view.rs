@@ -3,7 +3,7 @@
 use super::base::{Base, BaseError};
 use super::content::Provenance;
 use crate::journal::{Below, Origin, PathElement, ReadError, View};
-use crate::types::{DiskId, Extent, Lsn, Timeline};
+use crate::types::{DiskId, Extent};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -75,8 +75,6 @@ pub struct Run {
 #[derive(Debug)]
 pub struct ReplicaView {
     view: View,
-    /// The timelines of the path, from the root on, and the last LSN of each.
-    path: Vec<(Timeline, Lsn)>,
     bases: Arc<Bases>,
     disks: Vec<ViewDisk>,
 }
@@ -88,8 +86,7 @@ impl ReplicaView {
     /// When a journal does not reach as far as the path says.
     pub fn open(path: &[PathElement], bases: Arc<Bases>, disks: Vec<ViewDisk>) -> Result<Self, ReadError> {
         let view = View::open(path, REGIONS_BYTES)?;
-        let path = path.iter().map(|element| (element.timeline, element.upto)).collect();
-        Ok(Self { view, path, bases, disks })
+        Ok(Self { view, bases, disks })
     }
 
     /// The disks that are there at the moment, in the order of their numbers.
@@ -149,18 +146,11 @@ impl ReplicaView {
         let below =
             self.bases.get(disk).map_or(Provenance::Zeros, |base| Provenance::Base { root: base.root().digest });
         let made = |origin: Origin| match origin {
-            Origin::Data { lsn } => self.record(lsn),
+            Origin::Data { timeline, lsn } => Provenance::Record { timeline, lsn },
             Origin::Zero { .. } => Provenance::Zeros,
             Origin::Below => below,
         };
         Ok(self.view.resolve(disk, range)?.into_iter().map(|piece| (piece.extent, made(piece.origin))).collect())
-    }
-
-    /// Which record has an LSN on this view's path: LSNs grow along it, so that the first timeline that reaches as far has it.
-    fn record(&self, lsn: Lsn) -> Provenance {
-        // What a session wrote after it was opened may be on a timeline that is younger than the path.
-        let on = self.path.iter().find(|(_, upto)| lsn <= *upto);
-        on.map_or(Provenance::Unknown, |(timeline, _)| Provenance::Record { timeline: *timeline, lsn })
     }
 
     /// The runs of the base inside `range`: whether each may hold anything but zeros.

@@ -302,6 +302,10 @@ impl Storage for SimDisk {
         })
     }
 
+    fn remove_dir(&self, _: &str) -> Result<()> {
+        Ok(())
+    }
+
     fn list(&self, name: &str) -> Result<Vec<String>> {
         let directory = self.full(name);
         let prefix = if directory.is_empty() { directory } else { directory + "/" };

@@ -9,6 +9,6 @@ mod kit;
 mod levels;
 mod levels_crash;
 mod life;
-mod merge;
 mod model;
+mod retention;
 mod room;

@@ -1,7 +1,7 @@
 //! A writable session against a byte-array model: read what was written, flushed or not, over clean stops and crashes.
 
 use bytes::Bytes;
-use cdp_core::frame::Payload;
+use cdp_core::frame::{Compression, Payload};
 use cdp_core::journal::{Manifest, TimelineInfo, TimelineRole, TimelineState};
 use cdp_core::media::{Fault, Faults, Faulty, MediaErrorKind, Memory, Operation, Storage};
 use cdp_core::replica::session::{Session, SessionError, SessionOptions, create};
@@ -51,6 +51,7 @@ fn try_open(storage: &Arc<dyn Storage>, life: u8) -> Result<Session, SessionErro
         bases: Arc::new(Bases::default()),
         disks: vec![ViewDisk { id: disk(), name: "d".into(), size: DISK as u64 }],
         keep_free_bytes: 0,
+        compression: Compression::None,
     };
     let mut drawn = 0u64;
     let ids = move || {

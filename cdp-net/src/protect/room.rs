@@ -97,6 +97,9 @@ impl Storage for Patient {
     fn remove(&self, name: &str) -> Result<()> {
         self.inner.remove(name)
     }
+    fn remove_dir(&self, name: &str) -> Result<()> {
+        self.inner.remove_dir(name)
+    }
     fn sync_dir(&self, name: &str) -> Result<()> {
         self.inner.sync_dir(name)
     }

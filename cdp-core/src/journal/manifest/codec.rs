@@ -11,7 +11,7 @@ const WHAT: &str = "manifest";
 /// A reader that does not know the section refuses the manifest.
 const MUST_UNDERSTAND: u16 = 1;
 
-/// Tags of sections. 10 to 12 are set aside for layers, keys and events of dropped segments.
+/// Tags of sections. 11 is set aside for keys.
 const IDENTITY: u16 = 1;
 const DISKS: u16 = 2;
 const TIMELINES: u16 = 3;
@@ -21,10 +21,13 @@ const SESSIONS: u16 = 6;
 const SEEDING: u16 = 7;
 const PINS: u16 = 8;
 const RUNS: u16 = 9;
+const KEPT: u16 = 10;
+const RETENTION: u16 = 12;
 const MERGE: u16 = 13;
 
 /// Sections that are read here.
-const KNOWN: [u16; 10] = [IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, MERGE];
+const KNOWN: [u16; 12] =
+    [IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, KEPT, RETENTION, MERGE];
 
 /// Bounds on lists, far above what can be used.
 const TIMELINES_MAX: usize = 1 << 20;
@@ -68,10 +71,14 @@ impl Manifest {
                 list(put, &self.runs, |put, run| level::put_info(put, run));
             });
         }
+        if self.next_kept > 1 {
+            section(&mut put, KEPT, |put| retention::put_kept(put, self.next_kept, &self.kept));
+        }
+        if self.retention != Retention::default() {
+            section(&mut put, RETENTION, |put| self.retention.put(put));
+        }
         if let Some(merge) = &self.merge {
-            section(&mut put, MERGE, |put| {
-                put.bytes(merge.timeline.bytes()).u64(merge.upto.0);
-            });
+            section(&mut put, MERGE, |put| merge.put(put));
         }
         for (tag, bytes) in &self.unknown {
             put.u16(*tag).u16(0).u32(bytes.len() as u32).bytes(bytes);
@@ -141,10 +148,9 @@ impl Manifest {
                 self.next_run = take.u64_if("next_run", |value| value > 1)?;
                 self.runs = take.list("index runs", RUNS_MAX, |take| level::take_info(take).map(Arc::new))?;
             }
-            MERGE => {
-                let (timeline, upto) = (take.id("timeline", Timeline::new)?, Lsn(take.u64()?));
-                self.merge = Some(MergeInfo { timeline, upto });
-            }
+            KEPT => (self.next_kept, self.kept) = retention::take_kept(take)?,
+            RETENTION => self.retention = Retention::take(take)?,
+            MERGE => self.merge = Some(StampedMoment::take(take)?),
             _ => {
                 self.pins = take.list("pins", PINS_MAX, |take| {
                     Ok(PinInfo {
@@ -188,12 +194,12 @@ fn section(put: &mut Put, tag: u16, body: impl FnOnce(&mut Put)) {
     put.0[at - 4..at].copy_from_slice(&length.to_le_bytes());
 }
 
-fn list<T>(put: &mut Put, items: &[T], each: impl Fn(&mut Put, &T)) {
+pub(super) fn list<T>(put: &mut Put, items: &[T], each: impl Fn(&mut Put, &T)) {
     put.u32(items.len() as u32);
     items.iter().for_each(|item| each(put, item));
 }
 
-fn flag(number: u8) -> Option<bool> {
+pub(super) fn flag(number: u8) -> Option<bool> {
     match number {
         0 => Some(false),
         1 => Some(true),

@@ -1,6 +1,7 @@
 //! A manifest comes back as it was; nothing else is taken for one.
 
 use super::*;
+use crate::frame::{Mark, PointKinds};
 use crate::journal::bytes::FormatError;
 use crate::journal::level::{RegionRange, RunTotals};
 use crate::types::{ClockEpoch, Stamp};
@@ -71,7 +72,21 @@ pub(crate) fn full() -> Manifest {
     });
     manifest.seeding.push(SeedingInfo { disk: DiskId::new(1).unwrap(), done: 4096 });
     manifest.pins.push(PinInfo { label: "court".into(), timeline, lsn: Lsn(44), created: WallTime(9) });
-    manifest.merge = Some(MergeInfo { timeline, upto: Lsn(60) });
+    let moment = |lsn| StampedMoment { timeline, lsn: Lsn(lsn), stamp };
+    manifest.merge = Some(moment(60));
+    let kinds = PointKinds { long: true, app: true, ..PointKinds::default() };
+    let point = Some(Mark { kinds, on_barrier: true, label: "audit".into() });
+    manifest.next_kept = 5;
+    manifest.kept = vec![
+        KeptInfo { number: 2, moment: moment(20), point },
+        KeptInfo { number: 4, moment: moment(44), point: None },
+    ];
+    manifest.retention = Retention {
+        elapsed_ms: 900,
+        oldest: Some(moment(44)),
+        arrivals: vec![Arrival { elapsed_ms: 700, lsn: Lsn(55) }, Arrival { elapsed_ms: 800, lsn: Lsn(60) }],
+        layers: vec![LayerInfo { timeline, lsn: Lsn(20), elapsed_ms: 300 }],
+    };
     let range = |disk, first, last| RegionRange { disk, first, last };
     let run = |number, level, first_segment, segments: u32| RunInfo {
         number,

@@ -287,6 +287,7 @@ fn sessions_differ_from_the_trunk_and_from_each_other() {
             bases: Arc::clone(&scene.bases),
             disks: scene.disks(),
             keep_free_bytes: 0,
+            compression: Compression::None,
         };
         let mut drawn = 0;
         let ids = move || {

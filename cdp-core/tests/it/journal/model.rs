@@ -130,7 +130,7 @@ fn pieces_say_where_bytes_come_from() {
         [
             piece(0, 512, zero(3, true)),
             piece(512, 3584, Origin::Below),
-            piece(4096, 4096, Origin::Data { lsn: Lsn(1) }),
+            piece(4096, 4096, Origin::Data { timeline: timeline(1), lsn: Lsn(1) }),
             piece(8192, 512, zero(2, false)),
             piece(8704, 16384 - 8704, Origin::Below),
             piece(16384, 4096, zero(4, true)),

@@ -1,0 +1,148 @@
+//! What the manifest says of the past: how old it is, where it begins, and which moments outlast it.
+
+use super::codec::{flag, list};
+use crate::frame::{Mark, PointKinds};
+use crate::journal::bytes::{FormatError, Put, Take};
+use crate::journal::layout;
+use crate::types::{Lsn, NAME_MAX, Stamp, Timeline};
+
+/// Bounds on lists, far above what can be used.
+const KEPT_MAX: usize = 1 << 20;
+const ARRIVALS_MAX: usize = 1 << 16;
+const LAYERS_MAX: usize = 1 << 16;
+
+/// A moment of the group, with its stamp.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StampedMoment {
+    /// The branch of history.
+    pub timeline: Timeline,
+    /// Everything up to and with this record.
+    pub lsn: Lsn,
+    /// When it was.
+    pub stamp: Stamp,
+}
+
+/// How far back history goes, and how old it is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Retention {
+    /// Milliseconds during which an owner has watched over the replica.
+    pub elapsed_ms: u64,
+    /// The moment that the bases hold; none before the first merge.
+    pub oldest: Option<StampedMoment>,
+    /// What was durable when; both grow.
+    pub arrivals: Vec<Arrival>,
+    /// Long-term points, oldest first.
+    pub layers: Vec<LayerInfo>,
+}
+
+/// What was durable at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Arrival {
+    /// [`Retention::elapsed_ms`] then.
+    pub elapsed_ms: u64,
+    /// Everything up to here.
+    pub lsn: Lsn,
+}
+
+/// A long-term point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LayerInfo {
+    /// The branch of history.
+    pub timeline: Timeline,
+    /// The moment.
+    pub lsn: Lsn,
+    /// [`Retention::elapsed_ms`] when it was made.
+    pub elapsed_ms: u64,
+}
+
+/// A moment older than the bases, and the number of the store that keeps it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeptInfo {
+    /// Names the store; never used again.
+    pub number: u64,
+    /// The moment.
+    pub moment: StampedMoment,
+    /// What the point said that was made there, if one was.
+    pub point: Option<Mark>,
+}
+
+impl Retention {
+    pub(super) fn put(&self, put: &mut Put) {
+        put.u64(self.elapsed_ms).u8(u8::from(self.oldest.is_some()));
+        if let Some(oldest) = &self.oldest {
+            oldest.put(put);
+        }
+        list(put, &self.arrivals, |put, arrival| {
+            put.u64(arrival.elapsed_ms).u64(arrival.lsn.0);
+        });
+        list(put, &self.layers, |put, layer| {
+            put.bytes(layer.timeline.bytes()).u64(layer.lsn.0).u64(layer.elapsed_ms);
+        });
+    }
+
+    pub(super) fn take(take: &mut Take<'_>) -> Result<Self, FormatError> {
+        Ok(Self {
+            elapsed_ms: take.u64()?,
+            oldest: match take.kind("oldest moment", flag)? {
+                true => Some(StampedMoment::take(take)?),
+                false => None,
+            },
+            arrivals: take.list("arrivals", ARRIVALS_MAX, |take| {
+                Ok(Arrival { elapsed_ms: take.u64()?, lsn: Lsn(take.u64()?) })
+            })?,
+            layers: take.list("layers", LAYERS_MAX, |take| {
+                Ok(LayerInfo {
+                    timeline: take.id("timeline", Timeline::new)?,
+                    lsn: Lsn(take.u64()?),
+                    elapsed_ms: take.u64()?,
+                })
+            })?,
+        })
+    }
+}
+
+impl StampedMoment {
+    pub(super) fn put(&self, put: &mut Put) {
+        put.bytes(self.timeline.bytes()).u64(self.lsn.0).u32(self.stamp.epoch.0).u64(self.stamp.time.0);
+    }
+
+    pub(super) fn take(take: &mut Take<'_>) -> Result<Self, FormatError> {
+        let (timeline, lsn) = (take.id("timeline", Timeline::new)?, Lsn(take.u64()?));
+        Ok(Self { timeline, lsn, stamp: layout::stamp(take)? })
+    }
+}
+
+pub(super) fn put_kept(put: &mut Put, next: u64, kept: &[KeptInfo]) {
+    put.u64(next);
+    list(put, kept, |put, kept| {
+        put.u64(kept.number);
+        kept.moment.put(put);
+        put.u8(u8::from(kept.point.is_some()));
+        if let Some(point) = &kept.point {
+            put.u8(point.kinds.bits()).u8(u8::from(point.on_barrier)).text(&point.label);
+        }
+    });
+}
+
+pub(super) fn take_kept(take: &mut Take<'_>) -> Result<(u64, Vec<KeptInfo>), FormatError> {
+    let next = take.u64_if("next kept moment", |value| value > 1)?;
+    let kept = take.list("kept moments", KEPT_MAX, |take| {
+        Ok(KeptInfo {
+            number: take.u64_if("kept moment", |number| (1..next).contains(&number))?,
+            moment: StampedMoment::take(take)?,
+            point: match take.kind("point", flag)? {
+                true => Some(Mark {
+                    kinds: PointKinds::from_bits(take.u8()?),
+                    on_barrier: take.kind("on_barrier", flag)?,
+                    label: take.text("label", NAME_MAX)?,
+                }),
+                false => None,
+            },
+        })
+    })?;
+    let ordered = |pair: &[KeptInfo]| pair[0].number < pair[1].number && pair[0].moment.lsn < pair[1].moment.lsn;
+    if let Some(pair) = kept.windows(2).find(|pair| !ordered(pair)) {
+        return Err(take.field("kept moments out of order", pair[1].number));
+    }
+    Ok((next, kept))
+}

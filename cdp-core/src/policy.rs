@@ -1,0 +1,3 @@
+//! What the owner of a replica wants: pure decisions from policies and facts.
+
+pub mod retention;

@@ -1,0 +1,169 @@
+//! How much of the past is kept: a window in time and a bound in bytes.
+//!
+//! The window is a promise: what is younger is kept, unless the bound does not allow it; then the window is cut, and that is said
+//! before ([`reach_ms`]) and after. What is older goes in pieces of an eighth of the window, so that merging is worth its while: with
+//! segments and arrivals that span a sixteenth, at most a quarter more than the window is ever held.
+
+use crate::journal::{Policy, Retention};
+use crate::types::Lsn;
+
+/// What is older than the window is merged when it is an eighth of it.
+const SLACK: u64 = 8;
+/// What was durable is noted so often in a window; so often at least the journal goes on in a new segment.
+const ARRIVALS: u64 = 16;
+/// The shortest time between two of those, in milliseconds.
+const ARRIVAL_MS_MIN: u64 = 100;
+
+/// Why history ends where it does.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Reason {
+    /// It is older than the window.
+    Window,
+    /// The journal has reached its bound.
+    Bytes,
+}
+
+/// What is to be merged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Due {
+    /// Everything up to here.
+    pub upto: Lsn,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// A segment of the journal, as retention sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// The last LSN with a part in it.
+    pub last: Lsn,
+    /// Bytes of its file.
+    pub bytes: u64,
+}
+
+/// How often what is durable is noted, in milliseconds.
+#[must_use]
+pub fn arrival_ms(policy: &Policy) -> u64 {
+    (policy.window_ms / ARRIVALS).max(ARRIVAL_MS_MIN)
+}
+
+/// What is to be merged now. `sealed`: the segments that are, oldest first; `open_bytes`: what those take that are not. `at_once`:
+/// also what would not be worth its while yet.
+#[must_use]
+pub fn due(policy: &Policy, past: &Retention, sealed: &[Held], open_bytes: u64, at_once: bool) -> Option<Due> {
+    let merged = past.oldest.map_or(Lsn::ZERO, |oldest| oldest.lsn);
+    let older_than = |ms: u64| {
+        let then = past.elapsed_ms.checked_sub(ms)?;
+        past.arrivals.iter().rfind(|arrival| arrival.elapsed_ms <= then).map(|arrival| arrival.lsn)
+    };
+    let slack = if at_once { 0 } else { policy.window_ms / SLACK };
+    let worth = older_than(policy.window_ms + slack).is_some_and(|lsn| lsn > merged);
+    let window = older_than(policy.window_ms).filter(|lsn| worth && *lsn > merged);
+    let bytes = over_bound(policy.max_bytes, sealed, open_bytes).filter(|lsn| *lsn > merged);
+    let window = window.map(|upto| Due { upto, reason: Reason::Window });
+    let bytes = bytes.map(|upto| Due { upto, reason: Reason::Bytes });
+    [window, bytes].into_iter().flatten().max_by_key(|due| due.upto)
+}
+
+/// The last LSN of the oldest segments without which the journal is an eighth below its bound, if it is above.
+fn over_bound(max_bytes: u64, sealed: &[Held], open_bytes: u64) -> Option<Lsn> {
+    let mut bytes = sealed.iter().map(|segment| segment.bytes).sum::<u64>() + open_bytes;
+    if max_bytes == 0 || bytes <= max_bytes {
+        return None;
+    }
+    let mut upto = None;
+    for segment in sealed {
+        if bytes <= max_bytes - max_bytes / SLACK {
+            break;
+        }
+        bytes -= segment.bytes;
+        upto = Some(segment.last);
+    }
+    upto
+}
+
+/// How far back history will go at this rate of stored bytes a second: the window, or what the bound leaves of it.
+#[must_use]
+pub fn reach_ms(policy: &Policy, bytes_per_s: u64) -> u64 {
+    if policy.max_bytes == 0 || bytes_per_s == 0 {
+        return policy.window_ms;
+    }
+    let ms = u128::from(policy.max_bytes) * 1000 / u128::from(bytes_per_s);
+    u64::try_from(ms).unwrap_or(u64::MAX).min(policy.window_ms)
+}
+
+/// How long segments are filled at most, in bytes: eight of them are within the bound.
+#[must_use]
+pub fn segment_bytes(policy: &Policy, usual: u64) -> u64 {
+    if policy.max_bytes == 0 { usual } else { usual.min(policy.max_bytes / SLACK) }
+}
+
+/// How old the oldest moment is, in milliseconds, as far as it is known.
+#[must_use]
+pub fn age_ms(past: &Retention) -> u64 {
+    past.arrivals.first().map_or(0, |first| past.elapsed_ms.saturating_sub(first.elapsed_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Arrival, StampedMoment};
+    use crate::types::{ClockEpoch, Stamp, Timeline, WallTime};
+
+    fn past(elapsed_ms: u64, merged: u64) -> Retention {
+        let arrivals = (0..=elapsed_ms / 100).map(|at| Arrival { elapsed_ms: at * 100, lsn: Lsn(at * 10) });
+        let timeline = Timeline::new([1; 16]).unwrap();
+        let stamp = Stamp { epoch: ClockEpoch(1), time: WallTime(0) };
+        let oldest = (merged > 0).then_some(StampedMoment { timeline, lsn: Lsn(merged), stamp });
+        Retention { elapsed_ms, oldest, arrivals: arrivals.collect(), layers: Vec::new() }
+    }
+
+    fn policy(window_ms: u64, max_bytes: u64) -> Policy {
+        Policy { window_ms, max_bytes, ..Policy::default() }
+    }
+
+    #[test]
+    fn the_window_is_kept_and_little_more() {
+        let policy = policy(1600, 0);
+        for elapsed in (0..20_000).step_by(50) {
+            for merged in (0..2_000).step_by(130) {
+                let past = past(elapsed, merged);
+                match due(&policy, &past, &[], 0, false) {
+                    // Ten LSNs are a tenth of a second.
+                    Some(Due { upto, reason }) => {
+                        assert_eq!(reason, Reason::Window);
+                        assert!(upto.0 > merged && upto.0 * 10 + 1600 <= elapsed, "{elapsed} {merged} {upto}");
+                        assert!(upto.0 * 10 + 1600 + 100 > elapsed, "all that is older: {elapsed} {upto}");
+                    }
+                    None => assert!(elapsed < merged * 10 + 1600 + 200 + 100, "{elapsed} {merged}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn at_once_means_all_that_is_older() {
+        let past = past(1_700, 0);
+        assert_eq!(due(&policy(1600, 0), &past, &[], 0, false), None);
+        assert_eq!(due(&policy(1600, 0), &past, &[], 0, true), Some(Due { upto: Lsn(10), reason: Reason::Window }));
+    }
+
+    #[test]
+    fn the_bound_cuts_the_window() {
+        let sealed: Vec<_> = (1..=10).map(|n| Held { last: Lsn(n * 100), bytes: 100 }).collect();
+        let due = |max, open| due(&policy(1 << 40, max), &past(900, 0), &sealed, open, false);
+        assert_eq!(due(0, 50), None);
+        assert_eq!(due(1050, 50), None);
+        assert_eq!(due(1049, 50), Some(Due { upto: Lsn(200), reason: Reason::Bytes }), "918 or fewer stay");
+        assert_eq!(due(10, 50), Some(Due { upto: Lsn(1000), reason: Reason::Bytes }), "what is not sealed stays");
+    }
+
+    #[test]
+    fn a_bound_tells_how_far_back_it_reaches() {
+        assert_eq!(reach_ms(&policy(10_000, 0), 1 << 30), 10_000);
+        assert_eq!(reach_ms(&policy(10_000, 4_000), 1_000), 4_000);
+        assert_eq!(reach_ms(&policy(10_000, 4_000), 10), 10_000);
+        assert_eq!(segment_bytes(&policy(1, 800), 256), 100);
+        assert_eq!(segment_bytes(&policy(1, 0), 256), 256);
+    }
+}

@@ -1,0 +1,125 @@
+//! What the manifest has to say before and after a merge, and which moments it stops at.
+//!
+//! In this order, each durable before the next: [`create`](super::kept::create) the store of a moment that is to be kept,
+//! [`begin`] names it and the merge, [`Merge`](super::merge::Merge) does it, [`end`] names the new bases and drops what is in them,
+//! [`clean_up`](super::merge::clean_up). At any time [`release`] lets go of kept moments that nothing holds.
+
+use super::catalogue::Catalogue;
+use crate::frame::Mark;
+use crate::journal::{BaseInfo, Generation, KeptInfo, Manifest, SegmentInfo, StampedMoment, Writer};
+use crate::media::{MediaError, Storage};
+use crate::types::{DiskId, Lsn, Timeline};
+use std::collections::BTreeSet;
+
+/// The moments of the trunk that must not end. LSNs grow along it: they name them.
+pub type Held = BTreeSet<Lsn>;
+
+/// What pins, layers and sessions hold.
+#[must_use]
+pub fn held(manifest: &Manifest) -> Held {
+    let pins = manifest.pins.iter().map(|pin| pin.lsn);
+    let layers = manifest.retention.layers.iter().map(|layer| layer.lsn);
+    let sessions = manifest.sessions.iter().map(|session| session.fork);
+    pins.chain(layers).chain(sessions).collect()
+}
+
+/// The first stop on the way to `target`: a moment that is held, or the target. None: the bases are there.
+#[must_use]
+pub fn stop(manifest: &Manifest, held: &Held, target: Lsn) -> Option<Lsn> {
+    let from = manifest.retention.oldest.map_or(Lsn::ZERO, |oldest| oldest.lsn);
+    if target <= from {
+        return None;
+    }
+    Some(held.range(from.next()..=target).next().copied().unwrap_or(target))
+}
+
+/// What has to be kept of the moment that the bases are at, before a merge goes on from there; none where nothing holds it, or it
+/// is kept already.
+#[must_use]
+pub fn to_keep(manifest: &Manifest, held: &Held, catalogue: &Catalogue) -> Option<KeptInfo> {
+    let moment = manifest.retention.oldest.filter(|oldest| held.contains(&oldest.lsn))?;
+    if manifest.kept.iter().any(|kept| kept.moment.lsn == moment.lsn) {
+        return None;
+    }
+    Some(KeptInfo { number: manifest.next_kept, moment, point: point_at(catalogue, &moment) })
+}
+
+fn point_at(catalogue: &Catalogue, moment: &StampedMoment) -> Option<Mark> {
+    let points = catalogue.branch(moment.timeline)?.points();
+    let at = points.binary_search_by_key(&moment.lsn, |point| point.id.lsn).ok()?;
+    Some(points[at].mark.clone())
+}
+
+/// Names a merge, and the moment that is kept of where it begins.
+pub fn begin(writer: &mut Writer, to: StampedMoment, keep: Option<KeptInfo>) -> Generation {
+    writer.edit(move |manifest| {
+        manifest.merge = Some(to);
+        if let Some(keep) = keep {
+            manifest.next_kept = manifest.next_kept.max(keep.number + 1);
+            manifest.kept.push(keep);
+        }
+    })
+}
+
+/// Names the bases that a merge made, and drops the segments and timelines that are in them whole.
+pub fn end(writer: &mut Writer, bases: &[(DiskId, BaseInfo)]) -> Generation {
+    let Some(moment) = writer.manifest().merge else { return writer.manifest().generation };
+    let whole = |segment: &SegmentInfo| {
+        segment.summary().is_some_and(|summary| summary.last_lsn <= moment.lsn).then_some(segment.number)
+    };
+    let numbers: Vec<_> = writer.manifest().segments.iter().filter_map(whole).collect();
+    writer.forget(&numbers);
+    writer.edit(|manifest| {
+        for (id, base) in bases {
+            manifest.disks.iter_mut().filter(|disk| disk.id == *id).for_each(|disk| disk.base = Some(*base));
+        }
+        manifest.merge = None;
+        manifest.retention.oldest = Some(moment);
+        // One of those that are merged says how old the oldest moment is.
+        let merged = manifest.retention.arrivals.partition_point(|arrival| arrival.lsn <= moment.lsn);
+        manifest.retention.arrivals.drain(..merged.saturating_sub(1));
+        drop_timelines(manifest, moment.timeline);
+    })
+}
+
+/// Drops the timelines before one that nothing names any more.
+fn drop_timelines(manifest: &mut Manifest, oldest: Timeline) {
+    let mut merged = BTreeSet::new();
+    let mut next = manifest.timeline(oldest).and_then(|info| info.parent);
+    while let Some(timeline) = next.filter(|timeline| merged.insert(*timeline)) {
+        next = manifest.timeline(timeline).and_then(|info| info.parent);
+    }
+    let segments = manifest.segments.iter().filter_map(|segment| Some(segment.summary()?.timeline));
+    let kept = manifest.kept.iter().map(|kept| kept.moment.timeline);
+    let pins = manifest.pins.iter().map(|pin| pin.timeline);
+    let sessions = manifest.sessions.iter().map(|session| session.parent);
+    let named: BTreeSet<_> = segments.chain(kept).chain(pins).chain(sessions).collect();
+    // Segments that are not sealed are of the newest timeline, which is none of those.
+    manifest.timelines.retain(|info| !merged.contains(&info.id) || named.contains(&info.id));
+}
+
+/// Takes kept moments out of the manifest that nothing held needs: their numbers, whose stores are to be removed when that is
+/// durable.
+pub fn release(writer: &mut Writer, held: &Held) -> Option<(Generation, Vec<u64>)> {
+    let needed = |kept: &KeptInfo| held.contains(&kept.moment.lsn);
+    let manifest = writer.manifest();
+    // A merge that is under way may be writing to the newest.
+    let free = manifest.kept.iter().take_while(|kept| !needed(kept)).map(|kept| kept.number);
+    let numbers: Vec<_> = if manifest.merge.is_some() { Vec::new() } else { free.collect() };
+    if numbers.is_empty() {
+        return None;
+    }
+    let generation = writer.edit(|manifest| {
+        manifest.kept.drain(..numbers.len());
+    });
+    Some((generation, numbers))
+}
+
+/// Removes what a crash left of merges and kept moments that the manifest does not name. For an owner that begins.
+///
+/// # Errors
+/// When the media fail.
+pub fn clean_up(storage: &dyn Storage, manifest: &Manifest) -> Result<(), MediaError> {
+    super::kept::remove_strays(storage, manifest)?;
+    if manifest.merge.is_none() { super::merge::clean_up(storage) } else { Ok(()) }
+}
