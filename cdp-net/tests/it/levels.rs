@@ -50,6 +50,7 @@ fn runs_are_made_beside_the_guest_and_survive_a_stop_and_their_loss() {
     protector.mark(&label("late")).unwrap();
     let runs = |protector: &Protector| protector.host().replica().manifest().runs.len();
     wait_for("both runs to be named", || runs(&protector) >= 2);
+    wait_for("footers to be emptied", || protector.host().replica().manifest().runs.iter().all(|run| run.emptied));
     assert!(restored(&protector.host().replica(), &When::Label(label("early")), "disk") == early);
     assert!(restored(&protector.host().replica(), &When::Label(label("late")), "disk") == model);
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
