@@ -374,6 +374,10 @@ impl ActiveIndex {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.levels.is_empty()
+    }
+
     /// All runs, in order.
     pub(super) fn runs(&self) -> Vec<Arc<IndexRun>> {
         self.levels.iter().rev().flatten().cloned().collect()

@@ -109,11 +109,14 @@ struct Run {
 /// A map and the lock under which it is made and kept up to date.
 type Region = Arc<RwLock<Option<RegionMap>>>;
 
+/// The segments of a view; readers share the list, however long it is.
+type Parts = Arc<Vec<Arc<RwLock<Part>>>>;
+
 /// The disks of a group as they were at one moment.
 #[derive(Debug)]
 pub struct View {
     /// From the oldest to the newest.
-    parts: RwLock<Vec<Arc<RwLock<Part>>>>,
+    parts: RwLock<Parts>,
     /// By the place after the last of their parts.
     runs: RwLock<BTreeMap<usize, Arc<Run>>>,
     /// Runs are opened when the first region is made, all of them.
@@ -154,7 +157,7 @@ impl View {
                 })));
             }
         }
-        let (parts, runs) = (RwLock::new(parts), RwLock::new(runs));
+        let (parts, runs) = (RwLock::new(Arc::new(parts)), RwLock::new(runs));
         Ok(Self { parts, runs, opened: Once::new(), regions: Cache::new(regions_bytes) })
     }
 
@@ -183,7 +186,8 @@ impl View {
             let Appended { segment, id, timeline, prev_lsn, .. } = *appended;
             let segment = Arc::new(SegmentView::active(segment, id, timeline, prev_lsn, Vec::new()));
             let (reader, live) = (Arc::clone(reader), ActiveIndex::default());
-            parts.push(Arc::new(RwLock::new(Part { reader, segment, live, upto: Lsn(u64::MAX) })));
+            let part = Part { reader, segment, live, upto: Lsn(u64::MAX) };
+            Arc::make_mut(&mut parts).push(Arc::new(RwLock::new(part)));
         }
         let source = parts.len() - 1;
         let mut part = parts[source].write().unwrap_or_else(PoisonError::into_inner);
@@ -457,6 +461,9 @@ impl Part {
     }
 
     fn chunk_row(&self, chunk: u32) -> Result<super::index::ChunkRow, ReadError> {
+        if self.live.is_empty() {
+            return self.reader.chunk_row(&self.segment, chunk);
+        }
         let runs = self.live.runs();
         let live = runs.iter().rev().find(|run| run.first_chunk <= chunk && !run.chunks.is_empty());
         match live.and_then(|run| run.chunks.get((chunk - run.first_chunk) as usize)) {

@@ -199,7 +199,12 @@ impl File for DiskFile {
         while !out.is_empty() {
             let batch = out.len().min(IOV_MAX);
             let at = offset + done as u64;
-            match rustix::io::preadv(&self.fd, &mut out[..batch], at) {
+            // One buffer is what nearly all reads have, and costs the kernel less by itself.
+            let read = match &mut out[..batch] {
+                [one] => rustix::io::pread(&self.fd, &mut one[..], at),
+                many => rustix::io::preadv(&self.fd, many, at),
+            };
+            match read {
                 Ok(0) => break,
                 Ok(count) => {
                     done += count;
