@@ -9,8 +9,7 @@ use crate::progress::Progress;
 use crate::stop::Stop;
 use cdp_core::when::When;
 use cdp_net::nbd::Uri;
-use cdp_net::owner::{Access, Handler, Owner, Side};
-use cdp_net::report::{PointPolicy, Policy};
+use cdp_net::owner::{Access, Handler, Owner, PolicyChange, Side};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,7 +48,7 @@ pub struct ProtectSpec {
     /// The group's name, if it was given.
     pub name: Option<String>,
     /// What was given of the policy.
-    pub policy: PolicySpec,
+    pub policy: PolicyChange,
     /// What to believe of the sources.
     pub trust: SourceTrust,
     /// Bound of what was captured and is not yet durable, in bytes.
@@ -58,24 +57,6 @@ pub struct ProtectSpec {
     pub drain: Duration,
     /// How large the journal's segments are made, in bytes, if it was given.
     pub segment_bytes: Option<u64>,
-}
-
-/// What was given of a policy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct PolicySpec {
-    /// How often a point is closed.
-    pub rpo: Option<Duration>,
-    /// Which moments are kept.
-    pub points: Option<PointPolicy>,
-}
-
-impl PolicySpec {
-    /// The policy with what was given in place of what it says.
-    #[must_use]
-    pub fn over(&self, policy: Policy) -> Policy {
-        let rpo_ms = self.rpo.map(|rpo| u64::try_from(rpo.as_millis()).unwrap_or(u64::MAX));
-        Policy { rpo_ms: rpo_ms.unwrap_or(policy.rpo_ms), points: self.points.unwrap_or(policy.points) }
-    }
 }
 
 /// What to write where.

@@ -4,7 +4,7 @@
 
 pub use cdp_net::diff::{Difference, DiskDigest, Kind, Of};
 pub use cdp_net::report::{
-    At, Disk, Gap, Lack, Point, PointKind, Points, Policy, Range, Session, Space, State, Status,
+    At, Disk, Gap, History, Hold, Lack, Point, PointKind, Points, Policy, Pruned, Range, Session, Space, State, Status,
 };
 pub use cdp_net::restore::RestoredDisk;
 pub use cdp_net::verify::{Damage, Verified};
@@ -116,6 +116,11 @@ pub enum ProtectEvent {
         /// Of `no-space`: what has to be free.
         #[serde(skip_serializing_if = "Option::is_none")]
         lacks: Option<Lack>,
+    },
+    /// It shows that the journal's bound will cut the window, or that it will not after all.
+    History {
+        /// What is kept, and will be.
+        history: History,
     },
     /// The end.
     Stopped(Stopped),

@@ -1,6 +1,6 @@
 //! The tree of commands, and the way from arguments to an exit status.
 
-use crate::command::{demo, diff, inspect, mark, mount, points, policy, protect, restore, status, verify};
+use crate::command::{demo, diff, inspect, mark, mount, pin, points, policy, protect, prune, restore, status, verify};
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
@@ -26,11 +26,15 @@ enum Command {
     Policy(policy::Arguments),
     Points(points::Arguments),
     Mark(mark::Arguments),
+    Pin(pin::Pin),
+    Unpin(pin::Unpin),
     Mount(mount::Arguments),
     Restore(restore::Arguments),
     Diff(diff::Arguments),
     Verify(verify::Arguments),
     Inspect(inspect::Arguments),
+    Prune(prune::Prune),
+    Compact(prune::Compact),
     Status(status::Arguments),
     Demo(demo::Arguments),
 }
@@ -47,11 +51,15 @@ impl Command {
             Self::Policy(arguments) => arguments.run(engine, output),
             Self::Points(arguments) => arguments.run(engine, output),
             Self::Mark(arguments) => arguments.run(engine, output),
+            Self::Pin(arguments) => arguments.run(engine, output),
+            Self::Unpin(arguments) => arguments.run(engine, output),
             Self::Mount(arguments) => arguments.run(engine, output),
             Self::Restore(arguments) => arguments.run(engine, output),
             Self::Diff(arguments) => arguments.run(engine, output),
             Self::Verify(arguments) => arguments.run(engine, output),
             Self::Inspect(arguments) => arguments.run(engine, output),
+            Self::Prune(arguments) => arguments.run(engine, output),
+            Self::Compact(arguments) => arguments.run(engine, output),
             Self::Status(arguments) => arguments.run(engine, output),
             Self::Demo(arguments) => arguments.run(engine, output),
         }

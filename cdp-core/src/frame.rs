@@ -21,4 +21,5 @@ pub use decode::{
 pub use encode::{Compression, EncodedFrame, Encoder};
 pub use info::FrameInfo;
 pub use layout::{HEADER_BYTES, RECORD_BYTES};
+pub use note::NOTES_MAX;
 pub use record::{GapReason, Mark, Note, Part, Payload, PayloadError, PointKinds, RawFrame, RecordKind, ResyncReason};

@@ -41,13 +41,13 @@ pub use frontier::Frontier;
 pub use inspect::inspect;
 pub use layout::{Envelope, Opening, SegmentHeader, Summary};
 pub use level::{
-    EmptyTask, IndexEmptying, IndexMerge, IndexPlan, MergeError, MergeTask, PlanError, RegionRange, RunInfo, RunTotals,
-    run_name,
+    EmptyTask, IndexEmptying, IndexMerge, IndexMergeError, IndexMergeTask, IndexPlan, PlanError, RegionRange, RunInfo,
+    RunTotals, run_name,
 };
 pub use manifest::{
     Arrival, BaseInfo, DiskInfo, Generation, KeptInfo, LayerInfo, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, PinInfo,
     PointsMode, Policy, Retention, SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts,
-    StampedMoment, TimelineInfo, TimelineRole, TimelineState, segment_name,
+    StampedMoment, TimelineInfo, TimelineRole, TimelineState, is_journal_file, segment_name,
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};

@@ -9,6 +9,7 @@ pub mod catalogue;
 pub mod content;
 pub mod diff;
 pub mod digest;
+mod files;
 pub mod kept;
 pub mod merge;
 mod resolve;
@@ -17,6 +18,7 @@ pub mod session;
 pub mod sidecar;
 mod view;
 
+pub use files::{BASE_DIRECTORY, BaseFile};
 pub use resolve::{NotRestorable, ResolveError};
 pub use view::{Bases, ReplicaView, Run, ViewDisk};
 

@@ -4,16 +4,26 @@
 //! the one has an idle store, the other hands edits to the pump of its journal ([`Store`], [`Live`]).
 
 pub mod document;
+mod holds;
 mod idle;
+mod pins;
 pub(crate) mod place;
+mod policy;
+mod retain;
 mod sessions;
+mod space;
+mod watch;
 
 pub use idle::IdleStore;
+pub use policy::{RPO_MS, check_policy};
 pub use sessions::{OpenedSession, SESSIONS_DIRECTORY, session_directory};
+pub use watch::Watch;
 
-use crate::owner::{Connection, Handler, PinReply, PolicyChange, Request, Side, reply};
-use crate::report::{PointPolicy, Problem, ProblemClass, Session, Space, State, Status};
-use cdp_core::journal::{Looked, Manifest, PointsMode, look};
+use self::holds::{Hold, Holds};
+use crate::owner::{Connection, Handler, PinReply, Request, Side, reply};
+use crate::report::{Problem, ProblemClass, Session, State, Status};
+use cdp_core::frame::PointKinds;
+use cdp_core::journal::{Generation, Looked, Manifest, Snapshot, Writer, look};
 use cdp_core::media::Storage;
 use cdp_core::replica::catalogue::{Catalogue, Moment};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, ResolveError};
@@ -21,22 +31,21 @@ use cdp_core::types::{Lsn, Timeline, WallTime};
 use cdp_core::when::{Label, When};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
-
-/// The shortest and the longest RPO, in milliseconds.
-pub const RPO_MS: std::ops::RangeInclusive<u64> = 100..=86_400_000;
 
 /// A change of the manifest.
 pub type Edit = Box<dyn FnOnce(&mut Manifest) + Send>;
 
-/// How changes of a directory's manifest become durable.
+/// A change of the store by its writer: the generation that has it.
+pub type Change = Box<dyn FnOnce(&mut Writer) -> Generation + Send>;
+
+/// How changes of a directory's store become durable.
 pub trait Store: Send + Sync {
-    /// Makes the change and returns when it is durable, with the manifest that holds it.
+    /// Makes the change and returns when it is durable, with the manifest that holds it and the journal as it is then.
     ///
     /// # Errors
     /// When the media do not take it.
-    fn edit(&self, change: Edit) -> Result<Manifest, Problem>;
+    fn change(&self, change: Change) -> Result<(Manifest, Snapshot), Problem>;
 }
 
 /// A protection that is going on, as the host asks it.
@@ -45,7 +54,7 @@ pub trait Live: Send + Sync {
     ///
     /// # Errors
     /// When this moment cannot be restored.
-    fn mark(&self, label: &Label) -> Result<Lsn, Problem>;
+    fn mark(&self, kinds: PointKinds, label: &str) -> Result<Lsn, Problem>;
 
     /// Adds what only the protection knows.
     fn describe(&self, status: &mut Status);
@@ -59,7 +68,9 @@ pub struct Host {
     replica: RwLock<Replica>,
     store: Box<dyn Store>,
     live: RwLock<Option<Arc<dyn Live>>>,
-    pins: Arc<AtomicU32>,
+    /// What readers hold, and when retention may go on.
+    holds: Arc<Holds>,
+    retained: retain::Retained,
     open_sessions: Arc<Mutex<BTreeSet<Timeline>>>,
     /// Held while a session is opened or dropped.
     opening: Mutex<()>,
@@ -69,28 +80,12 @@ pub struct Host {
 
 impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host").field("pins", &self.pins).finish_non_exhaustive()
+        f.debug_struct("Host").field("holds", &self.holds).finish_non_exhaustive()
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Counts a reader for as long as it lives.
-struct Pin(Arc<AtomicU32>);
-
-impl Pin {
-    fn new(pins: &Arc<AtomicU32>) -> Self {
-        pins.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(pins))
-    }
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Host {
@@ -101,7 +96,8 @@ impl Host {
             replica: RwLock::new(replica),
             store,
             live: RwLock::new(None),
-            pins: Arc::default(),
+            holds: Arc::default(),
+            retained: retain::Retained::default(),
             open_sessions: Arc::default(),
             opening: Mutex::default(),
             me: Weak::clone(me),
@@ -145,10 +141,17 @@ impl Host {
     ///
     /// # Errors
     /// When the media do not take it.
-    pub fn edit(&self, change: Edit) -> Result<(), Problem> {
-        let manifest = self.store.edit(change)?;
+    pub fn edit(&self, edit: Edit) -> Result<(), Problem> {
+        self.change(Box::new(move |writer| writer.edit(edit)))
+    }
+
+    /// Changes the store durably.
+    fn change(&self, change: Change) -> Result<(), Problem> {
+        let (manifest, snapshot) = self.store.change(change)?;
         let mut replica = self.replica_mut();
-        let snapshot = replica.snapshot().clone();
+        // Whoever writes the journal may have shown more of it since.
+        let newer = snapshot.written() >= replica.snapshot().written();
+        let snapshot = if newer { snapshot } else { replica.snapshot().clone() };
         replica.update(Some(&manifest), snapshot).map_err(|error| document::unreadable(&error))
     }
 
@@ -182,6 +185,14 @@ impl Host {
         Err(document::unresolved(&replica, &error))
     }
 
+    /// The moment that is meant, held for a reader until what this gives is dropped.
+    fn hold(&self, at: &When, side: Option<Side>) -> Result<(Moment, Hold), Problem> {
+        let planning = self.holds.plan();
+        let moment = self.moment(at, side)?;
+        let hold = planning.add(&self.holds, moment.lsn);
+        Ok((moment, hold))
+    }
+
     fn time_of(&self, when: Option<When>) -> Result<Option<WallTime>, Problem> {
         match when {
             None => Ok(None),
@@ -200,6 +211,7 @@ impl Host {
     /// # Errors
     /// When the media cannot be asked.
     pub fn status(&self) -> Result<Status, Problem> {
+        let (pins, history) = (self.holds.readers(), self.history());
         let replica = self.replica();
         let (manifest, trunk) = (replica.manifest(), replica.catalogue().trunk());
         let (bases, storage) = (Arc::clone(replica.bases()), Arc::clone(replica.storage()));
@@ -215,49 +227,25 @@ impl Host {
             lsn: replica.snapshot().written(),
             durable_lsn: trunk.map_or(Lsn::ZERO, |branch| safe(replica.catalogue(), branch.timeline)),
             ranges: document::ranges(&replica),
-            pins: self.pins.load(Ordering::Relaxed),
+            pins,
+            history,
+            holds: space::holds(&replica),
             damaged: replica.damage().map(ToString::to_string),
             ..Status::default()
         };
+        let manifest = manifest.clone();
         // The media are asked without the lock: who writes the journal needs it.
         drop(replica);
         let base = bases.stored_bytes().map_err(|error| document::unreadable(&error.into()))?;
-        status.space = Space { base, segments: segment_bytes(storage.as_ref()), ..Space::default() };
         status.sessions = self.sessions()?;
+        status.space = space::account(storage.as_ref(), &manifest, base);
+        space::weigh(storage.as_ref(), &manifest, &mut status.holds);
         status.space.overlays = status.sessions.iter().map(|session| session.bytes).sum();
         if let Some(live) = self.live() {
             live.describe(&mut status);
             status.owner_pid = Some(std::process::id());
         }
         Ok(status)
-    }
-
-    fn change_policy(&self, change: PolicyChange) -> Result<crate::report::Policy, Problem> {
-        if change.points == Some(PointPolicy::PerPoint) {
-            return Err(no_coalescing());
-        }
-        if let Some(rpo_ms) = change.rpo_ms.filter(|rpo_ms| !RPO_MS.contains(rpo_ms)) {
-            let message = format!("an RPO of {rpo_ms} ms is not between {} ms and a day", RPO_MS.start());
-            return Err(Problem::new(ProblemClass::Usage, "rpo", message));
-        }
-        if change != PolicyChange::default() {
-            self.edit(Box::new(move |manifest| {
-                if let Some(rpo_ms) = change.rpo_ms {
-                    manifest.policy.rpo_ms = rpo_ms;
-                }
-                if let Some(points) = change.points {
-                    manifest.policy.points = match points {
-                        PointPolicy::EveryWrite => PointsMode::EveryWrite,
-                        PointPolicy::PerPoint => PointsMode::PerPoint,
-                    };
-                }
-            }))?;
-        }
-        let policy = self.replica().manifest().policy;
-        if let Some(live) = self.live() {
-            live.policy_changed(&policy);
-        }
-        Ok(document::policy(&policy))
     }
 
     fn mark(&self, label: &Label, app_consistent: bool) -> Result<crate::report::At, Problem> {
@@ -274,7 +262,8 @@ impl Host {
             let message = "nobody protects this replica now: there is no present moment to mark";
             return Err(refused("not-protecting", message).hint("start `cdp protect`, then mark"));
         };
-        let lsn = live.mark(label)?;
+        let kinds = PointKinds { mark: true, ..PointKinds::default() };
+        let lsn = live.mark(kinds, label.as_str())?;
         let replica = self.replica();
         let trunk = replica.catalogue().trunk().map(|branch| branch.timeline);
         let moment = trunk.map(|timeline| replica.exact(timeline, lsn));
@@ -297,15 +286,20 @@ impl Handler for Host {
             }
             Request::Mark { label, app_consistent } => reply(self.mark(&label, app_consistent)?),
             Request::Pin { at, nearest } => {
-                let moment = self.moment(&at, nearest)?;
-                let pin = connection.hold(Pin::new(&self.pins))?;
+                let (moment, hold) = self.hold(&at, nearest)?;
+                let pin = connection.hold(hold)?;
                 reply(PinReply { pin, at: document::at(&self.replica(), &moment) })
             }
             Request::PinAll => {
+                let pause = self.holds.pause();
                 let moment = self.moment(&When::Latest, None)?;
-                let pin = connection.hold(Pin::new(&self.pins))?;
+                let pin = connection.hold(pause)?;
                 reply(PinReply { pin, at: document::at(&self.replica(), &moment) })
             }
+            Request::Keep { at, nearest, label } => reply(self.keep(&at, nearest, label.as_ref())?),
+            Request::LetGo { at, nearest } => reply(self.let_go(&at, nearest)?),
+            Request::Prune { dry_run } => reply(self.prune(dry_run)?),
+            Request::Compact => reply(self.compact()?),
             Request::Unpin { pin } => reply(connection.release(pin).is_some()),
             Request::Policy { change } => reply(self.change_policy(change)?),
             Request::OpenSession { at, nearest, name } => {
@@ -319,26 +313,11 @@ impl Handler for Host {
     }
 }
 
-/// Why per-point coalescing is refused: a policy that is stored and not followed would be worse.
-#[must_use]
-pub fn no_coalescing() -> Problem {
-    let message = "this version keeps every write: it does not coalesce the writes between points";
-    Problem::new(ProblemClass::Refused, "no-coalescing", message).hint("leave --points out, or give every-write")
-}
-
 /// How far records are safe on the way to a timeline's end. What the journal has beyond, behind a write that is in flight, is
 /// synced too, and cannot be restored if that write never ends.
 fn safe(catalogue: &Catalogue, timeline: Timeline) -> Lsn {
     let path = catalogue.path(timeline);
     path.iter().map(|(branch, upto)| branch.frontier().lsn.min(*upto)).max().unwrap_or(Lsn::ZERO)
-}
-
-/// Bytes of the segments' files, reserved ones included.
-fn segment_bytes(storage: &dyn Storage) -> u64 {
-    let directory = cdp_core::replica::JOURNAL_DIRECTORY;
-    let names = storage.list(directory).unwrap_or_default();
-    let lengths = names.iter().filter_map(|name| storage.open(&format!("{directory}/{name}"), false).ok()?.len().ok());
-    lengths.sum()
 }
 
 /// A replica that nobody protects, read without changing it.

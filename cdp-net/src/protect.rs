@@ -3,20 +3,23 @@
 //! One write's way: a front end's thread checksums it and submits it to the filter (`engine`), writes the very same bytes to
 //! the source, completes it, and answers. The filter's frames go to the `pump`, which packs them and
 //! hands them to those who append; a sync makes them durable; that comes back to the filter, which frees its queue and, later,
-//! the activity log's bit. What a guest wrote in pieces of 128 KiB and more is written to the journal from where it was received.
+//! the activity log's bit. What a guest wrote in pieces of 64 KiB and more is written to the journal from where it was received.
 //!
 //! | thread | waits for |
 //! |---|---|
 //! | those of the front end | the source, an overlapping op, or one sync of the activity log |
 //! | `cdp-pump` | frames and completions; owns the journal's writer |
+//! | `cdp-pack`, half of the cores, two to eight | frames to pack, while the replica's disk is behind |
 //! | `cdp-append`, four | the replica's disk: the journal's writes, several put together |
 //! | `cdp-sync`, three | the replica's disk |
 //! | `cdp-log` | the activity log's disk |
 //! | `cdp-flush` | the source's flushes that the filter itself wants |
 //! | `cdp-reread` | the source, for resyncs and repairs |
 //! | `cdp-index` | time, and the replica's disk: merges of the journal's index |
-//! | `cdp-seed` | the source and the replica's disk, until the first copy is complete |
+//! | `cdp-seed`, with a reader and a syncer for each disk | the source and the replica's disk, until the first copy is complete |
 //! | `cdp-timer` | time |
+//! | `cdp-events` | what the filter has to tell; looks now and then whether the replica is still where it was |
+//! | `cdp-control`, and one for each connection | other processes that ask or tell the owner something |
 
 mod append;
 mod disk;
@@ -47,14 +50,14 @@ use self::failure::Failure;
 use self::pump::{Message, Stored};
 use self::stop::Threads;
 use crate::device::Device;
-use crate::host::{Edit, Host, Live, Store};
+use crate::host::{Change, Host, Live, Store};
 use crate::nbd::Export;
 use crate::owner::{ControlServer, Owner};
 use crate::report::{self, Problem, ProblemClass};
 use crate::source::Source;
 use cdp_core::capture::{self, MarkError};
 use cdp_core::frame::{Mark, PointKinds};
-use cdp_core::journal::{Manifest, Policy};
+use cdp_core::journal::{Manifest, Policy, Snapshot};
 use cdp_core::types::{DiskId, Lsn, Timeline};
 use cdp_core::when::Label;
 use std::collections::BTreeMap;
@@ -81,6 +84,8 @@ pub enum Notice {
     ReplicaFailed(String),
     /// The journal's index cannot be kept as it should be. Nothing is lost; views may be slow to open.
     IndexTrouble(String),
+    /// It shows that the journal's bound will cut the window, or that it will not after all.
+    History(report::History),
 }
 
 /// How much of the sources is compared with the replica after a start.
@@ -143,6 +148,8 @@ struct Shared {
     /// The journal's last word is on the media.
     closed: Arc<AtomicBool>,
     uris: Mutex<BTreeMap<String, String>>,
+    /// News of how far back history will go, for the thread that tells.
+    history: Mutex<Option<report::History>>,
 }
 
 /// Edits of the manifest on their way through the pump, whose writer owns it.
@@ -173,22 +180,22 @@ impl PumpStore {
 }
 
 impl Store for Arc<PumpStore> {
-    fn edit(&self, change: Edit) -> Result<Manifest, Problem> {
+    fn change(&self, change: Change) -> Result<(Manifest, Snapshot), Problem> {
         let not_stored = |message: &str| Problem::new(ProblemClass::Failed, "not-stored", message);
         let begun = Instant::now();
-        let Ok(generation) = self.ask(move |writer| writer.edit(change), EDIT_PATIENCE) else {
+        let Ok(generation) = self.ask(change, EDIT_PATIENCE) else {
             return Err(not_stored("the replica's journal has stopped: the change was not stored"));
         };
         loop {
             let look = move |writer: &mut cdp_core::journal::Writer| {
                 if writer.manifest_durable() >= generation {
-                    Ok(writer.manifest().clone())
+                    Ok((writer.manifest().clone(), writer.snapshot()))
                 } else {
                     Err(writer.lacks())
                 }
             };
             match self.ask(look, EDIT_PATIENCE) {
-                Ok(Ok(manifest)) => return Ok(manifest),
+                Ok(Ok(stored)) => return Ok(stored),
                 Ok(Err(Some(_))) if begun.elapsed() >= ROOM_PATIENCE => {
                     let message = "the replica's disk has no room for the change: it is not stored";
                     return Err(Problem::new(ProblemClass::Failed, "no-space", message).hint(
@@ -267,19 +274,19 @@ impl Protector {
     /// # Errors
     /// When this moment cannot be restored.
     pub fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
-        self.shared.mark(label)
+        let kinds = PointKinds { mark: true, ..PointKinds::default() };
+        self.shared.mark(kinds, label.as_str())
     }
 }
 
 impl Live for Shared {
-    fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
+    fn mark(&self, kinds: PointKinds, label: &str) -> Result<Lsn, Problem> {
         if self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace {
             let message = "the replica's disk has no room: this moment would not be kept";
             return Err(Problem::new(ProblemClass::Refused, "not-restorable-now", message)
                 .hint("make room; the protection then goes on by itself"));
         }
-        let kinds = PointKinds { mark: true, ..PointKinds::default() };
-        let mark = Mark { kinds, on_barrier: false, label: label.as_str().to_owned() };
+        let mark = Mark { kinds, on_barrier: false, label: label.to_owned() };
         let lsn = self.engine.with(|filter, now| filter.mark(now, mark)).map_err(|error| match error {
             MarkError::NotRestorable { .. } => {
                 Problem::new(ProblemClass::Refused, "not-restorable-now", error.to_string())
@@ -333,6 +340,10 @@ impl Live for Shared {
 }
 
 impl Shared {
+    fn tell_history(&self, history: report::History) {
+        *self.history.lock().unwrap_or_else(PoisonError::into_inner) = Some(history);
+    }
+
     /// What has to be free, and what is.
     fn lacks(&self) -> Option<report::Lack> {
         let needed_bytes = self.lack.get().max(self.progress.lack.get())?;

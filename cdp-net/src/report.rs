@@ -385,6 +385,12 @@ pub struct Status {
     /// Readers that hold a moment now.
     #[serde(default)]
     pub pins: u32,
+    /// How far back every write is kept.
+    #[serde(default)]
+    pub history: History,
+    /// What keeps moments beyond the window.
+    #[serde(default)]
+    pub holds: Vec<Hold>,
     /// The process that owns the replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner_pid: Option<u32>,
@@ -397,6 +403,60 @@ pub struct Status {
     /// Bytes of the disks that were read again since the start, for resyncs and repairs.
     #[serde(default)]
     pub reread_bytes: u64,
+}
+
+/// How far back every write is kept.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct History {
+    /// What the policy asks for, in milliseconds.
+    pub window_ms: u64,
+    /// How old the oldest write is, in milliseconds: of the time during which the replica was protected.
+    pub kept_ms: u64,
+    /// What the journal's bound will leave of the window at this rate, in milliseconds, if there is a bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast_ms: Option<u64>,
+    /// The oldest moments were dropped for the bound, before they were as old as the window.
+    #[serde(default)]
+    pub cut: bool,
+    /// Why retention does not go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+impl History {
+    /// Whether the bound will cut the window at this rate.
+    #[must_use]
+    pub fn cut_forecast(&self) -> bool {
+        self.forecast_ms.is_some_and(|ms| ms < self.window_ms)
+    }
+}
+
+/// What keeps a moment.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hold {
+    /// The moment.
+    pub at: At,
+    /// What holds it: `pin`, `long`, `session`.
+    pub by: String,
+    /// Its name, if it has one.
+    pub label: Option<String>,
+    /// Bytes that are kept since that moment.
+    pub bytes: u64,
+}
+
+/// What applying retention did, or would.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Pruned {
+    /// The oldest moment after which every write can be restored; none while nothing was ever merged.
+    pub oldest: Option<At>,
+    /// What the journal takes less.
+    pub freed_bytes: u64,
+    /// Moments before it that are kept.
+    #[serde(default)]
+    pub holds: u64,
+    /// Nothing was done.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// Which moments are kept.
@@ -417,11 +477,26 @@ pub struct Policy {
     pub rpo_ms: u64,
     /// Which moments are kept.
     pub points: PointPolicy,
+    /// How long they are, in milliseconds.
+    #[serde(default)]
+    pub window_ms: u64,
+    /// What the journal may take, in bytes; 0: no bound.
+    #[serde(default)]
+    pub max_bytes: u64,
+    /// What stays free on the replica's media, in bytes.
+    #[serde(default)]
+    pub reserve_bytes: u64,
+    /// How often a long-term point is made, in milliseconds; 0: never.
+    #[serde(default)]
+    pub long_term_ms: u64,
+    /// How long long-term points are kept, in milliseconds.
+    #[serde(default)]
+    pub keep_ms: u64,
 }
 
-/// The defaults of the command line: 15 s, every write.
+/// The defaults of the command line.
 impl Default for Policy {
     fn default() -> Self {
-        Self { rpo_ms: 15_000, points: PointPolicy::EveryWrite }
+        crate::host::document::policy(&cdp_core::journal::Policy::default())
     }
 }

@@ -6,7 +6,7 @@ use cdp_core::journal::{Damage as Unopened, Finding, Looked, Reader, look, read_
 use cdp_core::media::Storage;
 use cdp_core::replica::base::{Base, BaseError, file_names, table_name};
 use cdp_core::replica::sidecar::{self, PAGE_BYTES, Root};
-use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
+use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Replica};
 use cdp_core::types::{BLOCK, DiskId, Lsn, SECTOR, Timeline};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -134,7 +134,7 @@ fn stored_bytes(storage: &dyn Storage) -> u64 {
         let names = storage.list(directory).unwrap_or_default();
         names.into_iter().filter_map(|name| length(format!("{directory}/{name}"))).sum::<u64>()
     };
-    of(JOURNAL_DIRECTORY) + of("base")
+    of(JOURNAL_DIRECTORY) + of(BASE_DIRECTORY)
 }
 
 fn of_unopened(damage: &Unopened, timeline: Option<Timeline>) -> Damage {

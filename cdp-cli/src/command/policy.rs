@@ -1,12 +1,12 @@
 //! `cdp policy`: show or change which moments are kept.
 
-use super::protect::PolicyFlags;
+use super::Keep;
 use crate::ask::ask;
-use crate::engine::{Engine, PolicySpec};
+use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::json::Policy;
 use crate::output::Output;
-use cdp_core::when::format_duration;
+use cdp_core::when::{format_bytes, format_duration, parse_bytes, parse_duration};
 use cdp_net::owner::{PolicyChange, Request};
 use cdp_net::report::PointPolicy;
 use clap::Args;
@@ -22,16 +22,75 @@ pub struct Arguments {
     flags: PolicyFlags,
 }
 
+/// Flags of the policy, for `protect` and `policy`.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct PolicyFlags {
+    /// Close a point this often, such as 15s
+    #[arg(long, value_name = "D", value_parser = rpo)]
+    rpo: Option<Duration>,
+    /// Which moments are kept
+    #[arg(long, value_enum)]
+    points: Option<Keep>,
+    /// Keep every write so long, such as 4h; what is older is merged into the base
+    #[arg(long, value_name = "D", value_parser = span)]
+    window: Option<Duration>,
+    /// Let the journal take so much, such as 100GiB, even if that cuts the window; 0 for no bound
+    #[arg(long, value_name = "N", value_parser = amount)]
+    max_bytes: Option<u64>,
+    /// Leave so much free on the replica's disk, such as 256MiB
+    #[arg(long, value_name = "N", value_parser = amount)]
+    reserve: Option<u64>,
+    /// Make a long-term point this often, such as 8h; off for none
+    #[arg(long, value_name = "D", value_parser = span_or_off)]
+    long_term: Option<Duration>,
+    /// Keep long-term points so long, such as 7d
+    #[arg(long, value_name = "D", value_parser = span)]
+    keep: Option<Duration>,
+}
+
+impl From<PolicyFlags> for PolicyChange {
+    fn from(flags: PolicyFlags) -> Self {
+        let ms = |span: Option<Duration>| span.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+        Self {
+            rpo_ms: ms(flags.rpo),
+            points: flags.points.map(Into::into),
+            window_ms: ms(flags.window),
+            max_bytes: flags.max_bytes,
+            reserve_bytes: flags.reserve,
+            long_term_ms: ms(flags.long_term),
+            keep_ms: ms(flags.keep),
+        }
+    }
+}
+
+/// The shortest and the longest RPO.
+const RPO: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);
+
+fn rpo(text: &str) -> Result<Duration, String> {
+    let rpo = parse_duration(text).map_err(|error| error.to_string())?;
+    if RPO.contains(&rpo) { Ok(rpo) } else { Err("an RPO lies between 100ms and 1d".into()) }
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    let span = parse_duration(text).map_err(|error| error.to_string())?;
+    if span >= Duration::from_secs(1) { Ok(span) } else { Err("at least 1s is needed".into()) }
+}
+
+fn span_or_off(text: &str) -> Result<Duration, String> {
+    if text == "off" { Ok(Duration::ZERO) } else { span(text) }
+}
+
+fn amount(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { parse_bytes(text).map_err(|error| error.to_string()) }
+}
+
 impl Arguments {
     /// Changes what was given and shows the whole.
     ///
     /// # Errors
     /// What the owner or the replica says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
-        let PolicySpec { rpo, points } = self.flags.into();
-        let rpo_ms = rpo.map(|rpo| u64::try_from(rpo.as_millis()).unwrap_or(u64::MAX));
-        let request = Request::Policy { change: PolicyChange { rpo_ms, points } };
-        let policy: Policy = ask(engine, &self.dir, request)?;
+        let policy: Policy = ask(engine, &self.dir, Request::Policy { change: self.flags.into() })?;
         output.answer(&policy, for_people);
         Ok(Exit::Done)
     }
@@ -42,7 +101,18 @@ fn for_people(policy: &Policy) -> String {
         PointPolicy::EveryWrite => "every write",
         PointPolicy::PerPoint => "points only",
     };
-    format!("RPO     {}\npoints  {kept}\n", format_duration(Duration::from_millis(policy.rpo_ms)))
+    let span = |ms| format_duration(Duration::from_millis(ms));
+    let bound = if policy.max_bytes == 0 { "no bound".into() } else { format_bytes(policy.max_bytes) };
+    let long_term = match policy.long_term_ms {
+        0 => "off".into(),
+        ms => format!("every {}, kept for {}", span(ms), span(policy.keep_ms)),
+    };
+    format!(
+        "RPO        {}\npoints     {kept}\nwindow     {}\njournal    {bound}\nreserve    {}\nlong-term  {long_term}\n",
+        span(policy.rpo_ms),
+        span(policy.window_ms),
+        format_bytes(policy.reserve_bytes),
+    )
 }
 
 #[cfg(test)]
@@ -51,6 +121,27 @@ mod tests {
 
     #[test]
     fn the_defaults_in_words() {
-        assert_eq!(for_people(&Policy::default()), "RPO     15s\npoints  every write\n");
+        let text = for_people(&Policy::default());
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[..3], ["RPO        15s", "points     every write", "window     4h"]);
+        assert_eq!(lines[3..], ["journal    no bound", "reserve    256 MiB", "long-term  off"]);
+        let with = Policy { max_bytes: 1 << 30, long_term_ms: 8 * 3_600_000, ..Policy::default() };
+        assert!(
+            for_people(&with).ends_with("journal    1.00 GiB\nreserve    256 MiB\nlong-term  every 8h, kept for 7d\n")
+        );
+    }
+
+    #[test]
+    fn an_rpo_has_bounds() {
+        assert_eq!(rpo("15s"), Ok(Duration::from_secs(15)));
+        for text in ["0s", "99ms", "2d", "x"] {
+            assert!(rpo(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_no_policy_can_be_is_refused() {
+        assert!(span("10ms").is_err() && amount("x").is_err());
+        assert_eq!((span_or_off("off"), amount("0")), (Ok(Duration::ZERO), Ok(0)));
     }
 }

@@ -1,10 +1,11 @@
 //! `cdp protect`: serve disks, keep every write.
 
-use super::{Keep, gap_line};
-use crate::engine::{Engine, PolicySpec, ProtectSpec, SourceSpec, SourceTrust};
+use super::gap_line;
+use super::policy::PolicyFlags;
+use crate::engine::{Engine, ProtectSpec, SourceSpec, SourceTrust};
 use crate::exit::{Exit, Failure};
 use crate::human;
-use crate::json::{Compared, PointKind, ProtectEvent, Stopped};
+use crate::json::{Compared, History, PointKind, ProtectEvent, Stopped};
 use crate::output::Output;
 use crate::progress::{Meter, Progress};
 use crate::stop::Stop;
@@ -63,23 +64,6 @@ fn segment_size(text: &str) -> Result<u64, String> {
     if SEGMENT.contains(&bytes) { Ok(bytes) } else { Err("a segment has between 1MiB and 4GiB".into()) }
 }
 
-/// Flags of the policy, for `protect` and `policy`.
-#[derive(Args, Clone, Copy, Debug, Default)]
-pub struct PolicyFlags {
-    /// Close a point this often, such as 15s
-    #[arg(long, value_name = "D", value_parser = rpo)]
-    rpo: Option<Duration>,
-    /// Which moments are kept
-    #[arg(long, value_enum)]
-    points: Option<Keep>,
-}
-
-impl From<PolicyFlags> for PolicySpec {
-    fn from(flags: PolicyFlags) -> Self {
-        Self { rpo: flags.rpo, points: flags.points.map(Into::into) }
-    }
-}
-
 fn memory(text: &str) -> Result<u64, String> {
     let bytes = parse_bytes(text).map_err(|error| error.to_string())?;
     if bytes >= QUEUE_BYTES_MIN {
@@ -87,14 +71,6 @@ fn memory(text: &str) -> Result<u64, String> {
     } else {
         Err(format!("at least {} are needed", format_bytes(QUEUE_BYTES_MIN)))
     }
-}
-
-/// The shortest and the longest RPO.
-const RPO: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);
-
-fn rpo(text: &str) -> Result<Duration, String> {
-    let rpo = parse_duration(text).map_err(|error| error.to_string())?;
-    if RPO.contains(&rpo) { Ok(rpo) } else { Err("an RPO lies between 100ms and 1d".into()) }
 }
 
 /// A name of a disk, a group or a session.
@@ -204,7 +180,20 @@ fn for_people(event: &ProtectEvent) -> String {
             Some(reason) => format!("{}: {reason}\n", state.as_str()),
             None => format!("{}\n", state.as_str()),
         },
+        ProtectEvent::History { history } => history_line(history),
         ProtectEvent::Stopped(stopped) => summary(stopped),
+    }
+}
+
+fn history_line(history: &History) -> String {
+    let span = |ms| human::span(Duration::from_millis(ms));
+    let window = span(history.window_ms);
+    match history.forecast_ms.filter(|_| history.cut_forecast()) {
+        Some(ms) => format!(
+            "history: at this rate the journal's bound will leave {} of the {window} that the policy asks for\n",
+            span(ms)
+        ),
+        None => format!("history: the journal's bound leaves all of the {window} again\n"),
     }
 }
 
@@ -282,14 +271,6 @@ mod tests {
         assert_eq!(segment_size("1MiB"), Ok(1 << 20));
         for text in ["1023KiB", "5GiB", "x"] {
             assert!(segment_size(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn an_rpo_has_bounds() {
-        assert_eq!(rpo("15s"), Ok(Duration::from_secs(15)));
-        for text in ["0s", "99ms", "2d", "x"] {
-            assert!(rpo(text).is_err(), "{text}");
         }
     }
 

@@ -5,7 +5,7 @@ use crate::ask::ask;
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::human;
-use crate::json::{Session, Status};
+use crate::json::{History, Hold, Session, Status};
 use crate::output::Output;
 use cdp_core::when::format_bytes;
 use cdp_net::owner::Request;
@@ -62,11 +62,31 @@ fn for_people(status: &Status) -> String {
         text.push_str(&format!("disk    {} ({}){place}\n", disk.name, format_bytes(disk.size)));
     }
     status.ranges.iter().for_each(|range| text.push_str(&format!("keeps   {}", range_line(range))));
+    text.push_str(&history_lines(&status.history));
     status.sessions.iter().for_each(|session| text.push_str(&session_line(session)));
+    status.holds.iter().for_each(|hold| text.push_str(&hold_line(hold)));
     if status.pins > 0 {
         text.push_str(&format!("held    by {}\n", human::count(status.pins as usize, "reader")));
     }
     text
+}
+
+fn history_lines(history: &History) -> String {
+    let span = |ms| human::span(Duration::from_millis(ms));
+    let cut = if history.cut { ", cut by the journal's bound" } else { "" };
+    let mut text = format!("window  {} of {}{cut}\n", span(history.kept_ms), span(history.window_ms));
+    if let Some(ms) = history.forecast_ms.filter(|_| history.cut_forecast()) {
+        text.push_str(&format!("        at this rate the journal's bound will leave {} of it\n", span(ms)));
+    }
+    if let Some(problem) = &history.problem {
+        text.push_str(&format!("        retention does not go on: {problem}\n"));
+    }
+    text
+}
+
+fn hold_line(hold: &Hold) -> String {
+    let label = hold.label.as_ref().map(|label| format!(" {label:?}")).unwrap_or_default();
+    format!("kept    {} by {}{label}: {}\n", human::moment(&hold.at), hold.by, format_bytes(hold.bytes))
 }
 
 fn session_line(session: &Session) -> String {

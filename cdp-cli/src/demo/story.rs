@@ -11,7 +11,7 @@ use super::image::{self, Content, Made};
 use super::load::{Bounds, Load, LoadOptions, LoadReport, format};
 use super::port::{ImageFile, Port};
 use crate::ask::ask;
-use crate::engine::{Engine, PolicySpec, ProtectSpec, SourceSpec, SourceTrust};
+use crate::engine::{Engine, ProtectSpec, SourceSpec, SourceTrust};
 use crate::exit::{Exit, Failure};
 use crate::json::{Export, ProtectEvent, State, Status, Stopped};
 use crate::stop::Stop;
@@ -20,7 +20,7 @@ use cdp_core::types::WallTime;
 use cdp_core::when::Label;
 use cdp_net::clock;
 use cdp_net::nbd::{Client, ClientOptions, Uri};
-use cdp_net::owner::Request;
+use cdp_net::owner::{PolicyChange, Request};
 use cdp_net::report::At;
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
@@ -210,7 +210,7 @@ pub fn tell(
         listen: Uri::unix(plan.dir.join("nbd.sock")),
         tls: None,
         name: Some("demo".into()),
-        policy: PolicySpec { rpo: Some(plan.rpo), points: None },
+        policy: PolicyChange { rpo_ms: Some(plan.rpo.as_millis() as u64), ..PolicyChange::default() },
         trust: SourceTrust::Default,
         memory: 1 << 30,
         segment_bytes: None,

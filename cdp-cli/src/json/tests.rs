@@ -123,6 +123,8 @@ fn status() {
         rates: Rates { write_bytes_per_s: 6, stored_bytes_per_s: 7 },
         sessions: vec![Session { name: None, timeline: timeline(), at: at(), bytes: 1, open: false }],
         pins: 1,
+        history: History { window_ms: 9, kept_ms: 8, forecast_ms: Some(7), cut: true, problem: None },
+        holds: vec![Hold { at: at(), by: "pin".into(), label: Some("court".into()), bytes: 6 }],
         owner_pid: None,
         damaged: None,
         hot_bytes: 2,
@@ -139,6 +141,8 @@ fn status() {
             "sessions": [{
                 "name": null, "timeline": "00112233445566ff", "at": at_json(), "bytes": 1, "open": false
             }],
+            "history": {"window_ms": 9, "kept_ms": 8, "forecast_ms": 7, "cut": true},
+            "holds": [{"at": at_json(), "by": "pin", "label": "court", "bytes": 6}],
             "pins": 1, "hot_bytes": 2, "reread_bytes": 3
         }),
     );
@@ -209,7 +213,11 @@ fn answers_of_commands() {
             "good": [], "bytes": 0
         }),
     );
-    check(Policy::default(), json!({"rpo_ms": 15000, "points": "every-write"}));
+    let policy = json!({
+        "rpo_ms": 15000, "points": "every-write", "window_ms": 14_400_000, "max_bytes": 0, "reserve_bytes": 268_435_456,
+        "long_term_ms": 0, "keep_ms": 604_800_000
+    });
+    check(Policy::default(), policy);
 }
 
 #[test]

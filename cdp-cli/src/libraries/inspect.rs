@@ -4,8 +4,9 @@ use super::open_storage;
 use crate::exit::{Exit, Failure};
 use crate::json::Inspected;
 use cdp_core::capture::LogContents;
-use cdp_core::journal::{self, read_manifest};
+use cdp_core::journal::{self, Manifest, read_manifest};
 use cdp_core::media::{Disk, File, MediaError, Storage};
+use cdp_core::replica::BaseFile;
 use cdp_core::replica::sidecar::{self, PAGE_BYTES, PageDigest, Root};
 use cdp_core::types::GroupId;
 use std::path::Path;
@@ -30,17 +31,17 @@ pub(super) fn run(path: &Path) -> Result<Inspected, Failure> {
     // The other files name no owner that could be checked: their replica's manifest, a directory above, does.
     let replica: Option<Arc<dyn Storage>> = directory.parent().and_then(|above| open_storage(above).ok());
     let manifest = replica.and_then(|storage| read_manifest(storage.as_ref()).ok());
-    let text = match (path.extension().and_then(|ending| ending.to_str()), &manifest) {
-        (Some("log"), Some(manifest)) => activity_log(file.as_ref(), manifest.group).map_err(media)?,
-        (Some("sum" | "dig0" | "dig1"), Some(manifest)) => {
-            let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u16>().ok());
-            let disk = manifest.disks.iter().find(|disk| Some(disk.id.get()) == number);
-            match disk.and_then(|disk| disk.base) {
+    let is_log = path.extension().is_some_and(|ending| ending == "log");
+    let text = match (BaseFile::of(&name), &manifest) {
+        (None, Some(manifest)) if is_log => activity_log(file.as_ref(), manifest.group).map_err(media)?,
+        (Some(BaseFile::Image(_)), Some(_)) => base_image(file.as_ref()).map_err(media)?,
+        (Some(BaseFile::Rests), Some(manifest)) => rests(file.as_ref(), manifest).map_err(media)?,
+        (Some(BaseFile::Sidecar(disk) | BaseFile::EvenTable(disk) | BaseFile::OddTable(disk)), Some(manifest)) => {
+            match manifest.disks.iter().find(|info| info.id == disk).and_then(|info| info.base) {
                 Some(base) => of_sidecar(directory, path, base.into()).map_err(media)?,
                 None => "a sidecar whose disk the manifest does not name, or not as complete\n".to_owned(),
             }
         }
-        (Some("img"), Some(_)) => base_image(file.as_ref()).map_err(media)?,
         _ => {
             let message = format!("{} is none of our files", path.display());
             let hint =
@@ -96,6 +97,15 @@ fn of_sidecar(directory: &Path, path: &Path, root: Root) -> Result<String, Media
     ))
 }
 
+/// What a merge wrote down before it changed blocks in parts.
+fn rests(file: &dyn File, manifest: &Manifest) -> Result<String, MediaError> {
+    let use_of_it = match manifest.merge {
+        Some(merge) => format!("a merge up to LSN {} is under way", merge.lsn),
+        None => "no merge is under way: nobody needs it".to_owned(),
+    };
+    Ok(format!("what a merge leaves of blocks that it changes in parts\n{} bytes; {use_of_it}\n", file.len()?))
+}
+
 fn base_image(file: &dyn File) -> Result<String, MediaError> {
     let (mut stored, mut at) = (0, 0);
     while let Some(run) = file.next_data(at)? {
@@ -103,4 +113,50 @@ fn base_image(file: &dyn File) -> Result<String, MediaError> {
         at = run.end();
     }
     Ok(format!("a base image, raw\n{} bytes, {stored} of them stored\n", file.len()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdp_core::journal::{BaseInfo, DiskInfo};
+    use cdp_core::replica::base::BaseWriter;
+    use cdp_core::types::{BLOCK, DiskId, Lsn, ReplicaId};
+
+    #[test]
+    fn every_file_of_a_base_is_explained_and_a_stranger_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = Disk::open(directory.path()).unwrap();
+        let (replica, disk) = (ReplicaId::new([1; 16]).unwrap(), DiskId::new(1).unwrap());
+        let mut base = BaseWriter::create(&storage, replica, disk, 2 * BLOCK).unwrap();
+        base.data(&[7; BLOCK as usize], Lsn(1)).unwrap();
+        let root = base.finish(&storage, Lsn(1)).unwrap();
+        let mut manifest = Manifest::new(replica, GroupId::new([2; 16]).unwrap(), "group");
+        let Root { generation, size, digest: root } = root;
+        manifest.disks.push(DiskInfo {
+            id: disk,
+            name: "disk".to_owned(),
+            size,
+            source: String::new(),
+            added: Lsn::ZERO,
+            removed: None,
+            stopped: None,
+            base: Some(BaseInfo { lsn: Lsn(1), generation, size, root }),
+        });
+        journal::create(&storage, manifest).unwrap();
+        for name in ["2.sum", "1.dig0", "merge.rests", "backup.img"] {
+            storage.create(&format!("base/{name}")).unwrap();
+        }
+        let ask = |name: &str| run(&directory.path().join("base").join(name));
+        for (name, kind) in [
+            ("1.img", "a base image, raw"),
+            ("1.sum", "the sidecar of a base of 8192 bytes, generation 1"),
+            ("1.dig1", "the sidecar of a base of 8192 bytes, generation 1"),
+            ("1.dig0", "a digest table of a base that is not in use"),
+            ("2.sum", "a sidecar whose disk the manifest does not name, or not as complete"),
+            ("merge.rests", "what a merge leaves of blocks that it changes in parts"),
+        ] {
+            assert_eq!(ask(name).unwrap().kind, kind, "{name}");
+        }
+        assert_eq!(ask("backup.img").unwrap_err().code, "not-ours");
+    }
 }

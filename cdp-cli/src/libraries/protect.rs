@@ -7,12 +7,10 @@ use crate::human;
 use crate::json::{Compared, ProtectEvent, State, Stopped};
 use crate::stop::Stop;
 use cdp_core::capture::{self, Event, LogTrust};
-use cdp_core::journal::PointsMode;
 use cdp_core::replica::catalogue::Branch;
 use cdp_core::types::{Lsn, WallTime};
 use cdp_net::host::document;
 use cdp_net::protect::{Notice, ProtectError, ProtectOptions, Protector, SourceOptions};
-use cdp_net::report::PointPolicy;
 use cdp_net::source::SourceError;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -62,11 +60,7 @@ fn options(spec: &ProtectSpec) -> ProtectOptions {
         |source: &crate::engine::SourceSpec| SourceOptions { name: source.name.clone(), path: source.path.clone() };
     let mut options = ProtectOptions::new(spec.sources.iter().map(source).collect(), spec.replica.clone());
     options.name.clone_from(&spec.name);
-    options.rpo_ms = spec.policy.rpo.map(|rpo| u64::try_from(rpo.as_millis()).unwrap_or(u64::MAX));
-    options.points = spec.policy.points.map(|points| match points {
-        PointPolicy::EveryWrite => PointsMode::EveryWrite,
-        PointPolicy::PerPoint => PointsMode::PerPoint,
-    });
+    options.policy = spec.policy;
     options.queue_bytes = spec.memory;
     options.trust_source = spec.trust == SourceTrust::Trust;
     options.full_check = spec.trust == SourceTrust::Check;
@@ -197,6 +191,7 @@ impl Teller {
                 );
                 self.state(protector, protector.state(), Some(reason), events);
             }
+            Notice::History(history) => events(ProtectEvent::History { history: history.clone() }),
             _ => {}
         }
     }

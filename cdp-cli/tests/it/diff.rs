@@ -1,6 +1,6 @@
 //! `cdp diff`: two moments of a replica, with and without an owner, and a moment against a file.
 
-use crate::support::{Answer, Guest, Place, Running, cdp, command, flip, mark, noise, restore};
+use crate::support::{Answer, Guest, Place, Running, Scene, cdp, command, flip, mark, noise, restore};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -33,44 +33,14 @@ fn naive(disk: &str, from: &[u8], to: &[u8]) -> Vec<Value> {
     runs.iter().map(line).collect()
 }
 
-struct Scene {
-    place: Place,
-    source: PathBuf,
-    replica: PathBuf,
-    running: Running,
-    guest: Guest,
-}
-
-impl Scene {
-    fn begin(seed: u64) -> Self {
-        let place = Place::new();
-        let (source, replica) = (place.source("disk.img", seed, DISK), place.path("replica"));
-        let running = Running::protect(&[&source], &replica, &place.socket("nbd"), &[]).protecting();
-        let guest = Guest::connect(running.uri(), &source, seed);
-        Self { place, source, replica, running, guest }
-    }
-
-    /// Goes on, and names what the disk holds then.
-    fn marked(&mut self, label: &str) -> Vec<u8> {
-        self.guest.work(25);
-        mark(&self.replica, label);
-        self.guest.model.clone()
-    }
-
-    /// A second life, on another timeline.
-    fn restart(&mut self) {
-        self.running.stop_clean();
-        self.running = Running::protect(&[&self.source], &self.replica, &self.place.socket("nbd"), &[]).protecting();
-        self.guest = Guest::connect(self.running.uri(), &self.source, 99);
-    }
-}
-
 #[test]
 fn two_moments_while_protection_goes_on_and_without_an_owner() {
-    let mut scene = Scene::begin(301);
+    let mut scene = Scene::begin(301, DISK);
     let one = scene.marked("one");
     let two = scene.marked("two");
-    scene.restart();
+    scene.running.stop_clean();
+    // A second life, on another timeline.
+    scene.begin_again(99);
     let three = scene.marked("three");
     let pairs = [("one", &one), ("two", &two), ("three", &three)];
     let check = |case: &str| {
@@ -100,7 +70,7 @@ fn two_moments_while_protection_goes_on_and_without_an_owner() {
 
 #[test]
 fn a_restored_file_is_the_same_and_a_changed_byte_is_found() {
-    let mut scene = Scene::begin(302);
+    let mut scene = Scene::begin(302, DISK);
     let one = scene.marked("one");
     let two = scene.marked("two");
     let file = scene.place.path("out.img");
@@ -146,7 +116,7 @@ fn digest_by_the_text(bytes: &[u8]) -> String {
 
 #[test]
 fn people_get_a_table_and_a_sum_and_may_have_enough() {
-    let mut scene = Scene::begin(303);
+    let mut scene = Scene::begin(303, DISK);
     scene.guest.work(5);
     mark(&scene.replica, "one");
     scene.guest.write(8192, noise(9, 4096));
@@ -216,7 +186,7 @@ fn what_cannot_be_compared_has_its_status() {
 
 #[test]
 fn damage_is_status_5_wherever_it_would_have_been_read() {
-    let mut scene = Scene::begin(304);
+    let mut scene = Scene::begin(304, DISK);
     scene.marked("one");
     let data = noise(77, 16 << 10);
     scene.guest.write(64 << 10, data.clone());

@@ -1,36 +1,18 @@
 //! What a new user stumbled over: names of moments, messages, and what is said beside an answer.
 
-use crate::support::{Answer, Guest, Place, Running, cdp, command, hash, mark, restore};
+use crate::support::{Answer, Guest, Place, Running, Scene, cdp, command, hash, mark, restore};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-struct Scene {
-    place: Place,
-    source: PathBuf,
-    replica: PathBuf,
-    running: Running,
-    guest: Guest,
-}
-
-impl Scene {
-    fn begin(seed: u64) -> Self {
-        let place = Place::new();
-        let (source, replica) = (place.source("disk.img", seed, 1 << 20), place.path("replica"));
-        let running = Running::protect(&[&source], &replica, &place.socket("nbd"), &[]).protecting();
-        let guest = Guest::connect(running.uri(), &source, seed);
-        Self { place, source, replica, running, guest }
-    }
-}
-
 /// An LSN that can be restored is no point for that: the id was mistyped, or is of another list.
 #[test]
 fn a_point_that_is_none_is_refused_with_the_points_next_to_it() {
-    let mut scene = Scene::begin(60);
+    let mut scene = Scene::begin(60, 1 << 20);
     let mut marked = Vec::new();
     for label in ["one", "two"] {
         scene.guest.work(10);
@@ -59,7 +41,7 @@ fn times(shown: &str) -> Vec<String> {
 
 #[test]
 fn a_time_that_is_shown_to_people_can_be_asked_for() {
-    let mut scene = Scene::begin(61);
+    let mut scene = Scene::begin(61, 1 << 20);
     scene.guest.work(20);
     mark(&scene.replica, "one");
     let expected = scene.guest.hash();
@@ -115,7 +97,7 @@ fn as_nobody(arguments: &[&str]) -> Option<Answer> {
 
 #[test]
 fn a_replica_of_another_user_is_said_to_be() {
-    let mut scene = Scene::begin(63);
+    let mut scene = Scene::begin(63, 1 << 20);
     let open = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     // Not even its directory can be looked into.
     open(&scene.place.path(""), 0o755);
@@ -138,7 +120,7 @@ fn a_replica_of_another_user_is_said_to_be() {
 
 #[test]
 fn a_disk_that_is_smaller_than_what_it_is_restored_over_says_so() {
-    let mut scene = Scene::begin(64);
+    let mut scene = Scene::begin(64, 1 << 20);
     mark(&scene.replica, "now");
     let output = scene.place.path("out.img");
     std::fs::write(&output, vec![7; 3 << 20]).unwrap();

@@ -1,14 +1,13 @@
 //! The replica's disk is full, or may not be written to: the guest goes on, and the protection comes back by itself.
 
-use crate::support::{Guest, Mounted, Place, Running, cdp, hash, mark, noise, restore, wait_for};
+use crate::support::{Guest, Mounted, Place, Running, Scene, cdp, hash, mark, noise, restore, wait_for};
 use serde_json::Value;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const DISK: usize = 16 << 20;
-/// What may wait in memory until the replica takes it again.
-const MEMORY: &str = "8MiB";
-const SEGMENT: &str = "8MiB";
+/// Eight mebibytes may wait in memory until the replica takes them again.
+const MORE: [&str; 8] = ["--memory", "8MiB", "--segment-size", "8MiB", "--rpo", "1s", "--drain", "1s"];
 /// More than is ever used, with the reserve that stays free behind the segments.
 const ROOM: u64 = 1 << 30;
 /// More than any segment and what waits: after so much, tracking must have begun.
@@ -22,82 +21,63 @@ fn points(replica: &Path) -> Value {
     cdp(&[OsStr::new("points"), replica.as_os_str()]).done()
 }
 
-struct Scene {
-    mounted: Mounted,
-    place: Place,
-    source: PathBuf,
-    replica: PathBuf,
-    running: Running,
-    guest: Guest,
+/// A protected disk whose replica lies where room can be taken away.
+fn begin(seed: u64) -> Option<(Mounted, Scene)> {
+    let mounted = Mounted::tmpfs(ROOM)?;
+    let replica = mounted.path("replica");
+    let scene = Scene::begin_with(Place::new(), replica, &MORE, seed, DISK);
+    Some((mounted, scene))
 }
 
-impl Scene {
-    fn begin(seed: u64) -> Option<Self> {
-        let mounted = Mounted::tmpfs(ROOM)?;
-        let place = Place::new();
-        let (source, replica) = (place.source("disk.img", seed, DISK), mounted.path("replica"));
-        let running = protect(&place, &source, &replica).protecting();
-        let guest = Guest::connect(running.uri(), &source, seed);
-        Some(Self { mounted, place, source, replica, running, guest })
-    }
-
-    /// Writes until nothing more is recorded; slowly enough that nothing but the lack of room can be the reason.
-    fn overflow(&mut self) {
-        let mut written = 0;
-        while !self.has_no_room() {
-            assert!(written < TOO_MUCH, "{written} bytes were written and there is still room");
-            for _ in 0..2 {
-                self.guest.write(written % DISK as u64, noise(written + 1, 1 << 20));
-                written += 1 << 20;
-            }
-            let caught_up = |status: &Value| status["state"] == "no-space" || status["durable_lsn"] == status["lsn"];
-            wait_for("the journal", || caught_up(&status(&self.replica)));
-        }
-        while !self.is_tracking() {
-            assert!(written < 2 * TOO_MUCH, "{}", status(&self.replica));
-            self.guest.write(written % DISK as u64, noise(written + 1, 1 << 20));
+/// Writes until nothing more is recorded; slowly enough that nothing but the lack of room can be the reason.
+fn overflow(scene: &mut Scene) {
+    let mut written = 0;
+    while !has_no_room(scene) {
+        assert!(written < TOO_MUCH, "{written} bytes were written and there is still room");
+        for _ in 0..2 {
+            scene.guest.write(written % DISK as u64, noise(written + 1, 1 << 20));
             written += 1 << 20;
         }
-        self.guest.work(40);
-        assert_eq!(status(&self.replica)["state"], "no-space");
+        let caught_up = |status: &Value| status["state"] == "no-space" || status["durable_lsn"] == status["lsn"];
+        wait_for("the journal", || caught_up(&status(&scene.replica)));
     }
+    while !is_tracking(scene) {
+        assert!(written < 2 * TOO_MUCH, "{}", status(&scene.replica));
+        scene.guest.write(written % DISK as u64, noise(written + 1, 1 << 20));
+        written += 1 << 20;
+    }
+    scene.guest.work(40);
+    assert_eq!(status(&scene.replica)["state"], "no-space");
+}
 
-    fn has_no_room(&self) -> bool {
-        self.running.events().iter().any(|event| event["state"] == "no-space")
-    }
+fn has_no_room(scene: &Scene) -> bool {
+    scene.running.events().iter().any(|event| event["state"] == "no-space")
+}
 
-    fn is_tracking(&self) -> bool {
-        let tracked = |event: &Value| event["reason"].as_str().is_some_and(|reason| reason.contains("no-space"));
-        self.running.events().iter().any(tracked)
-    }
-
-    fn restored(&self, at: &str) -> blake3::Hash {
-        let output = self.place.path("out.img");
-        restore(&self.replica, at, &output).done();
-        hash(&output)
-    }
+fn is_tracking(scene: &Scene) -> bool {
+    let tracked = |event: &Value| event["reason"].as_str().is_some_and(|reason| reason.contains("no-space"));
+    scene.running.events().iter().any(tracked)
 }
 
 fn protect(place: &Place, source: &Path, replica: &Path) -> Running {
-    let more = ["--memory", MEMORY, "--segment-size", SEGMENT, "--rpo", "1s", "--drain", "1s"];
-    Running::protect(&[source], replica, &place.socket("nbd"), &more)
+    Running::protect(&[source], replica, &place.socket("nbd"), &MORE)
 }
 
 #[test]
 fn a_full_disk_stops_the_protection_and_not_the_guest() {
-    let Some(mut scene) = Scene::begin(21) else { return };
+    let Some((mut mounted, mut scene)) = begin(21) else { return };
     scene.guest.work(50);
     mark(&scene.replica, "before");
     let before = scene.guest.hash();
-    scene.mounted.leave(0);
-    scene.overflow();
+    mounted.leave(0);
+    overflow(&mut scene);
     // What is restorable stays so, what cannot be is refused, the guest reads what it wrote.
     assert_eq!(scene.restored("before"), before);
     let refused = cdp(&[OsStr::new("mark"), scene.replica.as_os_str(), OsStr::new("--label"), OsStr::new("lost")]);
     refused.failed(4, "not-restorable-now");
     assert_eq!(hash(&scene.source), scene.guest.hash());
     let heard = scene.running.events().len();
-    scene.mounted.leave(ROOM);
+    mounted.leave(ROOM);
     let protecting = |event: &Value| event["event"] == "state" && event["state"] == "protecting";
     scene.running.wait_event_after(heard, "protection again", protecting);
     assert_eq!(status(&scene.replica)["state"], "protecting");
@@ -121,12 +101,12 @@ fn a_full_disk_stops_the_protection_and_not_the_guest() {
 
 #[test]
 fn a_kill_and_a_stop_while_the_disk_is_full_lose_nothing_that_was_durable() {
-    let Some(mut scene) = Scene::begin(22) else { return };
+    let Some((mut mounted, mut scene)) = begin(22) else { return };
     mark(&scene.replica, "before");
     let before = scene.guest.hash();
-    scene.mounted.leave(0);
-    scene.overflow();
-    let Scene { mut mounted, place, source, replica, running, guest } = scene;
+    mounted.leave(0);
+    overflow(&mut scene);
+    let Scene { guest, running, source, replica, place } = scene;
     let end = guest.hash();
     drop((running, guest));
     let output = place.path("out.img");
@@ -152,15 +132,15 @@ fn a_kill_and_a_stop_while_the_disk_is_full_lose_nothing_that_was_durable() {
 
 #[test]
 fn a_stop_while_the_disk_is_full_says_what_is_left() {
-    let Some(mut scene) = Scene::begin(24) else { return };
-    scene.mounted.leave(0);
-    scene.overflow();
+    let Some((mut mounted, mut scene)) = begin(24) else { return };
+    mounted.leave(0);
+    overflow(&mut scene);
     let end = scene.guest.hash();
     // A drain that cannot come to an end is given up after its time.
     let (status, stopped) = scene.running.stop();
     assert_eq!((status, stopped["drained"].as_bool()), (1, Some(false)), "{stopped}");
     assert!(stopped["hot_bytes"].as_u64().unwrap() > 0, "{stopped}");
-    scene.mounted.leave(ROOM);
+    mounted.leave(ROOM);
     let mut running = protect(&scene.place, &scene.source, &scene.replica).protecting();
     running.stop_clean();
     assert_eq!((scene.restored("latest"), hash(&scene.source)), (end, end));

@@ -1,6 +1,6 @@
 //! Those who mean harm, and those who die at the wrong moment: the others are served on, and nothing is half applied.
 
-use crate::support::{Guest, Place, Running, hash, mark, noise, raw, restore, times, write_request};
+use crate::support::{Guest, Scene, hash, mark, noise, raw, restore, times, write_request};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -8,41 +8,19 @@ use std::time::{Duration, Instant};
 
 const DISK: usize = 8 << 20;
 
-struct Scene {
-    place: Place,
-    source: PathBuf,
-    replica: PathBuf,
-    running: Running,
+fn socket(scene: &Scene) -> PathBuf {
+    scene.place.path("nbd.sock")
 }
 
-impl Scene {
-    fn begin() -> Self {
-        let place = Place::new();
-        let (source, replica) = (place.source("disk.img", 3, DISK), place.path("replica"));
-        let running = Running::protect(&[&source], &replica, &place.socket("nbd"), &[]).protecting();
-        Self { place, source, replica, running }
-    }
-
-    fn guest(&self, seed: u64) -> Guest {
-        Guest::connect(self.running.uri(), &self.source, seed)
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.place.path("nbd.sock")
-    }
-
-    /// The protection lives, the source is the model, and so are the mark and the end of the replica.
-    fn check(mut self, model: &[u8]) {
-        assert!(self.running.is_alive());
-        mark(&self.replica, "end");
-        self.running.stop_clean();
-        let expected = blake3::hash(model);
-        assert_eq!(hash(&self.source), expected, "the source");
-        let output = self.place.path("out.img");
-        for at in ["label:end", "latest"] {
-            restore(&self.replica, at, &output).done();
-            assert_eq!(hash(&output), expected, "{at}");
-        }
+/// The protection lives, the source is the model, and so are the mark and the end of the replica.
+fn check(mut scene: Scene, model: &[u8]) {
+    assert!(scene.running.is_alive());
+    mark(&scene.replica, "end");
+    scene.running.stop_clean();
+    let expected = blake3::hash(model);
+    assert_eq!(hash(&scene.source), expected, "the source");
+    for at in ["label:end", "latest"] {
+        assert_eq!(scene.restored(at), expected, "{at}");
     }
 }
 
@@ -80,40 +58,36 @@ fn garbage(round: u64) -> Vec<u8> {
 
 #[test]
 fn garbage_on_the_port_harms_nobody() {
-    let scene = Scene::begin();
-    let mut guest = scene.guest(11);
+    let mut scene = Scene::begin(11, DISK);
     for round in 0..times("CDP_TEST_GARBAGE", 64) {
-        send_garbage(&scene.socket(), &garbage(round));
-        guest.work(2);
+        send_garbage(&socket(&scene), &garbage(round));
+        scene.guest.work(2);
     }
-    let model = guest.model.clone();
-    drop(guest);
-    scene.check(&model);
+    let model = scene.guest.model.clone();
+    check(scene, &model);
 }
 
 #[test]
 fn garbage_after_the_handshake_harms_nobody() {
-    let scene = Scene::begin();
-    let mut guest = scene.guest(12);
+    let mut scene = Scene::begin(12, DISK);
     for round in 0..times("CDP_TEST_GARBAGE", 64) {
         let mut channel = raw(scene.running.uri());
         // No request begins with bytes like these, so whatever follows cannot be taken for a write.
         let _ = channel.send_all(&noise(round + 100, 28 + round as usize * 11), soon());
-        guest.work(2);
+        scene.guest.work(2);
     }
-    let model = guest.model.clone();
-    drop(guest);
-    scene.check(&model);
+    let model = scene.guest.model.clone();
+    check(scene, &model);
 }
 
 #[test]
 fn half_open_connections_keep_nobody_out() {
-    let scene = Scene::begin();
+    let scene = Scene::begin(3, DISK);
     // Some say nothing, some begin a handshake, some a request: all stay.
-    let silent: Vec<_> = (0..24).map(|_| UnixStream::connect(scene.socket()).unwrap()).collect();
+    let silent: Vec<_> = (0..24).map(|_| UnixStream::connect(socket(&scene)).unwrap()).collect();
     let begun: Vec<_> = (0..8)
         .map(|_| {
-            let mut stream = UnixStream::connect(scene.socket()).unwrap();
+            let mut stream = UnixStream::connect(socket(&scene)).unwrap();
             stream.write_all(&[0, 0, 0]).unwrap();
             stream
         })
@@ -122,17 +96,17 @@ fn half_open_connections_keep_nobody_out() {
     for channel in &mut half_asked {
         channel.send_all(&write_request(0, 4096, 1)[..13], soon()).unwrap();
     }
-    let mut guest = scene.guest(13);
+    let mut guest = Guest::connect(scene.running.uri(), &scene.source, 13);
     guest.work(200);
     let model = guest.model.clone();
     drop((guest, silent, begun, half_asked));
-    scene.check(&model);
+    check(scene, &model);
 }
 
 #[test]
 fn the_end_does_not_wait_for_half_open_connections() {
-    let mut scene = Scene::begin();
-    let silent: Vec<_> = (0..4).map(|_| UnixStream::connect(scene.socket()).unwrap()).collect();
+    let mut scene = Scene::begin(3, DISK);
+    let silent: Vec<_> = (0..4).map(|_| UnixStream::connect(socket(&scene)).unwrap()).collect();
     let mut half_written = raw(scene.running.uri());
     let head = write_request(0, 1 << 20, 1);
     half_written.send_all(&[head.as_slice(), &[0xdd; 1000]].concat(), soon()).unwrap();
@@ -145,8 +119,7 @@ fn the_end_does_not_wait_for_half_open_connections() {
 
 #[test]
 fn a_write_whose_client_dies_in_the_middle_of_it_is_not_applied_at_all() {
-    let scene = Scene::begin();
-    let mut guest = scene.guest(14);
+    let mut scene = Scene::begin(14, DISK);
     for round in 0..times("CDP_TEST_TORN_WRITES", 40) {
         let length = [512, 4096, 64 << 10, 1 << 20][round as usize % 4];
         let offset = (round * 199 % (DISK as u64 / 512 - 2048)) * 512;
@@ -162,16 +135,15 @@ fn a_write_whose_client_dies_in_the_middle_of_it_is_not_applied_at_all() {
         let request = [write_request(offset, length, round), vec![0xdd; sent]].concat();
         channel.send_all(&request, soon()).unwrap();
         drop(channel);
-        guest.work(3);
+        scene.guest.work(3);
     }
-    let model = guest.model.clone();
-    drop(guest);
-    scene.check(&model);
+    let model = scene.guest.model.clone();
+    check(scene, &model);
 }
 
 #[test]
 fn a_client_killed_in_the_middle_of_its_writes_leaves_whole_writes_only() {
-    let scene = Scene::begin();
+    let scene = Scene::begin(3, DISK);
     let block = 64 << 10;
     let before = std::fs::read(&scene.source).unwrap();
     for round in 1..=times("CDP_TEST_KILLED_CLIENTS", 10) {
@@ -188,7 +160,7 @@ fn a_client_killed_in_the_middle_of_its_writes_leaves_whole_writes_only() {
         drop(channel);
     }
     // Whatever was still under way is through when later requests were answered and the protection was ended.
-    let Scene { place, source, replica, mut running } = scene;
+    let Scene { mut running, source, replica, place, .. } = scene;
     running.stop_clean();
     let after = std::fs::read(&source).unwrap();
     for (at, (new, old)) in after.chunks(block as usize).zip(before.chunks(block as usize)).enumerate() {

@@ -9,6 +9,7 @@ mod hostile;
 mod no_room;
 mod places;
 mod real_clients;
+mod retention;
 mod sources;
 mod statuses;
 mod support;

@@ -1,23 +1,7 @@
 //! Exit statuses and error documents, which scripts rely on.
 
-use crate::support::{Answer, Guest, Place, Running, cdp, hash, mark, restore};
-use std::path::{Path, PathBuf};
-
-struct Scene {
-    place: Place,
-    source: PathBuf,
-    replica: PathBuf,
-    running: Running,
-}
-
-impl Scene {
-    fn begin() -> Self {
-        let place = Place::new();
-        let (source, replica) = (place.source("disk.img", 9, 1 << 20), place.path("replica"));
-        let running = Running::protect(&[&source], &replica, &place.socket("nbd"), &[]).protecting();
-        Self { place, source, replica, running }
-    }
-}
+use crate::support::{Answer, Place, Running, Scene, cdp, hash, mark, restore};
+use std::path::Path;
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -84,8 +68,7 @@ fn what_is_not_there_is_status_1_and_named() {
 
 #[test]
 fn a_moment_that_is_not_restorable_is_status_3_with_its_neighbours() {
-    let Scene { place, source, replica, running } = Scene::begin();
-    let mut guest = Guest::connect(running.uri(), &source, 1);
+    let Scene { mut guest, running, source, replica, place } = Scene::begin(9, 1 << 20);
     guest.work(20);
     let marked = mark(&replica, "one");
     guest.work(20);
@@ -126,7 +109,7 @@ fn a_moment_that_is_not_restorable_is_status_3_with_its_neighbours() {
 
 #[test]
 fn what_state_or_ownership_forbid_is_status_4() {
-    let mut scene = Scene::begin();
+    let mut scene = Scene::begin(9, 1 << 20);
     let Scene { place, source, replica, .. } = &scene;
     let listen = place.socket("other");
     protect(source, replica, &listen).failed(4, "owned");

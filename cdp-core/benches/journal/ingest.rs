@@ -53,7 +53,7 @@ pub(crate) fn file(plan: &Plan) -> Result<(), Failure> {
         for at in 0..plan.bytes / FRAME_PLAIN_MAX {
             let from = (at * FRAME_PLAIN_MAX % POOL) as usize;
             raw.write_all(&pool[from..from + FRAME_PLAIN_MAX as usize])?;
-            if (at + 1) * FRAME_PLAIN_MAX % CADENCE == 0 {
+            if ((at + 1) * FRAME_PLAIN_MAX).is_multiple_of(CADENCE) {
                 raw.sync_data()?;
             }
         }

@@ -92,7 +92,7 @@ impl Rig {
                 let mut emptying = IndexEmptying::new(&reader(), task);
                 while !emptying.step()? {}
                 self.writer.emptied(emptying.run());
-            } else if let Some(task) = self.writer.next_merge() {
+            } else if let Some(task) = self.writer.next_index_merge() {
                 let mut merge = IndexMerge::new(&reader(), &self.writer.snapshot(), task)?;
                 let run = loop {
                     if let Some(run) = merge.step(64 << 20)? {

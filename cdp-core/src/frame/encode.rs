@@ -82,10 +82,14 @@ impl Encoder {
     /// Packs `raw` as a frame of `group`.
     ///
     /// # Panics
-    /// When `raw` holds no part, or stamps or LSNs further apart than the format has bits for: nobody makes such a frame.
+    /// When `raw` holds no part, or stamps or LSNs further apart than the format has bits for, or (in debug builds) more notes
+    /// than a chunk has room for, which [`NOTES_MAX`](super::NOTES_MAX) of any length are not: nobody makes such a frame.
     #[must_use]
     pub fn encode(&mut self, raw: &RawFrame, group: GroupId, compression: Compression) -> EncodedFrame {
         let first = raw.parts.first().expect("a frame holds at least one record");
+        if let Compression::Zstd(level) | Compression::Promising(level) = compression {
+            self.set_level(level);
+        }
         let mut packer = Packer {
             encoder: self,
             compression,
@@ -230,16 +234,12 @@ impl Packer<'_> {
         let plain = self.open_bytes;
         self.open_bytes = 0;
         let parts = parts[self.open.clone()].iter().filter(|part| !part.data.is_empty());
-        let level = match self.compression {
-            Compression::None => None,
-            Compression::Zstd(level) => Some(level),
-            Compression::Promising(level) => {
-                self.encoder.set_level(level);
-                self.encoder.promises(parts.clone(), plain as usize).then_some(level)
-            }
+        let worth_it = match self.compression {
+            Compression::None => false,
+            Compression::Zstd(_) => true,
+            Compression::Promising(_) => self.encoder.promises(parts.clone(), plain as usize),
         };
-        if let Some(level) = level {
-            self.encoder.set_level(level);
+        if worth_it {
             let Encoder { zstd, gathered, packed, .. } = &mut *self.encoder;
             gathered.clear();
             parts.clone().for_each(|part| gathered.extend_from_slice(&part.data));
@@ -261,6 +261,7 @@ impl Packer<'_> {
     }
 
     fn push_notes(&mut self, notes: Vec<u8>) -> u16 {
+        debug_assert!(notes.len() as u64 <= CHUNK_PLAIN_MAX, "{} bytes of notes", notes.len());
         let length = notes.len() as u32;
         self.push(CODEC_RAW, CONTENT_NOTES, length, length, crc32c::crc32c(&notes));
         self.body.push(notes.into());

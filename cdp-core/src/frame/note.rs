@@ -1,7 +1,12 @@
 //! Notes as bytes: what records without disk data say.
 
 use super::record::{GapReason, Mark, Note, PointKinds, RecordKind, ResyncReason};
-use crate::types::{Lsn, MonoTime, NAME_MAX, Timeline};
+use crate::types::{CHUNK_PLAIN_MAX, Lsn, MonoTime, NAME_MAX, Timeline};
+
+/// The most bytes of a note: a disk's size and its name.
+const NOTE_BYTES_MAX: usize = 8 + 2 + NAME_MAX;
+/// So many notes fit into one frame however long they are: they share a chunk.
+pub const NOTES_MAX: usize = CHUNK_PLAIN_MAX as usize / NOTE_BYTES_MAX;
 
 pub(super) fn encode(note: &Note, out: &mut Vec<u8>) {
     match note {

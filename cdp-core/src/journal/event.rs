@@ -2,7 +2,8 @@
 //!
 //! In a footer they stand as frames without data: one codec, one place that knows it.
 
-use crate::frame::{Compression, Encoder, FrameError, FrameHead, Note, Part, RawFrame, RecordInfo, RecordKind};
+use crate::frame::{Compression, Encoder, FrameError, FrameHead, NOTES_MAX};
+use crate::frame::{Note, Part, RawFrame, RecordInfo, RecordKind};
 use crate::types::{DiskId, Extent, FRAME_RECORDS_MAX, GroupId, Lsn, Stamp, Timeline};
 
 /// A mark, a gap's or a resync's begin or end, a new clock epoch, a change of disks, or a timeline's start.
@@ -24,6 +25,8 @@ pub struct Event {
 
 /// How far a frame's stamps and LSNs may lie apart; the format has 32 bits for each.
 const SPAN_MAX: u64 = 1 << 31;
+
+const _: () = assert!(NOTES_MAX < FRAME_RECORDS_MAX, "a frame takes as many records");
 
 /// Whether a record of this kind is an event of its own accord.
 fn is_event(kind: RecordKind) -> bool {
@@ -68,7 +71,7 @@ pub(super) fn encode(group: GroupId, events: &[Event]) -> Vec<u8> {
     let mut encoder = Encoder::new();
     let mut rest = events;
     while let Some(first) = rest.first() {
-        let count = rest.iter().take(FRAME_RECORDS_MAX).take_while(|event| fits(first, event)).count();
+        let count = rest.iter().take(NOTES_MAX).take_while(|event| fits(first, event)).count();
         let (batch, others) = rest.split_at(count);
         rest = others;
         let parts = batch.iter().map(|event| {

@@ -20,7 +20,7 @@ mod words;
 mod write;
 
 pub use empty::{EmptyTask, IndexEmptying};
-pub use merge::{IndexMerge, MergeError, MergeTask};
+pub use merge::{IndexMerge, IndexMergeError, IndexMergeTask};
 pub use plan::{IndexPlan, PlanError};
 
 pub(super) use codec::{SegmentRow, put_info, take_info};

@@ -212,6 +212,14 @@ pub fn segment_name(number: u64) -> String {
     format!("{number:016x}.seg")
 }
 
+/// Whether the journal gives a file of its directory such a name: a segment's or an index run's.
+#[must_use]
+pub fn is_journal_file(name: &str) -> bool {
+    let number = name.strip_suffix(".seg").or_else(|| name.strip_suffix(".idx"));
+    let is_digit = |digit: u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit);
+    number.is_some_and(|number| number.len() == 16 && number.bytes().all(is_digit))
+}
+
 /// Which LSNs stay restorable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u8)]

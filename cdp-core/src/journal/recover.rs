@@ -9,7 +9,8 @@ use super::index::IndexRun;
 use super::layout::{FIXED_BYTES, OPENING_AT, Summary, decode_trailer};
 use super::level;
 use super::manifest::{
-    Generation, MANIFEST_MAX, MANIFEST_NAME, MANIFEST_TMP, Manifest, SegmentInfo, SegmentState, segment_name,
+    Generation, MANIFEST_MAX, MANIFEST_NAME, MANIFEST_TMP, Manifest, SegmentInfo, SegmentState, is_journal_file,
+    segment_name,
 };
 use super::reader::ReadError;
 use super::scan::{Depth, Scan, Stop, check_header, scan};
@@ -522,7 +523,7 @@ fn remove_strays(
     let segments = manifest.segments.iter().map(|segment| segment_name(segment.number));
     let named: BTreeSet<_> = segments.chain(manifest.runs.iter().map(|run| level::run_name(run.number))).collect();
     for name in storage.list(directory)? {
-        if (name.ends_with(".seg") || name.ends_with(".idx")) && !named.contains(&name) {
+        if is_journal_file(&name) && !named.contains(&name) {
             let name = media::join(directory, &name);
             storage.remove(&name)?;
             repairs.push(Repair::Removed { name });

@@ -119,3 +119,23 @@ fn behind_a_large_frame_the_next_begins_on_a_page() {
         }
     }
 }
+
+/// All notes of a frame share one chunk: where all labels are long, a full frame of marks is more than that holds.
+#[test]
+fn any_number_of_events_comes_back_however_long_their_labels_are() {
+    use crate::frame::{Mark, Note, RecordKind};
+    let (group, timeline) = (GroupId::new([1; 16]).unwrap(), Timeline::new([2; 16]).unwrap());
+    for (count, label) in [(1, NAME_MAX), (FRAME_RECORDS_MAX as u64 * 3, 0), (700, 90), (1200, NAME_MAX)] {
+        let marked = |lsn: u64| event::Event {
+            timeline,
+            lsn: Lsn(lsn),
+            stamp: Stamp { epoch: ClockEpoch(1), time: WallTime(1_000 + lsn) },
+            kind: RecordKind::Mark,
+            disk: None,
+            note: Some(Note::Mark(Mark { label: "x".repeat(label), ..Mark::default() })),
+        };
+        let events: Vec<_> = (1..=count).map(marked).collect();
+        let back = event::decode(&event::encode(group, &events)).unwrap_or_else(|e| panic!("{count} x {label}: {e}"));
+        assert!(back == events, "{count} x {label}");
+    }
+}

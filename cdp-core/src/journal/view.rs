@@ -6,7 +6,7 @@
 
 use super::cache::Cache;
 use super::index::{ActiveIndex, Entry, IndexRun, What};
-use super::level::RunInfo;
+use super::level::{RunInfo, Tables};
 use super::reader::{ReadError, Reader};
 use super::region::{REGION, RegionBuilder, RegionMap, Span};
 use super::snapshot::{Content, SegmentView, Snapshot};
@@ -99,6 +99,8 @@ struct Run {
     /// The first of its parts; neighbours follow, in the order of their numbers.
     first: usize,
     parts: Vec<(u64, SegmentId)>,
+    /// Of each segment of its table the place among the view's parts, once that was asked; none where it was dropped.
+    places: OnceLock<Vec<Option<u32>>>,
     upto: Lsn,
     /// Keeps its file open: what a later merge replaces is removed, and read on by those who have it open.
     file: OnceLock<Arc<dyn File>>,
@@ -364,7 +366,8 @@ impl View {
 
 impl Run {
     fn new(reader: Arc<Reader>, info: Arc<RunInfo>, first: usize, parts: Vec<(u64, SegmentId)>, upto: Lsn) -> Self {
-        Self { reader, info, first, parts, upto, file: OnceLock::new(), unsound: AtomicBool::new(false) }
+        let (places, file, unsound) = (OnceLock::new(), OnceLock::new(), AtomicBool::new(false));
+        Self { reader, info, first, parts, places, upto, file, unsound }
     }
 
     /// Opens it for good.
@@ -393,15 +396,7 @@ impl Run {
     /// What it has of a range, each entry as its segment has it, with that segment's place.
     fn entries(&self, disk: DiskId, range: Extent) -> Result<Vec<(u32, Entry)>, ReadError> {
         let tables = self.reader.run_tables(&self.info)?;
-        let foreign = |number: u64| super::reader::dangling_run(self.info.number, number);
-        let mut places = Vec::with_capacity(tables.segments.len());
-        for row in &tables.segments {
-            let at = self.parts.binary_search_by_key(&row.number, |(number, _)| *number).ok();
-            if at.is_some_and(|at| self.parts[at].1 != row.id) {
-                return Err(foreign(row.number));
-            }
-            places.push(at);
-        }
+        let places = self.places(&tables)?;
         let (mut entries, mut wrong) = (Vec::new(), None);
         self.reader.run_overlapping(&self.info, disk, range, |entry| {
             if entry.lsn > self.upto.0 {
@@ -409,14 +404,31 @@ impl Run {
             }
             match tables.segment_of(entry) {
                 // What was dropped is below the base; only that is here and has no part.
-                Some((row, chunk)) => entries.extend(places[row].map(|at| {
-                    let source = (self.first + at) as u32;
-                    (source, Entry { chunk, ..*entry })
-                })),
+                Some((row, chunk)) => entries.extend(places[row].map(|source| (source, Entry { chunk, ..*entry }))),
                 None => wrong = Some(entry.lsn),
             }
         })?;
-        wrong.map_or(Ok(entries), |lsn| Err(foreign(lsn)))
+        wrong.map_or(Ok(entries), |lsn| Err(self.foreign(lsn)))
+    }
+
+    /// Worked out at the first region and kept: a run has many segments, and a view many regions.
+    fn places(&self, tables: &Tables) -> Result<&[Option<u32>], ReadError> {
+        if let Some(places) = self.places.get() {
+            return Ok(places);
+        }
+        let mut places = Vec::with_capacity(tables.segments.len());
+        for row in &tables.segments {
+            let at = self.parts.binary_search_by_key(&row.number, |(number, _)| *number).ok();
+            if at.is_some_and(|at| self.parts[at].1 != row.id) {
+                return Err(self.foreign(row.number));
+            }
+            places.push(at.map(|at| (self.first + at) as u32));
+        }
+        Ok(self.places.get_or_init(|| places))
+    }
+
+    fn foreign(&self, number: u64) -> ReadError {
+        super::reader::dangling_run(self.info.number, number)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{File, MediaError, MediaErrorKind, Operation, Result, Storage, join};
 use crate::types::Extent;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Which operations fail, and how.
 #[derive(Clone, Debug)]
@@ -38,22 +38,38 @@ impl Fault {
 
 /// The list of faults; clones share it, so that a test keeps one to change it.
 #[derive(Clone, Debug, Default)]
-pub struct Faults(Arc<Mutex<Vec<Fault>>>);
+pub struct Faults(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    faults: Vec<Fault>,
+    fired: u64,
+}
 
 impl Faults {
     /// Adds one.
     pub fn add(&self, fault: Fault) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
+        self.lock().faults.push(fault);
     }
 
     /// Everything works again.
     pub fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.lock().faults.clear();
+    }
+
+    /// How many operations failed so far: a test whose fault never met anything proves nothing.
+    #[must_use]
+    pub fn fired(&self) -> u64 {
+        self.lock().fired
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check(&self, operation: Operation, path: &str, touched: Extent) -> Result<()> {
-        let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for fault in faults.iter_mut() {
+        let State { faults, fired } = &mut *self.lock();
+        for fault in faults {
             let there = fault.range.is_none_or(|range| range.overlaps(&touched));
             if fault.operation != operation || !path.contains(&fault.path) || !there || fault.count == 0 {
                 continue;
@@ -63,6 +79,7 @@ impl Faults {
                 continue;
             }
             fault.count = fault.count.saturating_sub(u64::from(fault.count != u64::MAX));
+            *fired += 1;
             return Err(MediaError::new(fault.kind, operation, path, touched.offset, "injected by a test"));
         }
         Ok(())

@@ -84,8 +84,10 @@ fn faults_come_and_go() {
     faults.add(Fault { after: 1, range: Some(Extent::new(512, 512)), ..fault });
     file.write_all_at(0, &[1; 512]).unwrap();
     file.write_all_at(512, &[1; 512]).unwrap();
+    assert_eq!(faults.fired(), 0);
     assert_eq!(file.write_all_at(512, &[1; 512]).unwrap_err().kind, MediaErrorKind::Io);
     file.write_all_at(512, &[1; 512]).unwrap();
+    assert_eq!(faults.fired(), 1);
 }
 
 proptest! {

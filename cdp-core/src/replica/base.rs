@@ -2,6 +2,7 @@
 //!
 //! [`BaseWriter`] makes one in a single ascending pass (seeding); [`Base`] reads it and never gives a byte that does not verify.
 
+use super::files::{BASE_DIRECTORY, BaseFile};
 use super::sidecar::{self, PAGE_BLOCKS, PAGE_BYTES, PAGE_COVERS, Page, PageDigest, Root, Seed, Slot};
 use crate::media::{File, MediaError, Storage};
 use crate::types::{BLOCK, DiskId, Extent, Lsn, ReplicaId, SECTOR};
@@ -60,13 +61,13 @@ pub enum BaseError {
 /// The names of a disk's image and sidecar.
 #[must_use]
 pub fn file_names(disk: DiskId) -> (String, String) {
-    (format!("base/{disk}.img"), format!("base/{disk}.sum"))
+    (BaseFile::Image(disk).path(), BaseFile::Sidecar(disk).path())
 }
 
 /// The name of the digest table of a disk's base in that generation; every other one has the same.
 #[must_use]
 pub fn table_name(disk: DiskId, generation: u64) -> String {
-    format!("base/{disk}.dig{}", generation % 2)
+    BaseFile::table(disk, generation).path()
 }
 
 /// The generation of a base that was just copied.
@@ -122,7 +123,7 @@ impl BaseWriter {
         let image = storage.create(&image)?;
         image.set_len(size.next_multiple_of(BLOCK))?;
         let sidecar = storage.create(&sidecar)?;
-        storage.sync_dir("base")?;
+        storage.sync_dir(BASE_DIRECTORY)?;
         let seed = Seed::new(replica, disk);
         Ok(Self { disk, image, sidecar, seed, size, at: 0, page: None, digests: Vec::new(), stored: 0 })
     }
@@ -207,7 +208,7 @@ impl BaseWriter {
         self.sidecar.sync()?;
         self.image.sync()?;
         let root = write_table(storage, self.disk, FIRST_GENERATION, self.size, &self.digests)?;
-        storage.sync_dir("base")?;
+        storage.sync_dir(BASE_DIRECTORY)?;
         Ok(root)
     }
 

@@ -15,6 +15,7 @@
 //! manifest before and after.
 
 use super::base::{self, Base, Rest};
+use super::files::BASE_DIRECTORY;
 use super::kept::Space;
 use super::session::SessionError;
 use super::sidecar::{self, PAGE_BLOCKS, PAGE_COVERS, Page, PageDigest, Seed, Slot};
@@ -184,7 +185,7 @@ impl Merge {
             Err(error) if error.is_not_found() => storage.create(RESTS)?,
             file => file?,
         };
-        storage.sync_dir("base")?;
+        storage.sync_dir(BASE_DIRECTORY)?;
         // What an earlier try wrote stays true: only whole records count, and they follow each other.
         let rests_bytes = rests.len()?.next_multiple_of(REST_BYTES as u64);
         let mut waiting = VecDeque::new();
@@ -246,7 +247,7 @@ impl Merge {
             let (lsn, root) = (self.info.lsn, root.digest);
             bases.push((work.disk, BaseInfo { lsn, generation, size: work.size, root }));
         }
-        self.storage.sync_dir("base")?;
+        self.storage.sync_dir(BASE_DIRECTORY)?;
         Ok(bases)
     }
 }
@@ -284,12 +285,10 @@ impl Work {
         }
         let mut changed = Vec::new();
         let mut page = self.old_page(number)?;
-        for run in changes.chunk_by(|a, b| a.is_some() == b.is_some()).scan(0, |place, run| {
-            let first = *place;
-            *place += run.len();
-            Some((first, run))
-        }) {
-            let (first, run) = run;
+        let mut next = 0;
+        for run in changes.chunk_by(|a, b| a.is_some() == b.is_some()) {
+            let first = next;
+            next += run.len();
             if run[0].is_none() {
                 continue;
             }

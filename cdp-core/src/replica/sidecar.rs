@@ -2,7 +2,7 @@
 //!
 //! A checksum is seeded with replica, disk, block and LSN, so a block that is right in itself but in the wrong place or of the
 //! wrong time is seen. Pages of checksums are chained to a root that the manifest holds: page → digest table → root. A page
-//! whose blocks were all zeros is not there at all; its digest says so. Only this file knows the bytes:
+//! whose blocks were all zeros need not be there at all; its digest says so. Only this file knows the bytes:
 //!
 //! | bytes of a page | field |
 //! |---|---|

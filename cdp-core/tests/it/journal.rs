@@ -5,6 +5,7 @@ mod crash;
 mod diff;
 mod emptied;
 mod golden;
+mod golden_bases;
 mod kit;
 mod levels;
 mod levels_crash;

@@ -167,7 +167,7 @@ pub fn ranges_of(branch: &Branch) -> Vec<Range> {
 fn range(branch: &Branch, range: &catalogue::Range) -> Range {
     Range {
         timeline: branch.timeline.into(),
-        kind: RangeKind::Every,
+        kind: if range.only { RangeKind::Only } else { RangeKind::Every },
         from_lsn: range.from(),
         to_lsn: range.to(),
         from_time: range.from_stamp().time,
@@ -225,7 +225,8 @@ pub fn policy(policy: &cdp_core::journal::Policy) -> Policy {
         PointsMode::EveryWrite => PointPolicy::EveryWrite,
         PointsMode::PerPoint => PointPolicy::PerPoint,
     };
-    Policy { rpo_ms: policy.rpo_ms, points }
+    let cdp_core::journal::Policy { rpo_ms, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms, .. } = *policy;
+    Policy { rpo_ms, points, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms }
 }
 
 /// A session's name as people know it.

@@ -1,10 +1,10 @@
 //! Changing a directory that nobody protects.
 
-use super::{Edit, Store, document};
+use super::{Change, Store, document};
 use crate::clock;
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
-use cdp_core::journal::{Executor, Manifest, Options, Writer, WriterState, drain};
+use cdp_core::journal::{Executor, Manifest, Options, Snapshot, Writer, WriterState, drain};
 use cdp_core::media::Storage;
 use cdp_core::replica::JOURNAL_DIRECTORY;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,7 +25,7 @@ impl IdleStore {
 }
 
 impl Store for IdleStore {
-    fn edit(&self, change: Edit) -> Result<Manifest, Problem> {
+    fn change(&self, change: Change) -> Result<(Manifest, Snapshot), Problem> {
         let mut held = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let (writer, executor) = match held.as_mut() {
             Some(opened) => opened,
@@ -39,10 +39,10 @@ impl Store for IdleStore {
                 held.insert((writer, Executor::new(Arc::clone(&self.storage))))
             }
         };
-        let generation = writer.edit(change);
+        let generation = change(writer);
         drain(writer, executor, clock::mono());
         if writer.manifest_durable() >= generation {
-            return Ok(writer.manifest().clone());
+            return Ok((writer.manifest().clone(), writer.snapshot()));
         }
         if let Some(needed) = writer.lacks() {
             let message = format!("{} has no room for the change: {needed} bytes are needed", self.storage.path());

@@ -2,20 +2,22 @@
 
 use super::sessions::SESSIONS_DIRECTORY;
 use cdp_core::journal::{MANIFEST_MAGIC, MANIFEST_NAME};
-use cdp_core::replica::JOURNAL_DIRECTORY;
+use cdp_core::replica::kept::KEPT_DIRECTORY;
+use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// What a replica's directory holds at its top, or may hold when it was only begun; and what a new file system holds.
-const OWN: [&str; 9] = [
+const OWN: [&str; 10] = [
     MANIFEST_NAME,
     "MANIFEST.tmp",
     "LOCK",
     "control.sock",
     "state",
-    "base",
+    BASE_DIRECTORY,
     JOURNAL_DIRECTORY,
     SESSIONS_DIRECTORY,
+    KEPT_DIRECTORY,
     "lost+found",
 ];
 

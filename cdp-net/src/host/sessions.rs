@@ -116,7 +116,11 @@ impl Host {
                 }
                 info
             }
-            (None, Some(at)) => self.make_session(&self.moment(at, side)?, name)?,
+            (None, Some(at)) => {
+                // Held until the manifest holds it.
+                let (moment, _hold) = self.hold(at, side)?;
+                self.make_session(&moment, name)?
+            }
             (None, None) => {
                 let message = format!("there is no session {:?}", name.unwrap_or_default());
                 let hint = "give --at, so that one is made; `cdp status` lists those that there are";
@@ -224,7 +228,7 @@ impl Host {
     }
 }
 
-fn directory_bytes(storage: &dyn Storage, directory: &str) -> u64 {
+pub(super) fn directory_bytes(storage: &dyn Storage, directory: &str) -> u64 {
     let names = storage.list(directory).unwrap_or_default();
     names.iter().filter_map(|name| storage.open(&format!("{directory}/{name}"), false).ok()?.len().ok()).sum()
 }
@@ -234,5 +238,5 @@ fn remove_directory(storage: &dyn Storage, directory: &str) {
     for name in storage.list(directory).unwrap_or_default() {
         let _ = storage.remove(&format!("{directory}/{name}"));
     }
-    let _ = std::fs::remove_dir(Path::new(&storage.path()).join(directory));
+    let _ = storage.remove_dir(directory);
 }

@@ -1,12 +1,13 @@
-//! The memory of a server's requests: receive buffers shared by many small requests, and buffers of their own for large ones.
+//! The memory of a server's requests: receive buffers shared by many small requests, huge pages shared by several large ones,
+//! and buffers of their own for the largest.
 
 use crate::sys::huge_pages::{self, HUGE_PAGE};
 use cdp_core::buffer::{BufferPool, PAGE, PooledBuffer};
 
 /// Size of a receive buffer, in bytes: what one send of a client at depth brings fits several times.
 pub(crate) const RECEIVE_BYTES: usize = 1 << 20;
-/// From this payload on a write is received straight into a buffer of its own, page-aligned: the journal hands it to the disk
-/// from there.
+/// From this payload on a write is received straight into page-aligned memory, which it shares with others up to [`SHARED_MAX`]
+/// and has for itself above: the journal hands it to the disk from there.
 pub(crate) const LARGE_BYTES: usize = 64 << 10;
 /// A protected disk keeps what was received until the journal has it: with fewer buffers than that, each is fresh memory, and
 /// the page faults of one cost as much as receiving into it.

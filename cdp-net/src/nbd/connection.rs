@@ -252,7 +252,7 @@ impl Connection<'_> {
                 self.replies.length += header + length;
                 self.replies.count += 1;
                 self.shared.counters.requests.add(1);
-                self.send_when_enough();
+                self.send_when_due(false);
                 true
             }
             Ok(false) => false,
@@ -293,11 +293,8 @@ impl Connection<'_> {
         let reply = ShortReply::new(request, self.session, result);
         self.reserve(reply.as_bytes().len());
         self.replies.push(reply.as_bytes());
-        if request.length as usize >= LARGE_BYTES {
-            // The client is better at its next request meanwhile: a call is little beside what this one took.
-            self.send_replies();
-        }
-        self.send_when_enough();
+        // After a large one the client is better at its next request: a call is little beside what this one took.
+        self.send_when_due(request.length as usize >= LARGE_BYTES);
     }
 
     fn reserve(&mut self, bytes: usize) {
@@ -306,9 +303,10 @@ impl Connection<'_> {
         }
     }
 
-    /// A client at depth begins to work on the first replies while we go on with the rest.
-    fn send_when_enough(&mut self) {
-        if self.replies.count >= self.shared.limits.replies_together {
+    /// Sends what has collected, if that is wished now or there is enough: a client at depth begins to work on the first
+    /// replies while we go on with the rest.
+    fn send_when_due(&mut self, now: bool) {
+        if now || self.replies.count >= self.shared.limits.replies_together {
             self.send_replies();
         }
     }

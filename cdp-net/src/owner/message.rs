@@ -44,6 +44,21 @@ pub struct PolicyChange {
     /// Which moments are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub points: Option<PointPolicy>,
+    /// How long every write is kept, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_ms: Option<u64>,
+    /// What the journal may take, in bytes; 0: no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<u64>,
+    /// What stays free on the replica's media, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserve_bytes: Option<u64>,
+    /// How often a long-term point is made, in milliseconds; 0: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub long_term_ms: Option<u64>,
+    /// How long long-term points are kept, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_ms: Option<u64>,
 }
 
 /// What the owner can be asked for.
@@ -87,6 +102,35 @@ pub enum Request {
     },
     /// Keeps everything there is, for a reader of the whole replica (`verify`): a [`PinReply`] of the latest moment.
     PinAll,
+    /// Pins a moment durably: nothing drops it until it is let go. Its [`At`] is the answer.
+    Keep {
+        /// The moment.
+        #[serde(with = "text")]
+        at: When,
+        /// Which neighbour to take if it is not restorable.
+        #[serde(default)]
+        nearest: Option<Side>,
+        /// The pin's name.
+        #[serde(with = "text::option", default)]
+        label: Option<Label>,
+    },
+    /// Takes a durable pin away: its [`At`].
+    LetGo {
+        /// The moment.
+        #[serde(with = "text")]
+        at: When,
+        /// Which neighbour to take if it is not restorable.
+        #[serde(default)]
+        nearest: Option<Side>,
+    },
+    /// Applies retention now: a [`crate::report::Pruned`].
+    Prune {
+        /// Only say what that would do.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Merges everything that waits to be merged: a [`crate::report::Pruned`].
+    Compact,
     /// Releases a pin of this connection.
     Unpin {
         /// The number that [`PinReply`] gave.
@@ -155,8 +199,22 @@ impl Answer {
 }
 
 /// The operations, for telling an unknown one from a malformed one. A test compares it with [`Request`].
-pub(super) const OPERATIONS: [&str; 10] =
-    ["ping", "status", "points", "mark", "pin", "pin-all", "unpin", "policy", "open-session", "drop-session"];
+pub(super) const OPERATIONS: [&str; 14] = [
+    "ping",
+    "status",
+    "points",
+    "mark",
+    "pin",
+    "pin-all",
+    "keep",
+    "let-go",
+    "prune",
+    "compact",
+    "unpin",
+    "policy",
+    "open-session",
+    "drop-session",
+];
 
 /// Reads a request from a line: its number (0 if it has none) and the request, or what is wrong with it.
 pub(super) fn parse(line: &[u8]) -> (u64, Result<Request, Problem>) {

@@ -9,7 +9,7 @@
 use super::PumpStore;
 use super::failure::Failure;
 use cdp_core::journal::{
-    EmptyTask, IndexEmptying, IndexMerge, MergeError, MergeTask, ReadError, Reader, RunInfo, Snapshot,
+    EmptyTask, IndexEmptying, IndexMerge, IndexMergeError, IndexMergeTask, ReadError, Reader, RunInfo, Snapshot,
 };
 use cdp_core::media::Storage;
 use cdp_core::replica::JOURNAL_DIRECTORY;
@@ -44,7 +44,7 @@ pub(super) struct Levels {
 /// What is next.
 enum Work {
     Empty(EmptyTask),
-    Merge(MergeTask, Snapshot),
+    Merge(IndexMergeTask, Snapshot),
 }
 
 /// Why the work stops for now.
@@ -85,7 +85,7 @@ impl Levels {
         // Room that is given back comes first: then there are never more footers to be emptied than a run has.
         let next = |writer: &mut cdp_core::journal::Writer| match writer.next_emptying() {
             Some(task) => Some(Work::Empty(task)),
-            None => Some(Work::Merge(writer.next_merge()?, writer.snapshot())),
+            None => Some(Work::Merge(writer.next_index_merge()?, writer.snapshot())),
         };
         loop {
             let went = match self.pump.ask(next, PATIENCE) {
@@ -107,11 +107,11 @@ impl Levels {
     }
 
     /// Whether another merge may go better at once: what could not be read is left out or made again.
-    fn failed(&self, error: MergeError) -> Result<bool, ()> {
+    fn failed(&self, error: IndexMergeError) -> Result<bool, ()> {
         match &error {
             // Retention took it away from under the merge; and lack of room is told by those who miss it.
-            MergeError::Gone { .. } => return Err(()),
-            MergeError::Media(error) if error.is_no_space() => return Err(()),
+            IndexMergeError::Gone { .. } => return Err(()),
+            IndexMergeError::Media(error) if error.is_no_space() => return Err(()),
             _ => self.tell(&error),
         }
         match self.pump.ask(move |writer| writer.merge_failed(&error), PATIENCE) {
@@ -140,7 +140,7 @@ impl Levels {
     }
 
     /// Whether it came to its end.
-    fn merge(&self, task: MergeTask, snapshot: &Snapshot) -> Result<bool, MergeError> {
+    fn merge(&self, task: IndexMergeTask, snapshot: &Snapshot) -> Result<bool, IndexMergeError> {
         // One for each merge: what was merged is let go of.
         let reader = Arc::new(Reader::new(Arc::clone(&self.storage), JOURNAL_DIRECTORY, CACHE_BYTES));
         let mut merge = IndexMerge::new(&reader, snapshot, task)?;

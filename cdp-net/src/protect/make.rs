@@ -1,18 +1,15 @@
 //! Making a replica: what may be made, where, and what an attempt that did not end left behind.
 
 use super::open::{ACTIVITY_LOG, ProtectError, ProtectOptions, SourceOptions, unreadable};
-use crate::host::{RPO_MS, no_coalescing};
+use crate::host::check_policy;
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
 use crate::source::Source;
-use cdp_core::journal::{self, DiskInfo, MANIFEST_NAME, Manifest, PointsMode};
+use cdp_core::journal::{self, DiskInfo, MANIFEST_NAME, Manifest, is_journal_file};
 use cdp_core::media::{MediaError, Storage};
-use cdp_core::replica::JOURNAL_DIRECTORY;
+use cdp_core::replica::{BASE_DIRECTORY, BaseFile, JOURNAL_DIRECTORY};
 use cdp_core::types::{DISKS_MAX, DiskId, GroupId, Lsn, NAME_MAX, ReplicaId};
 use std::collections::BTreeSet;
-
-/// Directory of the bases inside the replica's.
-const BASE_DIRECTORY: &str = "base";
 
 fn usage(code: &str, message: String) -> Problem {
     Problem::new(ProblemClass::Usage, code, message)
@@ -20,9 +17,7 @@ fn usage(code: &str, message: String) -> Problem {
 
 /// Whether the options are such that a manifest can hold them.
 pub(super) fn check(options: &ProtectOptions) -> Result<(), Problem> {
-    if options.points == Some(PointsMode::PerPoint) {
-        return Err(no_coalescing());
-    }
+    check_policy(&options.policy)?;
     if options.sources.is_empty() || options.sources.len() > DISKS_MAX {
         return Err(usage("disks", format!("a group has 1 to {DISKS_MAX} disks, not {}", options.sources.len())));
     }
@@ -35,20 +30,17 @@ pub(super) fn check(options: &ProtectOptions) -> Result<(), Problem> {
     if let Some(twice) = options.sources.iter().find(|source| !names.insert(&source.name)) {
         return Err(usage("name", format!("two disks are called {:?}", twice.name)));
     }
-    if let Some(rpo_ms) = options.rpo_ms.filter(|rpo_ms| !RPO_MS.contains(rpo_ms)) {
-        return Err(usage("rpo", format!("an RPO of {rpo_ms} ms is not between {} ms and a day", RPO_MS.start())));
-    }
     Ok(())
 }
 
-/// What of the directory is ours: segments, index runs, bases, the activity log.
+/// What of the directory is ours: segments, index runs, all files of bases.
 fn ours(storage: &dyn Storage) -> Result<Vec<String>, MediaError> {
-    let of = |directory: &str, endings: &[&str]| -> Result<Vec<String>, MediaError> {
+    let of = |directory: &str, is_ours: fn(&str) -> bool| -> Result<Vec<String>, MediaError> {
         let names = storage.list(directory)?.into_iter();
-        let ours = names.filter(|name| endings.iter().any(|ending| name.ends_with(ending)));
-        Ok(ours.map(|name| format!("{directory}/{name}")).collect())
+        Ok(names.filter(|name| is_ours(name)).map(|name| format!("{directory}/{name}")).collect())
     };
-    Ok([of(JOURNAL_DIRECTORY, &[".seg", ".idx"])?, of(BASE_DIRECTORY, &[".img", ".sum"])?].concat())
+    let is_base_file = |name: &str| BaseFile::of(name).is_some();
+    Ok([of(JOURNAL_DIRECTORY, is_journal_file)?, of(BASE_DIRECTORY, is_base_file)?].concat())
 }
 
 /// Makes a new store. What a first copy that never ended left is removed: its manifest, which says so, goes last. Files of
@@ -104,5 +96,87 @@ pub(super) fn remove(storage: &dyn Storage, name: &str) -> Result<(), MediaError
     match storage.remove(name) {
         Err(error) if error.is_not_found() => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdp_core::media::Disk;
+    use std::path::PathBuf;
+
+    struct Scene {
+        options: ProtectOptions,
+        replica: PathBuf,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let (path, replica) = (directory.path().join("disk.img"), directory.path().join("replica"));
+            std::fs::write(&path, vec![7; 8192]).unwrap();
+            let sources = vec![SourceOptions { name: "disk".to_owned(), path }];
+            Self { options: ProtectOptions::new(sources, replica.clone()), replica, _directory: directory }
+        }
+
+        fn create(&self) -> Result<journal::Opened, ProtectError> {
+            let sources = self.options.sources.iter();
+            let sources: Vec<_> = sources.map(|source| (source, Source::open(&source.path).unwrap())).collect();
+            create(&Disk::create(&self.replica).unwrap(), &self.options, &sources)
+        }
+
+        fn write(&self, names: &[&str]) {
+            for name in names {
+                let path = self.replica.join(name);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, name).unwrap();
+            }
+        }
+
+        /// Which of them are there.
+        fn left<'a>(&self, names: &[&'a str]) -> Vec<&'a str> {
+            names.iter().copied().filter(|name| self.replica.join(name).exists()).collect()
+        }
+    }
+
+    /// Everything that a first copy, or a later merge, may have made.
+    const OURS: [&str; 8] = [
+        "base/1.img",
+        "base/1.sum",
+        "base/1.dig0",
+        "base/1.dig1",
+        "base/merge.rests",
+        "journal/0000000000000001.seg",
+        "journal/0000000000000001.idx",
+        ACTIVITY_LOG,
+    ];
+    const STRANGERS: [&str; 4] = ["base/notes.txt", "base/backup.img", "base/1.dig2", "journal/1.seg"];
+
+    #[test]
+    fn what_a_first_copy_left_is_removed_and_what_others_put_there_is_not() {
+        let scene = Scene::new();
+        let first = scene.create().unwrap().manifest.replica;
+        scene.write(&[&OURS[..], &STRANGERS].concat());
+        let again = scene.create().unwrap().manifest;
+        assert_ne!(again.replica, first);
+        assert_eq!(scene.left(&OURS), [""; 0]);
+        assert_eq!(scene.left(&STRANGERS), STRANGERS);
+    }
+
+    #[test]
+    fn each_file_of_ours_without_a_manifest_is_a_replica_that_lost_it() {
+        for name in &OURS[..7] {
+            let scene = Scene::new();
+            scene.write(&[name]);
+            match scene.create() {
+                Err(ProtectError::Replica(problem)) => {
+                    assert_eq!(problem.code, "no-manifest");
+                    assert!(problem.message.contains(name), "{problem}");
+                }
+                other => panic!("{name}: {other:?}"),
+            }
+            assert_eq!(scene.left(&[name]), [*name], "it is not touched");
+        }
     }
 }

@@ -5,16 +5,17 @@ use super::{Compared, Devices, Opened};
 use crate::clock;
 use crate::file_device::FileDevice;
 use crate::host::{document, place};
-use crate::owner::{Owner, OwnerError};
+use crate::owner::{Owner, OwnerError, PolicyChange};
 use crate::random::identity;
 use crate::report::Problem;
 use crate::source::{Source, SourceError};
 use cdp_core::capture::{DiskSpec, LogContents, LogState, OptionsError, Start};
 use cdp_core::journal::{
-    self, Executor, Generation, Manifest, OpenError, Options, PointsMode, SegmentState, TimelineInfo, TimelineRole,
-    TimelineState, Writer, WriterState, drain,
+    self, Executor, Generation, Manifest, OpenError, Options, SegmentState, TimelineInfo, TimelineRole, TimelineState,
+    Writer, WriterState, drain,
 };
 use cdp_core::media::{Disk, File, MediaError, MediaErrorKind, Storage};
+use cdp_core::policy::retention;
 use cdp_core::replica::{JOURNAL_DIRECTORY, unseeded};
 use cdp_core::types::{ClockEpoch, DiskId, Lsn, Timeline};
 use std::collections::BTreeMap;
@@ -45,10 +46,8 @@ pub struct ProtectOptions {
     pub replica: PathBuf,
     /// The group's name, if it is a new one or to be checked.
     pub name: Option<String>,
-    /// A point is closed so often, in milliseconds, if that is to be changed.
-    pub rpo_ms: Option<u64>,
-    /// Which moments are kept, if that is to be changed.
-    pub points: Option<PointsMode>,
+    /// What of the policy is to be changed.
+    pub policy: PolicyChange,
     /// Believe that nobody changed the sources since the last clean stop.
     pub trust_source: bool,
     /// Compare everything with the replica in the background.
@@ -67,8 +66,7 @@ impl ProtectOptions {
             sources,
             replica,
             name: None,
-            rpo_ms: None,
-            points: None,
+            policy: PolicyChange::default(),
             trust_source: false,
             full_check: false,
             queue_bytes: 1 << 30,
@@ -216,7 +214,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     }
     let log = open_log(storage.as_ref())?;
     let durable = opened.durable.lsn();
-    let mut writer = Writer::new(opened, writer_options(&manifest, options.segment_bytes), Box::new(identity));
+    let mut writer = Writer::new(opened, writer_options(&manifest, options), Box::new(identity));
     let executor = Executor::new(Arc::clone(&storage));
     let decided = decide(options, &manifest, &sources, found_log, durable, resumed);
     let Decided { start, timeline, full_check, opened } = decided;
@@ -225,11 +223,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     } else {
         writer.open_timeline(new_timeline(&manifest, &start, timeline));
     }
-    let (rpo_ms, points) = (options.rpo_ms, options.points);
-    let generation = writer.edit(|manifest| {
-        manifest.policy.rpo_ms = rpo_ms.unwrap_or(manifest.policy.rpo_ms);
-        manifest.policy.points = points.unwrap_or(manifest.policy.points);
-    });
+    let generation = writer.edit(|manifest| options.policy.apply(&mut manifest.policy));
     let stored = store(&mut writer, &executor, generation)?;
     if !stored && options.trust_source && opened.clean {
         // Manifest and log may go on saying that the stop was clean, and nothing else would tell.
@@ -249,10 +243,12 @@ pub(super) fn store(writer: &mut Writer, executor: &Executor, generation: Genera
     }
 }
 
-fn writer_options(manifest: &Manifest, segment_bytes: u64) -> Options {
+fn writer_options(manifest: &Manifest, options: &ProtectOptions) -> Options {
+    let mut policy = manifest.policy;
+    options.policy.apply(&mut policy);
     Options {
-        segment_bytes,
-        keep_free_bytes: manifest.policy.reserve_bytes,
+        segment_bytes: retention::segment_bytes(&policy, options.segment_bytes),
+        keep_free_bytes: policy.reserve_bytes,
         // Syncs that follow each other closely write the same pages of metadata again and again.
         commit_bytes: 32 << 20,
         commit_ns: 100_000_000,

@@ -14,7 +14,7 @@ use super::stop::Threads;
 use super::{Devices, Notice, Protector, PumpStore, Shared, log_file, reread};
 use crate::clock;
 use crate::device::Device;
-use crate::host::{Host, Live};
+use crate::host::{Host, Live, Watch};
 use crate::nbd::Export;
 use crate::owner::{ControlServer, Owner};
 use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Room, Start};
@@ -25,7 +25,7 @@ use cdp_core::types::{DiskId, Lsn, ReplicaId};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the first write of the activity log may take before guests are served without it.
@@ -118,6 +118,7 @@ fn launch(
         draining: AtomicBool::new(false),
         closed: Arc::default(),
         uris: Mutex::default(),
+        history: Mutex::default(),
     });
     let completions = Arc::new(Completions::default());
     let append_work = Arc::new(Queue::default());
@@ -189,8 +190,11 @@ fn launch(
     }
     let live: Arc<dyn Live> = Arc::clone(&shared) as _;
     host.set_live(Some(live));
-    // What a killed mount left takes room, and nothing else.
+    // What a killed mount, or a merge that was cut off, left takes room, and nothing else.
     let _ = host.clean_sessions();
+    let _ = cdp_core::replica::retention::clean_up(storage.as_ref(), host.replica().manifest());
+    let (watch, for_watch) = (Watch::new(&host, &shared.stop), Arc::clone(&shared));
+    threads.spawn("cdp-merge", move || watch.run(&|history| for_watch.tell_history(history)))?;
     let control = ControlServer::start(&owner, Arc::clone(&host) as _)
         .map_err(|source| ProtectError::System { what: "make the control socket", source })?;
     let exports = exports(&manifest.disks, &devices, &engine);
@@ -279,6 +283,8 @@ fn run_events(
             let _ = trusted.send(());
         }
         event.into_iter().for_each(|event| notices(Notice::Filter(event)));
+        let history = shared.history.lock().unwrap_or_else(PoisonError::into_inner).take();
+        history.into_iter().for_each(|history| notices(Notice::History(history)));
         if let Some(why) = shared.failure.get().filter(|_| !failed) {
             failed = true;
             notices(Notice::ReplicaFailed(why));

@@ -27,4 +27,37 @@ mod tests {
             assert!(memory.iter().all(|byte| *byte == 7));
         }
     }
+
+    /// What the system says of the mapping around an address.
+    fn flags_at(address: usize) -> String {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut around = false;
+        for line in maps.lines() {
+            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+            let number = |text| usize::from_str_radix(text, 16);
+            if let Some((Ok(first), Ok(end))) = range.map(|(first, end)| (number(first), number(end))) {
+                around = (first..end).contains(&address);
+            } else if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| around) {
+                return flags.to_owned();
+            }
+        }
+        panic!("no mapping around {address:x}");
+    }
+
+    #[test]
+    fn the_system_is_asked_for_every_whole_huge_page() {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            println!("skipped: this kernel has no transparent huge pages");
+            return;
+        }
+        // So much at once is never an earlier user's memory, which may have been advised.
+        let mut memory = vec![0; 64 << 20];
+        prefer(&mut memory);
+        let first = memory.as_ptr().addr().next_multiple_of(HUGE_PAGE);
+        let end = memory.as_ptr_range().end.addr() / HUGE_PAGE * HUGE_PAGE;
+        for address in [first, first.midpoint(end), end - 1] {
+            let flags = flags_at(address);
+            assert!(flags.split_whitespace().any(|flag| flag == "hg"), "{flags}");
+        }
+    }
 }

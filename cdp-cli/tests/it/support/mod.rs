@@ -3,10 +3,12 @@
 mod guest;
 mod mounted;
 mod running;
+mod scene;
 
 pub(crate) use guest::{Guest, client, raw, write_request};
 pub(crate) use mounted::Mounted;
 pub(crate) use running::{Inject, Running};
+pub(crate) use scene::Scene;
 
 use serde_json::Value;
 use std::ffi::OsStr;

@@ -2,7 +2,7 @@
 //! whose footer has no index.
 
 use super::codec::Top;
-use super::{MergeError, RunInfo};
+use super::{IndexMergeError, RunInfo};
 use crate::journal::footer;
 use crate::journal::index::{Entry, What};
 use crate::journal::layout::{BLOCK_BYTES, BlockKind};
@@ -24,10 +24,10 @@ pub(super) enum Input {
 
 impl Input {
     /// A failure to read it as a failure of the merge.
-    pub(super) fn unreadable(&self, source: ReadError) -> MergeError {
+    pub(super) fn unreadable(&self, source: ReadError) -> IndexMergeError {
         match self {
-            Self::Segment(segment) => MergeError::Segment { segment: segment.number, source },
-            Self::Run(run) => MergeError::Run { run: run.number, source },
+            Self::Segment(segment) => IndexMergeError::Segment { segment: segment.number, source },
+            Self::Run(run) => IndexMergeError::Run { run: run.number, source },
         }
     }
 }
@@ -46,7 +46,7 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn start(&mut self, reader: &Reader, wide: bool) -> Result<(), MergeError> {
+    fn start(&mut self, reader: &Reader, wide: bool) -> Result<(), IndexMergeError> {
         self.entries.clear();
         self.read = 0;
         self.blocks = match &self.input {
@@ -64,7 +64,7 @@ impl Cursor {
     }
 
     /// Reads on when nothing is held; gives the bytes that were read.
-    fn fill(&mut self, reader: &Reader, wide: bool) -> Result<u64, MergeError> {
+    fn fill(&mut self, reader: &Reader, wide: bool) -> Result<u64, IndexMergeError> {
         let mut read = 0;
         while self.entries.is_empty() {
             let Some((first, left)) = self.blocks.pop_front() else { break };
@@ -133,7 +133,7 @@ impl Merged {
     }
 
     /// Begins with the narrow or with the wide entries; gives the bytes that were read.
-    pub(super) fn start(&mut self, reader: &Reader, wide: bool) -> Result<u64, MergeError> {
+    pub(super) fn start(&mut self, reader: &Reader, wide: bool) -> Result<u64, IndexMergeError> {
         self.next.clear();
         self.wide = wide;
         let mut read = 0;
@@ -144,7 +144,7 @@ impl Merged {
         Ok(read)
     }
 
-    fn queue(&mut self, reader: &Reader, at: usize) -> Result<u64, MergeError> {
+    fn queue(&mut self, reader: &Reader, at: usize) -> Result<u64, IndexMergeError> {
         let cursor = &mut self.cursors[at];
         let read = cursor.fill(reader, self.wide)?;
         self.next.extend(cursor.entries.front().map(|entry| Reverse((entry.key(), at))));
@@ -152,7 +152,7 @@ impl Merged {
     }
 
     /// The next entry, and the bytes that were read for it.
-    pub(super) fn next(&mut self, reader: &Reader) -> Result<Option<(Entry, u64)>, MergeError> {
+    pub(super) fn next(&mut self, reader: &Reader) -> Result<Option<(Entry, u64)>, IndexMergeError> {
         let Some(Reverse((_, at))) = self.next.pop() else { return Ok(None) };
         let Some(entry) = self.cursors[at].entries.pop_front() else { return Ok(None) };
         Ok(Some((entry, self.queue(reader, at)?)))

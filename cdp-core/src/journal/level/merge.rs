@@ -21,10 +21,12 @@ use std::sync::Arc;
 
 /// Bytes that are written at once, about, and held.
 const WRITE_BYTES: u64 = 256 << 10;
+/// Bytes that wait for a sync, at most: the guests' syncs share the disk with the last one of a run.
+const UNSYNCED_BYTES: u64 = 16 << 20;
 
 /// A merge to be done: what the owner of the manifest gives to whoever does it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct MergeTask {
+pub struct IndexMergeTask {
     /// What becomes one.
     pub plan: IndexPlan,
     /// Whose journal.
@@ -39,7 +41,7 @@ pub struct MergeTask {
 
 /// Why a merge did not come to its end.
 #[derive(Debug, thiserror::Error)]
-pub enum MergeError {
+pub enum IndexMergeError {
     /// A segment cannot be read, neither its index nor the frames that it is made of.
     #[error("segment {segment} stays out of the levelled index: {source}")]
     Segment {
@@ -93,11 +95,37 @@ enum Phase {
     SyncDirectory,
 }
 
+/// The run's file.
+#[derive(Debug)]
+struct Output {
+    file: Arc<dyn File>,
+    written: u64,
+    unsynced: u64,
+}
+
+impl Output {
+    fn new(file: Arc<dyn File>) -> Self {
+        Self { file, written: 0, unsynced: 0 }
+    }
+
+    fn write(&mut self, data: &[Bytes]) -> Result<(), MediaError> {
+        self.file.write_at(self.written, data)?;
+        let bytes = data.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        self.written += bytes;
+        self.unsynced += bytes;
+        if self.unsynced >= UNSYNCED_BYTES {
+            self.file.sync()?;
+            self.unsynced = 0;
+        }
+        Ok(())
+    }
+}
+
 /// A merge under way. Dropped half way its file stays, unnamed: [`IndexMerge::discard`] removes it.
 #[derive(Debug)]
 pub struct IndexMerge {
     reader: Arc<Reader>,
-    task: MergeTask,
+    task: IndexMergeTask,
     info: RunInfo,
     rows: Vec<SegmentRow>,
     inputs: Merged,
@@ -109,8 +137,7 @@ pub struct IndexMerge {
     entries: u64,
     phase: Phase,
     out: Option<RunBytes>,
-    file: Option<Arc<dyn File>>,
-    written: u64,
+    file: Option<Output>,
     last_key: Option<u128>,
 }
 
@@ -120,8 +147,8 @@ impl IndexMerge {
     ///
     /// # Errors
     /// `Gone` when the snapshot has not all inputs; `Plan` when one run cannot hold them.
-    pub fn new(reader: &Arc<Reader>, snapshot: &Snapshot, task: MergeTask) -> Result<Self, MergeError> {
-        let gone = |what, number| MergeError::Gone { run: task.number, what, number };
+    pub fn new(reader: &Arc<Reader>, snapshot: &Snapshot, task: IndexMergeTask) -> Result<Self, IndexMergeError> {
+        let gone = |what, number| IndexMergeError::Gone { run: task.number, what, number };
         let (mut items, mut inputs, mut rows, mut entries) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let (mut copies, mut files) = (VecDeque::new(), Vec::new());
         let (mut first_chunk, mut emptied) = (0u32, task.plan.level > 1);
@@ -132,7 +159,7 @@ impl IndexMerge {
                 let Content::Sealed(summary) = &segment.content else { return Err(gone("segment", number)) };
                 entries += u64::from(summary.entries);
                 let (id, last_lsn, chunks) = (segment.id, segment.last_lsn, summary.chunks);
-                let unreadable = |source| MergeError::Segment { segment: number, source };
+                let unreadable = |source| IndexMergeError::Segment { segment: number, source };
                 let events = reader.event_bytes(segment, summary).map_err(unreadable)?;
                 let (events_bytes, events_crc) = (events.len() as u32, crc32c::crc32c(&events));
                 let row = SegmentRow { number, id, last_lsn, first_chunk, chunks, events_bytes, events_crc };
@@ -144,7 +171,7 @@ impl IndexMerge {
                 let run = snapshot.runs().iter().find(|run| run.number == number);
                 let run = run.ok_or_else(|| gone("index run", number))?;
                 entries += run.totals.entries;
-                let unreadable = |source| MergeError::Run { run: number, source };
+                let unreadable = |source| IndexMergeError::Run { run: number, source };
                 // Held open from here on.
                 files.push(reader.run_file(run).map_err(unreadable)?);
                 let tables = reader.run_tables(run).map_err(unreadable)?;
@@ -197,7 +224,6 @@ impl IndexMerge {
             phase: Phase::Create,
             out: None,
             file: None,
-            written: 0,
             last_key: None,
         })
     }
@@ -207,7 +233,7 @@ impl IndexMerge {
     ///
     /// # Errors
     /// The merge cannot go on; `discard` it.
-    pub fn step(&mut self, budget: u64) -> Result<Option<RunInfo>, MergeError> {
+    pub fn step(&mut self, budget: u64) -> Result<Option<RunInfo>, IndexMergeError> {
         match self.phase {
             Phase::Create => {
                 self.create()?;
@@ -217,7 +243,7 @@ impl IndexMerge {
             Phase::Entries { wide } => self.merge(wide, budget)?,
             Phase::Events => self.copy_events(budget)?,
             Phase::Sync => {
-                self.file()?.sync()?;
+                self.file()?.file.sync()?;
                 self.phase = Phase::SyncDirectory;
             }
             Phase::SyncDirectory => {
@@ -239,7 +265,7 @@ impl IndexMerge {
         media::join(&self.reader.directory, &run_name(self.task.number))
     }
 
-    fn create(&mut self) -> Result<(), MergeError> {
+    fn create(&mut self) -> Result<(), IndexMergeError> {
         let name = self.name();
         let storage = &self.reader.storage;
         let (free, needed) = (storage.free_bytes()?, self.bound());
@@ -248,7 +274,7 @@ impl IndexMerge {
             let message = format!("{free} bytes are free, {needed} are needed and {keep} must be left");
             return Err(MediaError::new(MediaErrorKind::NoSpace, Operation::Create, &name, 0, &message).into());
         }
-        self.file = Some(storage.create_streamed(&name)?);
+        self.file = Some(Output::new(storage.create_streamed(&name)?));
         self.out = Some(RunBytes::begin(self.task.replica, self.info.clone(), &self.rows));
         Ok(())
     }
@@ -261,12 +287,13 @@ impl IndexMerge {
         (blocks + blocks / 64) * BLOCK_BYTES as u64 + events + tables
     }
 
-    fn file(&self) -> Result<&Arc<dyn File>, MediaError> {
-        let never = || MediaError::new(MediaErrorKind::Io, Operation::Open, &self.name(), 0, "the file was never made");
-        self.file.as_ref().ok_or_else(never)
+    fn file(&mut self) -> Result<&mut Output, MediaError> {
+        let name = self.name();
+        let never = || MediaError::new(MediaErrorKind::Io, Operation::Open, &name, 0, "the file was never made");
+        self.file.as_mut().ok_or_else(never)
     }
 
-    fn merge(&mut self, wide: bool, budget: u64) -> Result<(), MergeError> {
+    fn merge(&mut self, wide: bool, budget: u64) -> Result<(), IndexMergeError> {
         let mut spent = 0;
         while spent < budget.max(1) {
             let Some((entry, read)) = self.inputs.next(&self.reader)? else {
@@ -286,26 +313,26 @@ impl IndexMerge {
             });
             if bytes.is_some_and(|bytes| bytes >= WRITE_BYTES) {
                 let data = self.out.as_mut().map(RunBytes::take).unwrap_or_default();
-                self.write(&data)?;
+                self.file()?.write(&data)?;
             }
         }
         Ok(())
     }
 
     /// Blocks verify on their own; that they are in order, and of this history, is looked at here.
-    fn check(&mut self, entry: &Entry) -> Result<(), MergeError> {
+    fn check(&mut self, entry: &Entry) -> Result<(), IndexMergeError> {
         let before = self.last_key.replace(entry.key());
         let of_it = (self.info.first_lsn.0..=self.info.last_lsn.0).contains(&entry.lsn);
         if before.is_some_and(|before| before > entry.key()) || !of_it || entry.chunk >= self.info.chunks.max(1) {
-            return Err(MergeError::Order { run: self.task.number, lsn: entry.lsn, chunk: entry.chunk });
+            return Err(IndexMergeError::Order { run: self.task.number, lsn: entry.lsn, chunk: entry.chunk });
         }
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<(), MergeError> {
+    fn finish(&mut self) -> Result<(), IndexMergeError> {
         if let Some(out) = self.out.take() {
             let (data, info) = out.finish();
-            self.write(&data)?;
+            self.file()?.write(&data)?;
             self.info = info;
         }
         self.phase = Phase::Events;
@@ -313,11 +340,12 @@ impl IndexMerge {
     }
 
     /// Copies the events of segments, one after another, then ends the file.
-    fn copy_events(&mut self, budget: u64) -> Result<(), MergeError> {
+    fn copy_events(&mut self, budget: u64) -> Result<(), IndexMergeError> {
         let mut spent = 0;
         while spent < budget.max(1) {
             let Some((input, row, at)) = self.events.pop_front() else {
-                self.write(&write::tail(&self.info))?;
+                let tail = write::tail(&self.info);
+                self.file()?.write(&tail)?;
                 self.phase = Phase::Sync;
                 return Ok(());
             };
@@ -331,19 +359,48 @@ impl IndexMerge {
             let bytes = bytes.map_err(|source| input.unreadable(source))?;
             // The table of segments is written: it says what comes here.
             if bytes.len() != row.events_bytes as usize || crc32c::crc32c(&bytes) != row.events_crc {
-                return Err(MergeError::Gone { run: self.task.number, what: "events of segment", number: row.number });
+                return Err(IndexMergeError::Gone {
+                    run: self.task.number,
+                    what: "events of segment",
+                    number: row.number,
+                });
             }
             spent += bytes.len() as u64;
             if !bytes.is_empty() {
-                self.write(&[bytes.into()])?;
+                self.file()?.write(&[bytes.into()])?;
             }
         }
         Ok(())
     }
+}
 
-    fn write(&mut self, data: &[Bytes]) -> Result<(), MediaError> {
-        self.file()?.write_at(self.written, data)?;
-        self.written += data.iter().map(|piece| piece.len() as u64).sum::<u64>();
-        Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::{Fault, Faults, Faulty, Memory, Storage};
+
+    #[test]
+    fn a_long_run_is_synced_while_it_is_written() {
+        let faults = Faults::default();
+        let storage = Faulty::new(Arc::new(Memory::new()), faults.clone());
+        let mut out = Output::new(storage.create_streamed("a.idx").unwrap());
+        let piece = [Bytes::from(vec![7; 1 << 20]), Bytes::from(vec![8; 1 << 20])];
+        for round in 1..=3 {
+            // Nothing else tells of a sync: it must be met by a fault, at this write and at none before.
+            faults.add(Fault::once(Operation::Sync, ".idx", MediaErrorKind::Io));
+            for written in 1..UNSYNCED_BYTES / (2 << 20) {
+                out.write(&piece).unwrap();
+                assert_eq!(out.unsynced, written * (2 << 20));
+            }
+            assert_eq!(out.write(&piece).unwrap_err().operation, Operation::Sync);
+            assert_eq!(out.written, round * UNSYNCED_BYTES);
+            // A merge ends here; this one goes on as after a sync that succeeded.
+            out.unsynced = 0;
+        }
+        for _ in 0..UNSYNCED_BYTES / (2 << 20) {
+            out.write(&piece).unwrap();
+        }
+        assert_eq!(out.unsynced, 0, "a sync that succeeded leaves nothing to be synced");
+        assert_eq!(faults.fired(), 3);
     }
 }

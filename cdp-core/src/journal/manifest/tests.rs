@@ -146,6 +146,17 @@ fn a_newer_section_that_must_be_understood_is_refused() {
     assert_eq!(Manifest::decode(&bytes), Err(FormatError::Field { what: "manifest", field: "section", value: 201 }));
 }
 
+#[test]
+fn only_names_that_the_journal_gives_are_its_own() {
+    for number in [0, 1, 0xabc, u64::MAX] {
+        assert!(is_journal_file(&segment_name(number)));
+        assert!(is_journal_file(&crate::journal::run_name(number)));
+    }
+    for stranger in ["", ".seg", "1.seg", "000000000000000A.seg", "00000000000000001.idx", "0000000000000001.seg~"] {
+        assert!(!is_journal_file(stranger), "{stranger}");
+    }
+}
+
 proptest! {
     /// Behind a right checksum, whatever the fields say, decoding ends in a value or an error.
     #[test]

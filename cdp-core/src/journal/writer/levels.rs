@@ -1,7 +1,7 @@
 //! Runs of the levelled index in the manifest: others make them, the writer names them and lets go of those they replace.
 
 use super::Writer;
-use crate::journal::level::{EmptyTask, IndexPlan, MergeError, MergeTask, RunInfo, run_name};
+use crate::journal::level::{EmptyTask, IndexMergeError, IndexMergeTask, IndexPlan, RunInfo, run_name};
 use crate::journal::manifest::{Generation, SegmentInfo};
 use crate::types::SegmentId;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 impl Writer {
     /// The next merge of the levelled index, if there is one to do: for an [`IndexMerge`](crate::journal::IndexMerge), whose
     /// run comes back by [`Writer::publish_run`]. One at a time: a second one asked for in between would be the same again.
-    pub fn next_merge(&mut self) -> Option<MergeTask> {
+    pub fn next_index_merge(&mut self) -> Option<IndexMergeTask> {
         if self.closing || self.failed.is_some() {
             return None;
         }
@@ -25,7 +25,7 @@ impl Writer {
         let number = self.manifest.next_run;
         self.manifest.next_run += 1;
         let (replica, keep_free_bytes) = (self.manifest.replica, self.options.keep_free_bytes);
-        Some(MergeTask { plan, replica, number, id, keep_free_bytes })
+        Some(IndexMergeTask { plan, replica, number, id, keep_free_bytes })
     }
 
     /// Names a run that is durable; the runs that it replaces leave the manifest with it, and the media when that is durable.
@@ -87,10 +87,10 @@ impl Writer {
     /// A merge did not come to its end. A run that cannot be read leaves the manifest, so that its segments are merged again; a
     /// segment that cannot be read, index and frames, is not asked for again in this writer's life: its neighbours are
     /// merged without it. Says whether another merge may go better.
-    pub fn merge_failed(&mut self, error: &MergeError) -> bool {
+    pub fn merge_failed(&mut self, error: &IndexMergeError) -> bool {
         match error {
-            MergeError::Segment { segment, .. } => self.unmerged.insert(*segment),
-            MergeError::Run { run, .. } => {
+            IndexMergeError::Segment { segment, .. } => self.unmerged.insert(*segment),
+            IndexMergeError::Run { run, .. } => {
                 let gone = self.take_runs(|other| other.number == *run);
                 let found = !gone.is_empty();
                 if found {

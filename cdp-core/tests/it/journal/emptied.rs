@@ -42,7 +42,7 @@ fn footers_are_emptied_when_a_durable_manifest_names_their_run_and_everything_re
     assert!(events.len() > 30, "{}", events.len());
     let unchanged = copy(&storage);
     // A run that is named, but not durably yet.
-    let task = rig.writer.next_merge().unwrap();
+    let task = rig.writer.next_index_merge().unwrap();
     let mut merge = IndexMerge::new(&rig.reader(), &rig.writer.snapshot(), task).unwrap();
     let run = (0..100).find_map(|_| merge.step(1 << 20).unwrap()).unwrap();
     assert!(rig.writer.publish_run(run).is_some());
@@ -258,13 +258,13 @@ fn what_a_merge_cannot_read_is_left_out_or_made_again() {
     let (storage, mut rig, ..) = store(29, 20);
     let segment = rig.writer.manifest().segments[4];
     spoil(&storage, &segment);
-    let task = rig.writer.next_merge().unwrap();
+    let task = rig.writer.next_index_merge().unwrap();
     let mut merge = IndexMerge::new(&rig.reader(), &rig.writer.snapshot(), task).unwrap();
     let error = (0..100).find_map(|_| merge.step(1 << 20).err()).unwrap();
     assert!(error.to_string().starts_with("segment 5 stays out of the levelled index"), "{error}");
     merge.discard();
     assert!(rig.writer.merge_failed(&error) && !rig.writer.merge_failed(&error));
-    let numbers: Vec<_> = rig.writer.next_merge().unwrap().plan.inputs;
+    let numbers: Vec<_> = rig.writer.next_index_merge().unwrap().plan.inputs;
     assert_eq!(numbers[0], 6);
     // A run that is damaged: it goes, and is merged again from what its segments say.
     let (storage, mut rig, source, ends) = store(31, 64);
@@ -275,11 +275,11 @@ fn what_a_merge_cannot_read_is_left_out_or_made_again() {
     let run = Arc::clone(&rig.writer.manifest().runs[2]);
     let file = storage.open(&format!("{DIRECTORY}/{}", run_name(run.number)), true).unwrap();
     file.write_all_at(4096 + 4096 + 100, &[0x77; 9]).unwrap();
-    let task = rig.writer.next_merge().unwrap();
+    let task = rig.writer.next_index_merge().unwrap();
     assert_eq!(task.plan.level, 2);
     let mut merge = IndexMerge::new(&rig.reader(), &rig.writer.snapshot(), task).unwrap();
     let error = (0..100).find_map(|_| merge.step(1 << 20).err()).unwrap();
-    assert!(matches!(error, MergeError::Run { run: found, .. } if found == run.number), "{error}");
+    assert!(matches!(error, IndexMergeError::Run { run: found, .. } if found == run.number), "{error}");
     merge.discard();
     assert!(rig.writer.merge_failed(&error) && !rig.writer.merge_failed(&error));
     rig.drain();

@@ -135,7 +135,7 @@ impl Rig {
 
     /// One of those; whether there was one.
     pub(crate) fn merge_one(&mut self, budget: u64) -> bool {
-        let Some(task) = self.writer.next_merge() else { return false };
+        let Some(task) = self.writer.next_index_merge() else { return false };
         let mut merge = IndexMerge::new(&self.reader(), &self.writer.snapshot(), task).unwrap();
         let run = loop {
             if let Some(run) = merge.step(budget).unwrap() {

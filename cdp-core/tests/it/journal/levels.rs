@@ -253,7 +253,7 @@ fn damage_to_a_run_is_noticed_and_never_costs_a_byte() {
 #[test]
 fn a_merge_does_as_much_at_a_time_as_it_is_told_and_comes_to_the_same() {
     let (storage, mut rig, ..) = store(10, 8);
-    let task = rig.writer.next_merge().unwrap();
+    let task = rig.writer.next_index_merge().unwrap();
     let (reader, snapshot) = (rig.reader(), rig.writer.snapshot());
     let mut made = Vec::new();
     for budget in [1, 100, u64::MAX] {
@@ -284,10 +284,10 @@ fn what_cannot_be_merged_leaves_nothing_behind() {
     let (reader, snapshot) = (rig.reader(), rig.writer.snapshot());
     // No room beside what must be left.
     storage.set_capacity(1 << 40);
-    let task = MergeTask { keep_free_bytes: 1 << 40, ..rig.writer.next_merge().unwrap() };
+    let task = IndexMergeTask { keep_free_bytes: 1 << 40, ..rig.writer.next_index_merge().unwrap() };
     let mut merge = IndexMerge::new(&reader, &snapshot, task).unwrap();
     let full = merge.step(1 << 20).unwrap_err();
-    assert!(matches!(&full, MergeError::Media(error) if error.is_no_space()), "{full}");
+    assert!(matches!(&full, IndexMergeError::Media(error) if error.is_no_space()), "{full}");
     merge.discard();
     assert_eq!(index_files(&storage), [""; 0]);
     storage.set_capacity(u64::MAX);
@@ -299,14 +299,14 @@ fn what_cannot_be_merged_leaves_nothing_behind() {
     bytes[segment.frames_end as usize + 60] ^= 1;
     bytes[4096 + 20] ^= 1;
     replace(&storage, &name, &bytes);
-    let mut merge = IndexMerge::new(&rig.reader(), &snapshot, rig.writer.next_merge().unwrap()).unwrap();
+    let mut merge = IndexMerge::new(&rig.reader(), &snapshot, rig.writer.next_index_merge().unwrap()).unwrap();
     let error = (0..100).find_map(|_| merge.step(1 << 20).err()).unwrap();
-    assert!(matches!(error, MergeError::Segment { .. }), "{error}");
+    assert!(matches!(error, IndexMergeError::Segment { .. }), "{error}");
     merge.discard();
     assert_eq!(index_files(&storage), [""; 0]);
     replace(&storage, &name, &intact);
     // What it was made of is dropped before it is named.
-    let task = rig.writer.next_merge().unwrap();
+    let task = rig.writer.next_index_merge().unwrap();
     let numbers = task.plan.inputs.clone();
     let mut merge = IndexMerge::new(&rig.reader(), &snapshot, task.clone()).unwrap();
     let run = (0..100).find_map(|_| merge.step(1 << 20).unwrap()).unwrap();
@@ -317,7 +317,7 @@ fn what_cannot_be_merged_leaves_nothing_behind() {
     rig.drain();
     assert_eq!(index_files(&storage), [""; 0]);
     let gone = IndexMerge::new(&rig.reader(), &rig.writer.snapshot(), task).unwrap_err();
-    assert!(matches!(gone, MergeError::Gone { what: "segment", .. }), "{gone}");
+    assert!(matches!(gone, IndexMergeError::Gone { what: "segment", .. }), "{gone}");
 }
 
 fn snapshot_segment(rig: &Rig, number: u64) -> Summary {

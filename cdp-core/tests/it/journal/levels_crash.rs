@@ -94,7 +94,7 @@ fn live(
             Some(Err(error)) => return Err(error.to_string()),
         }
         if merge.is_none() {
-            let new = match rig.writer.next_merge() {
+            let new = match rig.writer.next_index_merge() {
                 None if round >= 4 && emptying.is_none() && rig.writer.is_idle() => break,
                 task => task.map(|task| IndexMerge::new(&reader, &rig.writer.snapshot(), task)),
             };

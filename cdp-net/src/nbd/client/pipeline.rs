@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Submitted requests are sent when so many bytes are collected.
 const SEND_BYTES: usize = 256 << 10;
 /// From this length on payloads are sent from where they are: to collect them would cost more than a call.
-const COPY_MAX: usize = 32 << 10;
+const COPY_BELOW: usize = 32 << 10;
 /// First size of the receive buffer, in bytes; it grows to hold the longest reply.
 const RECEIVE_BYTES: usize = 512 << 10;
 /// A receive gets at least this much room, in bytes.
@@ -129,7 +129,7 @@ impl Pipeline {
             self.send()?;
         }
         self.out.extend_from_slice(&header);
-        if payload.len() >= COPY_MAX {
+        if payload.len() >= COPY_BELOW {
             return self.send_with(payload);
         }
         self.out.extend_from_slice(payload);

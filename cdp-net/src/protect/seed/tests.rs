@@ -58,13 +58,18 @@ impl Scene {
 fn a_first_copy_waits_for_room_at_whatever_it_does() {
     for (operation, path, after) in [
         (Operation::Create, ".img", 0),
+        (Operation::Create, ".sum", 0),
+        (Operation::Create, ".dig1", 0),
         (Operation::SetLength, ".img", 0),
         (Operation::Write, ".img", 0),
         (Operation::Write, ".img", 3),
         (Operation::Write, ".sum", 0),
         (Operation::Write, ".sum", 2),
+        (Operation::Write, ".dig1", 0),
         (Operation::Sync, ".img", 0),
         (Operation::Sync, ".sum", 0),
+        (Operation::Sync, ".dig1", 0),
+        (Operation::SyncDir, "base", 0),
         (Operation::SyncDir, "base", 1),
     ] {
         let scene = Scene::new();
@@ -72,6 +77,7 @@ fn a_first_copy_waits_for_room_at_whatever_it_does() {
         scene.faults.add(Fault { after, ..fault });
         let context = format!("{operation} {path} {after}");
         let root = scene.run().unwrap_or_else(|error| panic!("{context}: {error}")).expect("nobody stops it");
+        assert_eq!(scene.faults.fired(), 1, "{context}");
         scene.check(root, &context);
     }
 }

@@ -1,0 +1,150 @@
+//! Retention as people see it: history ends where the policy says, and what is held does not.
+
+use crate::support::{Place, Scene, cdp, hash, restore, wait_for};
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::path::Path;
+
+const DISK: usize = 4 << 20;
+
+fn ask(verb: &str, replica: &Path, more: &[&str]) -> Value {
+    let arguments = [OsStr::new(verb), replica.as_os_str()];
+    cdp(&[&arguments[..], &more.iter().map(OsStr::new).collect::<Vec<_>>()].concat()).done()
+}
+
+/// The first LSN from which on every write can be restored.
+fn oldest(replica: &Path) -> u64 {
+    let points = ask("points", replica, &["--limit", "1"]);
+    let every = points["ranges"].as_array().unwrap().iter().filter(|range| range["kind"] == "every");
+    every.map(|range| range["from_lsn"].as_u64().unwrap()).min().unwrap()
+}
+
+fn begin(seed: u64, more: &[&str]) -> Scene {
+    let place = Place::new();
+    let replica = place.path("replica");
+    Scene::begin_with(place, replica, more, seed, DISK)
+}
+
+/// The guest goes on until everything up to `lsn` is merged.
+fn work_past(scene: &mut Scene, lsn: u64) {
+    let replica = scene.replica.clone();
+    wait_for("the window to move on", || {
+        scene.guest.work(10);
+        oldest(&replica) > lsn
+    });
+}
+
+fn lsn_of(replica: &Path, label: &str) -> u64 {
+    let points = ask("points", replica, &[]);
+    let named = points["points"].as_array().unwrap().iter().find(|point| point["label"] == label).cloned();
+    named.unwrap()["lsn"].as_u64().unwrap()
+}
+
+#[test]
+fn history_ends_with_the_window_and_what_is_pinned_does_not() {
+    let mut scene = begin(401, &["--window", "1s", "--rpo", "200ms"]);
+    let pinned = scene.marked("kept");
+    scene.marked("lost");
+    let lsn = lsn_of(&scene.replica, "lost");
+    ask("pin", &scene.replica, &["--at", "kept", "--label", "court"]);
+    work_past(&mut scene, lsn);
+    let also = scene.marked("also");
+    ask("pin", &scene.replica, &["--at", "label:also"]);
+    let lsn = lsn_of(&scene.replica, "also");
+    work_past(&mut scene, lsn);
+    let check = |scene: &Scene, case: &str| {
+        for (label, model) in [("kept", &pinned), ("also", &also)] {
+            assert_eq!(scene.restored(label), blake3::hash(model), "{case}: {label}");
+        }
+        let lost = restore(&scene.replica, "lost", &scene.place.path("no.img")).failed(3, "not-restorable");
+        assert!(!lost["message"].as_str().unwrap().is_empty());
+        assert_eq!(ask("verify", &scene.replica, &[])["ok"], true, "{case}");
+        let status = ask("status", &scene.replica, &[]);
+        assert_eq!(status["holds"].as_array().unwrap().len(), 2, "{case}: {status}");
+        assert!(status["space"]["pinned"].as_u64().unwrap() > 0, "{case}: {status}");
+    };
+    check(&scene, "under protection");
+    let latest = std::fs::read(&scene.source).unwrap();
+    scene.running.stop_clean();
+    check(&scene, "without an owner");
+    assert_eq!(scene.restored("latest"), blake3::hash(&latest));
+    scene.begin_again(402);
+    let mut after = scene.guest.model.clone();
+    check(&scene, "in another life");
+    let now = oldest(&scene.replica);
+    work_past(&mut scene, now);
+    after.clone_from(&scene.guest.model);
+    check(&scene, "further on");
+    scene.running.stop_clean();
+    assert_eq!(scene.restored("latest"), blake3::hash(&after));
+    // What nobody holds any more goes.
+    ask("unpin", &scene.replica, &["--at", "kept"]);
+    let again = cdp(&[OsStr::new("unpin"), scene.replica.as_os_str(), OsStr::new("--at"), OsStr::new("also")]);
+    again.done();
+    ask("prune", &scene.replica, &[]);
+    restore(&scene.replica, "kept", &scene.place.path("no.img")).failed(3, "not-restorable");
+    let status = ask("status", &scene.replica, &[]);
+    assert_eq!(
+        (&status["space"]["pinned"], &status["space"]["layers"]),
+        (&Value::from(0), &Value::from(0)),
+        "{status}"
+    );
+    assert_eq!(std::fs::read_dir(scene.replica.join("kept")).unwrap().count(), 0);
+    assert_eq!(scene.restored("latest"), blake3::hash(&after));
+}
+
+#[test]
+fn a_bound_cuts_the_window_and_says_so_before_and_after() {
+    let mut scene = begin(403, &["--window", "1h", "--max-bytes", "16MiB", "--segment-size", "1MiB"]);
+    wait_for("the journal to reach its bound", || {
+        scene.guest.work(40);
+        ask("status", &scene.replica, &[])["history"]["cut"] == true
+    });
+    wait_for("the journal to be within its bound", || {
+        scene.guest.work(5);
+        ask("status", &scene.replica, &[])["space"]["segments"].as_u64().unwrap() < 20 << 20
+    });
+    let model = scene.marked("end");
+    scene.running.stop_clean();
+    assert_eq!(scene.restored("end"), blake3::hash(&model));
+    // A smaller bound, applied to a replica that nobody protects.
+    let before = oldest(&scene.replica);
+    ask("policy", &scene.replica, &["--max-bytes", "8MiB"]);
+    let would = ask("prune", &scene.replica, &["--dry-run"]);
+    assert_eq!((oldest(&scene.replica), &would["dry_run"]), (before, &Value::from(true)));
+    let pruned = ask("prune", &scene.replica, &[]);
+    assert!(oldest(&scene.replica) > before, "{would} {pruned}");
+    assert_eq!(pruned["oldest"]["lsn"], would["oldest"]["lsn"]);
+    assert_eq!(scene.restored("end"), blake3::hash(&model));
+}
+
+#[test]
+fn long_term_points_outlast_the_window_and_expire() {
+    let mut scene = begin(404, &["--window", "1s", "--long-term", "2s", "--keep", "12s"]);
+    let long = |scene: &Scene| {
+        let points = ask("points", &scene.replica, &[]);
+        let points = points["points"].as_array().unwrap().clone();
+        points.into_iter().filter(|point| point["kinds"][0] == "long").collect::<Vec<_>>()
+    };
+    wait_for("two layers that are merged", || {
+        scene.guest.work(10);
+        let oldest = oldest(&scene.replica);
+        long(&scene).iter().filter(|point| point["lsn"].as_u64().unwrap() < oldest).count() >= 2
+    });
+    let points = long(&scene);
+    let at = |point: &Value| format!("point:{}", point["id"].as_str().unwrap());
+    let first = at(&points[points.len() - 1]);
+    let before = scene.restored(&first);
+    scene.guest.work(50);
+    assert_eq!(scene.restored(&first), before);
+    // An export that others take.
+    let out = scene.place.path("long.img");
+    restore(&scene.replica, &first, &out).done();
+    assert_eq!(hash(&out), before);
+    wait_for("the first layer to expire", || {
+        scene.guest.work(5);
+        long(&scene).iter().all(|point| at(point) != first)
+    });
+    restore(&scene.replica, &first, &out).failed(3, "not-restorable");
+    assert_eq!(ask("verify", &scene.replica, &[])["ok"], true);
+}

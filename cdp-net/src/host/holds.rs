@@ -1,0 +1,95 @@
+//! What readers hold: moments that retention must not end while they are read, and pauses for who reads everything.
+
+use super::lock;
+use cdp_core::replica::retention::Held;
+use cdp_core::types::Lsn;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+/// The moments that readers hold now.
+#[derive(Debug, Default)]
+pub(super) struct Holds {
+    state: Mutex<State>,
+    /// Held while bases or the manifest's word of them change.
+    changing: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    /// By a number that is never used again.
+    readers: BTreeMap<u64, Lsn>,
+    pauses: u32,
+}
+
+/// The moments that readers hold, for as long as nobody may add one: what is decided meanwhile holds for the next one.
+pub(super) struct Planning<'a>(MutexGuard<'a, State>);
+
+impl Planning<'_> {
+    /// What readers hold.
+    pub(super) fn held(&self) -> Held {
+        self.0.readers.values().copied().collect()
+    }
+
+    /// Adds one.
+    pub(super) fn add(mut self, holds: &Arc<Holds>, lsn: Lsn) -> Hold {
+        self.0.next += 1;
+        let number = self.0.next;
+        self.0.readers.insert(number, lsn);
+        Hold { holds: Arc::clone(holds), number }
+    }
+}
+
+/// A moment that is held until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    holds: Arc<Holds>,
+    number: u64,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        lock(&self.holds.state).readers.remove(&self.number);
+    }
+}
+
+/// Nothing is merged until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Pause(Arc<Holds>);
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        lock(&self.0.state).pauses -= 1;
+    }
+}
+
+impl Holds {
+    /// Keeps moments from being taken while something is decided. Nobody who has the replica's lock calls this.
+    pub(super) fn plan(&self) -> Planning<'_> {
+        Planning(lock(&self.state))
+    }
+
+    /// How many hold something.
+    pub(super) fn readers(&self) -> u32 {
+        let state = lock(&self.state);
+        u32::try_from(state.readers.len()).unwrap_or(u32::MAX).saturating_add(state.pauses)
+    }
+
+    /// Stops merging when the piece is done that is under way.
+    pub(super) fn pause(self: &Arc<Self>) -> Pause {
+        lock(&self.state).pauses += 1;
+        let pause = Pause(Arc::clone(self));
+        drop(lock(&self.changing));
+        pause
+    }
+
+    /// For the next piece of a merge; none while there is a pause.
+    pub(super) fn change(&self) -> Option<MutexGuard<'_, ()>> {
+        let guard = match self.changing.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        (lock(&self.state).pauses == 0).then_some(guard)
+    }
+}

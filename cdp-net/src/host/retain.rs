@@ -1,0 +1,287 @@
+//! Retention at work: what is past the window or the bound goes into the bases, and what nothing holds any more goes.
+//!
+//! One at a time in a process, piece by piece, at most half of the time, so that guests' writes have the other half of the disk; without
+//! that where the journal is above its bound. No lock is held while anything is read or written but the one that keeps
+//! readers of everything out.
+
+use super::{Host, document, lock};
+use crate::clock;
+use crate::random::identity;
+use crate::report::{At, Problem, ProblemClass, Pruned};
+use cdp_core::journal::{KeptInfo, Manifest, StampedMoment};
+use cdp_core::media::Storage;
+use cdp_core::policy::retention::{self as policy, Due, Reason};
+use cdp_core::replica::kept::{self, Space};
+use cdp_core::replica::merge::{self, Merge, MergeError};
+use cdp_core::replica::retention::{self, Held};
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, unseeded};
+use cdp_core::types::{Lsn, Timeline};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Bytes that are merged in one piece, about: between two syncs of what is kept.
+const PIECE: u64 = 8 << 20;
+/// How often it is looked whether a pause has ended.
+const PAUSE_LOOK: Duration = Duration::from_millis(20);
+
+/// What waits, and says whether to go on.
+pub(super) type Pace<'a> = &'a dyn Fn(Duration) -> bool;
+
+/// The next merge.
+struct Plan {
+    to: StampedMoment,
+    keep: Option<KeptInfo>,
+    /// The manifest names it already: it was cut off.
+    begun: bool,
+    reason: Option<Reason>,
+}
+
+/// What retention has done, for status and for who asks.
+#[derive(Debug, Default)]
+pub(super) struct Retained {
+    /// One at a time.
+    pub(super) working: Mutex<()>,
+    /// Why it cannot go on, if so.
+    pub(super) problem: Mutex<Option<String>>,
+    /// The oldest moments were last dropped for the bound, not for the window: since the LSN that is the oldest then.
+    pub(super) cut_at: AtomicU64,
+}
+
+fn failed(error: &MergeError) -> Problem {
+    let code = if error.is_no_space() { "no-space" } else { "retention" };
+    Problem::new(ProblemClass::Failed, code, error.to_string())
+}
+
+impl Host {
+    /// Merges what is due; whether it came to the end. `at_once`: also what is not worth its while yet.
+    pub(super) fn retain(&self, at_once: bool, pace: Pace<'_>) -> Result<bool, Problem> {
+        let _working = lock(&self.retained.working);
+        self.release()?;
+        while let Some(plan) = self.next_merge(at_once)? {
+            if !self.merge(&plan, pace)? {
+                return Ok(false);
+            }
+            let cut = if plan.reason == Some(Reason::Bytes) { plan.to.lsn.0 } else { 0 };
+            self.retained.cut_at.store(cut, Ordering::Relaxed);
+            self.release()?;
+        }
+        Ok(true)
+    }
+
+    /// What pins, layers, sessions and readers hold.
+    fn held(replica: &Replica, readers: Held) -> Held {
+        retention::held(replica.manifest()).into_iter().chain(readers).collect()
+    }
+
+    fn next_merge(&self, at_once: bool) -> Result<Option<Plan>, Problem> {
+        // Who wants to hold a moment waits until it is decided, and finds what is left.
+        let planning = self.holds.plan();
+        let plan = {
+            let replica = self.replica();
+            if let Some(to) = replica.manifest().merge {
+                return Ok(Some(Plan { to, keep: None, begun: true, reason: None }));
+            }
+            let Some(due) = due(&replica, at_once) else { return Ok(None) };
+            let plan = plan(&replica, &Self::held(&replica, planning.held()), due);
+            plan.map_err(|error| document::unreadable(&error))?
+        };
+        if let Some(plan) = &plan {
+            let mut replica = self.replica_mut();
+            let kept: Vec<_> = replica.manifest().kept.iter().chain(&plan.keep).cloned().collect();
+            replica.catalogue_mut().begin_at(Some(&plan.to), &kept);
+        }
+        Ok(plan)
+    }
+
+    /// One merge; whether it came to its end.
+    fn merge(&self, plan: &Plan, pace: Pace<'_>) -> Result<bool, Problem> {
+        let storage = self.storage();
+        if !plan.begun {
+            let manifest = self.replica().manifest().clone();
+            if let Some(keep) = &plan.keep {
+                let Some(timeline) = Timeline::new(identity()) else { unreachable!("an identity is never zero") };
+                kept::create(storage.as_ref(), &manifest, keep.number, timeline, clock::now())
+                    .map_err(|error| document::unreadable(&error.into()))?;
+            }
+            let (to, keep) = (plan.to, plan.keep.clone());
+            self.change(Box::new(move |writer| retention::begin(writer, to, keep)))?;
+        }
+        let mut merge = self.open_merge(&storage, plan.to)?;
+        loop {
+            let begun = Instant::now();
+            let Some(changing) = self.holds.change() else {
+                if !pace(PAUSE_LOOK) {
+                    return Ok(false);
+                }
+                continue;
+            };
+            if !merge.step(clock::now(), PIECE).map_err(|error| failed(&error))? {
+                return self.end_merge(&storage, merge).map(|()| true);
+            }
+            drop(changing);
+            if !pace(begun.elapsed()) {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn open_merge(&self, storage: &Arc<dyn Storage>, to: StampedMoment) -> Result<Merge, Problem> {
+        let (manifest, path, bases) = {
+            let replica = self.replica();
+            let path = replica.path(to.timeline, to.lsn).map_err(|error| document::unreadable(&error))?;
+            (replica.manifest().clone(), path, Arc::clone(replica.bases()))
+        };
+        let open = |kept: &KeptInfo| {
+            let reserve = manifest.policy.reserve_bytes;
+            Space::open(storage.as_ref(), kept.number, reserve, Box::new(identity), clock::now())
+        };
+        let space = manifest.kept.last().map(open).transpose();
+        let merge = space
+            .map_err(MergeError::from)
+            .and_then(|space| Merge::begin(storage, &manifest, to, &path, &bases, space));
+        merge.map_err(|error| failed(&error))
+    }
+
+    /// Called while nobody reads everything.
+    fn end_merge(&self, storage: &Arc<dyn Storage>, merge: Merge) -> Result<(), Problem> {
+        let bases = merge.finish(clock::now()).map_err(|error| failed(&error))?;
+        self.change(Box::new(move |writer| retention::end(writer, &bases)))?;
+        // What cannot be removed now is found by the next owner.
+        let _ = merge::clean_up(storage.as_ref());
+        Ok(())
+    }
+
+    /// Lets go of kept moments that nothing holds.
+    fn release(&self) -> Result<(), Problem> {
+        let held = {
+            let planning = self.holds.plan();
+            let mut replica = self.replica_mut();
+            let held = Self::held(&replica, planning.held());
+            let free = replica.manifest().kept.first().is_some_and(|kept| !held.contains(&kept.moment.lsn));
+            if !free || replica.manifest().merge.is_some() {
+                return Ok(());
+            }
+            // From here on nobody is given one of them.
+            let needed = replica.manifest().kept.iter().skip_while(|kept| !held.contains(&kept.moment.lsn));
+            let (needed, oldest): (Vec<_>, _) = (needed.cloned().collect(), replica.manifest().oldest());
+            replica.catalogue_mut().begin_at(oldest.as_ref(), &needed);
+            held
+        };
+        let numbers = Arc::new(Mutex::new(Vec::new()));
+        let found = Arc::clone(&numbers);
+        self.change(Box::new(move |writer| match retention::release(writer, &held) {
+            Some((generation, numbers)) => {
+                *lock(&found) = numbers;
+                generation
+            }
+            None => writer.manifest_durable(),
+        }))?;
+        let storage = self.storage();
+        for number in std::mem::take(&mut *lock(&numbers)) {
+            // What cannot be removed now is found by the next owner.
+            let _ = kept::remove(storage.as_ref(), number);
+        }
+        Ok(())
+    }
+
+    /// Applies retention now, to the end; or says what that would do.
+    pub(super) fn prune(&self, dry_run: bool) -> Result<Pruned, Problem> {
+        if dry_run {
+            return self.would_prune();
+        }
+        let before = self.journal_bytes();
+        self.retain(true, &|_| true)?;
+        let replica = self.replica();
+        let oldest = oldest_at(&replica)?;
+        drop(replica);
+        Ok(Pruned { oldest, freed_bytes: before.saturating_sub(self.journal_bytes()), dry_run, ..Pruned::default() })
+    }
+
+    fn would_prune(&self) -> Result<Pruned, Problem> {
+        let planning = self.holds.plan();
+        let readers = planning.held();
+        drop(planning);
+        let replica = self.replica();
+        let held = Self::held(&replica, readers);
+        let mut pruned = Pruned { dry_run: true, oldest: oldest_at(&replica)?, ..Pruned::default() };
+        if let Some(due) = due(&replica, true) {
+            let target = restorable(&replica, due.upto);
+            pruned.holds = held.range(..=target).count() as u64;
+            let moment = replica.catalogue().on_path(target).map(|branch| replica.exact(branch.timeline, target));
+            if let Some(moment) = moment.filter(|_| target > Lsn::ZERO) {
+                let moment = moment.map_err(|error| document::unresolved(&replica, &error))?;
+                pruned.oldest = Some(document::at(&replica, &moment));
+            }
+            let whole = replica.manifest().segments.iter().filter_map(|segment| segment.summary());
+            pruned.freed_bytes =
+                whole.filter(|summary| summary.last_lsn <= target).map(|summary| summary.file_bytes).sum();
+        }
+        Ok(pruned)
+    }
+
+    /// Merges to the end what retention has begun, and all that is due: afterwards nothing waits.
+    pub(super) fn compact(&self) -> Result<Pruned, Problem> {
+        self.prune(false)
+    }
+
+    fn journal_bytes(&self) -> u64 {
+        let replica = self.replica();
+        let (sealed, open) = journal_bytes(&replica);
+        sealed.iter().map(|segment| segment.bytes).sum::<u64>() + open
+    }
+}
+
+/// The oldest moment that every write after can be restored from.
+fn oldest_at(replica: &Replica) -> Result<Option<At>, Problem> {
+    let Some(oldest) = replica.manifest().oldest() else { return Ok(None) };
+    let moment = replica.exact(oldest.timeline, oldest.lsn).map_err(|error| document::unresolved(replica, &error))?;
+    Ok(Some(document::at(replica, &moment)))
+}
+
+/// The journal's sealed segments, and the bytes of everything else of it.
+pub(super) fn journal_bytes(replica: &Replica) -> (Vec<policy::Held>, u64) {
+    let manifest: &Manifest = replica.manifest();
+    let of = |segment: &cdp_core::journal::SegmentInfo| segment.summary().copied();
+    let sealed = manifest.segments.iter().filter_map(of);
+    let sealed = sealed.map(|summary| policy::Held { last: summary.last_lsn, bytes: summary.file_bytes });
+    let length = |number: u64| {
+        let name = format!("{JOURNAL_DIRECTORY}/{}", cdp_core::journal::segment_name(number));
+        replica.storage().open(&name, false).and_then(|file| file.len()).unwrap_or(0)
+    };
+    let open = manifest.segments.iter().filter(|segment| segment.summary().is_none());
+    let runs = manifest.runs.iter().map(|run| run.totals.file_bytes).sum::<u64>();
+    (sealed.collect(), runs + open.map(|segment| length(segment.number)).sum::<u64>())
+}
+
+fn due(replica: &Replica, at_once: bool) -> Option<Due> {
+    let manifest = replica.manifest();
+    // Below a base that is not there yet nothing can be merged.
+    if !unseeded(manifest).is_empty() {
+        return None;
+    }
+    let (sealed, open) = journal_bytes(replica);
+    policy::due(&manifest.policy, &manifest.retention, &sealed, open, at_once)
+}
+
+/// The last moment up to an LSN that can be restored; zero if there is none.
+fn restorable(replica: &Replica, upto: Lsn) -> Lsn {
+    let catalogue = replica.catalogue();
+    let Some(trunk) = catalogue.trunk() else { return Lsn::ZERO };
+    // The newest moment stays: the bases are never ahead of what can be restored.
+    catalogue.neighbours(trunk.timeline, upto.next()).before.map_or(Lsn::ZERO, |moment| moment.lsn)
+}
+
+fn plan(replica: &Replica, held: &Held, due: Due) -> Result<Option<Plan>, ReplicaError> {
+    let manifest = replica.manifest();
+    let target = restorable(replica, due.upto);
+    let Some(lsn) = retention::stop(manifest, held, target) else { return Ok(None) };
+    let Some(branch) = replica.catalogue().on_path(lsn) else { return Ok(None) };
+    let timeline = branch.timeline;
+    let Ok(moment) = replica.exact(timeline, lsn) else {
+        return Err(ReplicaError::Merged { timeline, lsn });
+    };
+    let to = StampedMoment { timeline, lsn, stamp: moment.stamp };
+    let keep = retention::to_keep(manifest, held, replica.catalogue());
+    Ok(Some(Plan { to, keep, begun: false, reason: Some(due.reason) }))
+}
