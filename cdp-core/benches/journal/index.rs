@@ -41,14 +41,13 @@ fn read(view: &View, dice: &mut Dice, region: u64) -> Result<(), Failure> {
     Ok(view.read(disk(), offset, &mut [0; WRITE as usize], &Nothing)?)
 }
 
-/// `open-view`: ms from a directory's path to the first bytes of a random moment, against the same with a tenth of the records.
+/// `open-view`: ms from a directory's path to a view of a random moment, against the same with a tenth of the records; and with
+/// the first bytes read.
 pub(crate) fn open_view(plan: &Plan) -> Result<(), Failure> {
     let scratch = Scratch::new()?;
-    let stores = [10 * MILLION / plan.fewer, MILLION / plan.fewer].map(|records| made(&scratch, records, 0));
-    let [many, few] = stores;
-    let stores = [many?, few?];
+    let stores = [made(&scratch, 10 * MILLION / plan.fewer, 0)?, made(&scratch, MILLION / plan.fewer, 0)?];
     let mut dice = Dice(2);
-    let mut found = [const { Vec::new() }; 2];
+    let mut found = [const { (Vec::new(), Vec::new()) }; 2];
     for _ in 0..(plan.rounds * 5) {
         for ((path, last), times) in stores.iter().zip(&mut found) {
             let moment = Lsn(1 + dice.below(last.0));
@@ -56,13 +55,14 @@ pub(crate) fn open_view(plan: &Plan) -> Result<(), Failure> {
             let begin = Instant::now();
             let replica = open_replica(path)?;
             let view = View::open(&replica.path(timeline(), moment)?, 64 << 20)?;
+            times.0.push(begin.elapsed().as_secs_f64() * 1e3);
             read(&view, &mut dice, region)?;
-            times.push(begin.elapsed().as_secs_f64() * 1e3);
+            times.1.push(begin.elapsed().as_secs_f64() * 1e3);
         }
     }
-    let [ours, few] = &found;
-    let most = median(ours);
-    let conditions = [("below", "50ms".to_owned())];
+    let [(ours, first), (few, _)] = &found;
+    let most = median(first);
+    let conditions = [("first-bytes", format!("{most:.2}ms"))];
     let (id, unit, reach) = ("open-view", "ms", Reach::AtMost(1.5));
     let (limit, conditions_hold) = (Some(median(few)), most < 50.0);
     println!("{}", Figure { id, unit, ours, limit, reach, conditions: &conditions, conditions_hold });

@@ -39,6 +39,9 @@ impl Storage for Sparse {
     fn open(&self, name: &str, write: bool) -> Result<Arc<dyn File>> {
         Ok(self.file(name, self.inner.open(name, write)?))
     }
+    fn length(&self, name: &str) -> Result<u64> {
+        self.inner.length(name)
+    }
     fn rename(&self, from: &str, to: &str) -> Result<()> {
         self.inner.rename(from, to)
     }

@@ -15,12 +15,17 @@ use std::sync::atomic::Ordering;
 /// The journal's directory in a store.
 pub(crate) const DIRECTORY: &str = "journal";
 
+/// Bytes that are written at once.
+const WRITE_BYTES: u64 = 4 << 20;
+
 /// A journal with the in-order driver.
 pub(crate) struct Rig {
     pub(crate) writer: Writer,
     executor: Executor,
     storage: Arc<dyn Storage>,
     now: MonoTime,
+    /// Bytes that were appended and not written.
+    held: u64,
 }
 
 impl Rig {
@@ -37,7 +42,8 @@ impl Rig {
         });
         let options = Options { keep_free_bytes: 0, commit_bytes, commit_ns: u64::MAX / 2, ..Options::default() };
         let writer = Writer::new(made, options, ids);
-        let mut rig = Self { writer, executor: Executor::new(Arc::clone(&storage)), storage, now: MonoTime(1) };
+        let mut rig =
+            Self { writer, executor: Executor::new(Arc::clone(&storage)), storage, now: MonoTime(1), held: 0 };
         let (state, role) = (TimelineState::Open, TimelineRole::Trunk);
         rig.writer.open_timeline(TimelineInfo {
             id: timeline(),
@@ -54,16 +60,20 @@ impl Rig {
     }
 
     pub(crate) fn drain(&mut self) {
+        self.held = 0;
         drain(&mut self.writer, &self.executor, self.now);
     }
 
-    /// Appends a frame and does what the writer wants.
+    /// Appends a frame, and does what the writer wants when there is a large write's worth of it.
     pub(crate) fn append(&mut self, frame: EncodedFrame) -> Result<(), Failure> {
         let mut frame = frame;
+        self.held += frame.len();
         for _ in 0..100 {
             match self.writer.append(self.now, frame) {
                 Ok(_) => {
-                    self.drain();
+                    if self.held >= WRITE_BYTES {
+                        self.drain();
+                    }
                     return Ok(());
                 }
                 Err(Refused { frame: back, why: Refusal::NotNow(_) }) => frame = back,
@@ -86,7 +96,8 @@ impl Rig {
 
     /// Merges the index as far as it goes and empties footers.
     fn merge_index(&mut self) -> Result<(), Failure> {
-        let reader = || Arc::new(Reader::new(Arc::clone(&self.storage), DIRECTORY, 8 << 20));
+        let storage = Arc::clone(&self.storage);
+        let reader = || Arc::new(Reader::new(Arc::clone(&storage), DIRECTORY, 8 << 20));
         loop {
             if let Some(task) = self.writer.next_emptying() {
                 let mut emptying = IndexEmptying::new(&reader(), task);
@@ -103,7 +114,7 @@ impl Rig {
             } else {
                 return Ok(());
             }
-            drain(&mut self.writer, &self.executor, self.now);
+            self.drain();
         }
     }
 }

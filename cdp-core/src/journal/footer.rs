@@ -165,7 +165,12 @@ pub(super) fn decode_entries(
     let kind = if wide { BlockKind::Wide } else { BlockKind::Narrow };
     let (disk, body) = decode_block(bytes, id, number, kind, ENTRY_BYTES)?;
     let mut take = Take::new("index block", body);
-    (0..body.len() / ENTRY_BYTES).map(|_| Entry::take(&mut take, disk, base, wide)).collect()
+    let count = body.len() / ENTRY_BYTES;
+    let mut entries = Vec::with_capacity(count);
+    for _ in 0..count {
+        entries.push(Entry::take(&mut take, disk, base, wide)?);
+    }
+    Ok(entries)
 }
 
 /// The rows of one block of another kind.

@@ -352,8 +352,7 @@ fn check_length(
     info: &SegmentInfo,
     summary: &Summary,
 ) -> Result<(), ReadError> {
-    let file = storage.open(&media::join(directory, &segment_name(info.number)), false)?;
-    let length = file.len()?;
+    let length = storage.length(&media::join(directory, &segment_name(info.number)))?;
     if length >= summary.file_bytes {
         return Ok(());
     }

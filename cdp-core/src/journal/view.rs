@@ -1,14 +1,14 @@
 //! A disk as it was at one moment: base below, journals above, found by index, verified byte by byte.
 //!
 //! A view is opened on a *path*: for each timeline from the root to the moment, the journal that holds it and the LSN up to
-//! which it counts. Opening reads nothing. What a region of 64 MiB reads as is worked out at its first touch, newest
+//! which it counts. Opening reads nothing. What 8 MiB of a disk read as is worked out at the first touch, newest
 //! first, from runs of the levelled index where there are any and from segments else, and kept within a bound. Many threads may read at once.
 
 use super::cache::Cache;
-use super::index::{ActiveIndex, Entry, IndexRun, What};
+use super::index::{ActiveIndex, ChunkRow, Entry, IndexRun, What};
 use super::level::{RunInfo, Tables};
 use super::reader::{ReadError, Reader};
-use super::region::{REGION, RegionBuilder, RegionMap, Span};
+use super::region::{MAP, REGION, RegionBuilder, RegionMap, Span};
 use super::snapshot::{Content, SegmentView, Snapshot};
 use super::writer::Appended;
 use crate::frame::FrameError;
@@ -171,7 +171,7 @@ impl View {
             let mut map = region.write().unwrap_or_else(PoisonError::into_inner);
             let Some(map) = map.as_mut() else { continue };
             let Some(disk) = DiskId::new(disk) else { continue };
-            let range = Extent::new(number * REGION, REGION);
+            let range = Extent::new(number * MAP, MAP);
             let mut entries = Vec::new();
             appended.run.overlapping(disk, range, |entry| entries.push(*entry));
             entries.sort_by_key(|entry| entry.lsn);
@@ -245,31 +245,40 @@ impl View {
         let mut runs = Vec::new();
         self.runs(disk, Extent::new(offset, out.len() as u64), |extent, span| runs.push((extent, span.copied())))?;
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut rest = out;
+        let mut together = Together::default();
         for (extent, span) in runs {
-            let (buffer, after) = rest.split_at_mut(extent.length as usize);
-            rest = after;
+            let at = (extent.offset - offset) as usize;
+            let of_out = at..at + extent.length as usize;
             match span {
                 None => {
                     let failed = |source| ReadError::Below { disk, offset: extent.offset, source };
-                    below.read(disk, extent.offset, buffer).map_err(failed)?;
+                    below.read(disk, extent.offset, &mut out[of_out]).map_err(failed)?;
                 }
-                Some(span) if span.what() != What::Data => buffer.fill(0),
+                Some(span) if span.what() != What::Data => out[of_out].fill(0),
                 Some(span) => {
-                    let part = parts[span.source as usize].read().unwrap_or_else(PoisonError::into_inner);
-                    part.read(extent, &span.entry, buffer)?;
+                    let part = || parts[span.source as usize].read().unwrap_or_else(PoisonError::into_inner);
+                    let (row, place) = part().locate(&span.entry)?;
+                    if !row.compressed && extent == whole(&span.entry) {
+                        if !together.goes_on(span.source, place, at) {
+                            together.read(&parts, out)?;
+                            together = Together::begin(span.source, place, at);
+                        }
+                        together.entries.push(span.entry);
+                    } else {
+                        part().read(extent, &span.entry, &row, &mut out[of_out])?;
+                    }
                 }
             }
         }
-        Ok(())
+        together.read(&parts, out)
     }
 
     /// Calls `each` for the runs of `range` in order.
     fn runs(&self, disk: DiskId, range: Extent, mut each: impl FnMut(Extent, Option<&Span>)) -> Result<(), ReadError> {
         let mut rest = range;
         while !rest.is_empty() {
-            let number = rest.offset / REGION;
-            let end = ((number + 1) * REGION).min(rest.end());
+            let number = rest.offset / MAP;
+            let end = ((number + 1) * MAP).min(rest.end());
             let here = Extent::new(rest.offset, end - rest.offset);
             let region = self.region(disk, number)?;
             let map = region.read().unwrap_or_else(PoisonError::into_inner);
@@ -281,7 +290,7 @@ impl View {
         Ok(())
     }
 
-    /// The map of a region, made if it is not there.
+    /// The map of a stretch of the disk, made if it is not there.
     fn region(&self, disk: DiskId, number: u64) -> Result<Region, ReadError> {
         let key = (disk.get(), number);
         let region = self.regions.get_or(key, || Ok::<_, ReadError>((Region::default(), 256)))?;
@@ -300,7 +309,7 @@ impl View {
 
     fn build(&self, disk: DiskId, number: u64) -> Result<RegionMap, ReadError> {
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let range = Extent::new(number * REGION, REGION);
+        let range = Extent::new(number * MAP, MAP);
         let mut map = RegionBuilder::new(number);
         let runs = || self.runs.read().unwrap_or_else(PoisonError::into_inner);
         self.opened.call_once(|| runs().values().for_each(|run| run.open()));
@@ -329,9 +338,8 @@ impl View {
             };
             at -= 1;
             live.iter().for_each(|run: &Arc<IndexRun>| run.overlapping(disk, range, |entry| entries.push(*entry)));
-            entries.retain(|entry| entry.lsn <= upto);
-            entries.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.lsn));
-            entries.iter().for_each(|entry| map.fill(at as u32, entry));
+            let counts = entries.iter().filter(|entry| entry.lsn <= upto);
+            map.fill_all(&counts.map(|entry| (at as u32, *entry)).collect::<Vec<_>>());
         }
         Ok(map.finish())
     }
@@ -380,16 +388,15 @@ impl Run {
 
     /// Lays what it has of a region under what is there; whether it could be read.
     fn fill(&self, disk: DiskId, number: u64, map: &mut RegionBuilder) -> bool {
-        if !self.info.touches(disk, number) {
+        if !self.info.touches(disk, number * MAP / REGION) {
             return true;
         }
         if self.unsound.load(Ordering::Relaxed) {
             return false;
         }
         // A damaged block says nothing about the others.
-        let Ok(mut entries) = self.entries(disk, Extent::new(number * REGION, REGION)) else { return false };
-        entries.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.lsn));
-        entries.iter().for_each(|(source, entry)| map.fill(*source, entry));
+        let Ok(entries) = self.entries(disk, Extent::new(number * MAP, MAP)) else { return false };
+        map.fill_all(&entries);
         true
     }
 
@@ -432,47 +439,95 @@ impl Run {
     }
 }
 
+/// The bytes of the disk that an entry stands for.
+fn whole(entry: &Entry) -> Extent {
+    Extent::new(entry.sector * SECTOR, entry.sectors * SECTOR)
+}
+
+/// Whole raw parts that follow each other on the disk and in a segment's file: they are read at once, and each is verified.
+#[derive(Debug, Default)]
+struct Together {
+    source: u32,
+    /// Where they begin in the file.
+    offset: u64,
+    /// Where they begin in what is read into.
+    at: usize,
+    entries: Vec<Entry>,
+}
+
+impl Together {
+    fn begin(source: u32, offset: u64, at: usize) -> Self {
+        Self { source, offset, at, entries: Vec::new() }
+    }
+
+    fn length(&self) -> usize {
+        self.entries.iter().map(|entry| (entry.sectors * SECTOR) as usize).sum()
+    }
+
+    fn goes_on(&self, source: u32, offset: u64, at: usize) -> bool {
+        let length = self.length();
+        length > 0 && (self.source, self.offset + length as u64, self.at + length) == (source, offset, at)
+    }
+
+    fn read(&self, parts: &[Arc<RwLock<Part>>], out: &mut [u8]) -> Result<(), ReadError> {
+        if self.entries.is_empty() {
+            return Ok(());
+        }
+        let part = parts[self.source as usize].read().unwrap_or_else(PoisonError::into_inner);
+        let mut left = &mut out[self.at..self.at + self.length()];
+        let mut offset = self.offset;
+        part.reader.file(part.segment.number, part.segment.id)?.read_exact_at(offset, left)?;
+        for entry in &self.entries {
+            let (own, behind) = left.split_at_mut((entry.sectors * SECTOR) as usize);
+            part.verify(entry, own, offset)?;
+            offset += own.len() as u64;
+            left = behind;
+        }
+        Ok(())
+    }
+}
+
 impl Part {
-    /// Fills `out` with the bytes of `extent`, which lies inside the entry's.
-    fn read(&self, extent: Extent, entry: &Entry, out: &mut [u8]) -> Result<(), ReadError> {
-        let whole = Extent::new(entry.sector * SECTOR, entry.sectors * SECTOR);
+    /// The chunk that holds an entry's bytes, and where in the file they are, or the chunk is if it is compressed.
+    fn locate(&self, entry: &Entry) -> Result<(ChunkRow, u64), ReadError> {
         let row = self.chunk_row(entry.chunk)?;
         let at = u64::from(entry.at) * SECTOR;
-        let end = at + whole.length;
-        if row.notes || end > u64::from(row.plain_length) {
+        if row.notes || at + whole(entry).length > u64::from(row.plain_length) {
             return Err(super::reader::dangling(&self.segment, "chunk", u64::from(entry.chunk)));
         }
-        let offset = row.offset + if row.compressed { 0 } else { at };
-        let verify = |bytes: &[u8]| {
-            let found = crc32c::crc32c(bytes);
-            if found == entry.crc {
-                return Ok(());
-            }
-            let source = FrameError::PartChecksum { lsn: Lsn(entry.lsn), expected: entry.crc, found };
-            Err(ReadError::Frame { segment: self.segment.number, offset, source })
-        };
+        Ok((row, row.offset + if row.compressed { 0 } else { at }))
+    }
+
+    fn verify(&self, entry: &Entry, bytes: &[u8], offset: u64) -> Result<(), ReadError> {
+        let found = crc32c::crc32c(bytes);
+        if found == entry.crc {
+            return Ok(());
+        }
+        let source = FrameError::PartChecksum { lsn: Lsn(entry.lsn), expected: entry.crc, found };
+        Err(ReadError::Frame { segment: self.segment.number, offset, source })
+    }
+
+    /// Fills `out` with the bytes of `extent`, which lies inside the entry's.
+    fn read(&self, extent: Extent, entry: &Entry, row: &ChunkRow, out: &mut [u8]) -> Result<(), ReadError> {
+        let whole = whole(entry);
         let inside = (extent.offset - whole.offset) as usize;
+        let at = u64::from(entry.at) * SECTOR;
         if row.compressed {
-            let plain = self.reader.chunk(&self.segment, entry.chunk, &row)?;
-            let part = &plain[at as usize..end as usize];
-            verify(part)?;
+            let plain = self.reader.chunk(&self.segment, entry.chunk, row)?;
+            let part = &plain[at as usize..(at + whole.length) as usize];
+            self.verify(entry, part, row.offset)?;
             out.copy_from_slice(&part[inside..inside + out.len()]);
             return Ok(());
         }
         // Stored bytes are plain ones: the part's own checksum is enough, and nothing else of the chunk is read.
-        let file = self.reader.file(self.segment.number, self.segment.id)?;
-        if extent == whole {
-            file.read_exact_at(offset, out)?;
-            return verify(out);
-        }
         let mut part = vec![0; whole.length as usize];
-        file.read_exact_at(offset, &mut part)?;
-        verify(&part)?;
+        self.reader.file(self.segment.number, self.segment.id)?.read_exact_at(row.offset + at, &mut part)?;
+        self.verify(entry, &part, row.offset + at)?;
         out.copy_from_slice(&part[inside..inside + out.len()]);
         Ok(())
     }
 
-    fn chunk_row(&self, chunk: u32) -> Result<super::index::ChunkRow, ReadError> {
+    fn chunk_row(&self, chunk: u32) -> Result<ChunkRow, ReadError> {
         if self.live.is_empty() {
             return self.reader.chunk_row(&self.segment, chunk);
         }

@@ -4,7 +4,7 @@ use super::codec::{SEGMENT_ROW_BYTES, SegmentRow, TOP_BYTES, Top, check_header};
 use super::{RunInfo, block_at, run_name};
 use crate::journal::bytes::{FormatError, Take};
 use crate::journal::footer::{self, FENCE_BYTES, Fence};
-use crate::journal::index::Entry;
+use crate::journal::index::{ENTRY_BYTES, Entry};
 use crate::journal::layout::{BLOCK_BYTES, BlockKind, FIXED_BYTES};
 use crate::journal::reader::{ReadError, Reader};
 use crate::media::{self, File};
@@ -62,7 +62,7 @@ impl Reader {
     ) -> Result<Vec<T>, ReadError> {
         let mut bytes = vec![0; count as usize * BLOCK_BYTES];
         self.run_file(run)?.read_exact_at(block_at(first), &mut bytes)?;
-        let mut all = Vec::new();
+        let mut all = Vec::with_capacity(bytes.len() / ENTRY_BYTES);
         for (number, bytes) in (first..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
             all.extend(decode(bytes, number).map_err(broken(run, block_at(number)))?);
         }
