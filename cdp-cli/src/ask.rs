@@ -12,6 +12,9 @@ use std::time::Duration;
 /// How long a directory may be locked by somebody who does not answer: an owner that opens or leaves its replica.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(60);
+
 /// A way to the replica in `dir`.
 ///
 /// # Errors
@@ -36,8 +39,24 @@ pub fn access(dir: &Path) -> Result<Access, Failure> {
 /// # Errors
 /// What the owner, or the replica, says.
 pub fn ask<T: DeserializeOwned>(engine: &dyn Engine, dir: &Path, request: Request) -> Result<T, Failure> {
+    ask_patiently(engine, dir, request, ANSWER)
+}
+
+/// Asks what may take so long to do.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_patiently<T: DeserializeOwned>(
+    engine: &dyn Engine,
+    dir: &Path,
+    request: Request,
+    patience: Duration,
+) -> Result<T, Failure> {
     let answer = match access(dir)? {
-        Access::Client(mut client) => return Ok(client.call(&request)?),
+        Access::Client(mut client) => {
+            client.set_patience(patience);
+            return Ok(client.call(&request)?);
+        }
         Access::Owner(owner) => engine.open(owner)?.handle(request, &Connection::local())?,
     };
     serde_json::from_value(answer).map_err(|error| {

@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod diff;
+pub mod disk;
 pub mod inspect;
 pub mod mark;
 pub mod mount;
@@ -73,6 +74,17 @@ fn range_line(range: &Range) -> String {
         RangeKind::Every => format!("every write from {from} to {to} (lsn {}..{})\n", range.from_lsn, range.to_lsn),
         RangeKind::Only => format!("only {to} (lsn {})\n", range.to_lsn),
     }
+}
+
+/// A line about disks that were there, and of which nothing can be had at that moment.
+fn incomplete_line(disks: &[String]) -> String {
+    if disks.is_empty() {
+        return String::new();
+    }
+    format!(
+        "{} was not complete then: its first copy was not through, and nothing of it can be restored\n",
+        disks.join(", ")
+    )
 }
 
 /// A line about a gap.

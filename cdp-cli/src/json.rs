@@ -4,7 +4,8 @@
 
 pub use cdp_net::diff::{Difference, DiskDigest, Kind, Of};
 pub use cdp_net::report::{
-    At, Disk, Gap, History, Hold, Lack, Point, PointKind, Points, Policy, Pruned, Range, Session, Space, State, Status,
+    At, Disk, DiskChanged, DiskVerb, Gap, History, Hold, Lack, Point, PointKind, Points, Policy, Pruned, Range,
+    Session, Space, State, Status,
 };
 pub use cdp_net::restore::RestoredDisk;
 pub use cdp_net::verify::{Damage, Verified};
@@ -170,6 +171,9 @@ pub struct Restored {
     pub at: At,
     /// What was written.
     pub outputs: Vec<RestoredDisk>,
+    /// Disks that were there and whose first copy was not through: they cannot be restored at that moment.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<String>,
 }
 
 /// What `diff` comes to know. Scripts see differences and digests, a line each, as they are.
@@ -202,6 +206,9 @@ pub enum MountEvent {
         session: Option<String>,
         /// Writes are taken.
         writable: bool,
+        /// Disks that were there and whose first copy was not through: they are not served.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        incomplete: Vec<String>,
     },
     /// The end.
     Stopped {

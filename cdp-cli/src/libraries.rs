@@ -128,14 +128,15 @@ impl Engine for Libraries {
         stop: &Stop,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Restored, Failure> {
-        let reading = Reading::open(dir, access, &spec.at, spec.nearest)?;
+        let mut reading = Reading::open(dir, access, &spec.at, spec.nearest)?;
+        reading.check_disk(spec.disk.as_deref())?;
         let view = reading.view()?;
         let options = RestoreOptions { output: spec.output.clone(), disk: spec.disk.clone(), force: spec.force };
         let outputs = restore(&view, &options, &mut |done, total| {
             progress(Progress { done, total });
             !stop.is_wished()
         })?;
-        Ok(Restored { at: reading.at.clone(), outputs })
+        Ok(Restored { at: reading.at.clone(), outputs, incomplete: reading.incomplete() })
     }
 
     fn diff(
@@ -207,7 +208,8 @@ fn mount_view(
         nbd::Export::new(name, device)
     });
     let (server, exports) = serve(spec.listen.as_ref(), spec.tls.as_deref(), exports.collect())?;
-    events(MountEvent::Ready { at: reading.at.clone(), exports, session: None, writable: false });
+    let (at, incomplete) = (reading.at.clone(), reading.incomplete());
+    events(MountEvent::Ready { at, exports, session: None, writable: false, incomplete });
     wait_for(stop);
     server.stop(CLOSE);
     events(MountEvent::Stopped { kept: false });
@@ -231,7 +233,8 @@ fn mount_session(
     let (server, exports) = serve(spec.listen.as_ref(), spec.tls.as_deref(), exports.collect())?;
     let session = writing.report.name.clone();
     let kept = session.is_some();
-    events(MountEvent::Ready { at: writing.report.at.clone(), exports, session, writable: true });
+    let (at, incomplete) = (writing.report.at.clone(), writing.incomplete.clone());
+    events(MountEvent::Ready { at, exports, session, writable: true, incomplete });
     wait_for(stop);
     server.stop(CLOSE);
     let closed = writing.session.close(cdp_net::clock::now());

@@ -1,6 +1,8 @@
 //! The tree of commands, and the way from arguments to an exit status.
 
-use crate::command::{demo, diff, inspect, mark, mount, pin, points, policy, protect, prune, restore, status, verify};
+use crate::command::{
+    demo, diff, disk, inspect, mark, mount, pin, points, policy, protect, prune, restore, status, verify,
+};
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
@@ -26,6 +28,7 @@ enum Command {
     Policy(policy::Arguments),
     Points(points::Arguments),
     Mark(mark::Arguments),
+    Disk(disk::Arguments),
     Pin(pin::Pin),
     Unpin(pin::Unpin),
     Mount(mount::Arguments),
@@ -51,6 +54,7 @@ impl Command {
             Self::Policy(arguments) => arguments.run(engine, output),
             Self::Points(arguments) => arguments.run(engine, output),
             Self::Mark(arguments) => arguments.run(engine, output),
+            Self::Disk(arguments) => arguments.run(engine, output),
             Self::Pin(arguments) => arguments.run(engine, output),
             Self::Unpin(arguments) => arguments.run(engine, output),
             Self::Mount(arguments) => arguments.run(engine, output),

@@ -26,6 +26,8 @@ mod output;
 mod points;
 mod status;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use activity::fuzz as fuzz_activity;
 pub use activity::{
     CLEAN_PASS_NS, CLEAN_SLICE_NS, FACTS_MAX, HeaderFault, LOOKAHEAD, LogContents, LogDisk, LogError, LogState,
 };
@@ -35,7 +37,7 @@ pub use filter::{Closing, Drained, Filter, RereadError, Room};
 pub use mend::{EXACT_MAX, RETRY_NS_MAX, RETRY_NS_MIN};
 pub use options::{
     DiskSpec, FilterOptions, LSN_JUMP, MarkError, NotOpen, OptionsError, PART_COST, QUEUE_BYTES_MIN, REREAD_BYTES_MAX,
-    REREADS_MAX, Start, SubmitError,
+    REREADS_MAX, SLOTS_MAX, Start, SubmitError,
 };
 pub use order::Op;
 pub use output::{

@@ -8,6 +8,8 @@
 mod crc;
 mod decode;
 mod encode;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod info;
 mod layout;
 mod note;

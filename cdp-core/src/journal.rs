@@ -15,6 +15,8 @@ mod effect;
 mod event;
 mod footer;
 mod frontier;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod index;
 mod inspect;
 mod layout;
@@ -46,8 +48,8 @@ pub use level::{
 };
 pub use manifest::{
     Arrival, BaseInfo, DiskInfo, Generation, KeptInfo, LayerInfo, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, PinInfo,
-    PointsMode, Policy, Retention, SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts,
-    StampedMoment, TimelineInfo, TimelineRole, TimelineState, is_journal_file, segment_name,
+    PointsMode, Policy, ResizeInfo, Retention, SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind,
+    SourceFacts, StampedMoment, TimelineInfo, TimelineRole, TimelineState, is_journal_file, segment_name,
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};

@@ -13,6 +13,8 @@
 pub mod buffer;
 pub mod capture;
 pub mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 pub mod journal;
 pub mod media;
 pub mod policy;

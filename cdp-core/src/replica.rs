@@ -9,7 +9,10 @@ pub mod catalogue;
 pub mod content;
 pub mod diff;
 pub mod digest;
+mod disks;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 pub mod kept;
 pub mod merge;
 mod resolve;
@@ -18,15 +21,16 @@ pub mod session;
 pub mod sidecar;
 mod view;
 
+pub use disks::{DiskAt, is_unseeded, merge_limit, remove_bases};
 pub use files::{BASE_DIRECTORY, BaseFile};
 pub use resolve::{NotRestorable, ResolveError};
-pub use view::{Bases, ReplicaView, Run, ViewDisk};
+pub use view::{Bases, Ground, Renew, ReplicaView, Run, ViewDisk};
 
 use self::base::{Base, BaseError};
 use self::catalogue::{Branch, Catalogue, Role};
 use crate::journal::{Damage, Event, Manifest, PathElement, ReadError, Reader, Snapshot, TimelineRole, TimelineState};
 use crate::media::{MediaError, Storage};
-use crate::types::{DiskId, Lsn, Timeline};
+use crate::types::{Lsn, Timeline};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -127,7 +131,10 @@ impl Replica {
         for info in &self.manifest.timelines {
             match self.catalogue.branch_mut(info.id) {
                 Some(branch) => branch.open = info.state == TimelineState::Open,
-                None => self.catalogue.insert(branch_of(info)),
+                None => {
+                    let past = info.parent.and_then(|parent| self.catalogue.branch(parent)?.last());
+                    self.catalogue.insert(branch_of(info).after(past));
+                }
             }
         }
         add_sessions(&mut self.catalogue, &self.manifest);
@@ -178,13 +185,6 @@ impl Replica {
         &mut self.catalogue
     }
 
-    /// The disks of the group, as a view at any moment shows them.
-    #[must_use]
-    pub fn disks(&self) -> Vec<ViewDisk> {
-        let disks = self.manifest.disks.iter().filter(|disk| disk.removed.is_none());
-        disks.map(|disk| ViewDisk { id: disk.id, name: disk.name.clone(), size: disk.size }).collect()
-    }
-
     /// The way to an LSN of a timeline through the trunk's journal.
     ///
     /// # Errors
@@ -207,7 +207,7 @@ impl Replica {
     ///
     /// # Errors
     /// When the timeline is not known, the moment is merged and not kept, or what keeps it cannot be read.
-    pub fn ground(&self, timeline: Timeline, lsn: Lsn) -> Result<(Vec<PathElement>, Arc<Bases>), ReplicaError> {
+    pub fn ground(&self, timeline: Timeline, lsn: Lsn) -> Result<Ground, ReplicaError> {
         // LSNs grow along the trunk: what is below is before.
         let merged = self.manifest.oldest().is_some_and(|oldest| lsn < oldest.lsn);
         if !merged {
@@ -220,13 +220,13 @@ impl Replica {
         Ok((path, Arc::new(open_bases(&self.storage, &self.manifest, false)?)))
     }
 
-    /// The disks as they were at an LSN of a timeline of the trunk. Whether it is restorable is for the caller to ask first.
+    /// The disks that were complete at an LSN of a timeline of the trunk, as they were. Whether it is restorable is for the caller
+    /// to ask first.
     ///
     /// # Errors
     /// When the timeline is not known or the journal does not reach so far.
     pub fn view(&self, timeline: Timeline, lsn: Lsn) -> Result<ReplicaView, ReplicaError> {
-        let (path, bases) = self.ground(timeline, lsn)?;
-        Ok(ReplicaView::open(&path, bases, self.disks())?)
+        Ok(ReplicaView::open(self.ground(timeline, lsn)?, self.complete_disks(timeline, lsn))?)
     }
 }
 
@@ -297,10 +297,4 @@ fn add_sessions(catalogue: &mut Catalogue, manifest: &Manifest) {
     for (number, session) in (trunk + 1..).zip(&manifest.sessions) {
         catalogue.insert(Branch::new(session.timeline, number, Some(session.parent), session.fork, Role::Session));
     }
-}
-
-/// The disks of a manifest that have no base yet: their first copy is not complete.
-#[must_use]
-pub fn unseeded(manifest: &Manifest) -> Vec<DiskId> {
-    manifest.disks.iter().filter(|disk| disk.base.is_none()).map(|disk| disk.id).collect()
 }

@@ -310,7 +310,7 @@ mod tests {
     /// Disks without a base and without a record: all zeros.
     fn view(disks: &[(u16, u64)]) -> ReplicaView {
         let disk = |&(id, size): &(u16, u64)| ViewDisk { id: DiskId::new(id).unwrap(), name: format!("d{id}"), size };
-        ReplicaView::open(&[], Arc::new(Bases::default()), disks.iter().map(disk).collect()).unwrap()
+        ReplicaView::open((Vec::new(), Arc::new(Bases::default())), disks.iter().map(disk).collect()).unwrap()
     }
 
     /// What is found, and the last that was told of the way.

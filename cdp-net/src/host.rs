@@ -3,6 +3,7 @@
 //! The same [`Host`] answers a command that owns the directory for a moment and a protecting process that owns it for months;
 //! the one has an idle store, the other hands edits to the pump of its journal ([`Store`], [`Live`]).
 
+pub(crate) mod disks;
 pub mod document;
 mod holds;
 mod idle;
@@ -21,7 +22,7 @@ pub use watch::Watch;
 
 use self::holds::{Hold, Holds};
 use crate::owner::{Connection, Handler, PinReply, Request, Side, reply};
-use crate::report::{Problem, ProblemClass, Session, State, Status};
+use crate::report::{DiskChanged, Problem, ProblemClass, Session, State, Status};
 use cdp_core::frame::PointKinds;
 use cdp_core::journal::{Generation, Looked, Manifest, Snapshot, Writer, look};
 use cdp_core::media::Storage;
@@ -56,8 +57,29 @@ pub trait Live: Send + Sync {
     /// When this moment cannot be restored.
     fn mark(&self, kinds: PointKinds, label: &str) -> Result<Lsn, Problem>;
 
+    /// How fast the journal grows, in bytes a second.
+    fn stored_bytes_per_s(&self) -> u64;
+
     /// Adds what only the protection knows.
     fn describe(&self, status: &mut Status);
+
+    /// A disk joins the group.
+    ///
+    /// # Errors
+    /// When it cannot.
+    fn add_disk(&self, name: &str, source: &std::path::Path) -> Result<DiskChanged, Problem>;
+
+    /// A disk leaves the group.
+    ///
+    /// # Errors
+    /// When it is not there, or the last one.
+    fn remove_disk(&self, name: &str) -> Result<DiskChanged, Problem>;
+
+    /// A disk gets another size.
+    ///
+    /// # Errors
+    /// When it cannot have it, or data would be lost and that is not forced.
+    fn resize_disk(&self, name: &str, size: Option<u64>, force: bool) -> Result<DiskChanged, Problem>;
 
     /// The policy was changed durably.
     fn policy_changed(&self, policy: &cdp_core::journal::Policy);
@@ -218,11 +240,7 @@ impl Host {
         let mut status = Status {
             state: State::Stopped,
             group: manifest.name.clone(),
-            disks: replica
-                .disks()
-                .into_iter()
-                .map(|disk| crate::report::Disk { name: disk.name, size: disk.size, uri: None })
-                .collect(),
+            disks: disks_now(&replica),
             timeline: trunk.map(|branch| branch.timeline.into()),
             lsn: replica.snapshot().written(),
             durable_lsn: trunk.map_or(Lsn::ZERO, |branch| safe(replica.catalogue(), branch.timeline)),
@@ -308,9 +326,25 @@ impl Handler for Host {
                 connection.hold(opened)?;
                 reply(session)
             }
+            Request::AddDisk { name, source } => reply(self.add_disk(&name, &source)?),
+            Request::RemoveDisk { name } => reply(self.remove_disk(&name)?),
+            Request::ResizeDisk { name, size, force } => reply(self.resize_disk(&name, size, force)?),
             Request::DropSession { name } => reply(self.drop_session(&name)?),
         }
     }
+}
+
+/// The group's disks.
+fn disks_now(replica: &Replica) -> Vec<crate::report::Disk> {
+    let Some(trunk) = replica.catalogue().trunk() else { return Vec::new() };
+    let disks = replica.disks_at(trunk.timeline, Lsn(u64::MAX)).into_iter();
+    let report = |found: cdp_core::replica::DiskAt| crate::report::Disk {
+        name: found.disk.name,
+        size: found.disk.size,
+        uri: None,
+        incomplete: !found.complete,
+    };
+    disks.map(report).collect()
 }
 
 /// How far records are safe on the way to a timeline's end. What the journal has beyond, behind a write that is in flight, is

@@ -16,16 +16,19 @@
 //! | `cdp-flush` | the source's flushes that the filter itself wants |
 //! | `cdp-reread` | the source, for resyncs and repairs |
 //! | `cdp-index` | time, and the replica's disk: merges of the journal's index |
-//! | `cdp-seed`, with a reader and a syncer for each disk | the source and the replica's disk, until the first copy is complete |
+//! | `cdp-seed`, with a reader and a syncer for each disk | the source and the replica's disk, for first copies: of the group, and of disks that join |
 //! | `cdp-timer` | time |
 //! | `cdp-events` | what the filter has to tell; looks now and then whether the replica is still where it was |
 //! | `cdp-control`, and one for each connection | other processes that ask or tell the owner something |
 
 mod append;
+mod copies;
 mod disk;
+mod disks;
 mod ease;
 mod engine;
 mod failure;
+mod found;
 mod levels;
 mod log_file;
 mod make;
@@ -36,6 +39,7 @@ mod reread;
 mod room;
 mod same;
 mod seed;
+mod sources;
 mod start;
 mod stop;
 
@@ -45,20 +49,20 @@ pub use room::Lack;
 pub use seed::Progress;
 pub use stop::Summary;
 
+use self::copies::CopyOrder;
 use self::engine::Engine;
 use self::failure::Failure;
 use self::pump::{Message, Stored};
+use self::sources::Sources;
 use self::stop::Threads;
-use crate::device::Device;
 use crate::host::{Change, Host, Live, Store};
 use crate::nbd::Export;
 use crate::owner::{ControlServer, Owner};
-use crate::report::{self, Problem, ProblemClass};
-use crate::source::Source;
+use crate::report::{self, DiskChanged, Problem, ProblemClass};
 use cdp_core::capture::{self, MarkError};
 use cdp_core::frame::{Mark, PointKinds};
 use cdp_core::journal::{Manifest, Policy, Snapshot};
-use cdp_core::types::{DiskId, Lsn, Timeline};
+use cdp_core::types::{Lsn, Timeline};
 use cdp_core::when::Label;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -116,12 +120,10 @@ pub struct Opened {
 pub struct Protector {
     opened: Opened,
     shared: Arc<Shared>,
-    exports: Vec<Export>,
     started: Instant,
     /// Dropped in this order: nobody asks any more, nothing runs any more, the directory is free.
     _control: ControlServer,
     _threads: Threads,
-    sources: BTreeMap<DiskId, Source>,
     owner: Arc<Owner>,
 }
 
@@ -148,6 +150,11 @@ struct Shared {
     /// The journal's last word is on the media.
     closed: Arc<AtomicBool>,
     uris: Mutex<BTreeMap<String, String>>,
+    sources: Sources,
+    /// What is to be copied; none when the end has begun.
+    copies: Mutex<Option<Sender<CopyOrder>>>,
+    /// Held while a disk joins, changes or leaves.
+    changing: Mutex<()>,
     /// News of how far back history will go, for the thread that tells.
     history: Mutex<Option<report::History>>,
 }
@@ -216,10 +223,10 @@ impl Protector {
         self.opened
     }
 
-    /// The protected disks, for a front end to serve.
+    /// The disks that are protected now, for a front end to serve. They may be others later.
     #[must_use]
-    pub fn exports(&self) -> &[Export] {
-        &self.exports
+    pub fn exports(&self) -> Vec<Export> {
+        self.shared.sources.exports()
     }
 
     /// Tells `status` where the disks are served, by their names.
@@ -319,6 +326,22 @@ impl Live for Shared {
         }
     }
 
+    fn add_disk(&self, name: &str, source: &std::path::Path) -> Result<DiskChanged, Problem> {
+        Shared::add_disk(self, name, source)
+    }
+
+    fn remove_disk(&self, name: &str) -> Result<DiskChanged, Problem> {
+        Shared::remove_disk(self, name)
+    }
+
+    fn resize_disk(&self, name: &str, size: Option<u64>, force: bool) -> Result<DiskChanged, Problem> {
+        Shared::resize_disk(self, name, size, force)
+    }
+
+    fn stored_bytes_per_s(&self) -> u64 {
+        self.stored.per_second()
+    }
+
     fn describe(&self, status: &mut report::Status) {
         let now = self.engine.with(|filter, now| filter.status(now));
         status.state = self.state(now.state);
@@ -339,7 +362,26 @@ impl Live for Shared {
     }
 }
 
+impl Drop for Protector {
+    fn drop(&mut self) {
+        // Who waits for something through the control socket lets go of it first.
+        self.shared.stop_all();
+    }
+}
+
 impl Shared {
+    /// Whatever goes on in the background ends.
+    fn stop_all(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.sources.stop_copies();
+    }
+
+    fn order_copy(&self, order: CopyOrder) {
+        // Without a thread that copies, the protection is ending.
+        let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        copies.as_ref().map(|copies| copies.send(order));
+    }
+
     fn tell_history(&self, history: report::History) {
         *self.history.lock().unwrap_or_else(PoisonError::into_inner) = Some(history);
     }
@@ -380,6 +422,3 @@ impl Shared {
 fn wall_seconds(since: Instant) -> u64 {
     since.elapsed().as_secs()
 }
-
-/// The sources as devices, by disk.
-type Devices = BTreeMap<DiskId, Arc<dyn Device>>;

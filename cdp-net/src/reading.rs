@@ -6,22 +6,22 @@ use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, Pin
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
 use cdp_core::frame::Compression;
-use cdp_core::journal::{Looked, OpenError, look};
+use cdp_core::journal::{BaseInfo, Looked, Manifest, OpenError, StampedMoment, look, read_manifest};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::catalogue::Moment;
 use cdp_core::replica::session::{Session, SessionError, SessionOptions};
-use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
-use cdp_core::types::Timeline;
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaView};
+use cdp_core::types::{Lsn, Timeline};
 use cdp_core::when::{TimelineName, When};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What keeps the moment from going away: dropped last.
 enum Keep {
     /// This process owns the directory, and answers others who ask; let go of in this order.
     Owner { _control: ControlServer, _session: Option<OpenedSession>, _host: Arc<Host>, _owner: Owner },
     /// The owner holds a pin, or a session, while this connection lives.
-    Client { _client: ControlClient },
+    Client { client: ControlClient },
 }
 
 impl std::fmt::Debug for Keep {
@@ -49,7 +49,7 @@ pub struct Reading {
     pub moment: Moment,
     /// The moment as it is shown.
     pub at: At,
-    _keep: Keep,
+    keep: Keep,
 }
 
 /// Why an owner's answer is none.
@@ -66,24 +66,64 @@ fn storage(dir: &Path) -> Result<Arc<dyn Storage>, Problem> {
     Ok(Arc::new(disk))
 }
 
-/// The files under an owner who vouches for everything up to `at`.
-fn load_under_owner(dir: &Path, at: &At) -> Result<Replica, Problem> {
-    let storage = storage(dir)?;
+/// How often the files are looked at again when they changed in between.
+const LOOKS_MAX: usize = 16;
+
+/// The files under an owner who vouches for everything up to `safe`, and who goes on merging and removing what is old.
+fn load_under_owner(storage: &Arc<dyn Storage>, safe: Lsn) -> Result<Replica, Problem> {
+    let generation = || read_manifest(storage.as_ref()).map(|manifest| manifest.generation).ok();
+    let mut looks = 0;
+    loop {
+        let before = generation();
+        looks += 1;
+        match look_under_owner(storage, safe) {
+            Err(_) if looks < LOOKS_MAX && generation() != before => {}
+            done => return done,
+        }
+    }
+}
+
+fn look_under_owner(storage: &Arc<dyn Storage>, safe: Lsn) -> Result<Replica, Problem> {
     let failed = |error: cdp_core::replica::ReplicaError| document::unreadable(&error);
     // The owner is the witness.
     let looked = look(storage.as_ref(), JOURNAL_DIRECTORY, None).map_err(|error| failed(error.into()))?;
     let Looked { manifest, snapshot, damage, .. } = looked;
-    if let Some(damage) = damage.filter(|damage| damage.good < at.lsn) {
+    if let Some(damage) = damage.filter(|damage| damage.good < safe) {
         return Err(failed(OpenError::Damaged(Box::new(damage)).into()));
     }
-    if snapshot.written() < at.lsn {
+    if snapshot.written() < safe {
         // No torn tail either: the owner has seen it durable.
         let (path, written) = (storage.path(), snapshot.written());
-        let message =
-            format!("{path} holds LSNs up to {written} that can be read, and up to {} were made durable", at.lsn);
+        let message = format!("{path} holds LSNs up to {written} that can be read, and up to {safe} were made durable");
         return Err(document::damaged(message));
     }
-    Replica::load(storage, manifest, snapshot, at.lsn).map_err(failed)
+    Replica::load(Arc::clone(storage), manifest, snapshot, safe).map_err(failed)
+}
+
+/// What tells whether a moment stands where it stood: how far the bases are, and what is kept.
+type Place = (Option<StampedMoment>, Vec<Option<BaseInfo>>, Vec<u64>);
+
+fn place_of(manifest: &Manifest) -> Place {
+    let bases = manifest.disks.iter().map(|disk| disk.base).collect();
+    (manifest.oldest(), bases, manifest.kept.iter().map(|kept| kept.number).collect())
+}
+
+/// A view of a moment that is held, while its owner merges what is behind it.
+fn view_under_owner(replica: &Replica, (timeline, lsn): (Timeline, Lsn)) -> Result<ReplicaView, Problem> {
+    let view = replica.view(timeline, lsn).map_err(|error| document::unreadable(&error))?;
+    let (storage, known) = (Arc::clone(replica.storage()), Mutex::new(place_of(replica.manifest())));
+    Ok(view.renewed_by(Box::new(move || {
+        let replica = load_under_owner(&storage, lsn).ok()?;
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = place_of(replica.manifest());
+        // While a merge goes on, what it changes is kept piece by piece.
+        if *known == place && replica.manifest().merge.is_none() {
+            return None;
+        }
+        *known = place;
+        let ground = replica.ground(timeline, lsn).ok()?;
+        Some(Ok(ground))
+    })))
 }
 
 /// The moment that the owner has found.
@@ -110,9 +150,9 @@ impl Reading {
             Access::Client(mut client) => {
                 let request = Request::Pin { at: when.clone(), nearest: side };
                 let PinReply { at, .. } = client.call(&request).map_err(not_answered)?;
-                let replica = load_under_owner(dir, &at)?;
+                let replica = load_under_owner(&storage(dir)?, at.lsn)?;
                 let moment = moment_of(&replica, &at)?;
-                Ok(Self { replica, moment, at, _keep: Keep::Client { _client: client } })
+                Ok(Self { replica, moment, at, keep: Keep::Client { client } })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
@@ -120,9 +160,29 @@ impl Reading {
                 let moment = host.moment(when, side)?;
                 let at = document::at(&host.replica(), &moment);
                 let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
-                Ok(Self { replica, moment, at, _keep: keep(owner, host, None)? })
+                Ok(Self { replica, moment, at, keep: keep(owner, host, None)? })
             }
         }
+    }
+
+    /// Disks that were there, and whose first copy was not through: nothing of them can be restored.
+    #[must_use]
+    pub fn incomplete(&self) -> Vec<String> {
+        incomplete(&self.replica, &self.moment)
+    }
+
+    /// Refuses a disk of which nothing can be restored at the moment, and names those next to it at which it can.
+    ///
+    /// # Errors
+    /// When it is such a disk. One that nobody knows is not.
+    pub fn check_disk(&mut self, name: Option<&str>) -> Result<(), Problem> {
+        let Err(problem) = check_disk(&self.replica, &self.moment, name) else { return Ok(()) };
+        let Keep::Client { client } = &mut self.keep else { return Err(problem) };
+        // Under an owner only what is up to the moment was loaded: the others are known with the latest one.
+        let latest = Request::Pin { at: When::Latest, nearest: None };
+        let PinReply { at, .. } = client.call(&latest).map_err(not_answered)?;
+        let replica = load_under_owner(self.replica.storage(), at.lsn)?;
+        check_disk(&replica, &self.moment, name)
     }
 
     /// The disks at the moment.
@@ -130,9 +190,31 @@ impl Reading {
     /// # Errors
     /// When the journal cannot be read.
     pub fn view(&self) -> Result<cdp_core::replica::ReplicaView, Problem> {
-        let view = self.replica.view(self.moment.timeline, self.moment.lsn);
-        view.map_err(|error| document::unreadable(&error))
+        view_under_owner(&self.replica, (self.moment.timeline, self.moment.lsn))
     }
+}
+
+fn incomplete(replica: &Replica, moment: &Moment) -> Vec<String> {
+    let there = replica.disks_at(moment.timeline, moment.lsn).into_iter();
+    there.filter(|found| !found.complete).map(|found| found.disk.name).collect()
+}
+
+fn check_disk(replica: &Replica, moment: &Moment, name: Option<&str>) -> Result<(), Problem> {
+    let known = |name: &&str| replica.manifest().disks.iter().any(|disk| disk.name == **name);
+    let Some(name) = name.filter(known) else { return Ok(()) };
+    if replica.complete_disks(moment.timeline, moment.lsn).iter().any(|disk| disk.name == name) {
+        return Ok(());
+    }
+    let why = if incomplete(replica, moment).iter().any(|disk| disk == name) {
+        "was not complete at that moment: its first copy was not through"
+    } else {
+        "was not there at that moment"
+    };
+    let nearest = replica.nearest_with_disk(name, moment);
+    let sides = [nearest.before, nearest.after];
+    let nearest: Vec<_> = sides.iter().flatten().map(|moment| document::at(replica, moment)).collect();
+    let problem = Problem::new(ProblemClass::NotRestorable, "disk-incomplete", format!("the disk {name:?} {why}"));
+    Err(if nearest.is_empty() { problem } else { problem.hint("take one of the nearest moments").nearest(nearest) })
 }
 
 /// Two moments of one replica that can be read for as long as this lives.
@@ -146,6 +228,15 @@ pub struct ReadingTwo {
 }
 
 impl ReadingTwo {
+    /// Refuses a disk whose first copy was not through at one of the moments. One that was not there has no bytes there.
+    ///
+    /// # Errors
+    /// When it is such a disk.
+    pub fn check_disk(&self, name: Option<&str>) -> Result<(), Problem> {
+        let is = |moment: &&Moment| incomplete(&self.replica, moment).iter().any(|disk| Some(disk.as_str()) == name);
+        self.moments.iter().find(is).map_or(Ok(()), |moment| check_disk(&self.replica, moment, name))
+    }
+
     /// Finds both moments and holds them. Of one that is not restorable its neighbour on `side` is taken.
     ///
     /// # Errors
@@ -160,9 +251,9 @@ impl ReadingTwo {
                 let at = [pin(when[0])?, pin(when[1])?];
                 // LSNs grow on the trunk from timeline to timeline: who has the later one has both.
                 let later = if at[0].lsn > at[1].lsn { &at[0] } else { &at[1] };
-                let replica = load_under_owner(dir, later)?;
+                let replica = load_under_owner(&storage(dir)?, later.lsn)?;
                 let moments = [moment_of(&replica, &at[0])?, moment_of(&replica, &at[1])?];
-                Ok(Self { replica, moments, at, _keep: Keep::Client { _client: client } })
+                Ok(Self { replica, moments, at, _keep: Keep::Client { client } })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
@@ -180,10 +271,7 @@ impl ReadingTwo {
     /// # Errors
     /// When the journal cannot be read.
     pub fn views(&self) -> Result<[cdp_core::replica::ReplicaView; 2], Problem> {
-        let view = |moment: &Moment| {
-            let view = self.replica.view(moment.timeline, moment.lsn);
-            view.map_err(|error| document::unreadable(&error))
-        };
+        let view = |moment: &Moment| view_under_owner(&self.replica, (moment.timeline, moment.lsn));
         Ok([view(&self.moments[0])?, view(&self.moments[1])?])
     }
 }
@@ -195,6 +283,8 @@ pub struct Writing {
     pub session: Arc<Session>,
     /// What the session is.
     pub report: SessionReport,
+    /// Disks that were there when it began, and of which nothing could be restored.
+    pub incomplete: Vec<String>,
     /// The session's directory is this process's as long as it writes there, whoever owns the replica meanwhile.
     _writer: Owner,
     _keep: Keep,
@@ -216,8 +306,8 @@ impl Writing {
             Access::Client(mut client) => {
                 let request = Request::OpenSession { at: at.cloned(), nearest: side, name };
                 let report: SessionReport = client.call(&request).map_err(not_answered)?;
-                let replica = load_under_owner(dir, &report.at)?;
-                (replica, report, Keep::Client { _client: client })
+                let replica = load_under_owner(&storage(dir)?, report.at.lsn)?;
+                (replica, report, Keep::Client { client })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
@@ -235,7 +325,8 @@ impl Writing {
             Problem::new(ProblemClass::Refused, "session-open", message).hint("end that mount first")
         })?;
         let session = open_session(&replica, &report)?;
-        Ok(Self { session: Arc::new(session), report, _writer: writer, _keep: kept })
+        let incomplete = incomplete(&replica, &moment_of(&replica, &report.at)?);
+        Ok(Self { session: Arc::new(session), report, incomplete, _writer: writer, _keep: kept })
     }
 }
 
@@ -249,14 +340,9 @@ fn open_session(replica: &Replica, report: &SessionReport) -> Result<Session, Pr
         SessionError::Read(error) => document::unreadable(&error.into()),
         error => Problem::new(ProblemClass::Failed, "session", error.to_string()),
     };
-    let path = replica.path(info.parent, info.fork).map_err(|error| document::unreadable(&error))?;
-    let options = SessionOptions {
-        path,
-        bases: Arc::clone(replica.bases()),
-        disks: replica.disks(),
-        keep_free_bytes: replica.manifest().policy.reserve_bytes,
-        compression: Compression::None,
-    };
+    let moment = view_under_owner(replica, (info.parent, info.fork))?;
+    let keep_free_bytes = replica.manifest().policy.reserve_bytes;
+    let options = SessionOptions { moment, keep_free_bytes, compression: Compression::None };
     let store = store.map_err(|error| failed(SessionError::Open(error.into())))?;
     Session::open(&store, options, Box::new(identity), clock::now()).map_err(failed)
 }

@@ -347,6 +347,35 @@ pub struct Disk {
     /// Where it is served, while it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
+    /// Its first copy is not through: it cannot be restored yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub incomplete: bool,
+}
+
+/// What became of a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskVerb {
+    /// It joined the group.
+    Added,
+    /// It left.
+    Removed,
+    /// It is larger.
+    Grown,
+    /// It is smaller.
+    Cut,
+}
+
+/// The answer to a change of the group's disks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DiskChanged {
+    /// What was done.
+    pub verb: DiskVerb,
+    /// The disk as it is now, or was.
+    pub disk: Disk,
+    /// Up to which LSN that is recorded, durably; none: nobody protects now, and the next `protect` does it.
+    #[serde(default)]
+    pub lsn: Option<u64>,
 }
 
 /// How a replica is: the answer of `status`.

@@ -223,6 +223,14 @@ impl Source {
         self.size
     }
 
+    /// Bytes as the system says now.
+    ///
+    /// # Errors
+    /// When it can no longer be asked.
+    pub fn current_size(&self) -> io::Result<u64> {
+        Ok(rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0))?)
+    }
+
     /// What was true when it was opened, before anything of ours touched it.
     #[must_use]
     pub fn found(&self) -> Option<Facts> {

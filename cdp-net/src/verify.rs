@@ -1,12 +1,14 @@
 //! Reading everything of a replica: journal, index and bases; what is wrong, where, and which moments are still good.
 
 use crate::host::document;
-use crate::report::{Problem, Range};
-use cdp_core::journal::{Damage as Unopened, Finding, Looked, Reader, look, read_manifest, run_name};
+use crate::report::{Problem, Range, RangeKind};
+use cdp_core::journal::{
+    Damage as Unopened, Finding, KeptInfo, Looked, ReadError, Reader, look, read_manifest, run_name,
+};
 use cdp_core::media::Storage;
 use cdp_core::replica::base::{Base, BaseError, file_names, table_name};
 use cdp_core::replica::sidecar::{self, PAGE_BYTES, Root};
-use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Replica};
+use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Replica, ReplicaView, kept};
 use cdp_core::types::{BLOCK, DiskId, Lsn, SECTOR, Timeline};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -101,10 +103,27 @@ pub fn verify(
         out.damage.push(of_unopened(&damage, timeline));
     }
     let mut base_lost = false;
+    // What a merge that is under way changes in the bases is only sound together with the journal above it.
+    let covered = manifest.merge.and_then(|merge| {
+        let replica = load(storage, manifest.clone(), snapshot.clone(), safe).ok()?;
+        replica.view(merge.timeline, merge.lsn).ok()
+    });
     for (disk, base) in manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base?))) {
         let mut told = |bytes: u64| progress(journal_bytes + bytes, total);
-        let found = check_base(storage, &manifest, disk, base.into(), &mut out.bytes, &mut told);
+        let found = check_base(storage, &manifest, disk, base.into(), covered.as_ref(), &mut out.bytes, &mut told);
         base_lost |= !found.is_empty();
+        out.damage.extend(found.into_iter().map(|mut damage| {
+            damage.file = root.join(&damage.file);
+            damage
+        }));
+    }
+    let mut kept_lost = None;
+    for info in manifest.kept.iter().rev() {
+        let found = check_kept(storage, info, &mut out.bytes);
+        if !found.is_empty() && kept_lost.is_none() {
+            // Those before it go through it.
+            kept_lost = Some(info.moment.lsn);
+        }
         out.damage.extend(found.into_iter().map(|mut damage| {
             damage.file = root.join(&damage.file);
             damage
@@ -113,6 +132,8 @@ pub fn verify(
     // Bases lie below every moment: with one damaged none can be promised.
     if !base_lost && let Ok(replica) = load(storage, manifest, snapshot, safe) {
         out.good = good_ranges(&replica, &lost);
+        let is_lost = |range: &Range| range.kind == RangeKind::Only && kept_lost.is_some_and(|lsn| range.to_lsn <= lsn);
+        out.good.retain(|range| !is_lost(range));
     }
     out.ok = out.damage.is_empty();
     Ok(out)
@@ -134,7 +155,9 @@ fn stored_bytes(storage: &dyn Storage) -> u64 {
         let names = storage.list(directory).unwrap_or_default();
         names.into_iter().filter_map(|name| length(format!("{directory}/{name}"))).sum::<u64>()
     };
-    of(JOURNAL_DIRECTORY) + of(BASE_DIRECTORY)
+    let kept = storage.list(kept::KEPT_DIRECTORY).unwrap_or_default().into_iter();
+    let kept = kept.map(|name| of(&format!("{}/{name}", kept::KEPT_DIRECTORY))).sum::<u64>();
+    of(JOURNAL_DIRECTORY) + of(BASE_DIRECTORY) + kept
 }
 
 fn of_unopened(damage: &Unopened, timeline: Option<Timeline>) -> Damage {
@@ -151,7 +174,7 @@ fn of_unopened(damage: &Unopened, timeline: Option<Timeline>) -> Damage {
 fn lost_ranges(from: Option<Lsn>, timeline: Timeline) -> Vec<Range> {
     let range = |from: Lsn| Range {
         timeline: timeline.into(),
-        kind: crate::report::RangeKind::Every,
+        kind: RangeKind::Every,
         from_lsn: from,
         to_lsn: Lsn(u64::MAX),
         from_time: cdp_core::types::WallTime(0),
@@ -179,12 +202,51 @@ fn good_ranges(replica: &Replica, lost: &[Lost]) -> Vec<Range> {
     good
 }
 
-/// Reads a whole base; each damaged place is one finding.
+/// Reads the whole store of a kept moment.
+fn check_kept(storage: &Arc<dyn Storage>, info: &KeptInfo, bytes: &mut u64) -> Vec<Damage> {
+    let directory = PathBuf::from(kept::directory(info.number));
+    let moment = Range {
+        timeline: info.moment.timeline.into(),
+        kind: RangeKind::Only,
+        from_lsn: info.moment.lsn,
+        to_lsn: info.moment.lsn,
+        from_time: info.moment.stamp.time,
+        to_time: info.moment.stamp.time,
+    };
+    let damage =
+        |file: PathBuf, offset, length, what| Damage { file, offset, length, what, lost: vec![moment.clone()] };
+    let store = storage.sub(&kept::directory(info.number));
+    let looked = store.map_err(Into::into).and_then(|store| Ok((look(store.as_ref(), "", None)?, store)));
+    let (looked, store) = match looked {
+        Ok(found) => found,
+        Err(error) => {
+            let error: cdp_core::journal::OpenError = error;
+            return vec![damage(directory, 0, SECTOR, error.to_string())];
+        }
+    };
+    let mut found: Vec<_> = looked
+        .damage
+        .iter()
+        .map(|lost| damage(PathBuf::from(&lost.path), lost.offset, SECTOR, lost.what.clone()))
+        .collect();
+    let verified = Reader::new(store, "", 0).verify(&looked.snapshot, |_| true);
+    *bytes += verified.bytes;
+    found.extend(
+        verified
+            .findings
+            .into_iter()
+            .map(|finding| damage(directory.join(&finding.file), finding.offset, finding.length, finding.what)),
+    );
+    found
+}
+
+/// Reads a whole base; each damaged place is one finding. `covered`: the moment of a merge that is under way.
 fn check_base(
     storage: &Arc<dyn Storage>,
     manifest: &cdp_core::journal::Manifest,
     disk: DiskId,
     root: Root,
+    covered: Option<&ReplicaView>,
     bytes: &mut u64,
     progress: &mut dyn FnMut(u64),
 ) -> Vec<Damage> {
@@ -212,16 +274,24 @@ fn check_base(
             }];
         }
     };
+    let read = |at: u64, buffer: &mut [u8]| match covered {
+        None => base.read(at, buffer),
+        Some(view) => match view.read(disk, at, buffer) {
+            // What is wrong with the journal is told where that is read.
+            Err(ReadError::Below { source, .. }) => source.downcast_ref().cloned().map_or(Ok(()), Err),
+            _ => Ok(()),
+        },
+    };
     let mut found: Vec<Damage> = Vec::new();
     let mut buffer = vec![0; PIECE as usize];
     let mut at = 0;
     while at < root.size {
         let length = PIECE.min(root.size - at);
-        if base.read(at, &mut buffer[..length as usize]).is_err() {
+        if read(at, &mut buffer[..length as usize]).is_err() {
             // Something in it: block by block, so that each damaged place is named, and once.
             for block in (at..at + length).step_by(BLOCK as usize) {
                 let bytes = BLOCK.min(at + length - block);
-                let Err(error) = base.read(block, &mut buffer[..bytes as usize]) else { continue };
+                let Err(error) = read(block, &mut buffer[..bytes as usize]) else { continue };
                 let damage = match &error {
                     BaseError::Page { offset, .. } => finding(&sidecar_name, *offset, PAGE_BYTES as u64, &error),
                     BaseError::Block { offset, .. } => finding(&image, *offset, BLOCK, &error),

@@ -1,7 +1,7 @@
 //! `cdp mount`: serve a moment.
 
-use super::Nearest;
 use super::protect::name;
+use super::{Nearest, incomplete_line};
 use crate::ask::{access, ask};
 use crate::engine::{Engine, MountSpec};
 use crate::exit::{Exit, Failure};
@@ -65,7 +65,7 @@ impl Arguments {
 
 fn for_people(event: &MountEvent) -> String {
     match event {
-        MountEvent::Ready { at, exports, session, writable } => {
+        MountEvent::Ready { at, exports, session, writable, incomplete } => {
             let how = match (writable, session) {
                 (false, _) => "read-only".into(),
                 (true, None) => "writable; what is written is forgotten at the end".into(),
@@ -73,6 +73,7 @@ fn for_people(event: &MountEvent) -> String {
             };
             let mut text = format!("{}, {how}\n", human::moment(at));
             exports.iter().for_each(|export| text.push_str(&format!("{} is served at {}\n", export.name, export.uri)));
+            text.push_str(&incomplete_line(incomplete));
             text
         }
         MountEvent::Stopped { kept: true } => "stopped; the session is kept\n".into(),
@@ -92,7 +93,13 @@ mod tests {
         let export = Export { name: "root".into(), uri: "nbd://127.0.0.1:10810/root".into(), size: 1 };
         let ready = |session: Option<&str>, writable| {
             let session = session.map(str::to_owned);
-            for_people(&MountEvent::Ready { at: at(), exports: vec![export.clone()], session, writable })
+            for_people(&MountEvent::Ready {
+                at: at(),
+                exports: vec![export.clone()],
+                session,
+                writable,
+                incomplete: Vec::new(),
+            })
         };
         assert!(ready(None, false).contains("read-only\nroot is served at nbd://127.0.0.1:10810/root\n"));
         assert!(ready(None, true).contains("forgotten at the end"));

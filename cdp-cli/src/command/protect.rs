@@ -85,7 +85,7 @@ pub(super) fn name(text: &str) -> Result<String, String> {
 }
 
 /// `NAME=SOURCE` or `SOURCE`. Before the `=` there is no slash, so that a path may hold one.
-fn source(text: &str) -> Result<SourceSpec, String> {
+pub(super) fn source(text: &str) -> Result<SourceSpec, String> {
     if let Some((before, path)) = text.split_once('=').filter(|(before, _)| !before.contains('/')) {
         return match path {
             "" => Err("after NAME= a path is missing".into()),

@@ -1,6 +1,6 @@
 //! `cdp restore`: write the disks of a moment into files or devices.
 
-use super::Nearest;
+use super::{Nearest, incomplete_line};
 use crate::ask::access;
 use crate::engine::{Engine, RestoreSpec};
 use crate::exit::{Exit, Failure};
@@ -65,6 +65,7 @@ fn for_people(restored: &Restored) -> String {
             ));
         }
     }
+    text.push_str(&incomplete_line(&restored.incomplete));
     text
 }
 
@@ -77,9 +78,14 @@ mod tests {
     #[test]
     fn a_restore_in_words() {
         let disk = RestoredDisk { disk: "root".into(), path: "out.img".into(), bytes: 1 << 30, over: None };
-        let text = for_people(&Restored { at: at(), outputs: vec![disk.clone()] });
+        let text = for_people(&Restored { at: at(), outputs: vec![disk.clone()], incomplete: Vec::new() });
         assert!(text.ends_with("root (1.00 GiB) is in out.img\n"), "{text}");
-        let text = for_people(&Restored { at: at(), outputs: vec![RestoredDisk { over: Some(2 << 30), ..disk }] });
+        let text = for_people(&Restored {
+            at: at(),
+            outputs: vec![RestoredDisk { over: Some(2 << 30), ..disk }],
+            incomplete: vec!["late".into()],
+        });
+        assert!(text.contains("late was not complete"), "{text}");
         assert!(text.contains("had 2.00 GiB") && text.contains("from byte 1073741824 on"), "{text}");
     }
 }

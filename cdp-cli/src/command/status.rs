@@ -59,7 +59,8 @@ fn for_people(status: &Status) -> String {
     }
     for disk in &status.disks {
         let place = disk.uri.as_ref().map(|uri| format!(", served at {uri}")).unwrap_or_default();
-        text.push_str(&format!("disk    {} ({}){place}\n", disk.name, format_bytes(disk.size)));
+        let copied = if disk.incomplete { ", being copied: it cannot be restored yet" } else { "" };
+        text.push_str(&format!("disk    {} ({}){place}{copied}\n", disk.name, format_bytes(disk.size)));
     }
     status.ranges.iter().for_each(|range| text.push_str(&format!("keeps   {}", range_line(range))));
     text.push_str(&history_lines(&status.history));
@@ -113,7 +114,7 @@ mod tests {
             pins: 2,
             lacks: Some(Lack { needed_bytes: 512 << 20, free_bytes: 12 << 10 }),
             space: Space { base: 1 << 30, quota: Some(2 << 30), ..Space::default() },
-            disks: vec![Disk { name: "root".into(), size: 1 << 30, uri: Some("nbd://h".into()) }],
+            disks: vec![Disk { name: "root".into(), size: 1 << 30, uri: Some("nbd://h".into()), incomplete: false }],
             ranges: vec![range()],
             sessions: vec![session],
             ..Status::default()

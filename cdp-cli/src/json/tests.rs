@@ -196,13 +196,13 @@ fn answers_of_commands() {
     let output = RestoredDisk { disk: "root".into(), path: "out".into(), bytes: 5, over: None };
     let over = RestoredDisk { over: Some(9), ..output.clone() };
     check(
-        Restored { at: at(), outputs: vec![output, over] },
+        Restored { at: at(), outputs: vec![output, over], incomplete: vec![] },
         json!({"at": at_json(), "outputs": [
             {"disk": "root", "path": "out", "bytes": 5}, {"disk": "root", "path": "out", "bytes": 5, "over": 9}
         ]}),
     );
     check(
-        MountEvent::Ready { at: at(), exports: vec![], session: None, writable: false },
+        MountEvent::Ready { at: at(), exports: vec![], session: None, writable: false, incomplete: vec![] },
         json!({"event": "ready", "at": at_json(), "exports": [], "session": null, "writable": false}),
     );
     let damage = Damage { file: "f".into(), offset: 1, length: 2, what: "w".into(), lost: vec![range()] };

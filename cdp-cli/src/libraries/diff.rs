@@ -19,6 +19,7 @@ pub(super) fn run(
     match &spec.to {
         Some(DiffTo::Moment(to)) => {
             let reading = ReadingTwo::open(dir, access, [&spec.from, to], spec.nearest)?;
+            reading.check_disk(spec.disk.as_deref())?;
             let [from, to] = reading.views()?;
             let [at_from, at_to] = &reading.at;
             events(DiffEvent::Begin { from: at_from.clone(), to: Some(at_to.clone()) });
@@ -33,7 +34,8 @@ pub(super) fn run(
         }
         Some(DiffTo::File(path)) => {
             let raw = Raw::open(path)?;
-            let reading = Reading::open(dir, access, &spec.from, spec.nearest)?;
+            let mut reading = Reading::open(dir, access, &spec.from, spec.nearest)?;
+            reading.check_disk(spec.disk.as_deref())?;
             let view = reading.view()?;
             events(DiffEvent::Begin { from: reading.at.clone(), to: None });
             if !spec.digest {
@@ -46,7 +48,8 @@ pub(super) fn run(
             Ok(())
         }
         None => {
-            let reading = Reading::open(dir, access, &spec.from, spec.nearest)?;
+            let mut reading = Reading::open(dir, access, &spec.from, spec.nearest)?;
+            reading.check_disk(spec.disk.as_deref())?;
             events(DiffEvent::Begin { from: reading.at.clone(), to: None });
             let found = digests(&reading.view()?, (Of::From, &reading.at), spec.disk.as_deref(), progress)?;
             found.into_iter().for_each(|digest| events(DiffEvent::Digest(digest)));

@@ -4,12 +4,13 @@ use super::serve;
 use crate::engine::{ProtectSpec, SourceTrust};
 use crate::exit::{Exit, Failure};
 use crate::human;
-use crate::json::{Compared, ProtectEvent, State, Stopped};
+use crate::json::{Compared, Export, ProtectEvent, State, Stopped};
 use crate::stop::Stop;
 use cdp_core::capture::{self, Event, LogTrust};
 use cdp_core::replica::catalogue::Branch;
 use cdp_core::types::{Lsn, WallTime};
 use cdp_net::host::document;
+use cdp_net::nbd::Server;
 use cdp_net::protect::{Notice, ProtectError, ProtectOptions, Protector, SourceOptions};
 use cdp_net::source::SourceError;
 use std::sync::atomic::Ordering;
@@ -27,7 +28,13 @@ impl From<ProtectError> for Failure {
             ProtectError::Owner(error) => error.into(),
             ProtectError::Replica(problem) => problem.into(),
             ProtectError::OtherDisks { .. } => Self::new(Exit::Refused, "other-disks", error.to_string())
-                .hint("give the same disks under the same names, or another directory"),
+                .hint("give the same disks under the same names (`cdp disk` changes the group), or another directory"),
+            ProtectError::Cut { ref disk, found, .. } => {
+                let hint = format!(
+                    "give the source its size back, or let the disk be cut: `cdp disk DIR grow {disk} --size {found} --force`"
+                );
+                Self::new(Exit::Refused, "source-cut", error.to_string()).hint(hint)
+            }
             ProtectError::OtherName { .. } => Self::new(Exit::Refused, "other-name", error.to_string())
                 .hint("leave --name out, or give another directory"),
             ProtectError::Swapped { .. } => Self::new(Exit::Refused, "sources-swapped", error.to_string()).hint(
@@ -97,7 +104,7 @@ pub(super) fn run(spec: &ProtectSpec, stop: &Stop, events: &mut dyn FnMut(Protec
     };
     protector.set_uris(exports.iter().map(|export| (export.name.clone(), export.uri.clone())).collect());
     events(ProtectEvent::Ready { exports });
-    watch(&protector, began, &noticed, stop, events);
+    watch(&protector, &server, began, &noticed, stop, events);
     server.stop(CLOSE);
     let summary = protector.stop(spec.drain, &|| false);
     Ok(Stopped {
@@ -117,12 +124,14 @@ pub(super) fn run(spec: &ProtectSpec, stop: &Stop, events: &mut dyn FnMut(Protec
 /// Tells what happens until the end is wished.
 fn watch(
     protector: &Protector,
+    server: &Server,
     began: WallTime,
     noticed: &Receiver<Notice>,
     stop: &Stop,
     events: &mut dyn FnMut(ProtectEvent),
 ) {
-    let mut teller = Teller { started: Instant::now(), gaps: 0, done: 0, state: None, log_lost: false };
+    let mut teller =
+        Teller { started: Instant::now(), gaps: 0, done: 0, state: None, log_lost: false, disks: sizes(protector) };
     // What earlier starts lost they have told.
     teller.gaps = gaps_before(protector, began);
     while !stop.is_wished() {
@@ -135,6 +144,7 @@ fn watch(
         // What no notice tells: that the disk is full, that the end of a resync has become durable, and how it all began.
         teller.state(protector, protector.state(), None, events);
         teller.gaps(protector, events);
+        teller.disks(protector, server, events);
     }
 }
 
@@ -153,6 +163,12 @@ struct Teller {
     state: Option<State>,
     /// The activity log cannot be written, and that was told.
     log_lost: bool,
+    /// Names and sizes of the disks that are served.
+    disks: Vec<(String, u64)>,
+}
+
+fn sizes(protector: &Protector) -> Vec<(String, u64)> {
+    protector.exports().iter().map(|export| (export.name.clone(), export.size())).collect()
 }
 
 impl Teller {
@@ -164,6 +180,20 @@ impl Teller {
             let seconds = self.started.elapsed().as_secs_f64().max(0.001);
             events(ProtectEvent::Seeding { done, total, bytes_per_s: (done as f64 / seconds) as u64 });
         }
+    }
+
+    /// Serves the disks that there are now.
+    fn disks(&mut self, protector: &Protector, server: &Server, events: &mut dyn FnMut(ProtectEvent)) {
+        let disks = sizes(protector);
+        if disks == self.disks || server.set_exports(protector.exports()).is_err() {
+            return;
+        }
+        let uris = server.uris().into_iter().map(|uri| uri.to_string());
+        let served = disks.iter().zip(uris).map(|((name, size), uri)| Export { name: name.clone(), uri, size: *size });
+        let exports: Vec<_> = served.collect();
+        protector.set_uris(exports.iter().map(|export| (export.name.clone(), export.uri.clone())).collect());
+        self.disks = disks;
+        events(ProtectEvent::Ready { exports });
     }
 
     fn notice(&mut self, protector: &Protector, notice: &Notice, events: &mut dyn FnMut(ProtectEvent)) {
@@ -238,10 +268,9 @@ impl Teller {
 
     fn point(&self, protector: &Protector, lsn: Lsn, events: &mut dyn FnMut(ProtectEvent)) {
         let replica = protector.host().replica();
-        let disks: Vec<_> = replica.disks().into_iter().map(|disk| disk.name).collect();
         let find = |branch: &Branch| branch.points().iter().rev().find(|point| point.id.lsn == lsn).cloned();
         if let Some(point) = replica.catalogue().trunk().and_then(find) {
-            let point = document::point(&replica, &point, &disks);
+            let point = document::point(&replica, &point);
             drop(replica);
             events(ProtectEvent::Point { point });
         }

@@ -6,7 +6,7 @@ use crate::output::tests::capture;
 use crate::progress::Progress;
 use crate::stop::Stop;
 use cdp_net::owner::{Access, Connection, ControlServer, Handler, Owner, Request, reply};
-use cdp_net::report::{Policy, Problem, ProblemClass};
+use cdp_net::report::{Policy, Problem, ProblemClass, Pruned};
 use clap::CommandFactory;
 use serde_json::Value;
 use std::path::Path;
@@ -21,7 +21,8 @@ impl Handler for Replica {
             Request::Mark { label, .. } if label.as_str() == "taken" => {
                 Err(Problem::new(ProblemClass::Refused, "label-taken", "the label is taken"))
             }
-            Request::Mark { .. } => reply(at()),
+            Request::Mark { .. } | Request::Keep { .. } | Request::LetGo { .. } => reply(at()),
+            Request::Prune { .. } | Request::Compact => reply(Pruned::default()),
             Request::Policy { change } => {
                 reply(Policy { rpo_ms: change.rpo_ms.unwrap_or(15_000), ..Policy::default() })
             }
@@ -60,7 +61,7 @@ impl Engine for Fake {
     ) -> Result<Restored, Failure> {
         progress(Progress { done: 1, total: 1 });
         assert_eq!(spec.at, "-15m".parse().unwrap());
-        Ok(Restored { at: at(), outputs: vec![] })
+        Ok(Restored { at: at(), outputs: vec![], incomplete: vec![] })
     }
     fn diff(
         &self,
@@ -117,7 +118,12 @@ fn every_command_by_its_way() {
     assert_eq!(cdp(&["mark", path, "--label", "x", "--json"]).0, 0);
     assert_eq!(cdp(&["mark", path, "--label", "taken"]).0, 4);
     assert_eq!(cdp(&["mark", path, "--label", "a:b"]).0, 2);
-    assert_eq!(cdp(&["policy", path, "--rpo", "2s"]).1, "RPO     2s\npoints  every write\n");
+    assert!(cdp(&["policy", path, "--rpo", "2s"]).1.starts_with("RPO        2s\npoints     every write\n"));
+    assert_eq!(cdp(&["policy", path, "--long-term", "off", "--max-bytes", "1GiB", "--keep", "3d"]).0, 0);
+    assert!(cdp(&["pin", path, "--at", "-1h", "--label", "court"]).1.starts_with("pinned: "));
+    assert!(cdp(&["unpin", path, "--at", "-1h"]).1.starts_with("not pinned any more: "));
+    assert!(cdp(&["prune", path, "--dry-run"]).1.starts_with("nothing is old enough"));
+    assert_eq!(cdp(&["compact", path]).0, 0);
     assert_eq!(cdp(&["restore", path, "--at", "-15m", "--output", "x"]).0, 0);
     assert_eq!(cdp(&["mount", path, "--at", "latest"]).1, "stopped\n");
     assert_eq!(cdp(&["mount", path, "--drop", "lab"]).1, "the session \"lab\" is gone\n");

@@ -3,6 +3,7 @@
 mod block_device;
 mod damage;
 mod diff;
+mod disks;
 mod findings;
 mod full_disk;
 mod hostile;

@@ -1,9 +1,10 @@
 //! Retention as people see it: history ends where the policy says, and what is held does not.
 
-use crate::support::{Place, Scene, cdp, hash, restore, wait_for};
+use crate::support::{Guest, Place, Running, Scene, cdp, client, flip, hash, restore, wait_for};
 use serde_json::Value;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const DISK: usize = 4 << 20;
 
@@ -23,6 +24,14 @@ fn begin(seed: u64, more: &[&str]) -> Scene {
     let place = Place::new();
     let replica = place.path("replica");
     Scene::begin_with(place, replica, more, seed, DISK)
+}
+
+/// The first file below a directory whose name ends so.
+fn some_file(directory: &Path, ending: &str) -> PathBuf {
+    let mut entries: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    let found = entries.iter().find(|path| path.to_string_lossy().ends_with(ending)).cloned();
+    found.unwrap_or_else(|| some_file(&entries[0], ending))
 }
 
 /// The guest goes on until everything up to `lsn` is merged.
@@ -67,6 +76,16 @@ fn history_ends_with_the_window_and_what_is_pinned_does_not() {
     let latest = std::fs::read(&scene.source).unwrap();
     scene.running.stop_clean();
     check(&scene, "without an owner");
+    for (directory, name) in [("kept", ".seg"), ("base", ".img"), ("base", ".sum")] {
+        let file = some_file(&scene.replica.join(directory), name);
+        // Of two places for a page of checksums one is in use.
+        let flip_both = || [5000, 900].iter().for_each(|at| flip(&file, *at, 3));
+        flip_both();
+        let verified = cdp(&[OsStr::new("verify"), scene.replica.as_os_str()]);
+        assert_eq!(verified.status, 5, "{}: {}", file.display(), verified.json);
+        flip_both();
+    }
+    check(&scene, "mended");
     assert_eq!(scene.restored("latest"), blake3::hash(&latest));
     scene.begin_again(402);
     let mut after = scene.guest.model.clone();
@@ -95,11 +114,19 @@ fn history_ends_with_the_window_and_what_is_pinned_does_not() {
 
 #[test]
 fn a_bound_cuts_the_window_and_says_so_before_and_after() {
-    let mut scene = begin(403, &["--window", "1h", "--max-bytes", "16MiB", "--segment-size", "1MiB"]);
+    let mut scene = begin(403, &["--window", "30s", "--max-bytes", "16MiB", "--segment-size", "1MiB"]);
+    let mut forecast = false;
     wait_for("the journal to reach its bound", || {
-        scene.guest.work(40);
-        ask("status", &scene.replica, &[])["history"]["cut"] == true
+        scene.guest.work(10);
+        // Not so fast that it is over before anybody could say so.
+        std::thread::sleep(Duration::from_millis(50));
+        let history = ask("status", &scene.replica, &[])["history"].clone();
+        forecast |= history["forecast_ms"].as_u64().is_some_and(|ms| ms < 30_000);
+        assert!(forecast || history["cut"] == false, "cut, and not announced: {history}");
+        history["cut"] == true
     });
+    let told = |event: &Value| event["event"] == "history" && event["history"]["forecast_ms"].as_u64() < Some(30_000);
+    scene.running.wait_event("the announcement", told);
     wait_for("the journal to be within its bound", || {
         scene.guest.work(5);
         ask("status", &scene.replica, &[])["space"]["segments"].as_u64().unwrap() < 20 << 20
@@ -147,4 +174,51 @@ fn long_term_points_outlast_the_window_and_expire() {
     });
     restore(&scene.replica, &first, &out).failed(3, "not-restorable");
     assert_eq!(ask("verify", &scene.replica, &[])["ok"], true);
+}
+
+/// The whole disk, as a client of a mount reads it.
+fn read_all(uri: &str) -> Vec<u8> {
+    let mut disk = client(uri);
+    let mut content = vec![0; DISK];
+    for (number, piece) in content.chunks_mut(64 << 10).enumerate() {
+        disk.read((number << 16) as u64, piece).unwrap();
+    }
+    content
+}
+
+#[test]
+fn who_reads_a_moment_goes_on_while_retention_takes_it_away() {
+    let mut scene = begin(405, &["--window", "1s", "--rpo", "200ms"]);
+    let model = scene.marked("seen");
+    let lsn = lsn_of(&scene.replica, "seen");
+    let mounted = Running::mount(&scene.replica, &scene.place.socket("ro"), &["--at", "seen"]);
+    let session = &["--at", "seen", "--writable", "--session", "lab"];
+    let mut lab = Running::mount(&scene.replica, &scene.place.socket("rw"), session);
+    let mut writer = Guest::of(lab.uri(), &model, 7);
+    writer.work(20);
+    for round in 0..3 {
+        work_past(&mut scene, lsn);
+        assert!(read_all(mounted.uri()) == model, "round {round}");
+        writer.work(20);
+        assert!(read_all(lab.uri()) == writer.model, "round {round}: the session");
+        scene.guest.work(300);
+        let now = oldest(&scene.replica);
+        work_past(&mut scene, now);
+    }
+    let kept = writer.model.clone();
+    drop(writer);
+    lab.stop();
+    let now = oldest(&scene.replica);
+    work_past(&mut scene, now);
+    // A named session holds its moment without anybody.
+    let mut lab = Running::mount(&scene.replica, &scene.place.socket("again"), &["--writable", "--session", "lab"]);
+    assert!(read_all(lab.uri()) == kept);
+    lab.stop();
+    drop(mounted);
+    restore(&scene.replica, "latest", &scene.place.path("out.img")).done();
+    assert_eq!(ask("verify", &scene.replica, &[])["ok"], true);
+    scene.running.stop_clean();
+    let mut lab = Running::mount(&scene.replica, &scene.place.socket("idle"), &["--writable", "--session", "lab"]);
+    assert!(read_all(lab.uri()) == kept);
+    lab.stop();
 }

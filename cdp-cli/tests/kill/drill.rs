@@ -251,6 +251,11 @@ impl Drill {
         Known { label, timeline, lsn: marked["at"]["lsn"].as_u64().unwrap(), hash }
     }
 
+    /// The present, while nothing is written.
+    pub(crate) fn mark_now(&self, label: String) -> Known {
+        self.mark(label, self.source_hash())
+    }
+
     /// Every moment whose content is known has it still.
     pub(crate) fn check_known(&self) {
         for known in &self.known {

@@ -14,6 +14,7 @@ mod command;
 mod drill;
 mod every_lsn;
 mod ledger;
+mod retention;
 mod sessions;
 mod slow;
 mod writers;

@@ -92,7 +92,7 @@ pub(crate) fn memory(plan: &Plan) -> Result<(), Failure> {
     let pool = noise(POOL);
     let payloads = captured(&pool)?;
     let records = plan.bytes / WRITE;
-    let [mut ours, mut limit, mut bookkeeping] = [const { Vec::new() }; 3];
+    let (mut ours, mut limit, mut bookkeeping) = (Vec::new(), Vec::new(), [const { Vec::new() }; 2]);
     for _ in 0..plan.rounds {
         limit.push(plan.bytes as f64 / 1e6 / copy(&pool, plan.bytes, true));
         let mut rig = Rig::create(Arc::new(Memory::new()), CADENCE)?;
@@ -102,13 +102,14 @@ pub(crate) fn memory(plan: &Plan) -> Result<(), Failure> {
         for piece in pool.chunks(CHUNK_PLAIN_MAX as usize).cycle().take((plan.bytes / CHUNK_PLAIN_MAX) as usize) {
             black_box(crc32c::crc32c(black_box(piece)));
         }
-        let checksums = begin.elapsed().as_secs_f64();
+        bookkeeping[0].push(begin.elapsed().as_secs_f64());
         let mut rig = Rig::create(Arc::new(Sparse::new(Arc::new(Memory::new()))), CADENCE)?;
         // Frames go nowhere.
-        let all = ingest(&mut rig, Compression::None, &payloads, plan.bytes)?;
-        bookkeeping.push((all - checksums) * 1e9 / records as f64);
+        bookkeeping[1].push(ingest(&mut rig, Compression::None, &payloads, plan.bytes)?);
     }
-    let record = median(&bookkeeping);
+    // The least of each: what else the machine does is not ours.
+    let [checksums, all] = bookkeeping.map(|times: Vec<f64>| times.into_iter().fold(f64::MAX, f64::min));
+    let record = (all - checksums) * 1e9 / records as f64;
     let conditions = [("bookkeeping", format!("{record:.0}ns"))];
     let (id, unit, reach) = ("ingest-memory", "MB/s", Reach::AtLeast(0.7));
     let (limit, conditions_hold) = (Some(median(&limit)), record <= 250.0);
@@ -130,7 +131,8 @@ pub(crate) fn zstd(plan: &Plan) -> Result<(), Failure> {
             black_box(zstd.compress_to_buffer(black_box(piece), &mut out)?);
         }
         limit.push(bytes as f64 / 1e6 / begin.elapsed().as_secs_f64());
-        let mut rig = Rig::create(Arc::new(Memory::new()), CADENCE)?;
+        // Frames go nowhere: the other side keeps nothing either.
+        let mut rig = Rig::create(Arc::new(Sparse::new(Arc::new(Memory::new()))), CADENCE)?;
         ours.push(bytes as f64 / 1e6 / ingest(&mut rig, Compression::Zstd(LEVEL), &payloads, bytes)?);
     }
     let (limit, conditions) = (Some(median(&limit)), &[][..]);

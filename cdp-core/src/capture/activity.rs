@@ -8,6 +8,8 @@
 //! Memory: 24 bytes and two bits per extent, about 6 MiB per TiB, touched only where something was written.
 
 mod codec;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod writer;
 
 pub use codec::{FACTS_MAX, HeaderFault, LogContents, LogDisk, LogError, LogState};
@@ -78,6 +80,8 @@ struct Region {
     last_completion: u64,
     flush_wanted: bool,
     flush_asked: bool,
+    /// The disk is gone: the log does not list it.
+    gone: bool,
 }
 
 fn bit_of(extent: u64) -> (usize, u64) {
@@ -104,7 +108,23 @@ impl Region {
             last_completion: 1,
             flush_wanted: false,
             flush_asked: false,
+            gone: false,
         }
+    }
+
+    /// Nothing beyond `size` is marked any more.
+    fn cut(&mut self, size: u64) {
+        let (sectors, kept) = (sectors_of(size) as usize, extents_of(size));
+        for extent in kept..self.extents {
+            if Self::is(&self.want, extent) {
+                self.clear(extent);
+            }
+        }
+        (self.size, self.extents) = (size, kept);
+        self.want.truncate(sectors * SECTOR_WORDS);
+        self.safe.truncate(sectors * SECTOR_WORDS);
+        self.touches.truncate(kept as usize);
+        self.stale.truncate(sectors);
     }
 
     fn grow(&mut self, size: u64) {
@@ -197,12 +217,38 @@ impl Activity {
         self.writer.renew_header();
     }
 
-    /// Lets a disk grow. Later disks move in the file, so every sector is written again; until then their old sectors do not
-    /// pass for them, which is safe: they count as damaged.
+    /// Lets a disk grow.
     pub(super) fn grow(&mut self, disk: usize, size: u64) {
         self.regions[disk].grow(size);
+        self.lay_out(None);
+    }
+
+    /// A disk was cut: what is cut off is in no doubt.
+    pub(super) fn cut(&mut self, disk: usize, size: u64) {
+        let region = &mut self.regions[disk];
+        region.cut(size);
+        // A write of the log that is under way may mark more of its last sector than there is.
+        region.safe.fill(0);
+        region.stale.fill(true);
+        self.slice = (0, 0);
+        let id = region.disk;
+        self.lay_out(Some(id));
+    }
+
+    /// A disk is gone; whatever is still asked about it has an answer that keeps nobody waiting.
+    pub(super) fn remove_disk(&mut self, disk: usize) {
+        self.cut(disk, 0);
+        let region = &mut self.regions[disk];
+        (region.flush_wanted, region.last_completion, region.flushed) = (false, 0, u64::MAX);
+        region.gone = true;
+        self.writer.renew_header();
+    }
+
+    /// Where the disks' sectors lie. Those that move are written again; until then their old sectors do not pass for them,
+    /// which is safe: they count as damaged.
+    fn lay_out(&mut self, changed: Option<DiskId>) {
         let mut first_sector = 0;
-        let mut moved = Vec::new();
+        let mut moved: Vec<_> = changed.into_iter().collect();
         for region in &mut self.regions {
             if region.first_sector != first_sector {
                 moved.push(region.disk);
@@ -357,7 +403,7 @@ impl Activity {
 
     /// A disk to flush now, if any. One flush of ours at a time for each.
     pub(super) fn next_flush(&mut self) -> Option<usize> {
-        let disk = self.regions.iter().position(|region| region.flush_wanted && !region.flush_asked)?;
+        let disk = self.regions.iter().position(|region| region.flush_wanted && !region.flush_asked && !region.gone)?;
         (self.regions[disk].flush_wanted, self.regions[disk].flush_asked) = (false, true);
         Some(disk)
     }
@@ -422,7 +468,7 @@ impl Activity {
         let (disk, sector) = self.slice;
         self.slice = (disk, sector + 1);
         self.slice_due = now.after(CLEAN_SLICE_NS);
-        if sector + 1 == self.regions[disk].stale.len() as u64 {
+        if sector + 1 >= self.regions[disk].stale.len() as u64 {
             self.slice = (disk + 1, 0);
         }
         if self.slice.0 == self.regions.len() {

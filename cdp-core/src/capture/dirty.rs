@@ -64,6 +64,18 @@ impl DirtyMap {
         self.summary.resize(words.div_ceil(64), 0);
     }
 
+    /// The disk is cut; nothing of what is cut off is dirty any more. A larger size changes nothing.
+    pub fn cut(&mut self, size: u64) {
+        if size >= self.size {
+            return;
+        }
+        self.clear_covered(Extent::new(size.next_multiple_of(DIRTY_BLOCK), self.size));
+        let words = size.div_ceil(ACTIVITY_EXTENT) as usize;
+        self.size = size;
+        self.blocks.truncate(words);
+        self.summary.truncate(words.div_ceil(64));
+    }
+
     /// Marks every block that `extent` touches. What lies beyond the disk is ignored.
     pub fn mark(&mut self, extent: Extent) {
         let Some(inside) = extent.intersect(&Extent::new(0, self.size)) else { return };
@@ -158,6 +170,7 @@ mod tests {
         Mark(u64, u64),
         Clear(u64, u64),
         Grow(u64),
+        Cut(u64),
     }
 
     fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -166,6 +179,7 @@ mod tests {
             4 => (sectors.clone(), 1..4000u64).prop_map(|(at, n)| Op::Mark(at * 512, n * 512)),
             3 => (sectors, 1..9000u64).prop_map(|(at, n)| Op::Clear(at * 512, n * 512)),
             1 => (1..90_000u64).prop_map(|n| Op::Grow(n * 512)),
+            1 => (0..90_000u64).prop_map(|n| Op::Cut(n * 512)),
         ];
         proptest::collection::vec(op, 0..40)
     }
@@ -207,6 +221,11 @@ mod tests {
                     Op::Grow(to) => {
                         map.grow(to);
                         size = size.max(to);
+                    }
+                    Op::Cut(to) => {
+                        map.cut(to);
+                        size = size.min(to);
+                        model.retain(|block| block * DIRTY_BLOCK < size);
                     }
                 }
                 prop_assert_eq!(map.dirty_bytes(), model.len() as u64 * DIRTY_BLOCK);

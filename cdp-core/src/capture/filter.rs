@@ -1,5 +1,6 @@
 //! The filter: one per group, one write order over its disks.
 
+mod disks;
 mod ops;
 mod order_of_records;
 mod orders;
@@ -13,6 +14,7 @@ pub use stop::{Closing, Drained};
 #[cfg(test)]
 mod tests;
 
+use self::disks::Changes;
 use super::activity::{Activity, Limits, LogContents, LogState};
 use super::clock::Clock;
 use super::gather::Gather;
@@ -101,11 +103,14 @@ enum Life {
 /// [`flush_begin`](Self::flush_begin), [`flushed`](Self::flushed). *Answers to outputs*: [`log_written`](Self::log_written),
 /// [`reread_done`](Self::reread_done), [`durable`](Self::durable), [`set_room`](Self::set_room). *Orders*:
 /// [`mark`](Self::mark), [`seed_done`](Self::seed_done), [`full_check`](Self::full_check), [`pause`](Self::pause),
-/// [`resume`](Self::resume), [`add_disk`](Self::add_disk), [`grow`](Self::grow), [`request_drain`](Self::request_drain),
+/// [`resume`](Self::resume), [`add_disk`](Self::add_disk), [`disk_seeded`](Self::disk_seeded),
+/// [`resize_disk`](Self::resize_disk), [`remove_disk`](Self::remove_disk), [`request_drain`](Self::request_drain),
 /// [`close`](Self::close). *Looking*: [`status`](Self::status), [`drained`](Self::drained).
 #[derive(Debug)]
 pub struct Filter {
+    /// Those that are gone keep their places.
     disks: Vec<DiskSpec>,
+    changes: Changes,
     limits: FilterLimits,
     order: Order,
     clock: Clock,
@@ -235,19 +240,21 @@ impl Filter {
             counters: Counters::default(),
             rates: Rates::new(now.mono.0),
             disks: Vec::new(),
+            changes: Changes::default(),
         };
         for disk in &options.disks {
             filter.activity.add_disk(disk.id, disk.size);
             filter.mend.add_disk(disk.size);
         }
-        filter.activity.writer_mut().set_facts(options.facts);
-        filter.disks = options.disks;
-        filter.begin(&options.start, options.full_check, now);
+        filter.activity.writer_mut().set_facts(options.facts.clone());
+        filter.disks.clone_from(&options.disks);
+        filter.begin(&options, now);
         Ok(filter)
     }
 
     /// The first records, and what is in doubt.
-    fn begin(&mut self, start: &Start, full_check: bool, now: Now) {
+    fn begin(&mut self, options: &FilterOptions, now: Now) {
+        let (start, full_check) = (&options.start, options.full_check);
         let first = self.first_lsn;
         self.renew_at = self.activity.writer_mut().reserve(self.last_lsn);
         match start {
@@ -269,14 +276,18 @@ impl Filter {
             }
             Start::Clean { .. } => {
                 self.time_record(now);
+                let grown = self.begin_changes(now, options);
                 if full_check {
                     self.check_everything(now, first);
+                } else if grown {
+                    self.open_bracket(now, first, ResyncReason::Seeding);
                 }
             }
             Start::Unclean { parent, fork, log, .. } => {
                 let note = Note::TimelineStart { parent: Some(*parent), fork: *fork };
                 self.control(now, RecordKind::TimelineStart, None, note);
                 self.time_record(now);
+                self.begin_changes(now, options);
                 let known = log.as_ref().filter(|log| log.state != LogState::AllUnknown && !full_check);
                 match known {
                     Some(log) => self.compare_hot(now, first, log),
@@ -287,9 +298,10 @@ impl Filter {
         }
     }
 
-    /// Compares what the log found marks; a disk that the log does not know, or knows with less, is compared beyond.
+    /// Compares what the log found marks; a disk that the log does not know, or knows with less, is compared beyond. One that is
+    /// being copied has nothing to be compared with.
     fn compare_hot(&mut self, now: Now, first: Lsn, log: &LogContents) {
-        for at in 0..self.disks.len() {
+        for at in self.compared_disks() {
             let (id, size) = (self.disks[at].id, self.disks[at].size);
             let known = log.disks.iter().find(|disk| disk.id == id);
             let known_size = known.map_or(0, |disk| disk.size);
@@ -312,11 +324,15 @@ impl Filter {
         if first > self.first_lsn {
             self.compare_floor = self.last_lsn;
         }
-        for at in 0..self.disks.len() {
+        for at in self.compared_disks() {
             self.mend.mark(at, Extent::new(0, self.disks[at].size));
         }
         self.doubt_everything();
         self.open_bracket(now, first, reason);
+    }
+
+    fn compared_disks(&self) -> Vec<usize> {
+        (0..self.disks.len()).filter(|at| !self.changes.is_gone(*at) && !self.changes.is_copied(*at)).collect()
     }
 
     /// Until the bracket that begins now has ended durably, a crash leaves everything in doubt.
@@ -367,7 +383,7 @@ impl Filter {
     }
 
     fn find_disk(&self, id: crate::types::DiskId) -> Option<usize> {
-        self.disks.iter().position(|disk| disk.id == id)
+        self.disks.iter().position(|disk| disk.id == id).filter(|at| !self.changes.is_gone(*at))
     }
 
     fn flush_ticket(&mut self, disk: usize, guest: bool) -> FlushTicket {

@@ -11,7 +11,7 @@
 use super::dirty::{DIRTY_BLOCK, DirtyMap};
 use super::options::{REREAD_BYTES_MAX, REREADS_MAX};
 use super::output::RereadToken;
-use crate::types::{Extent, MonoTime, SECTOR};
+use crate::types::{DISK_MAX, Extent, MonoTime, SECTOR};
 use std::collections::BTreeMap;
 
 /// The first pause after a pass in which re-reads failed, in nanoseconds.
@@ -101,6 +101,14 @@ impl Mend {
 
     pub(super) fn grow(&mut self, disk: usize, size: u64) {
         self.maps[disk].grow(size);
+    }
+
+    /// Nothing beyond `size` has to be read again. What is being read there counts as touched.
+    pub(super) fn cut(&mut self, disk: usize, size: u64) {
+        let beyond = Extent::new(size, DISK_MAX - size);
+        self.subtract(disk, beyond);
+        self.maps[disk].cut(size);
+        self.touch(disk, beyond);
     }
 
     /// The blocks of this range may differ.

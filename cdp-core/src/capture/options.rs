@@ -9,6 +9,8 @@ pub const QUEUE_BYTES_MIN: u64 = 4 << 20;
 pub const REREADS_MAX: usize = 4;
 /// The longest re-read, in bytes.
 pub const REREAD_BYTES_MAX: u64 = 1 << 20;
+/// Disks that a filter can have had since its start, those that are gone included: the table of ops has so many.
+pub const SLOTS_MAX: usize = 4096;
 /// What a part costs beside its data, in bytes of the queue's bound.
 pub const PART_COST: u64 = std::mem::size_of::<crate::frame::Part>() as u64;
 /// How far a filter whose predecessor's LSN reservation is not known begins above everything that is.
@@ -73,6 +75,13 @@ pub struct FilterOptions {
     pub full_check: bool,
     /// The group's disks.
     pub disks: Vec<DiskSpec>,
+    /// Of these disks, those that are new with this start (not for [`Start::First`]): they are announced, and the driver copies
+    /// them ([`super::Filter::disk_seeded`]).
+    pub joining: Vec<DiskId>,
+    /// Disks that are gone with this start.
+    pub leaving: Vec<DiskId>,
+    /// Disks that have another size than at the last stop, and which size that was. What is new is compared.
+    pub resized: Vec<(DiskId, u64)>,
     /// What the driver knows of each source, for the next start to see whether it is the same one: opaque, kept in the
     /// activity log until [`super::Filter::close`] replaces it.
     pub facts: Vec<(DiskId, Vec<u8>)>,
@@ -104,6 +113,9 @@ impl FilterOptions {
             log_generation_least: 0,
             full_check: false,
             disks,
+            joining: Vec::new(),
+            leaving: Vec::new(),
+            resized: Vec::new(),
             facts: Vec::new(),
             rpo_ns: 15_000_000_000,
             queue_bytes_max: 1 << 30,
@@ -191,16 +203,29 @@ pub enum OptionsError {
         /// The number.
         disk: DiskId,
     },
-    /// A disk may grow only.
-    #[error("disk {disk} has {size} bytes and cannot shrink to {to}")]
-    Shrink {
+    /// It has that size.
+    #[error("disk {disk} has {size} bytes already")]
+    SameSize {
         /// The disk.
         disk: DiskId,
-        /// What it has.
+        /// What it has, and what was asked for.
         size: u64,
-        /// What was asked for.
-        to: u64,
     },
+    /// An earlier change of the disk is not through.
+    #[error("disk {disk} is still being copied, resized or removed")]
+    Changing {
+        /// The disk.
+        disk: DiskId,
+    },
+    /// A group has a disk.
+    #[error("disk {disk} is the group's last one")]
+    LastDisk {
+        /// The disk.
+        disk: DiskId,
+    },
+    /// So many disks came since the start that the filter has no place for another one.
+    #[error("{SLOTS_MAX} disks were there since the start; the next start has room for more")]
+    Slots,
     /// The filter was closed.
     #[error("the filter is closed")]
     Closed,

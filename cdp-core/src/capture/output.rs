@@ -183,6 +183,29 @@ pub enum Event {
         /// Bytes that were recorded.
         bytes_changed: u64,
     },
+    /// A disk has another size.
+    DiskResized {
+        /// The disk.
+        disk: DiskId,
+        /// Of the record that says so.
+        lsn: Lsn,
+        /// In bytes.
+        size: u64,
+    },
+    /// Everything of a disk that joined has a record or is in its first copy.
+    DiskComplete {
+        /// The disk.
+        disk: DiskId,
+        /// Of the record that says so.
+        lsn: Lsn,
+    },
+    /// A disk is gone: nothing is taken for it any more.
+    DiskRemoved {
+        /// The disk.
+        disk: DiskId,
+        /// Of the record that says so.
+        lsn: Lsn,
+    },
     /// A re-read failed; it is tried again.
     RereadFailed {
         /// The disk.

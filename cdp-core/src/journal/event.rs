@@ -50,13 +50,15 @@ pub(super) fn of_frame(head: &FrameHead, body: &[u8], new_epoch: bool) -> Result
     if chosen.is_empty() {
         return Ok(Vec::new());
     }
-    let mut notes = head.notes(body)?;
-    let event = |(record, kind): (&RecordInfo, RecordKind)| {
-        let note = notes.iter().position(|(noted, _)| noted.lsn == record.lsn).map(|at| notes.swap_remove(at).1);
+    // Both in the order of records.
+    let mut notes = head.notes(body)?.into_iter().peekable();
+    let mut event = |(record, kind): (&RecordInfo, RecordKind)| {
+        while notes.next_if(|(noted, _)| noted.lsn < record.lsn).is_some() {}
+        let note = notes.next_if(|(noted, _)| noted.lsn == record.lsn).map(|(_, note)| note);
         let stamp = Stamp { epoch: head.info.epoch, time: record.time };
         Event { timeline: head.info.timeline, lsn: record.lsn, stamp, kind, disk: record.disk, note }
     };
-    Ok(chosen.into_iter().map(event).collect())
+    Ok(chosen.into_iter().map(&mut event).collect())
 }
 
 /// Events as bytes.

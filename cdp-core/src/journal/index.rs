@@ -6,7 +6,8 @@
 
 use super::bytes::{FormatError, Put, Take};
 use super::event::{self, Event};
-use crate::frame::{ChunkInfo, FrameError, FrameHead, Note, RecordKind};
+use super::layout::{FRAMES_AT, SEGMENT_MAX};
+use crate::frame::{ChunkInfo, FRAME_BYTES_MAX, FrameError, FrameHead, Note, RecordKind};
 use crate::types::{DiskId, Extent, Lsn, SECTOR, Stamp, WallTime};
 use std::sync::Arc;
 
@@ -126,6 +127,11 @@ impl EntrySum {
     }
 }
 
+/// Whether a place is behind a segment's fixed blocks and not beyond the longest one: lengths can be added to it.
+fn in_segment(offset: u64) -> bool {
+    (FRAMES_AT..=SEGMENT_MAX).contains(&offset)
+}
+
 /// Where a chunk's stored bytes are in the segment's file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct ChunkRow {
@@ -143,7 +149,7 @@ impl ChunkRow {
         put.u8(1 + u8::from(self.compressed)).u8(1 + u8::from(self.notes)).u16(0);
     }
     pub(super) fn take(take: &mut Take<'_>) -> Result<Self, FormatError> {
-        let offset = take.u64()?;
+        let offset = take.u64_if("offset", in_segment)?;
         let stored_length = take.u32_if("stored_length", |value| value <= 2 << 16)?;
         let plain_length = take.u32_if("plain_length", |value| value <= 1 << 16)?;
         let crc = take.u32()?;
@@ -187,7 +193,9 @@ impl FrameRow {
         put.u64(self.first_time.0).u64(self.last.time.0).u32(self.last.epoch.0).u32(0);
     }
     pub(super) fn take(take: &mut Take<'_>) -> Result<Self, FormatError> {
-        let (offset, frame_bytes, records) = (take.u64()?, take.u32()?, take.u32()?);
+        let offset = take.u64_if("offset", in_segment)?;
+        let (frame_bytes, records) =
+            (take.u32_if("frame_bytes", |value| value <= FRAME_BYTES_MAX as u32)?, take.u32()?);
         let (first_lsn, last_lsn, settled) = (Lsn(take.u64()?), Lsn(take.u64()?), Lsn(take.u64()?));
         let (first_time, time) = (WallTime(take.u64()?), WallTime(take.u64()?));
         let epoch = crate::types::ClockEpoch(take.u32_if("epoch", |value| value != 0)?);

@@ -25,11 +25,11 @@ pub(super) const BLOCK_HEADER_BYTES: usize = 48;
 /// The most bytes of a segment file.
 pub(super) const SEGMENT_MAX: u64 = 16 << 30;
 
-const HEADER_MAGIC: [u8; 8] = *b"CDPSEGM\x01";
-const OPENING_MAGIC: [u8; 8] = *b"CDPOPEN\x01";
-const ENVELOPE_MAGIC: [u8; 8] = *b"CDPENVL\x01";
-const BLOCK_MAGIC: [u8; 8] = *b"CDPBLOK\x01";
-const TRAILER_MAGIC: [u8; 8] = *b"CDPTRLR\x01";
+pub(super) const HEADER_MAGIC: [u8; 8] = *b"CDPSEGM\x01";
+pub(super) const OPENING_MAGIC: [u8; 8] = *b"CDPOPEN\x01";
+pub(super) const ENVELOPE_MAGIC: [u8; 8] = *b"CDPENVL\x01";
+pub(super) const BLOCK_MAGIC: [u8; 8] = *b"CDPBLOK\x01";
+pub(super) const TRAILER_MAGIC: [u8; 8] = *b"CDPTRLR\x01";
 
 const _: () = assert!(FRAMES_AT.is_multiple_of(SECTOR) && OPENING_AT + FIXED_BYTES as u64 <= FRAMES_AT);
 const _: () = assert!(BLOCK_HEADER_BYTES > PREFIX + 16 + 4 + 1 + 2 + 2 && ENVELOPE_BYTES == PREFIX + 48);

@@ -10,6 +10,8 @@ mod codec;
 mod cursor;
 mod empty;
 mod events;
+#[cfg(feature = "fuzzing")]
+pub(in crate::journal) mod fuzz;
 mod merge;
 mod plan;
 mod read;

@@ -74,6 +74,10 @@ pub struct Manifest {
     pub retention: Retention,
     /// The merge that is under way, by the moment up to which it goes: bases may hold what it wrote, or not.
     pub merge: Option<StampedMoment>,
+    /// The least number that a new disk may get, as far as the disks that are listed do not say it; see [`Manifest::free_disk`].
+    pub next_disk: u16,
+    /// Sizes of disks that are announced.
+    pub resizing: Vec<ResizeInfo>,
     /// The next number of a run of the levelled index.
     pub next_run: u64,
     /// Runs of the levelled index, in the order of the segments that they hold; no segment is in two of them.
@@ -313,6 +317,15 @@ pub struct PinInfo {
     pub created: WallTime,
 }
 
+/// A size of a disk that is announced: records may reach so far, or the source may have been cut so short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ResizeInfo {
+    /// Which.
+    pub disk: DiskId,
+    /// In bytes.
+    pub size: u64,
+}
+
 impl Manifest {
     /// The first manifest of a new replica.
     #[must_use]
@@ -339,6 +352,8 @@ impl Manifest {
             kept: Vec::new(),
             retention: Retention::default(),
             merge: None,
+            next_disk: 1,
+            resizing: Vec::new(),
             next_run: 1,
             runs: Vec::new(),
             unknown: Vec::new(),
@@ -361,6 +376,29 @@ impl Manifest {
     pub(super) fn run_of(&self, segment: u64) -> Option<&Arc<RunInfo>> {
         let at = self.runs.partition_point(|run| run.last_segment < segment);
         self.runs.get(at).filter(|run| run.covers(segment))
+    }
+
+    /// A number that no disk of this group ever had; `None` when all were used.
+    #[must_use]
+    pub fn free_disk(&self) -> Option<DiskId> {
+        let listed = self.disks.iter().map(|disk| disk.id.get()).max().unwrap_or(0);
+        let free = self.next_disk.max(listed.saturating_add(1));
+        DiskId::new(free).filter(|_| free < u16::MAX)
+    }
+
+    /// Takes a disk off the list; its number stays used.
+    pub fn drop_disk(&mut self, id: DiskId) {
+        self.next_disk = self.next_disk.max(id.get().saturating_add(1));
+        self.disks.retain(|disk| disk.id != id);
+        self.seeding.retain(|seeding| seeding.disk != id);
+        self.resizing.retain(|resizing| resizing.disk != id);
+    }
+
+    /// The largest size that records of a disk may reach.
+    #[must_use]
+    pub fn reach(&self, disk: &DiskInfo) -> u64 {
+        let announced = self.resizing.iter().filter(|resizing| resizing.disk == disk.id).map(|resizing| resizing.size);
+        announced.fold(disk.size, u64::max)
     }
 
     /// The moment before which there are only kept ones: everything up to it is in the bases, or is on its way there.

@@ -139,3 +139,27 @@ fn any_number_of_events_comes_back_however_long_their_labels_are() {
         assert!(back == events, "{count} x {label}");
     }
 }
+
+/// Readers add lengths to these: behind a right checksum they went beyond what 64 bits hold.
+#[test]
+fn rows_that_lie_outside_of_any_segment_are_refused() {
+    let stamp = Stamp { epoch: ClockEpoch(1), time: WallTime(1) };
+    for (offset, right) in
+        [(0, false), (FRAMES_AT, true), (SEGMENT_MAX, true), (SEGMENT_MAX + 1, false), (u64::MAX, false)]
+    {
+        let chunk = ChunkRow { offset, stored_length: 5, plain_length: 9, crc: 7, compressed: true, notes: false };
+        let mut put = Put::default();
+        chunk.put(&mut put);
+        assert_eq!(ChunkRow::take(&mut Take::new("row", &put.0)).is_ok(), right, "chunk at {offset}");
+        let most = crate::frame::FRAME_BYTES_MAX as u32;
+        for (frame_bytes, fits) in [(200, true), (most, true), (most + 1, false)] {
+            let (first_lsn, last_lsn, settled, first_time) = (Lsn(1), Lsn(2), Lsn(2), WallTime(1));
+            let frame =
+                FrameRow { offset, frame_bytes, records: 1, first_lsn, last_lsn, settled, first_time, last: stamp };
+            let mut put = Put::default();
+            frame.put(&mut put);
+            let taken = FrameRow::take(&mut Take::new("row", &put.0));
+            assert_eq!(taken.is_ok(), right && fits, "frame of {frame_bytes} at {offset}");
+        }
+    }
+}

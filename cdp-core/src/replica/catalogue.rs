@@ -4,9 +4,11 @@
 //! of brackets every LSN is, as far as it is durable and settled (the *frontier*). Times are the source's; each restorable
 //! range is cut into *spans* of one clock epoch, inside which times are ordered.
 
+mod disks;
 mod nearest;
 mod past;
 
+pub use self::disks::{DiskChange, DiskFact};
 pub use self::nearest::Neighbours;
 use self::nearest::{first_after, last_before};
 use crate::frame::{GapReason, Mark, Note, ResyncReason};
@@ -146,6 +148,8 @@ pub struct Branch {
     ranges: Vec<Range>,
     gaps: Vec<Gap>,
     points: Vec<Point>,
+    /// Of single disks.
+    changes: Vec<DiskChange>,
     /// Records that are not yet behind the frontier.
     pending: std::collections::VecDeque<Event>,
     frontier: Frontier,
@@ -169,6 +173,7 @@ impl Branch {
             ranges: Vec::new(),
             gaps: Vec::new(),
             points: Vec::new(),
+            changes: Vec::new(),
             pending: std::collections::VecDeque::new(),
             frontier: Frontier::default(),
             bracketed: false,
@@ -192,6 +197,10 @@ impl Branch {
     /// Takes note of a record; it counts once the frontier has reached it. Records come in LSN order; those before the beginning
     /// are passed over.
     pub fn handle(&mut self, event: Event) {
+        // What a moment's disks were is also told by what became of them later.
+        if let Some((disk, what)) = DiskFact::of(&event) {
+            self.changes.push(DiskChange { lsn: event.lsn, disk, what });
+        }
         if event.lsn > self.frontier.lsn {
             self.pending.push_back(event);
         } else if event.lsn == self.frontier.lsn
@@ -220,6 +229,9 @@ impl Branch {
     }
 
     fn fold(&mut self, event: &Event) {
+        if DiskFact::of(event).is_some() {
+            return self.reach(event.lsn, event.stamp);
+        }
         match &event.note {
             Some(Note::GapBegin { from, reason }) => self.open_bracket(*from, event, LossReason::Gap(*reason)),
             Some(Note::ResyncBegin { from, reason }) => self.open_bracket(*from, event, LossReason::Resync(*reason)),

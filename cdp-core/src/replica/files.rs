@@ -47,6 +47,15 @@ impl BaseFile {
         if generation.is_multiple_of(2) { Self::EvenTable(disk) } else { Self::OddTable(disk) }
     }
 
+    /// Whose it is; none for a merge's.
+    #[must_use]
+    pub fn disk(self) -> Option<DiskId> {
+        match self {
+            Self::Image(disk) | Self::Sidecar(disk) | Self::EvenTable(disk) | Self::OddTable(disk) => Some(disk),
+            Self::Rests => None,
+        }
+    }
+
     /// Its name inside the replica's directory.
     #[must_use]
     pub fn path(self) -> String {

@@ -8,7 +8,7 @@
 
 use super::base::Base;
 use super::session::{self, Session, SessionError, SessionOptions, own_path};
-use super::{Bases, ReplicaError};
+use super::{Bases, ReplicaError, ReplicaView};
 use crate::frame::{Compression, Payload};
 use crate::journal::{
     IdSource, KeptInfo, Manifest, OpenError, Origin, PathElement, Reader, TimelineInfo, TimelineRole, TimelineState,
@@ -135,13 +135,9 @@ impl Space {
         now: Now,
     ) -> Result<Self, SessionError> {
         let store = storage.sub(&directory(number)).map_err(|error| SessionError::Open(error.into()))?;
-        let options = SessionOptions {
-            path: Vec::new(),
-            bases: Arc::new(Bases::default()),
-            disks: Vec::new(),
-            keep_free_bytes,
-            compression: Compression::Zstd(1),
-        };
+        // It is asked for what was put into it, and for nothing below.
+        let moment = ReplicaView::open((Vec::new(), Arc::new(Bases::default())), Vec::new())?;
+        let options = SessionOptions { moment, keep_free_bytes, compression: Compression::Zstd(1) };
         Ok(Self { session: Session::open(&store, options, ids, now)? })
     }
 
@@ -153,8 +149,7 @@ impl Space {
     pub fn copy(&self, now: Now, disk: DiskId, range: Extent, base: &Base) -> Result<u64, SessionError> {
         let mut copied = 0;
         self.session.show(now, disk, range)?;
-        let missing = self.session.view().journal().resolve(disk, range)?;
-        for piece in missing.into_iter().filter(|piece| piece.origin == Origin::Below) {
+        for piece in self.session.own(disk, range)?.into_iter().filter(|piece| piece.origin == Origin::Below) {
             copied += self.copy_all(now, disk, piece.extent, base)?;
         }
         Ok(copied)

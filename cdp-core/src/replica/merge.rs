@@ -20,10 +20,11 @@ use super::kept::Space;
 use super::session::SessionError;
 use super::sidecar::{self, PAGE_BLOCKS, PAGE_COVERS, Page, PageDigest, Seed, Slot};
 use super::view::Bases;
-use crate::journal::{BaseInfo, Manifest, Origin, PathElement, ReadError, StampedMoment, View};
+use crate::frame::Note;
+use crate::journal::{BaseInfo, DiskInfo, Manifest, Origin, PathElement, ReadError, StampedMoment, View};
 use crate::media::{File, MediaError, Storage};
 use crate::types::{BLOCK, DiskId, Extent, Lsn, Now, ReplicaId, SECTOR};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// What stays of blocks that a merge changes in parts.
@@ -32,7 +33,7 @@ pub const RESTS: &str = "base/merge.rests";
 const REGIONS_BYTES: u64 = 16 << 20;
 /// A record of [`RESTS`], in bytes: disk (2), changed (1), zero (1), CRC of what stays (4), block (8), upto (8), zeros (4), CRC of
 /// the record (4).
-const REST_BYTES: usize = 32;
+pub(super) const REST_BYTES: usize = 32;
 const SECTORS: u64 = BLOCK / SECTOR;
 
 /// Why a merge cannot go on. Nothing is lost: the next start does it again.
@@ -97,7 +98,7 @@ pub fn clean_up(storage: &dyn Storage) -> Result<(), MediaError> {
     }
 }
 
-fn encode_rest(disk: DiskId, block: u64, rest: Rest, upto: Lsn) -> [u8; REST_BYTES] {
+pub(super) fn encode_rest(disk: DiskId, block: u64, rest: Rest, upto: Lsn) -> [u8; REST_BYTES] {
     let mut record = [0; REST_BYTES];
     record[..2].copy_from_slice(&disk.get().to_le_bytes());
     record[2] = rest.changed;
@@ -109,7 +110,7 @@ fn encode_rest(disk: DiskId, block: u64, rest: Rest, upto: Lsn) -> [u8; REST_BYT
     record
 }
 
-fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest)> {
+pub(super) fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest)> {
     let word = |at: usize| record.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
     let long = |at: usize| record.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
     let whole = word(28)? == crc32c::crc32c(record.get(..28)?) && long(16)? == upto.0;
@@ -189,9 +190,13 @@ impl Merge {
         // What an earlier try wrote stays true: only whole records count, and they follow each other.
         let rests_bytes = rests.len()?.next_multiple_of(REST_BYTES as u64);
         let mut waiting = VecDeque::new();
-        for disk in &manifest.disks {
+        let reached = reached(path)?;
+        // Of a disk that comes later there is nothing, and of one that is gone by then nothing is needed.
+        let there = |disk: &&DiskInfo| disk.added <= info.lsn && disk.removed.is_none_or(|end| end > info.lsn);
+        for disk in manifest.disks.iter().filter(there) {
             if let Some(base) = bases.get(disk.id) {
-                waiting.push_back(Work::new(storage.as_ref(), manifest.replica, disk.id, disk.size, base)?);
+                let size = manifest.reach(disk).max(reached.get(&disk.id).copied().unwrap_or(0));
+                waiting.push_back(Work::new(storage.as_ref(), manifest.replica, disk.id, size, base)?);
             }
         }
         let (storage, bases) = (Arc::clone(storage), Arc::clone(bases));
@@ -262,7 +267,6 @@ impl Work {
     ) -> Result<Self, MediaError> {
         let (image, sidecar) = base::file_names(disk);
         let (image, sidecar) = (storage.open(&image, true)?, storage.open(&sidecar, true)?);
-        // A disk that was cut since may have been longer at the moment up to which is merged.
         let size = size.max(base.size());
         if image.len()? < size.next_multiple_of(BLOCK) {
             image.set_len(size.next_multiple_of(BLOCK))?;
@@ -280,7 +284,7 @@ impl Work {
         let at = number * PAGE_COVERS;
         let end = (at + PAGE_COVERS).min(self.size.next_multiple_of(BLOCK));
         let changes = changes(view, self.disk, Extent::new(at, end - at))?;
-        if changes.iter().all(Option::is_none) {
+        if changes.iter().all(Option::is_none) && !self.ends_in(number) {
             return Ok(Vec::new());
         }
         let mut changed = Vec::new();
@@ -312,16 +316,24 @@ impl Work {
         Ok(changed)
     }
 
+    /// Whether the base ends inside this page and is going to be longer: what is new of the page are zeros that nobody wrote.
+    fn ends_in(&self, number: u64) -> bool {
+        let blocks = self.base.size().div_ceil(BLOCK);
+        let there = matches!(self.base.digests().get(number as usize), Some(PageDigest::Crc(..)));
+        there && blocks / PAGE_BLOCKS == number && self.size.div_ceil(BLOCK) > blocks
+    }
+
     /// The page as the manifest's root has it, to be changed.
     fn old_page(&self, number: u64) -> Result<Page, MergeError> {
         static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
+        let (mut page, mut known) = (Page::new(number), 0);
         if (number as usize) < self.base.digests().len()
-            && let Some(page) = self.base.page(number)?
+            && let Some(old) = self.base.page(number)?
         {
-            return Ok((*page).clone());
+            page = (*old).clone();
+            known = (self.base.size().div_ceil(BLOCK) - number * PAGE_BLOCKS).min(PAGE_BLOCKS);
         }
-        let mut page = Page::new(number);
-        for place in 0..PAGE_BLOCKS {
+        for place in known..PAGE_BLOCKS {
             let crc = self.seed.block(number * PAGE_BLOCKS + place, Lsn::ZERO, &ZEROS);
             page.set(place as usize, Lsn::ZERO, crc);
         }
@@ -370,6 +382,21 @@ impl Batch {
             }
         }
     }
+}
+
+/// The largest sizes that disks had on the way: one that was cut since may have been longer at the moment up to which is merged.
+fn reached(path: &[PathElement]) -> Result<BTreeMap<DiskId, u64>, ReadError> {
+    let mut sizes = BTreeMap::new();
+    for element in path {
+        for event in element.reader.events(&element.snapshot)? {
+            let counts = event.timeline == element.timeline && event.lsn <= element.upto;
+            if let (true, Some(disk), Some(Note::Resize { from, to })) = (counts, event.disk, &event.note) {
+                let size = sizes.entry(disk).or_insert(0);
+                *size = (*from).max(*to).max(*size);
+            }
+        }
+    }
+    Ok(sizes)
 }
 
 /// What the journal does to each block of a range that begins on one.

@@ -2,9 +2,11 @@
 //!
 //! In this order, each durable before the next: [`create`](super::kept::create) the store of a moment that is to be kept,
 //! [`begin`] names it and the merge, [`Merge`](super::merge::Merge) does it, [`end`] names the new bases and drops what is in them,
-//! [`clean_up`](super::merge::clean_up). At any time [`release`] lets go of kept moments that nothing holds.
+//! [`clean_up`](super::merge::clean_up). Both ends may drop disks that no moment has any more, whose files
+//! [`remove_bases`](super::remove_bases) removes when that is durable. At any time [`release`] lets go of kept moments that nothing holds.
 
 use super::catalogue::Catalogue;
+use super::disks;
 use crate::frame::Mark;
 use crate::journal::{BaseInfo, Generation, KeptInfo, Manifest, SegmentInfo, StampedMoment, Writer};
 use crate::media::{MediaError, Storage};
@@ -23,11 +25,12 @@ pub fn held(manifest: &Manifest) -> Held {
     pins.chain(layers).chain(sessions).collect()
 }
 
-/// The first stop on the way to `target`: a moment that is held, or the target. None: the bases are there.
+/// The first stop on the way to `target`: a moment that is held, or the target. None: the bases are there, or records on the way
+/// are of a disk that has no base yet ([`merge_limit`](super::merge_limit)).
 #[must_use]
 pub fn stop(manifest: &Manifest, held: &Held, target: Lsn) -> Option<Lsn> {
     let from = manifest.retention.oldest.map_or(Lsn::ZERO, |oldest| oldest.lsn);
-    if target <= from {
+    if target <= from || disks::merge_limit(manifest).is_some_and(|limit| target > limit) {
         return None;
     }
     Some(held.range(from.next()..=target).next().copied().unwrap_or(target))
@@ -41,7 +44,10 @@ pub fn to_keep(manifest: &Manifest, held: &Held, catalogue: &Catalogue) -> Optio
     if manifest.kept.iter().any(|kept| kept.moment.lsn == moment.lsn) {
         return None;
     }
-    Some(KeptInfo { number: manifest.next_kept, moment, point: point_at(catalogue, &moment) })
+    let complete =
+        disks::at(manifest, catalogue, moment.timeline, moment.lsn).into_iter().filter(|found| found.complete);
+    let disks = complete.map(|found| (found.disk.id, found.disk.size)).collect();
+    Some(KeptInfo { number: manifest.next_kept, moment, point: point_at(catalogue, &moment), disks })
 }
 
 fn point_at(catalogue: &Catalogue, moment: &StampedMoment) -> Option<Mark> {
@@ -75,6 +81,8 @@ pub fn end(writer: &mut Writer, bases: &[(DiskId, BaseInfo)]) -> Generation {
         }
         manifest.merge = None;
         manifest.retention.oldest = Some(moment);
+        // Their files are removed by who cleans up: [`remove_bases`](super::remove_bases).
+        disks::expired(manifest).into_iter().for_each(|disk| manifest.drop_disk(disk));
         // One of those that are merged says how old the oldest moment is.
         let merged = manifest.retention.arrivals.partition_point(|arrival| arrival.lsn <= moment.lsn);
         manifest.retention.arrivals.drain(..merged.saturating_sub(1));
@@ -111,6 +119,7 @@ pub fn release(writer: &mut Writer, held: &Held) -> Option<(Generation, Vec<u64>
     }
     let generation = writer.edit(|manifest| {
         manifest.kept.drain(..numbers.len());
+        disks::expired(manifest).into_iter().for_each(|disk| manifest.drop_disk(disk));
     });
     Some((generation, numbers))
 }
@@ -121,5 +130,6 @@ pub fn release(writer: &mut Writer, held: &Held) -> Option<(Generation, Vec<u64>
 /// When the media fail.
 pub fn clean_up(storage: &dyn Storage, manifest: &Manifest) -> Result<(), MediaError> {
     super::kept::remove_strays(storage, manifest)?;
+    disks::remove_bases(storage, manifest)?;
     if manifest.merge.is_none() { super::merge::clean_up(storage) } else { Ok(()) }
 }

@@ -4,11 +4,11 @@
 //! So an overlay is as crash-proof as the journal, any moment of it can be looked at, and there is no second format. Writes
 //! gather in memory as a guest's disk cache does; a flush makes them durable.
 
-use super::{Bases, ReplicaView, ViewDisk};
+use super::ReplicaView;
 use crate::frame::{Compression, Encoder, Note, Part, Payload, RawFrame, RecordKind};
 use crate::journal::{
-    Appended, Executor, Hold, IdSource, Manifest, OpenError, Opened, Options, PathElement, ReadError, Reader, Refusal,
-    Snapshot, TimelineInfo, TimelineState, Writer, WriterState, drain,
+    Appended, Executor, Hold, IdSource, Manifest, OpenError, Opened, Options, PathElement, Piece, ReadError, Reader,
+    Refusal, Snapshot, TimelineInfo, TimelineState, Writer, WriterState, drain,
 };
 use crate::media::{MediaError, Storage};
 use crate::types::{
@@ -49,14 +49,10 @@ pub enum SessionError {
 }
 
 /// What a session is opened with.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct SessionOptions {
-    /// The way to its fork, through the trunk's journal.
-    pub path: Vec<PathElement>,
-    /// The trunk's bases.
-    pub bases: Arc<Bases>,
-    /// The disks at the fork.
-    pub disks: Vec<ViewDisk>,
+    /// The moment it begins at.
+    pub moment: ReplicaView,
     /// Stays free on the media.
     pub keep_free_bytes: u64,
     /// How what is written is packed.
@@ -114,9 +110,11 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let opened = crate::journal::open(storage.as_ref(), "", None)?;
         let reader = Arc::new(Reader::new(Arc::clone(storage), "", CACHE_BYTES));
-        let view = view_of(&opened, &reader, &options)?;
+        let path: Vec<_> = own_path(&opened.manifest.timelines, &opened.snapshot(), &reader).collect();
+        let SessionOptions { moment, keep_free_bytes, compression } = options;
+        let view = moment.under(&path)?;
         let fresh = Timeline::new(ids()).unwrap_or(opened.manifest.timelines[0].id);
-        let state = State::new(storage, opened, &options, ids, fresh, now)?;
+        let state = State::new(storage, opened, (keep_free_bytes, compression), ids, fresh, now)?;
         let session = Self { view, reader, state: Mutex::new(state) };
         let mut state = session.state();
         if state.prev_lsn == Lsn::ZERO {
@@ -201,7 +199,9 @@ impl Session {
         state.writer.request_sync();
         state.drive(now)?;
         state.check_room()?;
-        self.view.journal().refresh(&state.writer.snapshot());
+        if let Some(top) = self.view.top() {
+            top.refresh(&state.writer.snapshot());
+        }
         Ok(())
     }
 
@@ -212,9 +212,21 @@ impl Session {
             state.check_room()?;
         }
         if let Some(appended) = state.behind.take() {
-            self.view.journal().advance(&self.reader, &appended);
+            self.written(&appended);
         }
         Ok(())
+    }
+
+    /// Shows what was appended and is written.
+    fn written(&self, appended: &Appended) {
+        if let Some(top) = self.view.top() {
+            top.advance(&self.reader, appended);
+        }
+    }
+
+    /// What the session itself wrote to a range, and where it wrote nothing.
+    pub(super) fn own(&self, disk: DiskId, range: Extent) -> Result<Vec<Piece>, ReadError> {
+        self.view.top().map_or(Ok(Vec::new()), |top| top.resolve(disk, range))
     }
 
     /// Ends the session's writing: everything durable and sealed.
@@ -265,7 +277,7 @@ impl Session {
                         state.behind = Some(appended);
                         return Err(error);
                     }
-                    self.view.journal().advance(&self.reader, &appended);
+                    self.written(&appended);
                     return Ok(());
                 }
                 Err(refused) => match refused.why {
@@ -280,13 +292,6 @@ impl Session {
             state.drive(now)?;
         }
     }
-}
-
-/// The disks at the fork, and above them what the session's timelines hold, each up to the next one's fork.
-fn view_of(opened: &Opened, reader: &Arc<Reader>, options: &SessionOptions) -> Result<ReplicaView, SessionError> {
-    let mut path = options.path.clone();
-    path.extend(own_path(&opened.manifest.timelines, &opened.snapshot(), reader));
-    Ok(ReplicaView::open(&path, Arc::clone(&options.bases), options.disks.clone())?)
 }
 
 /// What a session's store adds to the way to its fork: its timelines follow each other, each up to the next one's fork.
@@ -308,16 +313,15 @@ impl State {
     fn new(
         storage: &Arc<dyn Storage>,
         opened: Opened,
-        options: &SessionOptions,
+        (keep_free_bytes, compression): (u64, Compression),
         ids: IdSource,
         fresh: Timeline,
         now: Now,
     ) -> Result<Self, SessionError> {
-        let compression = options.compression;
         let options = Options {
             directory: String::new(),
             segment_bytes: SEGMENT_BYTES,
-            keep_free_bytes: options.keep_free_bytes,
+            keep_free_bytes,
             commit_bytes: u64::MAX,
             commit_ns: u64::MAX,
             ..Options::default()

@@ -2,10 +2,10 @@
 
 use super::base::{Base, BaseError};
 use super::content::Provenance;
-use crate::journal::{Below, Origin, PathElement, ReadError, View};
+use crate::journal::{Below, Origin, PathElement, Piece, ReadError, View};
 use crate::types::{DiskId, Extent};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Memory for region maps of one view, in bytes.
 const REGIONS_BYTES: u64 = 256 << 20;
@@ -71,12 +71,100 @@ pub struct Run {
     pub hole: bool,
 }
 
+/// What a view stands on: the way through journals, and the bases below.
+pub type Ground = (Vec<PathElement>, Arc<Bases>);
+
+/// Finds the same moment again after what it stood on was merged; none where that is not what happened.
+pub type Renew = Box<dyn Fn() -> Option<Result<Ground, ReadError>> + Send + Sync>;
+
+/// How often in a row a view is renewed before what it cannot read counts as damaged.
+const RENEWALS_MAX: usize = 8;
+
 /// The disks of a group at one moment. Any number of readers at once.
-#[derive(Debug)]
+///
+/// What it stands on may be merged while it is read: segments go, blocks of a base change. That is noticed, since every byte is
+/// verified, and the moment is found again in its new place.
 pub struct ReplicaView {
+    /// What a session wrote above the moment.
+    top: Option<View>,
+    standing: RwLock<Arc<Standing>>,
+    renew: Option<Renew>,
+    disks: Vec<ViewDisk>,
+}
+
+#[derive(Debug)]
+struct Standing {
     view: View,
     bases: Arc<Bases>,
-    disks: Vec<ViewDisk>,
+}
+
+impl std::fmt::Debug for ReplicaView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReplicaView").field("disks", &self.disks).finish_non_exhaustive()
+    }
+}
+
+impl Standing {
+    fn open((path, bases): Ground) -> Result<Arc<Self>, ReadError> {
+        Ok(Arc::new(Self { view: View::open(&path, REGIONS_BYTES)?, bases }))
+    }
+
+    /// The runs of a base inside `range`: whether each may hold anything but zeros.
+    fn below(&self, disk: DiskId, range: Extent) -> Result<Vec<(Extent, bool)>, ReadError> {
+        let Some(base) = self.bases.get(disk) else { return Ok(vec![(range, false)]) };
+        base.runs(range).map_err(|source| ReadError::Below { disk, offset: range.offset, source: source.into() })
+    }
+
+    fn runs(&self, disk: DiskId, range: Extent) -> Result<Vec<Run>, ReadError> {
+        let mut runs = Vec::new();
+        for piece in self.view.resolve(disk, range)? {
+            match Run::of(&piece) {
+                Some(run) => runs.push(run),
+                None => {
+                    let below = self.below(disk, piece.extent)?.into_iter();
+                    runs.extend(below.map(|(extent, data)| Run { extent, zero: !data, hole: !data }));
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    fn provenance(&self, disk: DiskId, range: Extent) -> Result<Vec<(Extent, Provenance)>, ReadError> {
+        let below =
+            self.bases.get(disk).map_or(Provenance::Zeros, |base| Provenance::Base { root: base.root().digest });
+        let pieces = self.view.resolve(disk, range)?.into_iter();
+        Ok(pieces.map(|piece| (piece.extent, made(piece.origin).unwrap_or(below))).collect())
+    }
+}
+
+impl Run {
+    /// Of a piece that a journal says something about.
+    fn of(piece: &Piece) -> Option<Self> {
+        let (zero, hole) = match piece.origin {
+            Origin::Data { .. } => (false, false),
+            Origin::Zero { discarded, .. } => (true, discarded),
+            Origin::Below => return None,
+        };
+        Some(Self { extent: piece.extent, zero, hole })
+    }
+}
+
+/// By whom, if a journal knows.
+fn made(origin: Origin) -> Option<Provenance> {
+    match origin {
+        Origin::Data { timeline, lsn } => Some(Provenance::Record { timeline, lsn }),
+        Origin::Zero { .. } => Some(Provenance::Zeros),
+        Origin::Below => None,
+    }
+}
+
+/// What lies below a session.
+struct Lower<'a>(&'a ReplicaView);
+
+impl Below for Lower<'_> {
+    fn read(&self, disk: DiskId, offset: u64, out: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.read_standing(disk, offset, out)?)
+    }
 }
 
 impl ReplicaView {
@@ -84,9 +172,22 @@ impl ReplicaView {
     ///
     /// # Errors
     /// When a journal does not reach as far as the path says.
-    pub fn open(path: &[PathElement], bases: Arc<Bases>, disks: Vec<ViewDisk>) -> Result<Self, ReadError> {
-        let view = View::open(path, REGIONS_BYTES)?;
-        Ok(Self { view, bases, disks })
+    pub fn open(ground: Ground, disks: Vec<ViewDisk>) -> Result<Self, ReadError> {
+        Ok(Self { top: None, standing: RwLock::new(Standing::open(ground)?), renew: None, disks })
+    }
+
+    /// With a way to find the moment again when what it stands on was merged.
+    #[must_use]
+    pub fn renewed_by(self, renew: Renew) -> Self {
+        Self { renew: Some(renew), ..self }
+    }
+
+    /// With a session's own writes above it.
+    ///
+    /// # Errors
+    /// When the session's journal does not reach as far as its path says.
+    pub(super) fn under(self, path: &[PathElement]) -> Result<Self, ReadError> {
+        Ok(Self { top: Some(View::open(path, REGIONS_BYTES)?), ..self })
     }
 
     /// The disks that are there at the moment, in the order of their numbers.
@@ -95,10 +196,36 @@ impl ReplicaView {
         &self.disks
     }
 
-    /// The journal's part, for a session that writes above it.
-    #[must_use]
-    pub fn journal(&self) -> &View {
-        &self.view
+    /// What a session wrote above the moment.
+    pub(super) fn top(&self) -> Option<&View> {
+        self.top.as_ref()
+    }
+
+    /// Tries, and again on what the moment stands on now.
+    fn with<T>(&self, mut attempt: impl FnMut(&Standing) -> Result<T, ReadError>) -> Result<T, ReadError> {
+        let mut standing = Arc::clone(&self.standing.read().unwrap_or_else(PoisonError::into_inner));
+        for _ in 0..RENEWALS_MAX {
+            match attempt(&standing) {
+                Ok(done) => return Ok(done),
+                Err(error) => standing = self.renewed(&standing).ok_or(error)?,
+            }
+        }
+        attempt(&standing)
+    }
+
+    /// What the moment stands on now, if that is not what it stood on.
+    fn renewed(&self, before: &Arc<Standing>) -> Option<Arc<Standing>> {
+        let renew = self.renew.as_ref()?;
+        let mut standing = self.standing.write().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&standing, before) {
+            // What cannot be opened in its new place is not there either: the first error says more.
+            *standing = renew()?.and_then(Standing::open).ok()?;
+        }
+        Some(Arc::clone(&standing))
+    }
+
+    fn read_standing(&self, disk: DiskId, offset: u64, out: &mut [u8]) -> Result<(), ReadError> {
+        self.with(|standing| standing.view.read(disk, offset, out, standing.bases.as_ref()))
     }
 
     /// Fills `out` from `offset`.
@@ -106,7 +233,10 @@ impl ReplicaView {
     /// # Errors
     /// When anything that is needed cannot be read or does not verify; what `out` holds then means nothing.
     pub fn read(&self, disk: DiskId, offset: u64, out: &mut [u8]) -> Result<(), ReadError> {
-        self.view.read(disk, offset, out, self.bases.as_ref())
+        match &self.top {
+            Some(top) => top.read(disk, offset, out, &Lower(self)),
+            None => self.read_standing(disk, offset, out),
+        }
     }
 
     /// What the range is made of, in order, without a gap: neighbours of one kind are one run.
@@ -115,22 +245,23 @@ impl ReplicaView {
     /// When an index cannot be read or does not verify.
     pub fn runs(&self, disk: DiskId, range: Extent) -> Result<Vec<Run>, ReadError> {
         let mut runs: Vec<Run> = Vec::new();
-        let mut add = |extent: Extent, zero: bool, hole: bool| {
-            if extent.is_empty() {
+        let mut add = |run: Run| {
+            if run.extent.is_empty() {
                 return;
             }
-            match runs.last_mut().filter(|last| (last.zero, last.hole) == (zero, hole)) {
-                Some(last) => last.extent.length += extent.length,
-                None => runs.push(Run { extent, zero, hole }),
+            match runs.last_mut().filter(|last| (last.zero, last.hole) == (run.zero, run.hole)) {
+                Some(last) => last.extent.length += run.extent.length,
+                None => runs.push(run),
             }
         };
-        for piece in self.view.resolve(disk, range)? {
-            match piece.origin {
-                Origin::Data { .. } => add(piece.extent, false, false),
-                Origin::Zero { discarded, .. } => add(piece.extent, true, discarded),
-                Origin::Below => {
-                    for (extent, data) in self.below(disk, piece.extent)? {
-                        add(extent, !data, !data);
+        let standing = |range: Extent| self.with(|standing| standing.runs(disk, range));
+        match &self.top {
+            None => standing(range)?.into_iter().for_each(add),
+            Some(top) => {
+                for piece in top.resolve(disk, range)? {
+                    match Run::of(&piece) {
+                        Some(run) => add(run),
+                        None => standing(piece.extent)?.into_iter().for_each(&mut add),
                     }
                 }
             }
@@ -143,20 +274,16 @@ impl ReplicaView {
     /// # Errors
     /// When an index cannot be read or does not verify.
     pub fn provenance(&self, disk: DiskId, range: Extent) -> Result<Vec<(Extent, Provenance)>, ReadError> {
-        let below =
-            self.bases.get(disk).map_or(Provenance::Zeros, |base| Provenance::Base { root: base.root().digest });
-        let made = |origin: Origin| match origin {
-            Origin::Data { timeline, lsn } => Provenance::Record { timeline, lsn },
-            Origin::Zero { .. } => Provenance::Zeros,
-            Origin::Below => below,
-        };
-        Ok(self.view.resolve(disk, range)?.into_iter().map(|piece| (piece.extent, made(piece.origin))).collect())
-    }
-
-    /// The runs of the base inside `range`: whether each may hold anything but zeros.
-    fn below(&self, disk: DiskId, range: Extent) -> Result<Vec<(Extent, bool)>, ReadError> {
-        let Some(base) = self.bases.get(disk) else { return Ok(vec![(range, false)]) };
-        base.runs(range).map_err(|source| ReadError::Below { disk, offset: range.offset, source: source.into() })
+        let standing = |range: Extent| self.with(|standing| standing.provenance(disk, range));
+        let Some(top) = &self.top else { return standing(range) };
+        let mut runs = Vec::new();
+        for piece in top.resolve(disk, range)? {
+            match made(piece.origin) {
+                Some(provenance) => runs.push((piece.extent, provenance)),
+                None => runs.extend(standing(piece.extent)?),
+            }
+        }
+        Ok(runs)
     }
 
     /// Walks through a whole disk: `visit` gets every run that is not known to be zeros, read and verified, in pieces of at

@@ -2,7 +2,9 @@
 
 mod corruption;
 mod crash;
+mod decoders;
 mod diff;
+mod disks;
 mod emptied;
 mod golden;
 mod golden_bases;
@@ -11,5 +13,6 @@ mod levels;
 mod levels_crash;
 mod life;
 mod model;
+mod resealed;
 mod retention;
 mod room;

@@ -5,7 +5,7 @@ use cdp_core::frame::{Compression, Payload};
 use cdp_core::journal::{Manifest, TimelineInfo, TimelineRole, TimelineState};
 use cdp_core::media::{Fault, Faults, Faulty, MediaErrorKind, Memory, Operation, Storage};
 use cdp_core::replica::session::{Session, SessionError, SessionOptions, create};
-use cdp_core::replica::{Bases, ViewDisk};
+use cdp_core::replica::{Bases, ReplicaView, ViewDisk};
 use cdp_core::types::{DiskId, Extent, GroupId, Lsn, MonoTime, Now, ReplicaId, Timeline, WallTime};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -46,10 +46,9 @@ fn open(storage: &Arc<dyn Storage>, life: u8) -> Session {
 }
 
 fn try_open(storage: &Arc<dyn Storage>, life: u8) -> Result<Session, SessionError> {
+    let disks = vec![ViewDisk { id: disk(), name: "d".into(), size: DISK as u64 }];
     let options = SessionOptions {
-        path: Vec::new(),
-        bases: Arc::new(Bases::default()),
-        disks: vec![ViewDisk { id: disk(), name: "d".into(), size: DISK as u64 }],
+        moment: ReplicaView::open((Vec::new(), Arc::new(Bases::default())), disks).unwrap(),
         keep_free_bytes: 0,
         compression: Compression::None,
     };

@@ -117,7 +117,6 @@ pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime
         damaged: replica.damage().map(ToString::to_string),
         ..Points::default()
     };
-    let disks: Vec<_> = replica.disks().into_iter().map(|disk| disk.name).collect();
     let mut points = Vec::new();
     for branch in catalogue.branches().into_iter().rev() {
         document.timelines.push(timeline(branch));
@@ -131,7 +130,7 @@ pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime
     }
     let limit = limit.map_or(LIMIT, |limit| limit as usize);
     document.next = points.get(limit).map(|point| point.stamp.time);
-    document.points = points.into_iter().take(limit).map(|found| point(replica, found, &disks)).collect();
+    document.points = points.into_iter().take(limit).map(|found| point(replica, found)).collect();
     document
 }
 
@@ -194,7 +193,7 @@ pub fn gap(branch: &Branch, gap: &catalogue::Gap) -> Gap {
 
 /// A point.
 #[must_use]
-pub fn point(replica: &Replica, point: &catalogue::Point, disks: &[String]) -> Point {
+pub fn point(replica: &Replica, point: &catalogue::Point) -> Point {
     let kinds = point.mark.kinds;
     let named = [
         (kinds.short, PointKind::Short),
@@ -214,7 +213,7 @@ pub fn point(replica: &Replica, point: &catalogue::Point, disks: &[String]) -> P
         pinned: pins.iter().any(|pin| (pin.timeline, pin.lsn) == (id.timeline, id.lsn)),
         on_barrier: point.mark.on_barrier,
         set_consistent: false,
-        disks: disks.to_vec(),
+        disks: replica.complete_disks(id.timeline, id.lsn).into_iter().map(|disk| disk.name).collect(),
     }
 }
 

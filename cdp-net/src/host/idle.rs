@@ -34,7 +34,9 @@ impl Store for IdleStore {
                 let opened = cdp_core::journal::open(self.storage.as_ref(), JOURNAL_DIRECTORY, witness);
                 let opened = opened.map_err(|error| document::unreadable(&error.into()))?;
                 let clean = opened.manifest.clean;
-                let mut writer = Writer::new(opened, Options::default(), Box::new(identity));
+                // Nothing is appended: the smallest segments are enough.
+                let options = Options { segment_bytes: 0, ..Options::default() };
+                let mut writer = Writer::new(opened, options, Box::new(identity));
                 writer.edit(|manifest| manifest.clean = clean);
                 held.insert((writer, Executor::new(Arc::clone(&self.storage))))
             }

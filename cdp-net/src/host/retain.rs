@@ -14,7 +14,7 @@ use cdp_core::policy::retention::{self as policy, Due, Reason};
 use cdp_core::replica::kept::{self, Space};
 use cdp_core::replica::merge::{self, Merge, MergeError};
 use cdp_core::replica::retention::{self, Held};
-use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, unseeded};
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, is_unseeded, merge_limit, remove_bases};
 use cdp_core::types::{Lsn, Timeline};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -46,6 +46,8 @@ pub(super) struct Retained {
     pub(super) problem: Mutex<Option<String>>,
     /// The oldest moments were last dropped for the bound, not for the window: since the LSN that is the oldest then.
     pub(super) cut_at: AtomicU64,
+    /// How fast the journal grows, in bytes a second, over a while; none while that is not known.
+    pub(super) growth: Mutex<Option<u64>>,
 }
 
 fn failed(error: &MergeError) -> Problem {
@@ -149,6 +151,7 @@ impl Host {
         self.change(Box::new(move |writer| retention::end(writer, &bases)))?;
         // What cannot be removed now is found by the next owner.
         let _ = merge::clean_up(storage.as_ref());
+        self.remove_bases();
         Ok(())
     }
 
@@ -182,7 +185,16 @@ impl Host {
             // What cannot be removed now is found by the next owner.
             let _ = kept::remove(storage.as_ref(), number);
         }
+        self.remove_bases();
         Ok(())
+    }
+
+    /// Removes the files of disks that no moment has any more.
+    fn remove_bases(&self) {
+        // Under the lock: the files of a disk that joins are made when the manifest here has it.
+        let replica = self.replica();
+        // What cannot be removed now is found by the next owner.
+        let _ = remove_bases(replica.storage().as_ref(), replica.manifest());
     }
 
     /// Applies retention now, to the end; or says what that would do.
@@ -257,15 +269,17 @@ pub(super) fn journal_bytes(replica: &Replica) -> (Vec<policy::Held>, u64) {
 fn due(replica: &Replica, at_once: bool) -> Option<Due> {
     let manifest = replica.manifest();
     // Below a base that is not there yet nothing can be merged.
-    if !unseeded(manifest).is_empty() {
+    if is_unseeded(manifest) {
         return None;
     }
     let (sealed, open) = journal_bytes(replica);
     policy::due(&manifest.policy, &manifest.retention, &sealed, open, at_once)
 }
 
-/// The last moment up to an LSN that can be restored; zero if there is none.
+/// The last moment up to an LSN that can be restored and merged; zero if there is none.
 fn restorable(replica: &Replica, upto: Lsn) -> Lsn {
+    // Records of a disk that is being copied have no base to go to.
+    let upto = merge_limit(replica.manifest()).map_or(upto, |limit| upto.min(limit));
     let catalogue = replica.catalogue();
     let Some(trunk) = catalogue.trunk() else { return Lsn::ZERO };
     // The newest moment stays: the bases are never ahead of what can be restored.

@@ -18,8 +18,8 @@ const LOOK_MAX: Duration = Duration::from_millis(500);
 const LOOK_MIN: Duration = Duration::from_millis(25);
 /// How long it is left alone after a failure.
 const RETRY: Duration = Duration::from_secs(10);
-/// A forecast counts when history is at least this part of the window old: before, a burst would pass for the usual.
-const FORECAST_PART: u64 = 32;
+/// The growth of the journal is a mean over so long, or an eighth of the window: what is shorter is a burst.
+const GROWTH_OVER: Duration = Duration::from_secs(60);
 
 /// Watches until it is told to stop.
 pub struct Watch {
@@ -30,6 +30,29 @@ pub struct Watch {
     /// A failure is not tried again before.
     not_before: Option<Instant>,
     announced: bool,
+    growth: Growth,
+}
+
+/// How fast the journal grows: a mean that forgets.
+struct Growth {
+    since: Instant,
+    last: Instant,
+    bytes_per_s: f64,
+}
+
+impl Growth {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { since: now, last: now, bytes_per_s: 0.0 }
+    }
+
+    /// Takes the present rate; gives the mean, once it is one.
+    fn take(&mut self, bytes_per_s: u64, over: Duration) -> Option<u64> {
+        let part = (self.last.elapsed().as_secs_f64() / over.as_secs_f64()).min(1.0);
+        self.last = Instant::now();
+        self.bytes_per_s += (bytes_per_s as f64 - self.bytes_per_s) * part;
+        (self.since.elapsed() >= over).then_some(self.bytes_per_s as u64)
+    }
 }
 
 impl Watch {
@@ -37,7 +60,7 @@ impl Watch {
     #[must_use]
     pub fn new(host: &Arc<Host>, stop: &Arc<AtomicBool>) -> Self {
         let (host, stop) = (Arc::clone(host), Arc::clone(stop));
-        Self { host, stop, noted: Instant::now(), not_before: None, announced: false }
+        Self { host, stop, noted: Instant::now(), not_before: None, announced: false, growth: Growth::new() }
     }
 
     fn is_over(&self) -> bool {
@@ -54,6 +77,9 @@ impl Watch {
                 *lock(&self.host.retained.problem) = done.as_ref().err().map(|problem| problem.message.clone());
                 self.not_before = done.is_err().then(|| Instant::now() + RETRY);
             }
+            let over = Duration::from_millis(policy.window_ms / 8).min(GROWTH_OVER);
+            let growth = self.host.live().and_then(|live| self.growth.take(live.stored_bytes_per_s(), over));
+            *lock(&self.host.retained.growth) = growth;
             let history = self.host.history();
             if history.cut_forecast() != self.announced {
                 self.announced = !self.announced;
@@ -143,14 +169,11 @@ impl Host {
         let manifest = replica.manifest();
         let (policy, past) = (&manifest.policy, &manifest.retention);
         let kept_ms = policy::age_ms(past);
-        let (sealed, open) = journal_bytes(&replica);
-        let bytes = sealed.iter().map(|segment| segment.bytes).sum::<u64>() + open;
-        let rate = u128::from(bytes) * 1000 / u128::from(kept_ms.max(1));
-        let known = kept_ms >= policy.window_ms / FORECAST_PART && policy.max_bytes > 0;
-        let forecast = || policy::reach_ms(policy, u64::try_from(rate).unwrap_or(u64::MAX));
+        let growth = lock(&self.retained.growth).filter(|_| policy.max_bytes > 0);
+        let forecast_ms = growth.map(|bytes_per_s| policy::reach_ms(policy, bytes_per_s));
         let oldest = manifest.retention.oldest.map_or(0, |oldest| oldest.lsn.0);
         let cut = oldest > 0 && self.retained.cut_at.load(Ordering::Relaxed) == oldest;
         let problem = lock(&self.retained.problem).clone();
-        History { window_ms: policy.window_ms, kept_ms, forecast_ms: known.then(forecast), cut, problem }
+        History { window_ms: policy.window_ms, kept_ms, forecast_ms, cut, problem }
     }
 }

@@ -19,7 +19,7 @@ use super::workers::{self, Job, Workers};
 use bytes::Bytes;
 use receive::{Limit, Next, Receiver};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 /// Reads up to this length are tried on the connection's thread, in bytes.
@@ -32,7 +32,7 @@ const REPLIES_BYTES: usize = 256 << 10;
 /// What all connections of a server share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) exports: Vec<Export>,
+    exports: RwLock<Vec<Export>>,
     pub(crate) tls: Option<TlsServer>,
     pub(crate) limits: Limits,
     pub(crate) buffers: Buffers,
@@ -40,13 +40,31 @@ pub(crate) struct Shared {
     pub(crate) workers: Workers,
 }
 
+impl Shared {
+    pub(crate) fn new(exports: Vec<Export>, tls: Option<TlsServer>, limits: Limits) -> Self {
+        let workers = Workers::new(limits.workers_max, limits.jobs_max);
+        let (buffers, counters) = (Buffers::new(), Counters::default());
+        Self { exports: RwLock::new(exports), tls, limits, buffers, counters, workers }
+    }
+
+    /// What is offered now.
+    pub(crate) fn exports(&self) -> Vec<Export> {
+        self.exports.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Offers something else from the next client on.
+    pub(crate) fn offer(&self, exports: Vec<Export>) {
+        *self.exports.write().unwrap_or_else(PoisonError::into_inner) = exports;
+    }
+}
+
 /// Serves one client until it leaves.
 pub(crate) fn serve(shared: &Arc<Shared>, wire: &Arc<Wire>) {
     let mut receiver = Receiver::new(Arc::clone(wire), shared.buffers.receive(), shared.limits.spin);
     match handshake(shared, wire, &mut receiver) {
-        Ok(Some(session)) => {
+        Ok(Some((session, export))) => {
             let replies = Replies { bytes: vec![0; REPLIES_BYTES].into(), length: 0, count: 0 };
-            let connection = Connection { shared, wire, session, receiver, replies, complete_by: None };
+            let connection = Connection { shared, wire, session, export, receiver, replies, complete_by: None };
             if connection.run().is_err() {
                 shared.counters.connections_broken.add(1);
             }
@@ -58,11 +76,13 @@ pub(crate) fn serve(shared: &Arc<Shared>, wire: &Arc<Wire>) {
 }
 
 /// Runs the handshake; `None` if the client took its leave.
-fn handshake(shared: &Shared, wire: &Wire, receiver: &mut Receiver) -> io::Result<Option<Session>> {
+fn handshake(shared: &Shared, wire: &Wire, receiver: &mut Receiver) -> io::Result<Option<(Session, Arc<Export>)>> {
     let deadline = Instant::now() + shared.limits.handshake;
     let tls = if shared.tls.is_some() { Tls::Required } else { Tls::Off };
     let mut out = Vec::new();
-    let mut handshake = Handshake::new(&shared.exports, tls, &mut out);
+    // What is offered may change: this client sees what was offered when it came.
+    let exports = shared.exports();
+    let mut handshake = Handshake::new(&exports, tls, &mut out);
     loop {
         let handled = handshake.handle(receiver.unread(), &mut out);
         wire.send(&out);
@@ -87,7 +107,7 @@ fn handshake(shared: &Shared, wire: &Wire, receiver: &mut Receiver) -> io::Resul
                 wire.upgrade(tls.connection().map_err(io::Error::other)?);
                 handshake.tls_started();
             }
-            Step::Transmission(session) => return Ok(Some(session)),
+            Step::Transmission(session) => return Ok(Some((session, Arc::new(exports[session.export].clone())))),
             Step::Abort => return Ok(None),
         }
     }
@@ -101,6 +121,7 @@ struct Connection<'a> {
     shared: &'a Arc<Shared>,
     wire: &'a Arc<Wire>,
     session: Session,
+    export: Arc<Export>,
     receiver: Receiver,
     replies: Replies,
     /// When the request that has begun to arrive must be complete.
@@ -220,7 +241,7 @@ impl Connection<'_> {
     }
 
     fn request(&mut self, request: &Request, payload: Bytes) -> io::Result<()> {
-        let export = &self.shared.exports[self.session.export];
+        let export = self.export.as_ref();
         if let Err(error) = execute::check(request, export, self.session) {
             self.refuse(request, error);
             return Ok(());
@@ -241,7 +262,7 @@ impl Connection<'_> {
         let header = execute::read_header_bytes(self.session);
         let length = request.length as usize;
         self.reserve(header + length);
-        let export = &self.shared.exports[self.session.export];
+        let export = self.export.as_ref();
         let at = self.replies.length;
         let data = &mut self.replies.bytes[at + header..at + header + length];
         match execute::read_now(request.offset, data, export, &self.shared.counters) {
@@ -275,7 +296,8 @@ impl Connection<'_> {
         self.admit(bytes)?;
         self.wire.begin(bytes);
         let (wire, session, request) = (Arc::clone(self.wire), self.session, *request);
-        let job = Job { wire, session, request, payload, charge: bytes };
+        let export = Arc::clone(&self.export);
+        let job = Job { wire, session, export, request, payload, charge: bytes };
         let here = if alone { Some(job) } else { self.shared.workers.submit(self.shared, job) };
         if let Some(job) = here {
             workers::run(self.shared, job);

@@ -1,17 +1,15 @@
 //! The server: listens, gives each client a thread, stops gracefully.
 
-use super::buffers::Buffers;
 use super::connection::{self, Shared};
 use super::export::Export;
 use super::limits::Limits;
 use super::listener::{ListenError, Listener};
 use super::protocol::STRING_MAX;
 use super::socket::Socket;
-use super::stats::{Counters, Stats};
+use super::stats::Stats;
 use super::tls::TlsServer;
 use super::uri::{Address, Uri};
 use super::wire::Wire;
-use super::workers::Workers;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::Shutdown;
 use std::collections::BTreeMap;
@@ -99,9 +97,7 @@ impl Server {
         let listener = Listener::bind(&address, next_free)?;
         let address = listener.address();
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| ServeError::Thread(errno.into()))?);
-        let workers = Workers::new(limits.workers_max, limits.jobs_max);
-        let (buffers, counters) = (Buffers::new(), Counters::default());
-        let shared = Arc::new(Shared { exports, tls, limits, buffers, counters, workers });
+        let shared = Arc::new(Shared::new(exports, tls, limits));
         let connections = Arc::new(Connections::default());
         let acceptor = {
             let (shared, connections, stop) = (Arc::clone(&shared), Arc::clone(&connections), Arc::clone(&stop));
@@ -121,7 +117,17 @@ impl Server {
     #[must_use]
     pub fn uris(&self) -> Vec<Uri> {
         let base = Uri { tls: self.shared.tls.is_some(), address: self.address.clone(), export: String::new() };
-        self.shared.exports.iter().map(|export| base.with_export(export.name.clone())).collect()
+        self.shared.exports().into_iter().map(|export| base.with_export(export.name)).collect()
+    }
+
+    /// Offers something else: clients that come from now on see it; those that are here keep what they have.
+    ///
+    /// # Errors
+    /// [`ServeError`], as [`Server::start`].
+    pub fn set_exports(&self, exports: Vec<Export>) -> Result<(), ServeError> {
+        check_names(&exports)?;
+        self.shared.offer(exports);
+        Ok(())
     }
 
     /// What was done so far.

@@ -5,6 +5,7 @@
 
 use super::connection::Shared;
 use super::execute::{self, ShortReply};
+use super::export::Export;
 use super::handshake::Session;
 use super::protocol::*;
 use super::wire::Wire;
@@ -23,6 +24,7 @@ const READ_PIECES_MAX: usize = 16;
 pub(crate) struct Job {
     pub(crate) wire: Arc<Wire>,
     pub(crate) session: Session,
+    pub(crate) export: Arc<Export>,
     pub(crate) request: Request,
     /// What a write brought along.
     pub(crate) payload: Bytes,
@@ -113,10 +115,10 @@ fn work(shared: &Weak<Shared>) {
 
 /// Runs a job and sends its reply.
 pub(crate) fn run(shared: &Shared, job: Job) {
-    let Job { wire, session, request, payload, charge } = job;
-    let export = &shared.exports[session.export];
+    let Job { wire, session, export, request, payload, charge } = job;
+    let export = export.as_ref();
     let result = match request.command {
-        command::READ => read(shared, &wire, &request, session),
+        command::READ => read(shared, &wire, &request, (session, export)),
         command::BLOCK_STATUS => execute::block_status_reply(&request, export, &shared.counters).map(Bytes::from),
         _ => execute::apply(&request, export, payload, &shared.counters)
             .map(|()| Bytes::copy_from_slice(ShortReply::new(&request, session, Ok(())).as_bytes())),
@@ -130,14 +132,18 @@ pub(crate) fn run(shared: &Shared, job: Job) {
 }
 
 /// Reads into a buffer whose data begin on a page; the header lies directly before them, so that one send does.
-fn read(shared: &Shared, wire: &Wire, request: &Request, session: Session) -> Result<Bytes, NbdError> {
+fn read(
+    shared: &Shared,
+    wire: &Wire,
+    request: &Request,
+    (session, export): (Session, &Export),
+) -> Result<Bytes, NbdError> {
     let may_split = session.structured && request.length >= HOLES_FROM_BYTES && !request.has(command_flag::DF);
-    if may_split && let Some(reply) = read_around_holes(shared, wire, request, session)? {
+    if may_split && let Some(reply) = read_around_holes(shared, wire, request, export)? {
         return Ok(reply);
     }
     let length = request.length as usize;
     let mut buffer = shared.buffers.large(length);
-    let export = &shared.exports[session.export];
     execute::read(request.offset, &mut buffer[PAGE..PAGE + length], export, &shared.counters)?;
     let header = match buffer[..PAGE].last_chunk_mut() {
         Some(space) => execute::read_header(request, session, space),
@@ -153,9 +159,8 @@ fn read_around_holes(
     shared: &Shared,
     wire: &Wire,
     request: &Request,
-    session: Session,
+    export: &Export,
 ) -> Result<Option<Bytes>, NbdError> {
-    let export = &shared.exports[session.export];
     let length = u64::from(request.length);
     // A device that cannot tell is read.
     let extents = execute::block_status(request.offset, length, READ_PIECES_MAX, export, &shared.counters);

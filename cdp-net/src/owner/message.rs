@@ -5,6 +5,7 @@ use cdp_core::types::WallTime;
 use cdp_core::when::{Label, When};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::path::PathBuf;
 
 /// The first field of both greetings.
 pub const PROTOCOL: &str = "cdp-control";
@@ -154,6 +155,29 @@ pub enum Request {
         #[serde(default)]
         name: Option<String>,
     },
+    /// A disk joins the group: a [`crate::report::DiskChanged`] when that is recorded durably.
+    AddDisk {
+        /// Its name.
+        name: String,
+        /// Its source, from the root on.
+        source: PathBuf,
+    },
+    /// A disk leaves the group; the same answer.
+    RemoveDisk {
+        /// Its name.
+        name: String,
+    },
+    /// A disk gets another size; the same answer, when everything that is new is at the replica.
+    ResizeDisk {
+        /// Its name.
+        name: String,
+        /// In bytes; that of its source if there is none.
+        #[serde(default)]
+        size: Option<u64>,
+        /// Cut off data.
+        #[serde(default)]
+        force: bool,
+    },
     /// Forgets a named session and all that was written in it.
     DropSession {
         /// Its name.
@@ -199,7 +223,7 @@ impl Answer {
 }
 
 /// The operations, for telling an unknown one from a malformed one. A test compares it with [`Request`].
-pub(super) const OPERATIONS: [&str; 14] = [
+pub(super) const OPERATIONS: [&str; 17] = [
     "ping",
     "status",
     "points",
@@ -214,6 +238,9 @@ pub(super) const OPERATIONS: [&str; 14] = [
     "policy",
     "open-session",
     "drop-session",
+    "add-disk",
+    "remove-disk",
+    "resize-disk",
 ];
 
 /// Reads a request from a line: its number (0 if it has none) and the request, or what is wrong with it.

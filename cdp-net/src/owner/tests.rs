@@ -384,10 +384,17 @@ fn every_request_survives_its_line() {
         Request::Mark { label: "before upgrade".parse().unwrap(), app_consistent: true },
         Request::Pin { at: when(), nearest: Some(Side::Before) },
         Request::PinAll,
+        Request::Keep { at: when(), nearest: None, label: Some("court".parse().unwrap()) },
+        Request::LetGo { at: when(), nearest: Some(Side::After) },
+        Request::Prune { dry_run: true },
+        Request::Compact,
         Request::Unpin { pin: 3 },
-        Request::Policy { change: PolicyChange { rpo_ms: Some(1000), points: None } },
+        Request::Policy { change: PolicyChange { rpo_ms: Some(1000), ..PolicyChange::default() } },
         Request::OpenSession { at: Some(when()), nearest: None, name: Some("lab".into()) },
         Request::DropSession { name: "lab".into() },
+        Request::AddDisk { name: "logs".into(), source: "/dev/vg/logs".into() },
+        Request::RemoveDisk { name: "logs".into() },
+        Request::ResizeDisk { name: "logs".into(), size: Some(512), force: true },
     ];
     let operations: Vec<String> = requests
         .iter()

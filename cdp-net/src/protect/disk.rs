@@ -8,17 +8,29 @@ use cdp_core::frame::Payload;
 use cdp_core::types::{DiskId, Extent};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A source with the filter in front of it.
 pub(super) struct ProtectedDisk {
     id: DiskId,
     source: Arc<dyn Device>,
     engine: Arc<Engine>,
+    /// The disk left the group.
+    ended: AtomicBool,
 }
 
 impl ProtectedDisk {
     pub(super) fn new(id: DiskId, source: Arc<dyn Device>, engine: Arc<Engine>) -> Self {
-        Self { id, source, engine }
+        Self { id, source, engine, ended: AtomicBool::new(false) }
+    }
+
+    /// From now on whoever still asks gets errors.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.ended.load(Ordering::Acquire) { Err(refused(SubmitError::Closed)) } else { Ok(()) }
     }
 
     /// Runs `work` on the source at the place in the order that `op` gets; with `fua` it is durable when this returns.
@@ -41,7 +53,8 @@ impl ProtectedDisk {
 fn refused(error: SubmitError) -> io::Error {
     let errno = match error {
         SubmitError::OutOfBounds { .. } => libc::ENOSPC,
-        SubmitError::Closed => libc::ESHUTDOWN,
+        // A disk that the filter does not know has left.
+        SubmitError::Closed | SubmitError::UnknownDisk { .. } => libc::ESHUTDOWN,
         _ => libc::EINVAL,
     };
     io::Error::from_raw_os_error(errno)
@@ -57,10 +70,12 @@ impl Device for ProtectedDisk {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.check()?;
         self.source.read(offset, buffer)
     }
 
     fn read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+        self.check()?;
         self.source.read_now(offset, buffer)
     }
 
@@ -103,10 +118,12 @@ impl Device for ProtectedDisk {
     }
 
     fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.check()?;
         self.source.cache(offset, length)
     }
 
     fn block_status(&self, offset: u64, length: u64, entries_max: usize) -> io::Result<Vec<BlockStatus>> {
+        self.check()?;
         self.source.block_status(offset, length, entries_max)
     }
 }

@@ -1,22 +1,23 @@
 //! Opening a protection: which sources, which replica, and what the last stop left.
 
+use super::found::Found;
 use super::same::{may_have_changed, refuse_swapped, was_exchanged};
-use super::{Compared, Devices, Opened};
+use super::sources::OpenSource;
+use super::{Compared, Opened};
 use crate::clock;
-use crate::file_device::FileDevice;
 use crate::host::{document, place};
 use crate::owner::{Owner, OwnerError, PolicyChange};
 use crate::random::identity;
 use crate::report::Problem;
 use crate::source::{Source, SourceError};
-use cdp_core::capture::{DiskSpec, LogContents, LogState, OptionsError, Start};
+use cdp_core::capture::{LogContents, LogState, OptionsError, Start};
 use cdp_core::journal::{
     self, Executor, Generation, Manifest, OpenError, Options, SegmentState, TimelineInfo, TimelineRole, TimelineState,
     Writer, WriterState, drain,
 };
 use cdp_core::media::{Disk, File, MediaError, MediaErrorKind, Storage};
 use cdp_core::policy::retention;
-use cdp_core::replica::{JOURNAL_DIRECTORY, unseeded};
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, is_unseeded, remove_bases};
 use cdp_core::types::{ClockEpoch, DiskId, Lsn, Timeline};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -106,6 +107,21 @@ pub enum ProtectError {
         /// Those given.
         given: Vec<String>,
     },
+    /// A source is shorter than its disk.
+    #[error("{path} has {found} bytes, and the disk {disk:?} has {known}: what was behind would be cut off")]
+    Cut {
+        /// The disk's name.
+        disk: String,
+        /// Its source.
+        path: String,
+        /// What the disk has, in bytes.
+        known: u64,
+        /// What the source has.
+        found: u64,
+    },
+    /// No disk can join any more.
+    #[error("the group has used up its numbers of disks")]
+    DiskNumbers,
     /// The group's name is another.
     #[error("the replica is of the group {known:?}, not of {given:?}")]
     OtherName {
@@ -151,9 +167,9 @@ pub enum ProtectError {
 pub(super) struct Prepared {
     pub(super) owner: Owner,
     pub(super) storage: Arc<dyn Storage>,
-    pub(super) sources: BTreeMap<DiskId, Source>,
-    pub(super) devices: Devices,
-    pub(super) disks: Vec<DiskSpec>,
+    pub(super) sources: BTreeMap<DiskId, OpenSource>,
+    pub(super) found: Found,
+    pub(super) replica: Replica,
     pub(super) writer: Writer,
     pub(super) executor: Executor,
     pub(super) start: Start,
@@ -185,7 +201,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
         None => (None, false),
     };
     if let Some(manifest) = &manifest {
-        check_same(manifest, options, &opened_sources)?;
+        check_name(manifest, options)?;
     }
     let (opened, found_log) = match manifest {
         Some(manifest) => {
@@ -197,40 +213,53 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
         None => (super::make::create(storage.as_ref(), options, &opened_sources)?, None),
     };
     let manifest = opened.manifest.clone();
-    let named = |name: &str| manifest.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id);
+    let durable = opened.durable.lsn();
+    let replica = Replica::load(Arc::clone(&storage), manifest.clone(), opened.snapshot(), durable);
+    let replica = replica.map_err(|error| ProtectError::Replica(document::unreadable(&error)))?;
+    let found = if resumed { Found::resumed(&replica, durable, &opened_sources)? } else { Found::first(&manifest) };
+    let named = |name: &str| found.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id);
     let mut sources = BTreeMap::new();
-    let mut devices = Devices::new();
     for (options, source) in opened_sources {
         let Some(id) = named(&options.name) else { continue };
-        let failed = |source| ProtectError::System { what: "open the source", source };
-        let file = source.file().try_clone().map_err(failed)?;
-        devices.insert(id, Arc::new(FileDevice::new(file, false).map_err(failed)?));
-        sources.insert(id, source);
+        let open = OpenSource::new(&options.name, source);
+        let open = open.map_err(|source| ProtectError::System { what: "open the source", source })?;
+        if found.joining.contains(&id) {
+            // What is copied must not be lost at the source by a power cut: nobody would compare it.
+            open.device.flush().map_err(|source| ProtectError::System { what: "flush the source", source })?;
+        }
+        sources.insert(id, open);
     }
-    let disks = manifest.disks.iter().map(|disk| DiskSpec { id: disk.id, name: disk.name.clone(), size: disk.size });
-    let disks: Vec<_> = disks.collect();
     if let Some(log) = &found_log {
         refuse_swapped(options, &manifest, log, &sources)?;
     }
     let log = open_log(storage.as_ref())?;
-    let durable = opened.durable.lsn();
     let mut writer = Writer::new(opened, writer_options(&manifest, options), Box::new(identity));
     let executor = Executor::new(Arc::clone(&storage));
-    let decided = decide(options, &manifest, &sources, found_log, durable, resumed);
+    let compared: BTreeMap<_, _> = sources.iter().filter(|(disk, _)| !found.joining.contains(disk)).collect();
+    let decided = decide(options, &manifest, &compared, found_log, durable, resumed);
     let Decided { start, timeline, full_check, opened } = decided;
     if let Start::Clean { .. } = start {
         writer.edit(|manifest| manifest.clean = false);
     } else {
         writer.open_timeline(new_timeline(&manifest, &start, timeline));
     }
-    let generation = writer.edit(|manifest| options.policy.apply(&mut manifest.policy));
+    let generation = writer.edit(|manifest| {
+        options.policy.apply(&mut manifest.policy);
+        if resumed {
+            found.note(&replica, manifest);
+        }
+    });
     let stored = store(&mut writer, &executor, generation)?;
+    if stored {
+        // Of copies that were never complete, and of disks that are forgotten.
+        remove_bases(storage.as_ref(), writer.manifest())?;
+    }
     if !stored && options.trust_source && opened.clean {
         // Manifest and log may go on saying that the stop was clean, and nothing else would tell.
         let (path, needed, free) = (storage.path(), writer.lacks().unwrap_or(0), storage.free_bytes()?);
         return Err(ProtectError::NoRoom { path, needed, free });
     }
-    Ok(Prepared { owner, storage, sources, devices, disks, writer, executor, start, timeline, full_check, log, opened })
+    Ok(Prepared { owner, storage, sources, found, replica, writer, executor, start, timeline, full_check, log, opened })
 }
 
 /// Writes the manifest that has this edit; whether there was room for it. Without room the guest is served all the same: the
@@ -259,29 +288,17 @@ fn writer_options(manifest: &Manifest, options: &ProtectOptions) -> Options {
 /// The manifest of a replica that can be resumed. A first copy that was never completed restores nothing: it is begun anew.
 fn existing(storage: &dyn Storage) -> Result<Option<Manifest>, ProtectError> {
     match journal::read_manifest(storage) {
-        Ok(manifest) if unseeded(&manifest).is_empty() => Ok(Some(manifest)),
+        Ok(manifest) if !is_unseeded(&manifest) => Ok(Some(manifest)),
         Ok(_) | Err(OpenError::NoStore { .. }) => Ok(None),
         Err(error) => Err(unreadable(error)),
     }
 }
 
-fn described(name: &str, size: u64) -> String {
-    format!("{name} ({size} bytes)")
-}
-
-fn check_same(
-    manifest: &Manifest,
-    options: &ProtectOptions,
-    sources: &[(&SourceOptions, Source)],
-) -> Result<(), ProtectError> {
+fn check_name(manifest: &Manifest, options: &ProtectOptions) -> Result<(), ProtectError> {
     if let Some(given) = options.name.as_ref().filter(|given| **given != manifest.name) {
         return Err(ProtectError::OtherName { known: manifest.name.clone(), given: given.clone() });
     }
-    let mut known: Vec<_> = manifest.disks.iter().map(|disk| described(&disk.name, disk.size)).collect();
-    let mut given: Vec<_> = sources.iter().map(|(options, source)| described(&options.name, source.size())).collect();
-    known.sort();
-    given.sort();
-    if known == given { Ok(()) } else { Err(ProtectError::OtherDisks { known, given }) }
+    Ok(())
 }
 
 /// Whether nothing of ours is there: no file, or one that a log cannot be.
@@ -336,7 +353,7 @@ struct Decided {
 fn decide(
     options: &ProtectOptions,
     manifest: &Manifest,
-    sources: &BTreeMap<DiskId, Source>,
+    sources: &BTreeMap<&DiskId, &OpenSource>,
     log: Option<LogContents>,
     durable: Lsn,
     resumed: bool,
@@ -350,7 +367,7 @@ fn decide(
     let epoch = last_epoch(manifest);
     match log {
         Some(log) if manifest.clean && log.state == LogState::Clean && log.timeline == open.id => {
-            let changed = sources.iter().any(|(disk, source)| may_have_changed(options, &log, *disk, source));
+            let changed = sources.iter().any(|(disk, source)| may_have_changed(options, &log, **disk, &source.source));
             let full_check = options.full_check || changed;
             let compared = if full_check { Compared::Everything } else { Compared::Nothing };
             let opened = Opened { timeline: open.id, resumed, clean: true, compared };
@@ -358,8 +375,9 @@ fn decide(
         }
         log => {
             let believed = log.as_ref().is_some_and(|log| log.state != LogState::AllUnknown);
-            let exchanged =
-                |log: &LogContents| sources.iter().any(|(id, source)| was_exchanged(options, log, *id, source));
+            let exchanged = |log: &LogContents| {
+                sources.iter().any(|(id, source)| was_exchanged(options, log, **id, &source.source))
+            };
             let full_check = options.full_check || log.as_ref().is_some_and(exchanged);
             let everything = full_check || !believed;
             let compared = if everything { Compared::Everything } else { Compared::ActivityLog };

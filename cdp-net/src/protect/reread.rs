@@ -3,23 +3,23 @@
 //! Where the filter allows it, what was read is compared with the replica, and only blocks that differ are recorded.
 
 use super::engine::Engine;
+use super::sources::Sources;
 use crate::device::Device;
 use crate::host::Host;
 use bytes::Bytes;
 use cdp_core::capture::{Failed, Reread};
 use cdp_core::frame::Payload;
 use cdp_core::replica::{Bases, ReplicaView};
-use cdp_core::types::{BLOCK, DiskId, Lsn};
-use std::collections::BTreeMap;
+use cdp_core::types::{BLOCK, Lsn};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 /// Carries out re-reads until the queue is closed.
-pub(super) fn run(sources: &BTreeMap<DiskId, Arc<dyn Device>>, host: &Host, engine: &Engine, queue: &Receiver<Reread>) {
+pub(super) fn run(sources: &Sources, host: &Host, engine: &Engine, queue: &Receiver<Reread>) {
     let mut view = None;
     for reread in queue {
-        let result = match sources.get(&reread.disk) {
-            Some(source) => read(source.as_ref(), host, &reread, &mut view),
+        let result = match sources.get(reread.disk) {
+            Some(held) => read(held.device.as_ref(), host, &reread, &mut view),
             None => Err(Failed { errno: libc::ENODEV }),
         };
         let done = engine.with(|filter, now| filter.reread_done(now, reread.token, result));

@@ -1,6 +1,7 @@
 //! Whether the sources are those of the last time: none twice, none in another's place, none exchanged, none changed.
 
 use super::open::{ProtectError, ProtectOptions, SourceOptions};
+use super::sources::OpenSource;
 use crate::host::place::replica_around;
 use crate::source::{Facts, Source, SourceError, identity};
 use cdp_core::capture::LogContents;
@@ -43,16 +44,17 @@ pub(super) fn refuse_swapped(
     options: &ProtectOptions,
     manifest: &Manifest,
     log: &LogContents,
-    sources: &BTreeMap<DiskId, Source>,
+    sources: &BTreeMap<DiskId, OpenSource>,
 ) -> Result<(), ProtectError> {
     if options.full_check {
         return Ok(());
     }
     let name = |id: DiskId| manifest.disks.iter().find(|disk| disk.id == id).map(|disk| disk.name.clone());
-    for (disk, source) in sources {
+    for (disk, OpenSource { source, .. }) in sources {
         let Some(found) = source.found() else { continue };
         let is = |disk: DiskId| kept(log, disk).is_some_and(|kept| kept.is_same_file(&found));
-        let other = log.disks.iter().map(|kept| kept.id).find(|other| is(*other));
+        // One that is not there any more has no place that this one could take.
+        let other = log.disks.iter().map(|kept| kept.id).find(|other| sources.contains_key(other) && is(*other));
         if let Some(other) = other.filter(|_| !is(*disk)) {
             return Err(ProtectError::Swapped {
                 path: source.path().display().to_string(),
@@ -77,9 +79,6 @@ pub(super) fn may_have_changed(options: &ProtectOptions, log: &LogContents, disk
 }
 
 /// What is known of each source, as the activity log keeps it.
-pub(super) fn facts(
-    sources: &BTreeMap<DiskId, Source>,
-    of: impl Fn(&Source) -> Option<Facts>,
-) -> Vec<(DiskId, Vec<u8>)> {
-    sources.iter().filter_map(|(id, source)| Some((*id, of(source)?.to_bytes().to_vec()))).collect()
+pub(super) fn facts(sources: &BTreeMap<DiskId, OpenSource>) -> Vec<(DiskId, Vec<u8>)> {
+    sources.iter().filter_map(|(id, open)| Some((*id, open.source.found()?.to_bytes().to_vec()))).collect()
 }

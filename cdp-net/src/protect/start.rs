@@ -1,7 +1,7 @@
 //! Starting a protector: the filter, its threads, and the moment from which guests may be served.
 
 use super::append::{APPEND_THREADS, Appends, Queue, run_appends};
-use super::disk::ProtectedDisk;
+use super::copies::{self, CopyOrder};
 use super::engine::{Engine, Queues};
 use super::failure::Failure;
 use super::levels::Levels;
@@ -9,20 +9,16 @@ use super::open::{Prepared, ProtectError, ProtectOptions, prepare, store};
 use super::pack::{pack_threads, packers, run_packs};
 use super::pump::{Backlog, Completions, Message, Parts, Pump, SYNC_THREADS, Stored, run_syncs};
 use super::room::Lack;
-use super::seed::{self, Progress, Seed};
+use super::seed::Progress;
+use super::sources::Sources;
 use super::stop::Threads;
-use super::{Devices, Notice, Protector, PumpStore, Shared, log_file, reread};
+use super::{Notice, Protector, PumpStore, Shared, log_file, reread};
 use crate::clock;
 use crate::device::Device;
 use crate::host::{Host, Live, Watch};
-use crate::nbd::Export;
 use crate::owner::{ControlServer, Owner};
 use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Room, Start};
-use cdp_core::journal::BaseInfo;
-use cdp_core::media::Storage;
-use cdp_core::replica::Replica;
-use cdp_core::types::{DiskId, Lsn, ReplicaId};
-use std::collections::BTreeMap;
+use cdp_core::types::DiskId;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,9 +29,6 @@ const LOG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether the replica is still in its place.
 const PLACE_LOOK: Duration = Duration::from_secs(1);
-
-/// How long a manifest that could not be written is left alone.
-const MANIFEST_RETRY: Duration = Duration::from_millis(500);
 
 /// What the threads get their work from.
 struct Work {
@@ -66,7 +59,9 @@ impl Protector {
         notices: impl Fn(Notice) + Send + 'static,
     ) -> Result<Self, ProtectError> {
         let mut prepared = prepare(options)?;
-        prepared.devices = std::mem::take(&mut prepared.devices).into_iter().map(|(id, d)| (id, wrap(id, d))).collect();
+        for (id, open) in &mut prepared.sources {
+            open.device = wrap(*id, Arc::clone(&open.device));
+        }
         launch(options, prepared, Box::new(notices))
     }
 }
@@ -76,35 +71,40 @@ fn launch(
     prepared: Prepared,
     notices: Box<dyn Fn(Notice) + Send>,
 ) -> Result<Protector, ProtectError> {
-    let Prepared { owner, storage, sources, devices, disks, start, timeline, full_check, log, opened, .. } = prepared;
+    let Prepared { owner, storage, sources, found, mut replica, start, timeline, full_check, log, opened, .. } =
+        prepared;
     let (mut writer, executor) = (prepared.writer, prepared.executor);
     let manifest = writer.manifest().clone();
     let seeding = matches!(start, Start::First);
     let filter_options = FilterOptions {
         full_check,
-        facts: super::same::facts(&sources, crate::source::Source::found),
+        facts: super::same::facts(&sources),
+        joining: found.joining.iter().copied().collect(),
+        leaving: found.leaving.clone(),
+        resized: found.resized.clone(),
         log_generation_least: manifest.activity_generation,
         rpo_ns: manifest.policy.rpo_ms * 1_000_000,
         queue_bytes_max: options.queue_bytes,
-        ..FilterOptions::new(manifest.group, timeline, start, disks)
+        ..FilterOptions::new(manifest.group, timeline, start, found.disks.clone())
     };
     let filter = Filter::new(filter_options, clock::now())?;
     // Before anything of this filter is kept: where its LSNs begin, so that no later start begins below.
     let first_lsn = filter.first_lsn();
+    let begun = filter.status(clock::now()).lsn;
     let generation = writer.edit(|manifest| manifest.reserved = manifest.reserved.max(first_lsn));
     store(&mut writer, &executor, generation)?;
     let manifest = writer.manifest().clone();
     let backlog = Arc::new(Backlog::default());
     let (queues, pump_sender, work) = queues(Arc::clone(&backlog));
     let engine = Arc::new(Engine::new(filter, queues));
-    let safe = writer.durable().lsn();
-    let replica = Replica::load(Arc::clone(&storage), manifest.clone(), writer.snapshot(), safe);
-    let replica = replica.map_err(|error| ProtectError::Replica(crate::host::document::unreadable(&error)))?;
+    let updated = replica.update(Some(&manifest), writer.snapshot());
+    updated.map_err(|error| ProtectError::Replica(crate::host::document::unreadable(&error)))?;
     let pump_store = Arc::new(PumpStore { pump: Mutex::new(pump_sender.clone()) });
     let host = Host::new(replica, Box::new(Arc::clone(&pump_store)));
     let failure = Arc::new(Failure::default());
     let stored = Arc::new(Stored::default());
     let lack = Arc::<Lack>::default();
+    let (copies, copy_orders) = channel();
     let shared = Arc::new(Shared {
         engine: Arc::clone(&engine),
         host: Arc::clone(&host),
@@ -118,8 +118,14 @@ fn launch(
         draining: AtomicBool::new(false),
         closed: Arc::default(),
         uris: Mutex::default(),
+        sources: Sources::default(),
+        copies: Mutex::new(Some(copies)),
+        changing: Mutex::default(),
         history: Mutex::default(),
     });
+    for (disk, open) in sources {
+        shared.sources.insert(disk, open, &engine);
+    }
     let completions = Arc::new(Completions::default());
     let append_work = Arc::new(Queue::default());
     let (packers, pack_work) = packers();
@@ -169,10 +175,12 @@ fn launch(
     threads.spawn("cdp-index", move || levels.run(&manifests))?;
     let for_log = Arc::clone(&engine);
     threads.spawn("cdp-log", move || log_file::run(&log, &log_work, &for_log))?;
-    let (for_flush, flush_devices) = (Arc::clone(&engine), devices.clone());
-    threads.spawn("cdp-flush", move || run_flushes(&flush_devices, &for_flush, &flushes))?;
-    let (for_reread, host_reread, reread_devices) = (Arc::clone(&engine), Arc::clone(&host), devices.clone());
-    threads.spawn("cdp-reread", move || reread::run(&reread_devices, &host_reread, &for_reread, &rereads))?;
+    let for_flush = Arc::clone(&shared);
+    threads.spawn("cdp-flush", move || run_flushes(&for_flush, &flushes))?;
+    let for_reread = Arc::clone(&shared);
+    threads.spawn("cdp-reread", move || {
+        reread::run(&for_reread.sources, &for_reread.host, &for_reread.engine, &rereads);
+    })?;
     let for_timer = Arc::clone(&engine);
     threads.spawn("cdp-timer", move || for_timer.run_timer())?;
     let (trusted, trust) = channel();
@@ -182,11 +190,18 @@ fn launch(
     threads.spawn("cdp-events", move || run_events(&for_events, &for_events_owner, &events, &trusted, &*notices))?;
     // Guests are served when the log is on disk and the replica knows it, or when both are known not to be.
     let _ = trust.recv_timeout(LOG_PATIENCE);
+    let (for_copies, copy_storage, replica_id) = (Arc::clone(&shared), Arc::clone(&storage), manifest.replica);
+    threads.spawn("cdp-seed", move || copies::run(&for_copies, &copy_storage, replica_id, &copy_orders))?;
     if seeding {
-        let (for_seed, seed_storage, seed_devices) = (Arc::clone(&shared), Arc::clone(&storage), devices.clone());
-        let replica = manifest.replica;
-        shared.progress.total.store(seed_devices.values().map(|device| device.size()).sum(), Ordering::Relaxed);
-        threads.spawn("cdp-seed", move || run_seeding(&for_seed, &seed_storage, replica, &seed_devices))?;
+        shared.progress.total.store(shared.sources.bytes(), Ordering::Relaxed);
+        shared.order_copy(CopyOrder::Group);
+    }
+    if !found.resized.is_empty() {
+        shared.order_copy(CopyOrder::Sizes(begun, found.new_sizes()));
+    }
+    for disk in found.disks.iter().filter(|disk| found.joining.contains(&disk.id)) {
+        shared.progress.total.fetch_add(disk.size, Ordering::Relaxed);
+        shared.order_copy(CopyOrder::Disk(disk.id, begun));
     }
     let live: Arc<dyn Live> = Arc::clone(&shared) as _;
     host.set_live(Some(live));
@@ -197,17 +212,7 @@ fn launch(
     threads.spawn("cdp-merge", move || watch.run(&|history| for_watch.tell_history(history)))?;
     let control = ControlServer::start(&owner, Arc::clone(&host) as _)
         .map_err(|source| ProtectError::System { what: "make the control socket", source })?;
-    let exports = exports(&manifest.disks, &devices, &engine);
-    Ok(Protector {
-        opened,
-        shared,
-        exports,
-        sources,
-        started: Instant::now(),
-        _control: control,
-        _threads: threads,
-        owner,
-    })
+    Ok(Protector { opened, shared, started: Instant::now(), _control: control, _threads: threads, owner })
 }
 
 fn queues(backlog: Arc<Backlog>) -> (Queues, Sender<Message>, Work) {
@@ -231,24 +236,10 @@ fn queues(backlog: Arc<Backlog>) -> (Queues, Sender<Message>, Work) {
     (queues, pump_sender, Work { log, flushes, rereads, events, pump })
 }
 
-/// The first export is the first disk.
-fn exports(disks: &[cdp_core::journal::DiskInfo], devices: &Devices, engine: &Arc<Engine>) -> Vec<Export> {
-    let served = disks.iter().filter_map(|disk| Some((disk, devices.get(&disk.id)?)));
-    let export = |(disk, device): (&cdp_core::journal::DiskInfo, &Arc<dyn Device>)| {
-        let protected = ProtectedDisk::new(disk.id, Arc::clone(device), Arc::clone(engine));
-        Export::new(disk.name.clone(), Arc::new(protected))
-    };
-    served.map(export).collect()
-}
-
-fn run_flushes(
-    devices: &BTreeMap<DiskId, Arc<dyn Device>>,
-    engine: &Engine,
-    queue: &Receiver<(DiskId, cdp_core::capture::FlushTicket)>,
-) {
+fn run_flushes(shared: &Shared, queue: &Receiver<(DiskId, cdp_core::capture::FlushTicket)>) {
     for (disk, ticket) in queue {
-        let result = devices.get(&disk).map_or(Ok(()), |device| device.flush());
-        engine.with(|filter, now| filter.flushed(now, ticket, super::engine::failed(&result)));
+        let result = shared.sources.get(disk).map_or(Ok(()), |held| held.device.flush());
+        shared.engine.with(|filter, now| filter.flushed(now, ticket, super::engine::failed(&result)));
     }
 }
 
@@ -293,52 +284,5 @@ fn run_events(
             index_told = true;
             notices(Notice::IndexTrouble(why));
         }
-    }
-}
-
-/// Makes the bases of all disks, then tells manifest and filter.
-fn run_seeding(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, devices: &Devices) {
-    let settled = || shared.engine.with(|filter, now| filter.status(now)).settled;
-    let mut bases = Vec::new();
-    for (disk, device) in devices {
-        let seed = Seed {
-            replica,
-            disk: *disk,
-            source: device.as_ref(),
-            lsn: &settled,
-            reserve: shared.host.replica().manifest().policy.reserve_bytes,
-            progress: &shared.progress,
-            stop: &shared.stop,
-        };
-        match seed::run(storage, &seed) {
-            Ok(Some(root)) => bases.push((*disk, root)),
-            Ok(None) => return,
-            Err(error) => {
-                shared.failure.set(&format!("the first copy of disk {disk} failed: {error}"));
-                return;
-            }
-        }
-    }
-    // The copy is complete and durable; only the manifest has to say so. Where it cannot yet, it is asked again.
-    while !shared.stop.load(Ordering::Relaxed) && shared.failure.get().is_none() {
-        let bases = bases.clone();
-        let name_bases = move |manifest: &mut cdp_core::journal::Manifest| {
-            for (id, root) in bases {
-                if let Some(disk) = manifest.disks.iter_mut().find(|disk| disk.id == id) {
-                    // A base may hold more than the records up to its LSN; those above are applied over it again.
-                    let cdp_core::replica::sidecar::Root { generation, size, digest: root } = root;
-                    disk.base = Some(BaseInfo { lsn: Lsn::ZERO, generation, size, root });
-                }
-            }
-        };
-        let named = shared.host.edit(Box::new(name_bases));
-        shared.progress.lack.clear();
-        if named.is_ok() {
-            return shared.engine.with(|filter, _| filter.seed_done());
-        }
-        if let Some(bytes) = shared.pump.ask(|writer| writer.lacks(), MANIFEST_RETRY).ok().flatten() {
-            shared.progress.lack.set(bytes);
-        }
-        std::thread::sleep(MANIFEST_RETRY);
     }
 }

@@ -53,7 +53,7 @@ impl Protector {
         // What ends asks for nothing more.
         let lacked = self.lacks_at_end();
         self.shared.draining.store(true, Ordering::Relaxed);
-        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.stop_all();
         let deadline = Instant::now() + patience;
         let (engine, pump) = (&self.shared.engine, &self.shared.pump);
         engine.with(|filter, _| filter.request_drain());
@@ -75,7 +75,7 @@ impl Protector {
         // What a drain left of its time is there for the rest.
         let least = Instant::now() + CLOSE_PATIENCE;
         let over = || Instant::now() > least && (Instant::now() > deadline || hurry());
-        let facts = super::same::facts(&self.sources, |source| source.facts().ok()?);
+        let facts = self.shared.sources.facts();
         let closing = engine.with(|filter, _| filter.close(facts));
         let clean = drained && closing == Closing::Clean && self.wait_for_log(&over);
         let stored = self.close_journal(clean, &over) && self.owner.is_in_place();
@@ -168,7 +168,9 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.host.set_live(None);
-        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.stop_all();
+        // Without anybody who orders copies their thread ends.
+        *self.shared.copies.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
         self.shared.engine.end();
         // The pump waits for its own queue, which the writer's driver and edits may still hold: it is told.
         let _ = self.shared.pump.send(Message::End);

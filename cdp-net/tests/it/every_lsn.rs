@@ -78,7 +78,8 @@ impl Story {
 
     fn op(&mut self, protector: &Protector) {
         let which = self.dice.below(self.options.sources.len() as u64) as usize;
-        let device: &dyn Device = protector.exports()[which].device.as_ref();
+        let exports = protector.exports();
+        let device: &dyn Device = exports[which].device.as_ref();
         let (offset, length) = self.extent();
         let range = offset..offset + length;
         let before = protector.status().lsn;

@@ -1,6 +1,7 @@
 //! Everything of cdp-net that takes real sockets, files and programs to test.
 
 mod dice;
+mod disks;
 mod every_lsn;
 mod held;
 mod history;

@@ -23,7 +23,8 @@ fn zeros_written_in_a_gap_of_the_seeding_reach_the_replica() {
     let wrap = |_, inner| Held::over(inner, &gate, |access| matches!(access, Access::Read(at) if at >= 14 * MIB));
     let options = ProtectOptions { queue_bytes: 4 * MIB, segment_bytes: 64 * MIB, ..place.options(&["disk"]) };
     let protector = Protector::start_over(&options, wrap, |_| {}).unwrap();
-    let device = protector.exports()[0].device.as_ref();
+    let exports = protector.exports();
+    let device = exports[0].device.as_ref();
     wait_for("the copy to reach the gate", || protector.progress().done.load(Ordering::Relaxed) >= 13 * MIB);
     let mut at = 0;
     while protector.status().state != State::Tracking {

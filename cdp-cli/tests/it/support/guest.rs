@@ -15,8 +15,12 @@ pub(crate) struct Guest {
 impl Guest {
     /// Connects to a disk that holds what `source` does now.
     pub(crate) fn connect(uri: &str, source: &Path, seed: u64) -> Self {
-        let model = std::fs::read(source).unwrap();
-        Self { client: client(uri), model, state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 }
+        Self::of(uri, &std::fs::read(source).unwrap(), seed)
+    }
+
+    /// Connects to a disk that holds this.
+    pub(crate) fn of(uri: &str, content: &[u8], seed: u64) -> Self {
+        Self { client: client(uri), model: content.to_vec(), state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 }
     }
 
     fn next(&mut self) -> u64 {

@@ -120,6 +120,24 @@ pub(crate) fn encode_sector(group: GroupId, disk: DiskId, sector_of_disk: u64, w
     out.extend_from_slice(&crc.to_le_bytes());
 }
 
+/// Makes the fixed fields and the checksum of a header right, whatever else stands in it.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn seal_header(bytes: &mut [u8]) {
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[72..76].copy_from_slice(&(ACTIVITY_EXTENT as u32).to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..CRC_OFFSET]);
+    bytes[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Makes the checksum of a sector of the bitmap right.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn seal_sector(group: GroupId, disk: DiskId, sector_of_disk: u64, bytes: &mut [u8]) {
+    let (bits, crc) = bytes.split_at_mut(SECTOR as usize - 4);
+    let right = crc32c::crc32c_append(sector_seed(group, disk, sector_of_disk), bits);
+    crc.copy_from_slice(&right.to_le_bytes());
+}
+
 /// What is wrong with one header copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HeaderFault {

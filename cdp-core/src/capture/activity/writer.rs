@@ -176,6 +176,14 @@ impl Writer {
         self.renew_header();
     }
 
+    /// Facts of one more source.
+    pub(in crate::capture) fn add_facts(&mut self, disk: DiskId, mut facts: Vec<u8>) {
+        facts.truncate(FACTS_MAX);
+        self.facts.retain(|(known, _)| *known != disk);
+        self.facts.push((disk, facts));
+        self.renew_header();
+    }
+
     /// The reservation ends with the last LSN: nothing above it was given, nothing will be.
     pub(in crate::capture) fn end_reservation(&mut self, last_lsn: Lsn) {
         self.header.reserved_through = last_lsn;
@@ -318,7 +326,7 @@ impl Writer {
             first_sector: region.first_sector,
             facts: facts(region.disk).unwrap_or_default(),
         };
-        regions.iter().map(entry).collect()
+        regions.iter().filter(|region| !region.gone).map(entry).collect()
     }
 
     pub(super) fn written(

@@ -22,7 +22,8 @@ impl Filter {
     /// # Errors
     /// When the request is not one for this disk; nothing was taken then.
     pub fn submit(&mut self, now: Now, disk: DiskId, op: Op) -> Result<Submitted, SubmitError> {
-        let at = self.find_disk(disk).ok_or(SubmitError::UnknownDisk { disk })?;
+        let at = self.find_disk(disk).filter(|at| !self.changes.is_leaving(*at));
+        let at = at.ok_or(SubmitError::UnknownDisk { disk })?;
         let extent = op.extent();
         self.check_op(at, extent)?;
         let blockers = self.order.overlapping(at, extent);
@@ -45,7 +46,7 @@ impl Filter {
     }
 
     fn check_op(&self, disk: usize, extent: Extent) -> Result<(), SubmitError> {
-        let size = self.disks[disk].size;
+        let size = self.changes.limit(disk, self.disks[disk].size);
         if extent.is_empty() || !extent.is_aligned(SECTOR) {
             return Err(SubmitError::Unaligned { extent });
         }
@@ -122,6 +123,7 @@ impl Filter {
         }
         self.activity.completed(op.disk, op.extent, now.mono);
         self.order.complete(ticket);
+        self.kicked |= self.changes.is_pending();
         if self.order.held_count() > 0 {
             self.release(now);
         }
@@ -140,6 +142,7 @@ impl Filter {
     /// When it is not held: then it went, and is to be done and completed.
     pub fn withdraw(&mut self, now: Now, ticket: Ticket) -> Result<(), NotOpen> {
         self.order.withdraw(ticket).ok_or(NotOpen)?;
+        self.kicked |= self.changes.is_pending();
         self.release(now);
         Ok(())
     }
@@ -172,6 +175,9 @@ impl Filter {
     /// write that was to be durable at once and failed: its ticket is taken before it begins, and reported only then.
     pub fn flushed(&mut self, now: Now, ticket: FlushTicket, result: Result<(), Failed>) {
         self.kicked = true;
+        if self.changes.is_gone(ticket.disk) {
+            return;
+        }
         match result {
             Ok(()) => {
                 self.activity.flush_ended(ticket.disk, ticket.generation);

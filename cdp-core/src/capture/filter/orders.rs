@@ -1,11 +1,9 @@
-//! Orders from outside: room, pause, disks that come and grow; and what the filter says about itself.
+//! Orders from outside: room, pause; and what the filter says about itself.
 
 use super::{Filter, Life, Room};
-use crate::capture::options::{DiskSpec, OptionsError, check_disk};
 use crate::capture::output::Event;
 use crate::capture::status::{Counters, Status};
-use crate::frame::{Note, RecordKind, ResyncReason};
-use crate::types::{DISKS_MAX, DiskId, Extent, Lsn, Now};
+use crate::types::Now;
 
 impl Filter {
     /// Another RPO from the next period on.
@@ -47,63 +45,6 @@ impl Filter {
     /// Records again, as soon as the queue allows.
     pub fn resume(&mut self) {
         self.paused = false;
-        self.kicked = true;
-    }
-
-    /// A disk joins the group: from here on its ops are taken, and all of it is read into the replica as repairs.
-    ///
-    /// # Errors
-    /// When it cannot be a disk of this group.
-    pub fn add_disk(&mut self, now: Now, disk: DiskSpec) -> Result<Lsn, OptionsError> {
-        self.check_running()?;
-        check_disk(&disk)?;
-        if self.find_disk(disk.id).is_some() {
-            return Err(OptionsError::DuplicateDisk { disk: disk.id });
-        }
-        if self.disks.len() == DISKS_MAX {
-            return Err(OptionsError::DiskCount { count: DISKS_MAX + 1 });
-        }
-        let at = self.disks.len();
-        let (id, name, size) = (disk.id, disk.name.clone(), disk.size);
-        self.activity.add_disk(id, size);
-        self.mend.add_disk(size);
-        self.disks.push(disk);
-        let lsn = self.control(now, RecordKind::DiskAdded, Some(id), Note::DiskAdded { name, size });
-        self.read_in(now, at, Extent::new(0, size), lsn);
-        Ok(lsn)
-    }
-
-    /// A disk has grown at the source. What is new reads as zeros at the replica until it was read.
-    ///
-    /// # Errors
-    /// When the size is not a larger one of a disk of this group.
-    pub fn grow(&mut self, now: Now, disk: DiskId, size: u64) -> Result<Lsn, OptionsError> {
-        self.check_running()?;
-        let at = self.find_disk(disk).ok_or(OptionsError::UnknownDisk { disk })?;
-        check_disk(&DiskSpec { size, ..self.disks[at].clone() })?;
-        let from = self.disks[at].size;
-        if size <= from {
-            return Err(OptionsError::Shrink { disk, size: from, to: size });
-        }
-        self.disks[at].size = size;
-        self.activity.grow(at, size);
-        self.mend.grow(at, size);
-        let lsn = self.control(now, RecordKind::Resize, Some(disk), Note::Resize { from, to: size });
-        self.read_in(now, at, Extent::new(from, size - from), lsn);
-        Ok(lsn)
-    }
-
-    fn check_running(&self) -> Result<(), OptionsError> {
-        if matches!(self.life, Life::Closed { .. }) { Err(OptionsError::Closed) } else { Ok(()) }
-    }
-
-    /// Nothing of a range is at the replica; it may be compared there only behind the record that announced it.
-    fn read_in(&mut self, now: Now, disk: usize, extent: Extent, announced: Lsn) {
-        self.mend.mark(disk, extent);
-        self.activity.mark_hot(disk, extent, now.mono);
-        self.activity.touched(disk, extent, announced, now.mono);
-        let oldest = self.order.oldest_lsn().map_or(announced, |oldest| oldest.min(announced));
-        self.open_bracket(now, oldest, ResyncReason::Seeding);
         self.kicked = true;
     }
 

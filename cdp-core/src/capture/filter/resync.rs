@@ -34,7 +34,8 @@ impl Filter {
         let under_way = self.mend.active_bytes() + REREAD_COST;
         let room = self.gather.queued() + under_way <= self.limits.queue_bytes_max / 4 * 3;
         let closed = matches!(self.life, Life::Closed { .. });
-        if self.bracket.is_none() || self.gap.is_some() || !room || closed || self.mend.is_clean() {
+        let wanted = self.bracket.is_some() || self.changes.reads();
+        if !wanted || self.gap.is_some() || !room || closed || self.mend.is_clean() {
             return None;
         }
         let due = self.mend.resume_at().map_or(self.reread_due, |at| at.max(self.reread_due));
@@ -69,7 +70,7 @@ impl Filter {
     ) -> Result<(), RereadError> {
         let active = self.mend.end(token).ok_or(RereadError::NotOpen)?;
         self.kicked = true;
-        if matches!(self.life, Life::Closed { .. }) {
+        if matches!(self.life, Life::Closed { .. }) || self.changes.is_gone(active.disk) {
             return Ok(());
         }
         match result {

@@ -57,6 +57,7 @@ impl Filter {
             && self.gather.is_settled()
             && self.gather.is_durable()
             && self.is_protecting()
+            && !self.changes.is_pending()
             && self.mend.is_idle();
         match durable {
             true if doubtful => Drained::InDoubt,

@@ -1,5 +1,6 @@
 //! The rules of the filter, one by one, in virtual time. The simulation in `tests/it/capture.rs` mixes them.
 
+mod disks;
 mod resync;
 
 use super::*;
@@ -314,24 +315,4 @@ fn a_stop_is_clean_only_when_everything_is_durable() {
     rig.go(write(0, 4096));
     let Closing::Open { ops_open: 1, hot_bytes, .. } = rig.filter.close(Vec::new()) else { panic!("an op runs") };
     assert_eq!(hot_bytes, 4 << 20);
-}
-
-#[test]
-fn a_new_disk_and_what_a_disk_grew_by_are_read_in_behind_their_records() {
-    let mut rig = Rig::protecting();
-    let added = DiskSpec { id: DiskId::new(2).expect("not 0"), name: "b".into(), size: 1 << 20 };
-    let lsn = rig.filter.add_disk(rig.now(), added).expect("a new disk");
-    rig.drain();
-    let reread = rig.rereads.pop().expect("a re-read");
-    assert_eq!((reread.disk.get(), reread.extent, reread.compare_at), (2, Extent::new(0, 1 << 20), None));
-    rig.filter.reread_done(rig.now(), reread.token, Ok(Vec::new())).expect("under way");
-    rig.pass(60 * MS);
-    rig.durable();
-    assert!(rig.filter.status(rig.now()).restorable > lsn);
-    rig.filter.grow(rig.now(), disk(), (1 << 30) + (64 << 10)).expect("it grew");
-    rig.drain();
-    assert_eq!(rig.rereads.pop().expect("a re-read").extent, Extent::new(1 << 30, 64 << 10));
-    rig.go(write(1 << 30, 4096));
-    let error = rig.filter.grow(rig.now(), disk(), 1 << 20).expect_err("refused");
-    assert_eq!(error, OptionsError::Shrink { disk: disk(), size: (1 << 30) + (64 << 10), to: 1 << 20 });
 }

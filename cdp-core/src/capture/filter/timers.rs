@@ -114,6 +114,7 @@ impl Filter {
         if self.gap.is_some() && !self.paused && self.room == Room::Ok && drained_enough {
             self.end_gap(now);
         }
+        self.settle_disks(now);
         self.try_close_bracket(now);
         if self.life == Life::Running {
             self.tick_periodic(now);

@@ -2,14 +2,14 @@
 
 use super::{LEVEL_MAX, RUN_SEGMENTS_MAX, RegionRange, RunInfo, RunTotals};
 use crate::journal::bytes::{FormatError, Put, Take};
-use crate::journal::footer::per_block;
+use crate::journal::footer::{FENCE_BYTES, per_block};
 use crate::journal::index::LSN_SPAN;
 use crate::journal::layout::{FIXED_BYTES, VERSION, fixed, foreign};
 use crate::journal::region::REGION;
 use crate::types::{DISK_MAX, DiskId, Lsn, ReplicaId, SegmentId, Timeline};
 
-const HEADER_MAGIC: [u8; 8] = *b"CDPRUNH\x01";
-const TRAILER_MAGIC: [u8; 8] = *b"CDPRUNT\x01";
+pub(in crate::journal) const HEADER_MAGIC: [u8; 8] = *b"CDPRUNH\x01";
+pub(in crate::journal) const TRAILER_MAGIC: [u8; 8] = *b"CDPRUNT\x01";
 /// Bytes of a row of the table of segments.
 pub(super) const SEGMENT_ROW_BYTES: usize = 48;
 /// Bytes of a top.
@@ -79,7 +79,7 @@ impl Top {
         let _ = take.u16()?;
         let fences = take.u32()?;
         let _ = take.u32()?;
-        let most = per_block(crate::journal::footer::FENCE_BYTES);
+        let most = per_block(FENCE_BYTES);
         if count == 0 || usize::from(count) > most || u32::from(count) > fences {
             return Err(take.field("count", u64::from(count)));
         }
@@ -158,11 +158,30 @@ pub(in crate::journal) fn put_info(put: &mut Put, info: &RunInfo) {
     }
 }
 
+/// Tables are read as a whole: they are as long as segments and groups make them. A group is some index blocks and one block of
+/// fences, and has one top.
+fn check_tables(take: &Take<'_>, segments: u32, totals: &RunTotals) -> Result<(), FormatError> {
+    let blocks_of = |rows: u32, bytes: usize| rows.div_ceil(per_block(bytes) as u32);
+    let [of_segments, narrow, wide, fences, tops] = totals.blocks;
+    if of_segments != blocks_of(segments, SEGMENT_ROW_BYTES) {
+        return Err(take.field("blocks of segments", u64::from(of_segments)));
+    }
+    // What both are the sum of does not pass 32 bits: that was checked.
+    if fences > narrow + wide || blocks_of(narrow + wide, FENCE_BYTES) > fences {
+        return Err(take.field("blocks of fences", u64::from(fences)));
+    }
+    if tops != blocks_of(fences, TOP_BYTES) {
+        return Err(take.field("blocks of tops", u64::from(tops)));
+    }
+    Ok(())
+}
+
 pub(in crate::journal) fn take_info(take: &mut Take<'_>) -> Result<RunInfo, FormatError> {
     let number = take.u64_if("run number", |value| value != 0)?;
     let id = take.id("run", SegmentId::new)?;
     let info = take_facts(take, number, id)?;
     let totals = take_totals(take)?;
+    check_tables(take, info.segments, &totals)?;
     let emptied = take.kind("emptied", |number| (1..=2).contains(&number).then_some(number == 2))?;
     let regions = take.list("regions", RANGES_READ_MAX, |take| {
         let disk = take.u16()?;

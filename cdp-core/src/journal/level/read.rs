@@ -41,6 +41,11 @@ impl Reader {
         let mut bytes = [0; FIXED_BYTES];
         file.read_exact_at(0, &mut bytes)?;
         check_header(&bytes, run).map_err(broken(run, 0))?;
+        // Before the manifest's counts say how much is read of it.
+        let (expected, found) = (run.totals.file_bytes, file.len()?);
+        if found < expected {
+            return Err(broken(run, found)(FormatError::Short { what: "index run", expected, found }));
+        }
         let mut files = files();
         files.retain(|_, file| file.strong_count() > 0);
         files.insert(run.id, Arc::downgrade(&file));

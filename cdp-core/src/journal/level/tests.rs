@@ -337,7 +337,9 @@ proptest! {
             prop_assert!(info.touches(DiskId::new(disk).unwrap(), at.into()));
         }
         let mut put = Put::default();
-        put_info(&mut put, &RunInfo { totals: RunTotals { file_bytes: 4608, ..RunTotals::default() }, ..info.clone() });
+        let blocks = [1, 1, 0, 1, 1];
+        let totals = RunTotals { file_bytes: RunTotals::bytes_of(&blocks, 0), blocks, ..RunTotals::default() };
+        put_info(&mut put, &RunInfo { totals, ..info.clone() });
         let back = take_info(&mut Take::new("run", &put.0)).unwrap();
         prop_assert_eq!(back.regions, info.regions);
     }
@@ -385,4 +387,39 @@ proptest! {
             Err(_) => prop_assert!(at < BLOCKS_AT as usize + 4096 || at as u64 >= info.totals.file_bytes - 8192),
         }
     }
+}
+
+/// Tables are read as a whole: a manifest that says that they are long would have memory taken for nothing.
+#[test]
+fn a_run_whose_tables_are_longer_than_it_needs_is_refused() {
+    let (_, info) = written(&small());
+    let taken = |blocks: [u32; 5]| {
+        let totals =
+            RunTotals { file_bytes: RunTotals::bytes_of(&blocks, info.totals.events_bytes), blocks, ..info.totals };
+        let mut put = Put::default();
+        put_info(&mut put, &RunInfo { totals, ..(*info).clone() });
+        take_info(&mut Take::new("run", &put.0))
+    };
+    let [segments, narrow, wide, fences, tops] = info.totals.blocks;
+    assert_eq!(taken(info.totals.blocks).unwrap(), *info);
+    for blocks in [
+        [1 << 30, narrow, wide, fences, tops],
+        [segments + 1, narrow, wide, fences, tops],
+        [segments, narrow, wide, fences, tops + 1],
+        [segments, narrow, wide, 1 << 30, 1 << 24],
+        [segments, 1 << 30, wide, fences, tops],
+    ] {
+        taken(blocks).unwrap_err();
+    }
+}
+
+/// The same where the manifest's numbers fit to each other and not to the file.
+#[test]
+fn a_run_whose_file_is_shorter_than_the_manifest_says_is_not_read() {
+    let (storage, info) = written(&small());
+    let file = storage.open(&run_name(7), true).unwrap();
+    file.set_len(info.totals.file_bytes - 1).unwrap();
+    let reader = Reader::new(Arc::new(storage), "", 1 << 20);
+    let error = reader.run_tables(&info).unwrap_err().to_string();
+    assert!(error.contains("cut short"), "{error}");
 }

@@ -24,10 +24,11 @@ const RUNS: u16 = 9;
 const KEPT: u16 = 10;
 const RETENTION: u16 = 12;
 const MERGE: u16 = 13;
+const CHANGES: u16 = 14;
 
 /// Sections that are read here.
-const KNOWN: [u16; 12] =
-    [IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, KEPT, RETENTION, MERGE];
+const KNOWN: [u16; 13] =
+    [IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, KEPT, RETENTION, MERGE, CHANGES];
 
 /// Bounds on lists, far above what can be used.
 const TIMELINES_MAX: usize = 1 << 20;
@@ -79,6 +80,14 @@ impl Manifest {
         }
         if let Some(merge) = &self.merge {
             section(&mut put, MERGE, |put| merge.put(put));
+        }
+        if self.next_disk > 1 || !self.resizing.is_empty() {
+            section(&mut put, CHANGES, |put| {
+                put.u16(self.next_disk);
+                list(put, &self.resizing, |put, resizing| {
+                    put.u16(resizing.disk.get()).u64(resizing.size);
+                });
+            });
         }
         for (tag, bytes) in &self.unknown {
             put.u16(*tag).u16(0).u32(bytes.len() as u32).bytes(bytes);
@@ -148,6 +157,15 @@ impl Manifest {
                 self.next_run = take.u64_if("next_run", |value| value > 1)?;
                 self.runs = take.list("index runs", RUNS_MAX, |take| level::take_info(take).map(Arc::new))?;
             }
+            CHANGES => {
+                self.next_disk = take.u16()?;
+                if self.next_disk == 0 {
+                    return Err(take.field("next disk", 0));
+                }
+                self.resizing = take.list("resizes", DISKS_LISTED_MAX, |take| {
+                    Ok(ResizeInfo { disk: disk_id(take)?, size: take.u64_if("size", |value| value <= DISK_MAX)? })
+                })?;
+            }
             KEPT => (self.next_kept, self.kept) = retention::take_kept(take)?,
             RETENTION => self.retention = Retention::take(take)?,
             MERGE => self.merge = Some(StampedMoment::take(take)?),
@@ -207,7 +225,7 @@ pub(super) fn flag(number: u8) -> Option<bool> {
     }
 }
 
-fn disk_id(take: &mut Take<'_>) -> Result<DiskId, FormatError> {
+pub(super) fn disk_id(take: &mut Take<'_>) -> Result<DiskId, FormatError> {
     let number = take.u16()?;
     DiskId::new(number).ok_or_else(|| take.field("disk", u64::from(number)))
 }

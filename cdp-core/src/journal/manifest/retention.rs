@@ -1,10 +1,10 @@
 //! What the manifest says of the past: how old it is, where it begins, and which moments outlast it.
 
-use super::codec::{flag, list};
+use super::codec::{disk_id, flag, list};
 use crate::frame::{Mark, PointKinds};
 use crate::journal::bytes::{FormatError, Put, Take};
 use crate::journal::layout;
-use crate::types::{Lsn, NAME_MAX, Stamp, Timeline};
+use crate::types::{DISK_MAX, DISKS_MAX, DiskId, Lsn, NAME_MAX, Stamp, Timeline};
 
 /// Bounds on lists, far above what can be used.
 const KEPT_MAX: usize = 1 << 20;
@@ -64,6 +64,8 @@ pub struct KeptInfo {
     pub moment: StampedMoment,
     /// What the point said that was made there, if one was.
     pub point: Option<Mark>,
+    /// The disks that were complete then, and their sizes in bytes: the records that say so are gone.
+    pub disks: Vec<(DiskId, u64)>,
 }
 
 impl Retention {
@@ -121,6 +123,9 @@ pub(super) fn put_kept(put: &mut Put, next: u64, kept: &[KeptInfo]) {
         if let Some(point) = &kept.point {
             put.u8(point.kinds.bits()).u8(u8::from(point.on_barrier)).text(&point.label);
         }
+        list(put, &kept.disks, |put, (disk, size)| {
+            put.u16(disk.get()).u64(*size);
+        });
     });
 }
 
@@ -138,6 +143,9 @@ pub(super) fn take_kept(take: &mut Take<'_>) -> Result<(u64, Vec<KeptInfo>), For
                 }),
                 false => None,
             },
+            disks: take.list("disks of a kept moment", DISKS_MAX, |take| {
+                Ok((disk_id(take)?, take.u64_if("disk size", |value| value <= DISK_MAX)?))
+            })?,
         })
     })?;
     let ordered = |pair: &[KeptInfo]| pair[0].number < pair[1].number && pair[0].moment.lsn < pair[1].moment.lsn;

@@ -78,8 +78,8 @@ pub(crate) fn full() -> Manifest {
     let point = Some(Mark { kinds, on_barrier: true, label: "audit".into() });
     manifest.next_kept = 5;
     manifest.kept = vec![
-        KeptInfo { number: 2, moment: moment(20), point },
-        KeptInfo { number: 4, moment: moment(44), point: None },
+        KeptInfo { number: 2, moment: moment(20), point, disks: vec![(DiskId::new(1).unwrap(), 512)] },
+        KeptInfo { number: 4, moment: moment(44), point: None, disks: Vec::new() },
     ];
     manifest.retention = Retention {
         elapsed_ms: 900,
@@ -87,6 +87,8 @@ pub(crate) fn full() -> Manifest {
         arrivals: vec![Arrival { elapsed_ms: 700, lsn: Lsn(55) }, Arrival { elapsed_ms: 800, lsn: Lsn(60) }],
         layers: vec![LayerInfo { timeline, lsn: Lsn(20), elapsed_ms: 300 }],
     };
+    manifest.next_disk = 4;
+    manifest.resizing.push(ResizeInfo { disk: DiskId::new(1).unwrap(), size: 2 << 30 });
     let range = |disk, first, last| RegionRange { disk, first, last };
     let run = |number, level, first_segment, segments: u32| RunInfo {
         number,
@@ -144,6 +146,29 @@ fn a_newer_section_that_must_be_understood_is_refused() {
     let crc = crc32c::crc32c(&bytes);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     assert_eq!(Manifest::decode(&bytes), Err(FormatError::Field { what: "manifest", field: "section", value: 201 }));
+}
+
+#[test]
+fn a_number_of_a_disk_is_never_given_again() {
+    let mut manifest = Manifest::new(ReplicaId::new([1; 16]).unwrap(), GroupId::new([2; 16]).unwrap(), "web");
+    let mut given = Vec::new();
+    for round in 0..4 {
+        let id = manifest.free_disk().unwrap();
+        assert!(!given.contains(&id));
+        given.push(id);
+        let disk = DiskInfo { id, ..full().disks[0].clone() };
+        manifest.disks.push(disk);
+        if round % 2 == 1 {
+            manifest.drop_disk(id);
+            manifest = Manifest::decode(&manifest.encode()).unwrap();
+        }
+    }
+    manifest.next_disk = u16::MAX - 1;
+    let last = manifest.free_disk().unwrap();
+    manifest.disks.push(DiskInfo { id: last, ..full().disks[0].clone() });
+    assert_eq!(manifest.free_disk(), None);
+    manifest.drop_disk(last);
+    assert_eq!(manifest.free_disk(), None);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::frame::{PointKinds, RecordKind};
-use crate::types::MonoTime;
+use crate::types::{DiskId, MonoTime};
 
 fn timeline(number: u8) -> Timeline {
     Timeline::new([number; 16]).unwrap()
@@ -168,4 +168,59 @@ fn a_label_is_found_only_while_its_point_can_be_restored() {
     catalogue.insert(branch);
     assert_eq!(catalogue.labelled("kept")[0].id.to_string(), "0101010101010101-12");
     assert!(catalogue.labelled("lost").is_empty() && catalogue.labelled("").is_empty());
+}
+
+fn about(disk: u16, event: Event) -> Event {
+    Event { disk: DiskId::new(disk), ..event }
+}
+
+fn resized(lsn: u64, disk: u16, from: u64, to: u64) -> Event {
+    about(disk, event(lsn, RecordKind::Resize, Some(Note::Resize { from, to })))
+}
+
+#[test]
+fn what_happens_to_one_disk_takes_no_moment_of_the_others() {
+    let mut branch = seeded(1);
+    let added = Note::DiskAdded { name: "late".into(), size: 1 << 20 };
+    branch.handle(about(2, event(20, RecordKind::DiskAdded, Some(added))));
+    branch.handle(about(2, resync_begin(21, 20, ResyncReason::Seeding)));
+    branch.handle(resized(25, 1, 4096, 8192));
+    branch.handle(about(2, resync_end(30)));
+    branch.handle(resized(35, 1, 8192, 512));
+    branch.handle(about(2, event(40, RecordKind::DiskRemoved, None)));
+    branch.advance(Lsn(50), stamp(1, 500));
+    assert_eq!(ranges(&branch), [(10, 50)]);
+    assert!(gaps(&branch).is_empty());
+    let mut catalogue = Catalogue::default();
+    catalogue.insert(branch);
+    let (first, late) = (DiskId::new(1).unwrap(), DiskId::new(2).unwrap());
+    let size = |lsn| catalogue.disk_size(timeline(1), Lsn(lsn), first);
+    assert_eq!([size(10), size(24), size(25), size(34), size(35)].map(Option::unwrap), [4096, 4096, 8192, 8192, 512]);
+    assert_eq!(catalogue.disk_size(timeline(1), Lsn(30), late), None, "nothing is said of it");
+    let complete = |lsn| catalogue.is_disk_complete(timeline(1), Lsn(lsn), late);
+    assert_eq!(
+        [complete(12), complete(22), complete(29), complete(30)],
+        [Some(false), Some(false), Some(false), Some(true)]
+    );
+    assert_eq!(catalogue.is_disk_complete(timeline(1), Lsn(12), first), None, "no record says it");
+    assert_eq!(catalogue.disk_end(timeline(1), late), Some(Lsn(40)));
+    assert_eq!(catalogue.disk_complete_after(timeline(1), Lsn(12), late), Some(Lsn(30)));
+}
+
+/// What a timeline recorded behind its end is not what happened; what came later on the way is.
+#[test]
+fn sizes_are_those_of_the_way_through_the_timelines() {
+    let disk = DiskId::new(1).unwrap();
+    let mut first = seeded(1);
+    first.handle(resized(20, 1, 1024, 2048));
+    first.handle(resized(40, 1, 2048, 4096));
+    first.advance(Lsn(50), stamp(1, 500));
+    let mut second = Branch::new(timeline(2), 2, Some(timeline(1)), Lsn(30), Role::Trunk);
+    second.handle(Event { timeline: timeline(2), ..resized(110, 1, 2048, 512) });
+    second.advance(Lsn(120), stamp(1, 1200));
+    let mut catalogue = Catalogue::default();
+    catalogue.insert(first);
+    catalogue.insert(second);
+    let size = |number, lsn| catalogue.disk_size(timeline(number), Lsn(lsn), disk).unwrap();
+    assert_eq!([size(1, 15), size(1, 25), size(2, 105), size(2, 110)], [1024, 2048, 2048, 512]);
 }

@@ -63,7 +63,9 @@ pub struct Wrong {
 pub fn windows(frames: &[RawFrame]) -> Vec<(Lsn, Lsn)> {
     let mut windows = Vec::new();
     let mut open: Option<Lsn> = None;
-    for part in frames.iter().flat_map(|frame| &frame.parts) {
+    // What is said of one disk takes nothing from the others.
+    let of_group = |part: &&Part| part.disk.is_none();
+    for part in frames.iter().flat_map(|frame| &frame.parts).filter(of_group) {
         match part.note.as_deref() {
             Some(Note::GapBegin { from, .. } | Note::ResyncBegin { from, .. }) => {
                 open = Some(open.map_or(*from, |begun: Lsn| begun.min(*from)));

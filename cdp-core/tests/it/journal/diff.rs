@@ -168,7 +168,7 @@ impl Scene {
     }
 
     fn view(&self, moment: &[(Timeline, Lsn)]) -> ReplicaView {
-        ReplicaView::open(&self.path(moment), Arc::clone(&self.bases), self.disks()).unwrap()
+        ReplicaView::open((self.path(moment), Arc::clone(&self.bases)), self.disks()).unwrap()
     }
 
     /// What a disk held.
@@ -282,13 +282,7 @@ fn sessions_differ_from_the_trunk_and_from_each_other() {
     let fork = scene.moments[30].clone();
     let now = |step: u64| Now { wall: WallTime(1_700_000_000_000_000_000 + step), mono: MonoTime(step) };
     let open = |number: u8, stores: &Arc<dyn Storage>, life: u8| {
-        let options = SessionOptions {
-            path: scene.path(&fork),
-            bases: Arc::clone(&scene.bases),
-            disks: scene.disks(),
-            keep_free_bytes: 0,
-            compression: Compression::None,
-        };
+        let options = SessionOptions { moment: scene.view(&fork), keep_free_bytes: 0, compression: Compression::None };
         let mut drawn = 0;
         let ids = move || {
             drawn += 1;

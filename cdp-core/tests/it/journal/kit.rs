@@ -268,6 +268,13 @@ impl Source {
         lsn
     }
 
+    /// A record that says nothing but its kind.
+    pub(crate) fn plain(&mut self, part: Part) -> Lsn {
+        let (lsn, time) = self.stamp();
+        self.parts.push(Part { lsn, time, ..part });
+        lsn
+    }
+
     /// Any record that changes a disk.
     pub(crate) fn any(&mut self) {
         let number = 1 + self.dice.below(2) as u16;

@@ -49,6 +49,13 @@ pub(super) fn store(seed: u64, segments: u64) -> (Memory, Rig, Source, [(Timelin
     (storage, rig, source, ends)
 }
 
+/// The manifest of such a store, with runs that it names.
+pub(super) fn manifest_with_runs() -> Vec<u8> {
+    let (storage, mut rig, ..) = store(1, 9);
+    assert!(rig.merge_index(1 << 16) > 1);
+    read(&storage, MANIFEST_NAME)
+}
+
 pub(super) fn upto(ends: &[(Timeline, Lsn)], lsn: Lsn) -> Vec<(Timeline, Lsn)> {
     ends.iter().map(|(timeline, end)| (*timeline, lsn.min(*end))).collect()
 }
