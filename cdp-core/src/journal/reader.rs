@@ -119,7 +119,8 @@ const FILES_MAX: u64 = 256;
 
 impl Reader {
     /// A reader of the journal in `directory` of `storage`. Decoded chunks take at most `cache_bytes` of memory, tables
-    /// half as much more; at most 256 files of segments are open, and those of the runs that its views read.
+    /// half as much more, and as much again what is made from frames because a footer and its run are lost. At most 256 files of
+    /// segments are open, and those of the runs that its views read.
     #[must_use]
     pub fn new(storage: Arc<dyn Storage>, directory: &str, cache_bytes: u64) -> Self {
         Self {
@@ -128,7 +129,7 @@ impl Reader {
             files: Cache::new(FILES_MAX),
             run_files: Mutex::default(),
             tables: Cache::new(cache_bytes / 8),
-            rebuilt: Cache::new(cache_bytes / 8),
+            rebuilt: Cache::new(cache_bytes),
             fences: Cache::new(cache_bytes / 8),
             rows: Cache::new(cache_bytes / 8),
             chunks: Cache::new(cache_bytes),
