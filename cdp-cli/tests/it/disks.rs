@@ -161,3 +161,51 @@ fn a_group_changes_while_nobody_protects_it() {
     Running::protect(&[&source], &replica, &socket, &[]).protecting().stop_clean();
     assert_eq!(restore_disk(&place, &replica, "label:after", "data").unwrap(), hash(&data));
 }
+
+/// What is held outlasts the disk that it has, and the size that a disk had; when nothing holds it any more its files go.
+#[test]
+fn a_pinned_moment_keeps_its_disks_when_history_has_lost_them() {
+    let place = Place::new();
+    let replica = place.path("replica");
+    let Scene { mut guest, mut running, source, replica, place } =
+        Scene::begin_with(place, replica, &["--window", "1s", "--rpo", "200ms"], 61, 2 * MIB);
+    let data = place.source("late.img", 62, 3 * MIB);
+    disk(&replica, &["add", text(&data)]).done();
+    wait_complete(&replica, "late");
+    guest.work(20);
+    let pinned = mark(&replica, "held");
+    cdp(&["pin", text(&replica), "--at", "label:held"]).done();
+    let (held, late) = (guest.model.clone(), std::fs::read(&data).unwrap());
+    OpenOptions::new().write(true).open(&source).unwrap().set_len(5 * MIB as u64).unwrap();
+    disk(&replica, &["grow", "disk"]).done();
+    let removed = disk(&replica, &["remove", "late"]).done()["lsn"].as_u64().unwrap();
+    assert!(removed > pinned["at"]["lsn"].as_u64().unwrap());
+    let oldest = || {
+        let points = cdp(&["points", text(&replica), "--limit", "1"]).done();
+        let every = points["ranges"].as_array().unwrap().iter().filter(|range| range["kind"] == "every");
+        every.map(|range| range["from_lsn"].as_u64().unwrap()).min().unwrap()
+    };
+    wait_for("the window to move on", || {
+        guest.work(10);
+        oldest() > removed
+    });
+    assert_eq!(restore_disk(&place, &replica, "label:held", "late").unwrap(), blake3::hash(&late));
+    assert_eq!(restore_disk(&place, &replica, "label:held", "disk").unwrap(), blake3::hash(&held), "as large as then");
+    assert!(replica.join("base/2.img").exists());
+    let points = cdp(&["points", text(&replica)]).done()["points"].clone();
+    let point = points.as_array().unwrap().iter().find(|point| point["label"] == "held").unwrap().clone();
+    assert_eq!(point["disks"], json!(["disk", "late"]));
+    cdp(&["unpin", text(&replica), "--at", "label:held"]).done();
+    wait_for("the files to go", || {
+        guest.work(10);
+        !replica.join("base/2.img").exists() && !replica.join("base/2.sum").exists()
+    });
+    guest.flush();
+    let model = std::fs::read(&source).unwrap();
+    mark(&replica, "end");
+    drop(guest);
+    running.stop_clean();
+    assert_eq!(restore_disk(&place, &replica, "latest", "disk").unwrap(), blake3::hash(&model));
+    cdp(&["verify", text(&replica)]).done();
+    Running::protect(&[&source], &replica, &place.socket("nbd"), &[]).protecting().stop_clean();
+}

@@ -378,12 +378,13 @@ impl Manifest {
         self.runs.get(at).filter(|run| run.covers(segment))
     }
 
-    /// A number that no disk of this group ever had; `None` when all were used.
+    /// A number that no disk of this group ever had; `None` when all were used, or no more disks can be listed.
     #[must_use]
     pub fn free_disk(&self) -> Option<DiskId> {
         let listed = self.disks.iter().map(|disk| disk.id.get()).max().unwrap_or(0);
         let free = self.next_disk.max(listed.saturating_add(1));
-        DiskId::new(free).filter(|_| free < u16::MAX)
+        let room = self.disks.len() < codec::DISKS_LISTED_MAX;
+        DiskId::new(free).filter(|_| free < u16::MAX && room)
     }
 
     /// Takes a disk off the list; its number stays used.

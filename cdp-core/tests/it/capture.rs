@@ -25,6 +25,7 @@ const PEACE: Hostility = Hostility {
     stall_one_in: 0,
     clock_steps: false,
     large_one_in: 0,
+    disks_change: false,
 };
 
 fn first_world(seed: u64, hostility: Hostility) -> World {
@@ -72,6 +73,7 @@ fn hostility_of(seed: u64) -> Hostility {
         stall_one_in: maybe(40),
         clock_steps: maybe(2) > 0,
         large_one_in: maybe(3),
+        disks_change: false,
     }
 }
 
@@ -155,6 +157,21 @@ fn a_clean_stop_is_resumed_on_the_same_timeline_without_reading() {
         assert_eq!(world.bytes_reread, 0);
         world = crash(world, End::PowerCut).restart(PEACE);
         world.converge();
+    });
+}
+
+#[test]
+fn disks_join_change_and_leave_and_every_moment_stays_one_of_the_source() {
+    for_seeds(12, |seed| {
+        let hostility = if seed % 3 == 0 { PEACE } else { hostility_of(seed) };
+        let mut world = first_world(seed, Hostility { disks_change: true, ..hostility });
+        world.run_for(12 * S);
+        world.check();
+        world.converge();
+        let changed = |event: &&Event| {
+            matches!(event, Event::DiskResized { .. } | Event::DiskComplete { .. } | Event::DiskRemoved { .. })
+        };
+        assert!(world.events.iter().filter(changed).count() > 3, "disks changed");
     });
 }
 

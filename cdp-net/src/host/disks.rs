@@ -38,15 +38,10 @@ impl Host {
         if let Some(live) = self.live() {
             return live.add_disk(name, path);
         }
+        self.refuse_unseeded()?;
         let (id, added) = {
             let replica = self.replica();
             let manifest = replica.manifest();
-            if is_unseeded(manifest) {
-                let message = "the group's first copy was never completed: nothing can be restored";
-                return Err(
-                    refused("seeding", message.into()).hint("give all disks to `cdp protect`, which begins it anew")
-                );
-            }
             check_name(name)?;
             let disks = replica.disks();
             if disks.iter().any(|disk| disk.name == name) {
@@ -88,6 +83,15 @@ impl Host {
         Err(refused("source-twice", message).hint("give each disk once"))
     }
 
+    /// Of a group that was never copied to the end nothing is kept: the next start begins it anew, with the disks that it is given.
+    fn refuse_unseeded(&self) -> Result<(), Problem> {
+        if !is_unseeded(self.replica().manifest()) {
+            return Ok(());
+        }
+        let message = "the group's first copy was never completed: nothing can be restored";
+        Err(refused("seeding", message.into()).hint("give all disks to `cdp protect`, which begins it anew"))
+    }
+
     fn find_disk(&self, name: &str) -> Result<(DiskId, u64), Problem> {
         let disks = self.replica().disks();
         let found = disks.iter().find(|disk| disk.name == name).map(|disk| (disk.id, disk.size));
@@ -103,6 +107,7 @@ impl Host {
         if let Some(live) = self.live() {
             return live.remove_disk(name);
         }
+        self.refuse_unseeded()?;
         let (id, size) = self.find_disk(name)?;
         let (disks, end) = {
             let replica = self.replica();
@@ -124,6 +129,7 @@ impl Host {
         if let Some(live) = self.live() {
             return live.resize_disk(name, size, force);
         }
+        self.refuse_unseeded()?;
         let (id, from) = self.find_disk(name)?;
         let Some(to) = size.filter(|to| *to < from) else {
             let message =

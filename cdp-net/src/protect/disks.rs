@@ -59,8 +59,12 @@ fn announce_size(manifest: &mut Manifest, id: DiskId, size: u64) {
 }
 
 impl Shared {
-    /// One change at a time.
+    /// One change at a time, and none while a new group is copied.
     fn begin_change(&self) -> Result<MutexGuard<'_, ()>, Problem> {
+        if is_unseeded(self.host.replica().manifest()) {
+            let message = "the group's first copy is not complete: nothing can be restored yet";
+            return Err(refused("seeding", message.into()).hint("wait until `cdp status` says protecting"));
+        }
         match self.changing.try_lock() {
             Ok(guard) => Ok(guard),
             Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
@@ -152,10 +156,6 @@ impl Shared {
     /// The number of a disk that may join.
     fn check_new(&self, name: &str, path: &Path) -> Result<DiskId, Problem> {
         let replica = self.host.replica();
-        if is_unseeded(replica.manifest()) {
-            let message = "the group's first copy is not complete: nothing can be restored yet";
-            return Err(refused("seeding", message.into()).hint("wait until `cdp status` says protecting"));
-        }
         crate::host::disks::check_name(name)?;
         if self.sources.named(name).is_some() {
             return Err(refused("disk-exists", format!("the group has a disk {name:?} already"))
@@ -255,12 +255,13 @@ impl Shared {
             return Err(refused("source-smaller", format!("{path} has {there} bytes, which is less than {to}"))
                 .hint("let the source grow first, such as with `truncate -s` or `lvextend`"));
         }
-        if to < there && held.source.kind() == SourceKind::BlockDevice {
+        // What lies behind a smaller size is cut off at the source too: of an image that only grew nothing may be lost.
+        if to < there && (to > from || held.source.kind() == SourceKind::BlockDevice) {
             return Err(refused("source-larger", format!("{path} has {there} bytes, and the disk is to have {to}"))
-                .hint("make the device that large first: the disk takes its size"));
+                .hint("leave --size out, or make the source that large first: the disk takes its size"));
         }
         if to < from && !force {
-            let lost = Extent::new(to, from - to);
+            let lost = Extent::new(to, there.max(from) - to);
             // What the source has lost already cannot be looked at.
             let data =
                 there < from || has_data(held.device.as_ref(), lost).map_err(|error| unreadable(&error, held))?;

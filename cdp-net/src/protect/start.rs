@@ -112,6 +112,7 @@ fn launch(
         failure: Arc::clone(&failure),
         index: Arc::default(),
         stored: Arc::clone(&stored),
+        segment_bytes: options.segment_bytes,
         lack: Arc::clone(&lack),
         progress: Arc::new(Progress::default()),
         stop: Arc::new(AtomicBool::new(false)),

@@ -162,6 +162,10 @@ fn a_disk_grows_and_is_cut_while_it_is_written() {
     let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
     seeded(&protector);
     let disk = device(&protector, "disk");
+    // An image that has grown is not cut by a size that lies between.
+    set_len(&place.source("disk"), DISK + MIB);
+    assert_eq!(resize(&place, "disk", Some(DISK + 512), false).unwrap_err().code, "source-larger");
+    set_len(&place.source("disk"), DISK);
     let same = resize(&place, "disk", None, false).unwrap_err();
     assert_eq!((same.class, same.code.as_str()), (ProblemClass::Refused, "same-size"));
     assert_eq!(resize(&place, "disk", Some(DISK + 512), false).unwrap_err().code, "source-smaller");
@@ -241,8 +245,11 @@ fn a_source_that_grew_between_two_starts_is_found_and_one_that_was_cut_is_refuse
     seeded(&second);
     write(device(&second, "disk").as_ref(), &mut model, DISK + MIB - 512, noise(2, 512));
     second.mark(&label("large")).unwrap();
+    // And as if it had ended before the new size was written down: the record says it.
+    second.host().edit(Box::new(|manifest| manifest.disks[0].size = DISK)).unwrap();
     drop(second);
     let third = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    assert_eq!(third.host().replica().manifest().disks[0].size, DISK + MIB);
     seeded(&third);
     third.mark(&label("again")).unwrap();
     stop(third);
@@ -345,4 +352,24 @@ fn what_is_changed_while_nobody_protects_is_recorded_by_the_next_start() {
     let events = replica.catalogue().trunk().unwrap().disk_changes().len();
     stop(Protector::start(&place.options(&["two", "three"]), |_| {}).unwrap());
     assert_eq!(place.load().catalogue().trunk().unwrap().disk_changes().len(), events, "and only once");
+}
+
+#[test]
+fn a_new_group_is_copied_before_it_changes() {
+    use crate::held::{Access as Touch, Gate, Held};
+    let place = Place::new();
+    place.make_source("one", 12);
+    place.make_source("two", 13);
+    let gate = Gate::new();
+    gate.close();
+    let wrap = |_, inner| Held::over(inner, &gate, |touch| matches!(touch, Touch::Read(at) if at >= 14 * MIB));
+    let protector = Protector::start_over(&place.options(&["one"]), wrap, |_| {}).unwrap();
+    for refused in [add(&place, "two"), remove(&place, "one"), resize(&place, "one", Some(DISK - 512), true)] {
+        assert_eq!(refused.unwrap_err().code, "seeding");
+    }
+    gate.open();
+    seeded(&protector);
+    add(&place, "two").unwrap();
+    wait_for("the copy", || is_complete(&place, "two"));
+    stop(protector);
 }

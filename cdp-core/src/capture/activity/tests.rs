@@ -211,3 +211,51 @@ fn what_a_failed_flush_may_have_lost_stays_marked() {
     fixture.clean(Lsn(5));
     assert!(fixture.activity.hot_bytes() > 0 && !fixture.activity.is_flushed(0));
 }
+
+/// 4064 extents are a sector: the second disk's sectors move when the first one's end goes.
+#[test]
+fn a_disk_that_is_cut_or_gone_takes_its_bits_along_and_no_others() {
+    let mut fixture = Fixture::new();
+    let (first, second) = (DiskId::new(1).expect("not 0"), DiskId::new(2).expect("not 0"));
+    fixture.activity.grow(0, 40 << 30);
+    fixture.mend.grow(0, 40 << 30);
+    fixture.activity.add_disk(second, 1 << 30);
+    fixture.mend.add_disk(1 << 30);
+    let far = Extent::new(39 << 30, 4096);
+    for (disk, extent) in [(0, HERE), (0, far), (1, HERE)] {
+        fixture.activity.prepare(disk, extent, fixture.now);
+    }
+    while fixture.write() {}
+    let hot = |fixture: &Fixture, at: usize| fixture.log().disks[at].hot.clone();
+    let here = [Extent::new(8 << 20, 4 << 20)];
+    assert_eq!((hot(&fixture, 0).len(), hot(&fixture, 1)), (2, here.to_vec()));
+    // A write that is under way knows nothing of the cut.
+    fixture.activity.prepare(0, Extent::new(38 << 30, 512), fixture.now);
+    let late = fixture.issue().expect("a bit to be written");
+    fixture.activity.cut(0, 20 << 30);
+    fixture.land(&late);
+    fixture.activity.written(fixture.now, late.token, Ok(())).expect("under way");
+    assert!(!fixture.activity.covers(0, HERE), "until it is written again");
+    while fixture.write() {}
+    assert!(fixture.activity.covers(0, HERE) && fixture.activity.covers(1, HERE));
+    let log = fixture.log();
+    assert_eq!((log.disks[0].id, log.disks[0].size, hot(&fixture, 0)), (first, 20 << 30, here.to_vec()));
+    assert_eq!((log.disks[1].id, hot(&fixture, 1)), (second, here.to_vec()));
+    assert_eq!(fixture.activity.hot_bytes(), 8 << 20);
+    fixture.mend.cut(0, 0);
+    fixture.activity.remove_disk(0);
+    while fixture.write() {}
+    let log = fixture.log();
+    assert_eq!((log.disks.len(), log.disks[0].id, hot(&fixture, 0)), (1, second, here.to_vec()));
+    assert!(fixture.activity.is_flushed(0) && !fixture.activity.has_lost(0));
+    // Cleaning goes on with those that are there.
+    fixture.activity.touched(1, HERE, Lsn(5), fixture.now);
+    fixture.durable = Lsn(5);
+    for _ in 0..6 {
+        let generation = fixture.activity.flush_begins(1);
+        fixture.activity.flush_ended(1, generation);
+        fixture.clean(Lsn(5));
+        while fixture.write() {}
+    }
+    assert_eq!(fixture.activity.hot_bytes(), 0);
+}

@@ -37,7 +37,7 @@ const SESSIONS_MAX: usize = 1 << 16;
 const PINS_MAX: usize = 1 << 20;
 const RUNS_MAX: usize = 1 << 18;
 /// Removed disks stay listed while history knows them.
-const DISKS_LISTED_MAX: usize = DISKS_MAX * 64;
+pub(super) const DISKS_LISTED_MAX: usize = DISKS_MAX * 64;
 
 impl Manifest {
     /// The file's bytes.

@@ -40,6 +40,8 @@ pub struct SimDisk {
     pub running: Vec<Extent>,
     flushes: u64,
     newest_flushed: u64,
+    /// Sectors that were always there: what a flush found behind them may not be there any more.
+    pub steady: usize,
 }
 
 impl SimDisk {
@@ -59,7 +61,18 @@ impl SimDisk {
             running: Vec::new(),
             flushes: 0,
             newest_flushed: 0,
+            steady: usize::MAX,
         }
+    }
+
+    /// From `from` on it holds something else, safely, and has so many sectors at least.
+    pub fn put(&mut self, from: usize, tags: &[u64]) {
+        let count = self.content.len().max(from + tags.len());
+        for content in [&mut self.content, &mut self.flushed] {
+            content.resize(count, 0);
+            content[from..from + tags.len()].copy_from_slice(tags);
+        }
+        self.lost.resize(count.div_ceil(PAGE_SECTORS), false);
     }
 
     /// An op reaches the disk; two that overlap never do so at once.
@@ -90,7 +103,8 @@ impl SimDisk {
             return;
         }
         self.newest_flushed = *number;
-        for (at, tag) in content.iter().enumerate() {
+        // What was cut off or added since is as it is.
+        for (at, tag) in content.iter().enumerate().filter(|(at, _)| *at < self.steady) {
             if !self.lost[at / PAGE_SECTORS] {
                 self.flushed[at] = *tag;
             }

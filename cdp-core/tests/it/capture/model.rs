@@ -24,29 +24,64 @@ pub struct Change {
 struct Pair {
     replica: Vec<Tags>,
     source: Vec<Tags>,
-    differing: usize,
+    /// Of each disk: its sectors, whether it is there and complete, and how many sectors differ.
+    sizes: Vec<usize>,
+    shown: Vec<bool>,
+    differing: Vec<usize>,
 }
 
 impl Pair {
-    fn new(replica: Vec<Tags>, source: Vec<Tags>) -> Self {
-        let differing = replica.iter().flatten().zip(source.iter().flatten()).filter(|(a, b)| a != b).count();
-        Self { replica, source, differing }
+    fn new(replica: Vec<Tags>, source: Vec<Tags>, sizes: Vec<usize>) -> Self {
+        let (shown, differing) = (sizes.iter().map(|size| *size > 0).collect(), vec![0; sizes.len()]);
+        let mut pair = Self { replica, source, sizes, shown, differing };
+        (0..pair.sizes.len()).for_each(|disk| pair.count(disk));
+        pair
+    }
+
+    fn count(&mut self, disk: usize) {
+        let inside = ..self.sizes[disk];
+        let both = self.replica[disk][inside].iter().zip(&self.source[disk][inside]);
+        self.differing[disk] = both.filter(|(a, b)| a != b).count();
     }
 
     fn first_difference(&self) -> Option<(usize, usize)> {
-        if self.differing == 0 {
-            return None;
-        }
-        let disks = self.replica.iter().zip(&self.source).enumerate();
-        disks.flat_map(|(at, (a, b))| (0..a.len()).filter(move |i| a[*i] != b[*i]).map(move |i| (at, i))).next()
+        let disk = (0..self.sizes.len()).find(|disk| self.shown[*disk] && self.differing[*disk] > 0)?;
+        let sector = (0..self.sizes[disk]).find(|at| self.replica[disk][*at] != self.source[disk][*at])?;
+        Some((disk, sector))
     }
 
     fn set(&mut self, is_source: bool, disk: usize, extent: Extent, tags: &Tags) {
         for (at, sector) in sectors(extent).enumerate() {
+            let counts = sector < self.sizes[disk];
             let (replica, source) = (&mut self.replica[disk][sector], &mut self.source[disk][sector]);
-            self.differing -= usize::from(replica != source);
+            self.differing[disk] -= usize::from(counts && replica != source);
             *(if is_source { &mut *source } else { &mut *replica }) = tags.get(at).copied().unwrap_or(0);
-            self.differing += usize::from(replica != source);
+            self.differing[disk] += usize::from(counts && replica != source);
+        }
+    }
+
+    /// What a record says of a disk as a whole.
+    fn change(&mut self, disk: usize, part: &Part) {
+        match part.note.as_deref() {
+            Some(Note::Resize { to, .. }) => {
+                let to = (to / SECTOR) as usize;
+                for content in [&mut self.replica[disk], &mut self.source[disk]] {
+                    content[to.min(self.sizes[disk])..self.sizes[disk]].fill(0);
+                }
+                self.sizes[disk] = to;
+                self.count(disk);
+            }
+            Some(Note::DiskAdded { size, .. }) => {
+                self.sizes[disk] = (size / SECTOR) as usize;
+                self.count(disk);
+            }
+            Some(Note::ResyncBegin { .. }) => self.shown[disk] = false,
+            Some(Note::ResyncEnd { .. }) => {
+                self.shown[disk] = true;
+                self.count(disk);
+            }
+            _ if part.kind == RecordKind::DiskRemoved => self.shown[disk] = false,
+            _ => {}
         }
     }
 }
@@ -98,6 +133,10 @@ pub fn restorable(frames: &[RawFrame]) -> Lsn {
 /// Applies what records up to `last` say.
 pub fn apply(disks: &mut [Tags], frames: &[RawFrame], after: Lsn, last: Lsn, index: impl Fn(DiskId) -> usize) {
     for part in frames.iter().flat_map(|frame| &frame.parts).filter(|part| part.lsn > after && part.lsn <= last) {
+        if let (Some(disk), Some(Note::Resize { from, to })) = (part.disk, part.note.as_deref()) {
+            let (from, to) = ((from / SECTOR) as usize, (to / SECTOR) as usize);
+            disks[index(disk)][to.min(from)..from].fill(0);
+        }
         if part.kind.changes_disk() {
             let disk = &mut disks[index(part.disk.expect("a disk"))];
             let tags = tags_of(&part.data);
@@ -163,16 +202,16 @@ impl Shape {
 
 /// Compares the replica with the source at every LSN that can be restored from these frames. Returns how many those are.
 ///
+/// The disks are given with the sizes that they had at the start, in sectors: 0 for those that came later.
 /// `lsn_after_call[c]` is the last LSN that was given when call `c` returned: it places what has no record of its own.
 pub fn check_every_lsn(
-    base: Vec<Tags>,
-    source: Vec<Tags>,
+    (base, source, sizes): (Vec<Tags>, Vec<Tags>, Vec<usize>),
     changes: &[Change],
     frames: &[RawFrame],
     lsn_after_call: &[Lsn],
     index: impl Fn(DiskId) -> usize + Copy,
 ) -> Result<u64, Wrong> {
-    let mut pair = Pair::new(base, source);
+    let mut pair = Pair::new(base, source, sizes);
     let windows = windows(frames);
     let limit = frames.last().map_or(Lsn::ZERO, |frame| frame.settled).min(whole(frames));
     let mut records: BTreeMap<Lsn, Vec<&Part>> = BTreeMap::new();
@@ -193,6 +232,9 @@ pub fn check_every_lsn(
         }
         for part in parts.iter().filter(|part| part.kind.changes_disk()) {
             pair.set(false, index(part.disk.expect("a disk")), part.extent, &tags_of(&part.data));
+        }
+        for part in parts {
+            part.disk.into_iter().for_each(|disk| pair.change(index(disk), part));
         }
         if !windows.iter().any(|(from, end)| from <= lsn && lsn < end) {
             checked += 1;

@@ -9,11 +9,12 @@ use super::rng::Rng;
 use cdp_core::capture::*;
 use cdp_core::frame::{Payload, RawFrame};
 use cdp_core::types::*;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub const MS: u64 = 1_000_000;
 pub const S: u64 = 1_000_000_000;
 
+mod change;
 mod guest;
 mod host;
 
@@ -33,6 +34,8 @@ pub struct Hostility {
     pub clock_steps: bool,
     /// Ops that are large, one in so many.
     pub large_one_in: u64,
+    /// Disks join, change their size and leave.
+    pub disks_change: bool,
 }
 
 #[derive(Debug)]
@@ -49,6 +52,7 @@ enum Ev {
     SeedStep(usize, u64),
     ClockStep,
     Room,
+    Change,
 }
 
 pub struct OpenOp {
@@ -100,6 +104,12 @@ pub struct World {
     pub applied: Vec<Tags>,
     pub applied_through: Lsn,
     start_content: Vec<Tags>,
+    start_sizes: Vec<usize>,
+    /// Sectors of each disk now.
+    pub sizes: Vec<usize>,
+    /// Disks of which something is to become, or that are being copied.
+    pub changing: BTreeSet<usize>,
+    pub left: BTreeSet<usize>,
     pub changes: Vec<Change>,
     change_of_op: BTreeMap<u64, usize>,
     lsn_after_call: Vec<Lsn>,
@@ -135,6 +145,7 @@ impl World {
         let filter = Filter::new(options.clone(), both).expect("good options");
         let chain_start = if let Start::Clean { after, .. } = &options.start { *after } else { Lsn::ZERO };
         let start_content = disks.iter().map(|disk| disk.content.clone()).collect();
+        let start_sizes: Vec<usize> = disks.iter().map(|disk| disk.content.len()).collect();
         let mut world = Self {
             rng,
             now,
@@ -160,6 +171,10 @@ impl World {
             base,
             applied_through: chain_start,
             start_content,
+            sizes: start_sizes.clone(),
+            start_sizes,
+            changing: BTreeSet::new(),
+            left: BTreeSet::new(),
             changes: Vec::new(),
             change_of_op: BTreeMap::new(),
             lsn_after_call: Vec::new(),
@@ -185,6 +200,9 @@ impl World {
             world.later(S, Ev::ClockStep);
         }
         world.later(2 * S, Ev::Room);
+        if hostility.disks_change {
+            world.later(S, Ev::Change);
+        }
         world
     }
 
@@ -272,6 +290,7 @@ impl World {
                 self.wall_offset = (self.wall_offset + step).saturating_sub(4 * S);
                 self.later(4 * S, Ev::ClockStep);
             }
+            Ev::Change => self.change_disks(),
             Ev::Room => {
                 let room = if self.calm { 3 } else { self.rng.below(4) };
                 self.filter.set_room([Room::Lost, Room::NoSpace, Room::Ok, Room::Ok][room as usize]);
@@ -307,6 +326,7 @@ impl World {
                 if let Event::Log(trust) = event {
                     self.least = self.least.max(trust.least());
                 }
+                self.disk_changed(&event);
                 self.events.push(event);
             }
         }

@@ -4,8 +4,8 @@ use super::*;
 
 impl World {
     fn pick(&mut self) -> (usize, Extent, u64) {
-        let disk = self.rng.below(self.disks.len() as u64) as usize;
-        let total = self.disks[disk].content.len() as u64;
+        let disk = self.any_disk();
+        let total = self.sizes[disk] as u64;
         let kind = self.rng.below(10);
         let count = match self.rng.below(100) {
             0..60 => self.rng.between(1, 16),
@@ -27,7 +27,7 @@ impl World {
             return;
         }
         if self.rng.one_in(12) {
-            let disk = self.rng.below(self.disks.len() as u64) as usize;
+            let disk = self.any_disk();
             let ticket = self.filter.flush_begin(spec(disk, 0).id).expect("a disk");
             self.start_flush(disk, ticket);
             self.later(20 * MS, Ev::Client(client));
@@ -48,7 +48,14 @@ impl World {
             1 => Op::Discard(extent),
             _ => Op::Write(Payload::new(extent.offset, bytes_of(&tags)).expect("aligned")),
         };
-        let submitted = self.filter.submit(self.both(), spec(disk, 0).id, op).expect("a good op");
+        let submitted = match self.filter.submit(self.both(), spec(disk, 0).id, op) {
+            // Nothing is taken any more of what is about to be cut off, or of a disk that leaves.
+            Err(SubmitError::OutOfBounds { .. } | SubmitError::UnknownDisk { .. }) if self.changing.contains(&disk) => {
+                self.later(MS, Ev::Client(client));
+                return;
+            }
+            submitted => submitted.expect("a good op"),
+        };
         self.called();
         let fails = self.unlucky(self.hostility.op_fails_one_in);
         let op =
