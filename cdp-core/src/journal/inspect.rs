@@ -84,7 +84,8 @@ fn write_manifest(manifest: &Manifest, length: u64, out: &mut String) -> std::fm
         writeln!(out, "index run {} {}", run.number, run.id)?;
         level::write_run(run, out)?;
         level::write_totals(&run.totals, out)?;
-        writeln!(out, "  in {} ranges of regions", run.regions.len())?;
+        let emptied = if run.emptied { ", footers emptied" } else { "" };
+        writeln!(out, "  in {} ranges of regions{emptied}", run.regions.len())?;
     }
     manifest
         .sessions
