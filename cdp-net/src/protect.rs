@@ -138,6 +138,8 @@ struct Shared {
     pump: Arc<PumpStore>,
     failure: Arc<Failure>,
     stored: Arc<Stored>,
+    /// How large segments are made where the policy has no smaller bound.
+    segment_bytes: u64,
     /// What has to be free before the journal goes on.
     lack: Arc<Lack>,
     progress: Arc<Progress>,
@@ -353,6 +355,10 @@ impl Live for Shared {
     }
 
     fn policy_changed(&self, policy: &Policy) {
+        let segment_bytes = cdp_core::policy::retention::segment_bytes(policy, self.segment_bytes);
+        let reserve_bytes = policy.reserve_bytes;
+        // A pump that has ended makes no segments.
+        let _ = self.pump.ask(move |writer| writer.set_bounds(segment_bytes, reserve_bytes), EDIT_PATIENCE);
         let rpo_ns = policy.rpo_ms * 1_000_000;
         self.engine.with(|filter, now| filter.set_rpo(now, rpo_ns));
     }

@@ -6,11 +6,11 @@ use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, Pin
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
 use cdp_core::frame::Compression;
-use cdp_core::journal::{BaseInfo, Looked, Manifest, OpenError, StampedMoment, look, read_manifest};
+use cdp_core::journal::{BaseInfo, Looked, Manifest, OpenError, ReadError, StampedMoment, look, read_manifest};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::catalogue::Moment;
 use cdp_core::replica::session::{Session, SessionError, SessionOptions};
-use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaView};
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, ReplicaView};
 use cdp_core::types::{Lsn, Timeline};
 use cdp_core::when::{TimelineName, When};
 use std::path::Path;
@@ -121,8 +121,12 @@ fn view_under_owner(replica: &Replica, (timeline, lsn): (Timeline, Lsn)) -> Resu
             return None;
         }
         *known = place;
-        let ground = replica.ground(timeline, lsn).ok()?;
-        Some(Ok(ground))
+        match replica.ground(timeline, lsn) {
+            Ok(ground) => Some(Ok(ground)),
+            Err(ReplicaError::Merged { .. }) => Some(Err(ReadError::GivenUp { timeline, lsn })),
+            // What is wrong in its new place is found again by who reads there.
+            Err(_) => None,
+        }
     })))
 }
 

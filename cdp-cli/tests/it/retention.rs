@@ -222,3 +222,29 @@ fn who_reads_a_moment_goes_on_while_retention_takes_it_away() {
     assert!(read_all(lab.uri()) == kept);
     lab.stop();
 }
+
+#[test]
+fn what_is_kept_for_readers_has_a_bound_and_past_it_they_are_told() {
+    let mut scene = begin(406, &["--window", "1s", "--max-bytes", "8MiB", "--segment-size", "1MiB"]);
+    let other = scene.marked("other");
+    let mounted = Running::mount(&scene.replica, &scene.place.socket("ro"), &["--at", "other"]);
+    assert!(read_all(mounted.uri()) == other);
+    // A quarter of the bound is less than the disk, which is all written again and again.
+    wait_for("the reader to be given up", || {
+        scene.guest.work(40);
+        ask("status", &scene.replica, &[])["pins"] == 0
+    });
+    // Parts that no merge has changed may still be read; what cannot be is an error, never something else.
+    let mut disk = client(mounted.uri());
+    let (mut failed, mut piece) = (0, vec![0; 4096]);
+    for at in (0..DISK).step_by(4096) {
+        match disk.read(at as u64, &mut piece) {
+            Ok(()) => assert!(piece == other[at..at + 4096], "wrong bytes at {at}"),
+            Err(_) => failed += 1,
+        }
+    }
+    assert!(failed > 0, "nothing was given up");
+    let latest = scene.marked("end");
+    assert_eq!(scene.restored("end"), blake3::hash(&latest));
+    assert_eq!(ask("verify", &scene.replica, &[])["ok"], true);
+}

@@ -71,6 +71,14 @@ pub enum ReadError {
         /// What there is.
         written: Lsn,
     },
+    /// The moment was given up while it was read: what kept it took too much room.
+    #[error("LSN {lsn} of timeline {timeline} is not kept any more: it was given up to make room")]
+    GivenUp {
+        /// The branch of history.
+        timeline: Timeline,
+        /// The moment.
+        lsn: Lsn,
+    },
     /// What lies below the journal could not be read.
     #[error("disk {disk} at byte {offset}: cannot read what lies below the journal: {source}")]
     Below {

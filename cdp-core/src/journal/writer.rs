@@ -32,6 +32,9 @@ use crate::types::{DurableLsn, Lsn, MonoTime, SegmentId, Timeline};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+/// The smallest segments, in bytes.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
 /// What an effect was for.
 #[derive(Clone, Debug)]
 enum Purpose {
@@ -110,7 +113,7 @@ impl Writer {
             sealed: Arc::new(sealed),
             catalog: catalog::Catalog::new(opened.stored, manifest.generation),
             commit: commit::Commit::new(opened.durable),
-            options: Options { segment_bytes: options.segment_bytes.max(1 << 20), ..options },
+            options: Options { segment_bytes: options.segment_bytes.max(SEGMENT_BYTES_MIN), ..options },
             ids,
             manifest,
             queue: VecDeque::new(),
@@ -211,6 +214,12 @@ impl Writer {
         let sequence = self.commit.add(now, number, self.whole, settled, write.clone(), Arc::clone(&run));
         self.issue(write, Purpose::Frame(sequence));
         Ok(Appended { segment: number, id, timeline, prev_lsn, run, whole: self.whole })
+    }
+
+    /// From now on segments are made this large, and so much stays free on the media.
+    pub fn set_bounds(&mut self, segment_bytes: u64, keep_free_bytes: u64) {
+        self.options.segment_bytes = segment_bytes.max(SEGMENT_BYTES_MIN);
+        self.options.keep_free_bytes = keep_free_bytes;
     }
 
     /// Makes everything appended so far durable as soon as it can be.

@@ -293,7 +293,12 @@ impl File for DiskFile {
             Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(Extent::new(offset, length - offset))),
             Err(e) => return Err(failed(e)),
         };
-        let end = fs::seek(&self.fd, SeekFrom::Hole(start)).map_err(failed)?;
+        let end = match fs::seek(&self.fd, SeekFrom::Hole(start)) {
+            Ok(end) => end,
+            // The file was cut in between, as a segment is that gets its footer: there is no data any more.
+            Err(Errno::NXIO) => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
         Ok(Some(Extent::new(start, end.max(start) - start)).filter(|run| !run.is_empty()))
     }
 

@@ -107,13 +107,12 @@ fn drop_timelines(manifest: &mut Manifest, oldest: Timeline) {
 }
 
 /// Takes kept moments out of the manifest that nothing held needs: their numbers, whose stores are to be removed when that is
-/// durable.
+/// durable. Not while a merge is being done: it writes to the newest.
 pub fn release(writer: &mut Writer, held: &Held) -> Option<(Generation, Vec<u64>)> {
     let needed = |kept: &KeptInfo| held.contains(&kept.moment.lsn);
     let manifest = writer.manifest();
-    // A merge that is under way may be writing to the newest.
     let free = manifest.kept.iter().take_while(|kept| !needed(kept)).map(|kept| kept.number);
-    let numbers: Vec<_> = if manifest.merge.is_some() { Vec::new() } else { free.collect() };
+    let numbers: Vec<_> = free.collect();
     if numbers.is_empty() {
         return None;
     }

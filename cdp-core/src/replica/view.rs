@@ -74,7 +74,8 @@ pub struct Run {
 /// What a view stands on: the way through journals, and the bases below.
 pub type Ground = (Vec<PathElement>, Arc<Bases>);
 
-/// Finds the same moment again after what it stood on was merged; none where that is not what happened.
+/// Finds the same moment again after what it stood on was merged, or says that it was given up; none where neither is what
+/// happened.
 pub type Renew = Box<dyn Fn() -> Option<Result<Ground, ReadError>> + Send + Sync>;
 
 /// How often in a row a view is renewed before what it cannot read counts as damaged.
@@ -207,21 +208,23 @@ impl ReplicaView {
         for _ in 0..RENEWALS_MAX {
             match attempt(&standing) {
                 Ok(done) => return Ok(done),
-                Err(error) => standing = self.renewed(&standing).ok_or(error)?,
+                Err(error) => standing = self.renewed(&standing).ok_or(error)??,
             }
         }
         attempt(&standing)
     }
 
     /// What the moment stands on now, if that is not what it stood on.
-    fn renewed(&self, before: &Arc<Standing>) -> Option<Arc<Standing>> {
+    fn renewed(&self, before: &Arc<Standing>) -> Option<Result<Arc<Standing>, ReadError>> {
         let renew = self.renew.as_ref()?;
         let mut standing = self.standing.write().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&standing, before) {
-            // What cannot be opened in its new place is not there either: the first error says more.
-            *standing = renew()?.and_then(Standing::open).ok()?;
+            match renew()?.and_then(Standing::open) {
+                Ok(renewed) => *standing = renewed,
+                Err(error) => return Some(Err(error)),
+            }
         }
-        Some(Arc::clone(&standing))
+        Some(Ok(Arc::clone(&standing)))
     }
 
     fn read_standing(&self, disk: DiskId, offset: u64, out: &mut [u8]) -> Result<(), ReadError> {

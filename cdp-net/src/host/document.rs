@@ -90,9 +90,13 @@ pub fn is_damage(error: &ReadError) -> bool {
     match error {
         ReadError::Format { .. } | ReadError::Frame { .. } => true,
         ReadError::Index { .. } | ReadError::Dangling { .. } => true,
-        ReadError::Below { source, .. } => source.downcast_ref::<BaseError>().is_some_and(is_base_damage),
+        // Below a session lies another view.
+        ReadError::Below { source, .. } => {
+            source.downcast_ref::<BaseError>().is_some_and(is_base_damage)
+                || source.downcast_ref::<ReadError>().is_some_and(is_damage)
+        }
         ReadError::Media(error) => is_missing(error),
-        ReadError::NotWritten { .. } => false,
+        ReadError::NotWritten { .. } | ReadError::GivenUp { .. } => false,
     }
 }
 

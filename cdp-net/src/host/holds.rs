@@ -40,7 +40,7 @@ impl Planning<'_> {
     }
 }
 
-/// A moment that is held until this is dropped.
+/// A moment that is held until this is dropped, or given up.
 #[derive(Debug)]
 pub(crate) struct Hold {
     holds: Arc<Holds>,
@@ -67,6 +67,14 @@ impl Holds {
     /// Keeps moments from being taken while something is decided. Nobody who has the replica's lock calls this.
     pub(super) fn plan(&self) -> Planning<'_> {
         Planning(lock(&self.state))
+    }
+
+    /// Gives up the oldest moment that only readers hold: whoever reads it is told so. Whether there was one.
+    pub(super) fn give_up_oldest(&self, durably: &Held) -> bool {
+        let mut state = lock(&self.state);
+        let oldest = state.readers.values().copied().filter(|lsn| !durably.contains(lsn)).min();
+        state.readers.retain(|_, lsn| Some(*lsn) != oldest);
+        oldest.is_some()
     }
 
     /// How many hold something.

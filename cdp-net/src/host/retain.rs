@@ -4,6 +4,7 @@
 //! that where the journal is above its bound. No lock is held while anything is read or written but the one that keeps
 //! readers of everything out.
 
+use super::sessions::directory_bytes;
 use super::{Host, document, lock};
 use crate::clock;
 use crate::random::identity;
@@ -24,6 +25,9 @@ use std::time::{Duration, Instant};
 const PIECE: u64 = 8 << 20;
 /// How often it is looked whether a pause has ended.
 const PAUSE_LOOK: Duration = Duration::from_millis(20);
+
+/// What may be kept for readers alone where the journal has no bound, in bytes; else a quarter of that.
+const FOR_READERS_MAX: u64 = 16 << 30;
 
 /// What waits, and says whether to go on.
 pub(super) type Pace<'a> = &'a dyn Fn(Duration) -> bool;
@@ -61,9 +65,14 @@ impl Host {
         let _working = lock(&self.retained.working);
         self.release()?;
         while let Some(plan) = self.next_merge(at_once)? {
-            if !self.merge(&plan, pace)? {
-                return Ok(false);
+            match self.merge(&plan, pace) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                // Readers do not keep retention, and so the guest's writes, from having room.
+                Err(problem) if problem.code == "no-space" && self.give_up(0) => {}
+                Err(problem) => return Err(problem),
             }
+            while self.give_up(self.for_readers_max()) {}
             let cut = if plan.reason == Some(Reason::Bytes) { plan.to.lsn.0 } else { 0 };
             self.retained.cut_at.store(cut, Ordering::Relaxed);
             self.release()?;
@@ -155,6 +164,27 @@ impl Host {
         Ok(())
     }
 
+    /// Gives up the oldest moment that only readers hold, if what is kept for readers takes more than this; whether it did.
+    fn give_up(&self, bytes_max: u64) -> bool {
+        let (kept, durably) = {
+            let replica = self.replica();
+            (replica.manifest().kept.clone(), retention::held(replica.manifest()))
+        };
+        // What is kept since a moment that is held durably is kept for that.
+        let for_readers = kept.iter().take_while(|kept| !durably.contains(&kept.moment.lsn));
+        let storage = self.storage();
+        let bytes: u64 = for_readers.map(|kept| directory_bytes(storage.as_ref(), &kept::directory(kept.number))).sum();
+        bytes > bytes_max && self.holds.give_up_oldest(&durably) && self.release().is_ok()
+    }
+
+    /// What may be kept for readers alone, in bytes.
+    fn for_readers_max(&self) -> u64 {
+        match self.replica().manifest().policy.max_bytes {
+            0 => FOR_READERS_MAX,
+            bound => bound / 4,
+        }
+    }
+
     /// Lets go of kept moments that nothing holds.
     fn release(&self) -> Result<(), Problem> {
         let held = {
@@ -162,7 +192,7 @@ impl Host {
             let mut replica = self.replica_mut();
             let held = Self::held(&replica, planning.held());
             let free = replica.manifest().kept.first().is_some_and(|kept| !held.contains(&kept.moment.lsn));
-            if !free || replica.manifest().merge.is_some() {
+            if !free {
                 return Ok(());
             }
             // From here on nobody is given one of them.

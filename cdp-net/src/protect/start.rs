@@ -111,6 +111,7 @@ fn launch(
         pump: pump_store,
         failure: Arc::clone(&failure),
         stored: Arc::clone(&stored),
+        segment_bytes: options.segment_bytes,
         lack: Arc::clone(&lack),
         progress: Arc::new(Progress::default()),
         stop: Arc::new(AtomicBool::new(false)),

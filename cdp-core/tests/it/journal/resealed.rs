@@ -76,8 +76,11 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
 fn change(storage: &Memory, place: &Place, changes: &[Change]) {
     let mut bytes = read(storage, &place.name);
     let Some(old) = bytes.get(place.offset..place.offset + place.length).map(<[u8]>::to_vec) else { return };
+    // What is behind the last byte that says anything is padding.
     let mut new = old.clone();
+    new.truncate(old.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
     changes.iter().for_each(|change| change.apply(&mut new));
+    new.resize(old.len(), 0);
     let mut new = sealed(place.decoder, &new);
     new.truncate(place.length);
     bytes[place.offset..place.offset + new.len()].copy_from_slice(&new);
