@@ -3,10 +3,11 @@
 //! Small questions (status, points, mark, policy, sessions) are [`cdp_net::owner::Request`]s and take the same way with and
 //! without another owner: [`Engine::open`] gives the handler that an owner has. The long jobs are calls of their own.
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::json::{DiffEvent, Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
 use crate::progress::Progress;
 use crate::stop::Stop;
+use cdp_core::trust::{KeyHolder, WrappingKey};
 use cdp_core::when::When;
 use cdp_net::nbd::Uri;
 use cdp_net::owner::{Access, Handler, Owner, PolicyChange, Side};
@@ -117,6 +118,17 @@ pub struct MountSpec {
 
 /// The libraries, as the commands see them.
 pub trait Engine: Sync {
+    /// Tells the key of replicas that are sealed at rest, before anything else. An engine that seals nothing takes no notice.
+    fn take_key(&self, _key: KeyHolder) {}
+
+    /// Rotates the wrapping key of a replica that is sealed at rest: from now on it opens with `new` only.
+    ///
+    /// # Errors
+    /// When it is not sealed, somebody is using it, or the key that was given is not its own.
+    fn rotate_key(&self, dir: &Path, _access: Access, _new: &WrappingKey) -> Result<(), Failure> {
+        Err(Failure::new(Exit::Refused, "not-sealed", format!("{} is not sealed at rest", dir.display())))
+    }
+
     /// Opens the replica of a directory that this process owns, to answer what an owner answers.
     ///
     /// # Errors

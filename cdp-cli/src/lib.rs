@@ -12,6 +12,7 @@ pub mod engine;
 pub mod exit;
 pub mod human;
 pub mod json;
+pub mod key;
 pub mod libraries;
 pub mod output;
 pub mod progress;

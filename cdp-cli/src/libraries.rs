@@ -10,6 +10,7 @@ use crate::json::{DiffEvent, Export, Inspected, MountEvent, ProtectEvent, Restor
 use crate::progress::Progress;
 use crate::stop::Stop;
 use cdp_core::media::{Disk, Storage};
+use cdp_core::trust::{KeyHolder, WrappingKey};
 use cdp_net::device::Device;
 use cdp_net::host::Host;
 use cdp_net::mount::{SessionDevice, ViewDevice};
@@ -20,7 +21,7 @@ use cdp_net::restore::{RestoreOptions, restore};
 use cdp_net::verify::verify;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Where a mount is served when nobody says.
@@ -30,8 +31,17 @@ const MOUNT_PORT: u16 = 10810;
 const CLOSE: Duration = Duration::from_secs(10);
 
 /// cdp-core and cdp-net.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Libraries;
+#[derive(Debug, Default)]
+pub struct Libraries {
+    /// Opens what is sealed at rest.
+    key: OnceLock<KeyHolder>,
+}
+
+impl Libraries {
+    fn key(&self) -> KeyHolder {
+        self.key.get().cloned().unwrap_or_default()
+    }
+}
 
 fn open_storage(dir: &Path) -> Result<Arc<dyn Storage>, Failure> {
     let disk = Disk::open(dir).map_err(|error| Failure::new(Exit::Failed, "replica-directory", error.to_string()))?;
@@ -91,8 +101,24 @@ fn listen_hint(error: &ServeError) -> &'static str {
 }
 
 impl Engine for Libraries {
+    fn take_key(&self, key: KeyHolder) {
+        // The first one counts: a command line has one.
+        let _ = self.key.set(key);
+    }
+
+    fn rotate_key(&self, dir: &Path, access: Access, new: &WrappingKey) -> Result<(), Failure> {
+        match access {
+            Access::Owner(owner) => Ok(cdp_net::host::rotate_key(&owner, &open_storage(dir)?, &self.key(), new)?),
+            Access::Client(_) => {
+                let message = "the replica is in use, and whoever uses it has the old key";
+                Err(Failure::new(Exit::Refused, "in-use", message)
+                    .hint("end `cdp protect`, rotate the key, start it again"))
+            }
+        }
+    }
+
     fn open(&self, owner: Owner) -> Result<Box<dyn Handler>, Failure> {
-        let host = Host::idle(open_storage(owner.dir())?)?;
+        let host = Host::idle(open_storage(owner.dir())?, &self.key())?;
         Ok(Box::new(OwnedHost { host, _owner: owner }))
     }
 
@@ -102,7 +128,7 @@ impl Engine for Libraries {
         stop: &Stop,
         events: &mut dyn FnMut(ProtectEvent),
     ) -> Result<Stopped, Failure> {
-        protect::run(spec, stop, events)
+        protect::run(spec, self.key(), stop, events)
     }
 
     fn mount(
@@ -114,9 +140,9 @@ impl Engine for Libraries {
         events: &mut dyn FnMut(MountEvent),
     ) -> Result<(), Failure> {
         if spec.writable {
-            mount_session(dir, spec, access, stop, events)
+            mount_session(dir, spec, (access, &self.key()), stop, events)
         } else {
-            mount_view(dir, spec, access, stop, events)
+            mount_view(dir, spec, (access, &self.key()), stop, events)
         }
     }
 
@@ -128,7 +154,7 @@ impl Engine for Libraries {
         stop: &Stop,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Restored, Failure> {
-        let mut reading = Reading::open(dir, access, &spec.at, spec.nearest)?;
+        let mut reading = Reading::open(dir, access, &spec.at, spec.nearest, &self.key())?;
         reading.check_disk(spec.disk.as_deref())?;
         let view = reading.view()?;
         let options = RestoreOptions { output: spec.output.clone(), disk: spec.disk.clone(), force: spec.force };
@@ -152,7 +178,7 @@ impl Engine for Libraries {
             progress(Progress { done, total });
             !stop.is_wished()
         };
-        diff::run(dir, spec, access, &mut told, events)
+        diff::run(dir, spec, (access, &self.key()), &mut told, events)
     }
 
     fn verify(&self, dir: &Path, access: Access, progress: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
@@ -162,9 +188,9 @@ impl Engine for Libraries {
             Access::Client(mut client) => {
                 // The owner vouches for what is durable, and keeps it while this connection lives.
                 let pinned: PinReply = client.call(&Request::PinAll).map_err(not_answered)?;
-                Ok(verify(&storage, Some(pinned.at.lsn), &mut told)?)
+                Ok(verify(&storage, Some(pinned.at.lsn), &self.key(), &mut told)?)
             }
-            Access::Owner(_owner) => Ok(verify(&storage, None, &mut told)?),
+            Access::Owner(_owner) => Ok(verify(&storage, None, &self.key(), &mut told)?),
         }
     }
 
@@ -192,14 +218,14 @@ impl Handler for OwnedHost {
 fn mount_view(
     dir: &Path,
     spec: &MountSpec,
-    access: Access,
+    (access, key): (Access, &KeyHolder),
     stop: &Stop,
     events: &mut dyn FnMut(MountEvent),
 ) -> Result<(), Failure> {
     let Some(at) = &spec.at else {
         return Err(Failure::new(Exit::Usage, "usage", "a mount that takes no writes needs --at"));
     };
-    let reading = Reading::open(dir, access, at, spec.nearest)?;
+    let reading = Reading::open(dir, access, at, spec.nearest, key)?;
     let view = Arc::new(reading.view()?);
     let disks = view.disks().to_vec();
     let exports = disks.into_iter().map(|disk| {
@@ -219,11 +245,11 @@ fn mount_view(
 fn mount_session(
     dir: &Path,
     spec: &MountSpec,
-    access: Access,
+    (access, key): (Access, &KeyHolder),
     stop: &Stop,
     events: &mut dyn FnMut(MountEvent),
 ) -> Result<(), Failure> {
-    let writing = Writing::open(dir, access, spec.at.as_ref(), spec.nearest, spec.session.clone())?;
+    let writing = Writing::open(dir, access, spec.at.as_ref(), spec.nearest, spec.session.clone(), key)?;
     let disks = writing.session.view().disks().to_vec();
     let exports = disks.into_iter().map(|disk| {
         let name = disk.name.clone();

@@ -5,11 +5,13 @@ use crate::command::{
 };
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
+use crate::key;
 use crate::output::Output;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
 /// Continuous data protection: every write of a disk is kept, and any moment of it can be brought back.
 #[derive(Parser, Debug)]
@@ -18,6 +20,10 @@ pub struct Cli {
     /// Answer with JSON for scripts: one document, or one object a line
     #[arg(long, global = true)]
     pub json: bool,
+    /// The key of a replica that is sealed at rest: 32 bytes, or 64 hexadecimal digits; else the variable CDP_KEY has it in digits.
+    /// `protect` seals a new replica with it
+    #[arg(long, global = true, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -80,7 +86,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, engine: &dyn Engine) -
     match Cli::try_parse_from(arguments) {
         Ok(cli) => {
             let serves = cli.command.serves();
-            let exit = finish(cli.command.run(engine, &mut output), &mut output);
+            let done = key::given(cli.key_file.as_deref()).and_then(|key| {
+                engine.take_key(key);
+                cli.command.run(engine, &mut output)
+            });
+            let exit = finish(done, &mut output);
             match output.lost().filter(|_| !serves && exit == Exit::Done) {
                 Some(failure) => finish(Err(failure), &mut output),
                 None => exit,

@@ -14,6 +14,7 @@ mod info;
 mod layout;
 mod note;
 pub mod record;
+mod seal;
 #[cfg(test)]
 mod tests;
 
@@ -25,3 +26,4 @@ pub use info::FrameInfo;
 pub use layout::{HEADER_BYTES, RECORD_BYTES};
 pub use note::NOTES_MAX;
 pub use record::{GapReason, Mark, Note, Part, Payload, PayloadError, PointKinds, RawFrame, RecordKind, ResyncReason};
+pub(crate) use seal::open_chunk;

@@ -51,7 +51,9 @@ pub use manifest::{
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};
-pub use recover::{Damage, Looked, OpenError, Opened, Repair, create, look, open, read_manifest};
+pub use recover::{
+    Damage, Looked, OpenError, Opened, Repair, create, look, look_with, open, open_with, read_manifest, rewrap,
+};
 pub use snapshot::Snapshot;
 pub use verify::{Finding, Verified};
 pub use view::{Below, Nothing, Origin, PathElement, Piece, View};

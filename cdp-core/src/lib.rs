@@ -6,7 +6,8 @@
 //!
 //! The rooms, from the guest's write to the moment that is brought back:
 //! [`types`] (the words) → [`capture`] (write order at the source) → [`frame`] (unit of transfer) → [`journal`] (what is
-//! kept) → [`replica`] (base, journal and the catalogue of what can be restored), all on [`media`] (files).
+//! kept) → [`replica`] (base, journal and the catalogue of what can be restored), all on [`media`] (files), under the keys of
+//! [`trust`] where that is wanted.
 
 #![forbid(unsafe_code)]
 
@@ -21,5 +22,6 @@ pub mod policy;
 pub mod replica;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod trust;
 pub mod types;
 pub mod when;

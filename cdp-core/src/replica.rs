@@ -30,6 +30,7 @@ use self::base::{Base, BaseError};
 use self::catalogue::{Branch, Catalogue, Role};
 use crate::journal::{Damage, Manifest, PathElement, ReadError, Reader, Snapshot, TimelineRole, TimelineState};
 use crate::media::{MediaError, Storage};
+use crate::trust::Keyring;
 use crate::types::{Lsn, Timeline};
 use std::sync::Arc;
 
@@ -79,6 +80,7 @@ pub struct Replica {
     bases: Arc<Bases>,
     catalogue: Catalogue,
     damage: Option<Damage>,
+    keys: Arc<Keyring>,
 }
 
 impl Replica {
@@ -93,11 +95,26 @@ impl Replica {
         snapshot: Snapshot,
         safe: Lsn,
     ) -> Result<Self, ReplicaError> {
-        let reader = Arc::new(Reader::new(Arc::clone(&storage), JOURNAL_DIRECTORY, CACHE_BYTES));
-        let bases = Arc::new(open_bases(&storage, &manifest, true)?);
+        Self::load_with(storage, manifest, snapshot, safe, Arc::default())
+    }
+
+    /// The same, of a replica that is sealed at rest.
+    ///
+    /// # Errors
+    /// When a footer or a base does not verify, or the keys are not those of the manifest.
+    pub fn load_with(
+        storage: Arc<dyn Storage>,
+        manifest: Manifest,
+        snapshot: Snapshot,
+        safe: Lsn,
+        keys: Arc<Keyring>,
+    ) -> Result<Self, ReplicaError> {
+        let reader = Reader::new(Arc::clone(&storage), JOURNAL_DIRECTORY, CACHE_BYTES).with_keys(Arc::clone(&keys));
+        let reader = Arc::new(reader);
+        let bases = Arc::new(open_bases(&storage, &manifest, &keys, true)?);
         let mut catalogue = Catalogue::default();
         add_branches(&mut catalogue, &manifest, &snapshot, &reader, safe)?;
-        Ok(Self { storage, manifest, snapshot, reader, bases, catalogue, damage: None })
+        Ok(Self { storage, manifest, snapshot, reader, bases, catalogue, damage: None, keys })
     }
 
     /// The same, knowing that a part of the journal is damaged and left out: moments that may have been there are refused.
@@ -124,7 +141,7 @@ impl Replica {
         };
         let roots = |manifest: &Manifest| manifest.disks.iter().map(|disk| disk.base).collect::<Vec<_>>();
         if roots(manifest) != roots(&self.manifest) {
-            self.bases = Arc::new(open_bases(&self.storage, manifest, true)?);
+            self.bases = Arc::new(open_bases(&self.storage, manifest, &self.keys, true)?);
         }
         self.manifest.clone_from(manifest);
         for info in &self.manifest.timelines {
@@ -153,6 +170,12 @@ impl Replica {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// What it is sealed by at rest; empty where it is not.
+    #[must_use]
+    pub fn keys(&self) -> &Arc<Keyring> {
+        &self.keys
     }
 
     /// The journal.
@@ -214,9 +237,9 @@ impl Replica {
         }
         let kept = self.manifest.kept.iter().find(|kept| (kept.moment.timeline, kept.moment.lsn) == (timeline, lsn));
         let number = kept.ok_or(ReplicaError::Merged { timeline, lsn })?.number;
-        let path = kept::path(self.storage.as_ref(), &self.manifest.kept, number)?;
+        let path = kept::path(self.storage.as_ref(), &self.manifest.kept, number, &self.keys)?;
         // Nothing lies over what a merge changes there: what it leaves of a block is not enough.
-        Ok((path, Arc::new(open_bases(&self.storage, &self.manifest, false)?)))
+        Ok((path, Arc::new(open_bases(&self.storage, &self.manifest, &self.keys, false)?)))
     }
 
     /// The disks that were complete at an LSN of a timeline of the trunk, as they were. Whether it is restorable is for the caller
@@ -230,10 +253,16 @@ impl Replica {
 }
 
 /// Opens the bases that the manifest names. `covered`: whoever reads them lays over them what the merge that is under way changes.
-fn open_bases(storage: &Arc<dyn Storage>, manifest: &Manifest, covered: bool) -> Result<Bases, BaseError> {
+fn open_bases(
+    storage: &Arc<dyn Storage>,
+    manifest: &Manifest,
+    keys: &Arc<Keyring>,
+    covered: bool,
+) -> Result<Bases, BaseError> {
     let mut bases = Bases::default();
     for (disk, base) in manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base?))) {
-        bases.insert(disk, Arc::new(Base::open(storage.as_ref(), manifest.replica, disk, base.into())?));
+        let base = Base::open_with(storage.as_ref(), manifest.replica, disk, base.into(), Arc::clone(keys))?;
+        bases.insert(disk, Arc::new(base));
     }
     if let Some(merge) = manifest.merge.filter(|_| covered) {
         merge::expect_torn(storage.as_ref(), &bases, merge)?;

@@ -11,12 +11,14 @@ mod pins;
 pub(crate) mod place;
 mod policy;
 mod retain;
+mod rotate;
 mod sessions;
 mod space;
 mod watch;
 
 pub use idle::IdleStore;
 pub use policy::{RPO_MS, check_policy};
+pub use rotate::rotate_key;
 pub use sessions::{OpenedSession, SESSIONS_DIRECTORY, session_directory};
 pub use watch::Watch;
 
@@ -24,10 +26,11 @@ use self::holds::{Hold, Holds};
 use crate::owner::{Connection, Handler, PinReply, Request, Side, reply};
 use crate::report::{DiskChanged, Problem, ProblemClass, Session, State, Status};
 use cdp_core::frame::PointKinds;
-use cdp_core::journal::{Generation, Looked, Manifest, Snapshot, Writer, look};
+use cdp_core::journal::{Generation, Looked, Manifest, Snapshot, Writer, look_with};
 use cdp_core::media::Storage;
 use cdp_core::replica::catalogue::{Catalogue, Moment};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, ResolveError};
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::{Lsn, Timeline, WallTime};
 use cdp_core::when::{Label, When};
 use serde_json::Value;
@@ -130,9 +133,10 @@ impl Host {
     ///
     /// # Errors
     /// When there is no replica, or it cannot be read.
-    pub fn idle(storage: Arc<dyn Storage>) -> Result<Arc<Self>, Problem> {
-        let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
-        Ok(Self::new(replica, Box::new(IdleStore::new(storage))))
+    pub fn idle(storage: Arc<dyn Storage>, key: &KeyHolder) -> Result<Arc<Self>, Problem> {
+        let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
+        let keys = Arc::clone(replica.keys());
+        Ok(Self::new(replica, Box::new(IdleStore::new(storage, keys))))
     }
 
     /// From now on a protection is going on.
@@ -358,9 +362,10 @@ fn safe(catalogue: &Catalogue, timeline: Timeline) -> Lsn {
 ///
 /// # Errors
 /// When there is none or it cannot be read.
-pub fn load_idle(storage: &Arc<dyn Storage>) -> Result<Replica, ReplicaError> {
+pub fn load_idle(storage: &Arc<dyn Storage>, key: &KeyHolder) -> Result<Replica, ReplicaError> {
     let witness = crate::protect::witness(storage.as_ref());
-    let Looked { manifest, snapshot, damage, .. } = look(storage.as_ref(), JOURNAL_DIRECTORY, witness)?;
+    let looked = look_with(storage.as_ref(), JOURNAL_DIRECTORY, witness, key)?;
+    let Looked { manifest, snapshot, damage, keys, .. } = looked;
     let written = snapshot.written();
-    Ok(Replica::load(Arc::clone(storage), manifest, snapshot, written)?.with_damage(damage))
+    Ok(Replica::load_with(Arc::clone(storage), manifest, snapshot, written, keys)?.with_damage(damage))
 }

@@ -6,11 +6,12 @@ use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, Pin
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
 use cdp_core::frame::Compression;
-use cdp_core::journal::{BaseInfo, Looked, Manifest, OpenError, ReadError, StampedMoment, look, read_manifest};
+use cdp_core::journal::{BaseInfo, Looked, Manifest, OpenError, ReadError, StampedMoment, look_with, read_manifest};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::catalogue::Moment;
 use cdp_core::replica::session::{Session, SessionError, SessionOptions};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, ReplicaView};
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::{Lsn, Timeline};
 use cdp_core::when::{TimelineName, When};
 use std::path::Path;
@@ -70,24 +71,24 @@ fn storage(dir: &Path) -> Result<Arc<dyn Storage>, Problem> {
 const LOOKS_MAX: usize = 16;
 
 /// The files under an owner who vouches for everything up to `safe`, and who goes on merging and removing what is old.
-fn load_under_owner(storage: &Arc<dyn Storage>, safe: Lsn) -> Result<Replica, Problem> {
+fn load_under_owner(storage: &Arc<dyn Storage>, safe: Lsn, key: &KeyHolder) -> Result<Replica, Problem> {
     let generation = || read_manifest(storage.as_ref()).map(|manifest| manifest.generation).ok();
     let mut looks = 0;
     loop {
         let before = generation();
         looks += 1;
-        match look_under_owner(storage, safe) {
+        match look_under_owner(storage, safe, key) {
             Err(_) if looks < LOOKS_MAX && generation() != before => {}
             done => return done,
         }
     }
 }
 
-fn look_under_owner(storage: &Arc<dyn Storage>, safe: Lsn) -> Result<Replica, Problem> {
+fn look_under_owner(storage: &Arc<dyn Storage>, safe: Lsn, key: &KeyHolder) -> Result<Replica, Problem> {
     let failed = |error: cdp_core::replica::ReplicaError| document::unreadable(&error);
     // The owner is the witness.
-    let looked = look(storage.as_ref(), JOURNAL_DIRECTORY, None).map_err(|error| failed(error.into()))?;
-    let Looked { manifest, snapshot, damage, .. } = looked;
+    let looked = look_with(storage.as_ref(), JOURNAL_DIRECTORY, None, key).map_err(|error| failed(error.into()))?;
+    let Looked { manifest, snapshot, damage, keys, .. } = looked;
     if let Some(damage) = damage.filter(|damage| damage.good < safe) {
         return Err(failed(OpenError::Damaged(Box::new(damage)).into()));
     }
@@ -97,7 +98,7 @@ fn look_under_owner(storage: &Arc<dyn Storage>, safe: Lsn) -> Result<Replica, Pr
         let message = format!("{path} holds LSNs up to {written} that can be read, and up to {safe} were made durable");
         return Err(document::damaged(message));
     }
-    Replica::load(Arc::clone(storage), manifest, snapshot, safe).map_err(failed)
+    Replica::load_with(Arc::clone(storage), manifest, snapshot, safe, keys).map_err(failed)
 }
 
 /// What tells whether a moment stands where it stood: how far the bases are, and what is kept.
@@ -112,8 +113,9 @@ fn place_of(manifest: &Manifest) -> Place {
 fn view_under_owner(replica: &Replica, (timeline, lsn): (Timeline, Lsn)) -> Result<ReplicaView, Problem> {
     let view = replica.view(timeline, lsn).map_err(|error| document::unreadable(&error))?;
     let (storage, known) = (Arc::clone(replica.storage()), Mutex::new(place_of(replica.manifest())));
+    let key = replica.keys().of_stores();
     Ok(view.renewed_by(Box::new(move || {
-        let replica = load_under_owner(&storage, lsn).ok()?;
+        let replica = load_under_owner(&storage, lsn, &key).ok()?;
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
         let place = place_of(replica.manifest());
         // While a merge goes on, what it changes is kept piece by piece.
@@ -145,25 +147,25 @@ fn timeline_named(replica: &Replica, name: TimelineName) -> Result<Timeline, Pro
 }
 
 impl Reading {
-    /// Finds the moment and holds it.
+    /// Finds the moment and holds it. `key` opens a replica that is sealed at rest.
     ///
     /// # Errors
     /// When it is not restorable or the replica cannot be read.
-    pub fn open(dir: &Path, access: Access, when: &When, side: Option<Side>) -> Result<Self, Problem> {
+    pub fn open(dir: &Path, access: Access, when: &When, side: Option<Side>, key: &KeyHolder) -> Result<Self, Problem> {
         match access {
             Access::Client(mut client) => {
                 let request = Request::Pin { at: when.clone(), nearest: side };
                 let PinReply { at, .. } = client.call(&request).map_err(not_answered)?;
-                let replica = load_under_owner(&storage(dir)?, at.lsn)?;
+                let replica = load_under_owner(&storage(dir)?, at.lsn, key)?;
                 let moment = moment_of(&replica, &at)?;
                 Ok(Self { replica, moment, at, keep: Keep::Client { client } })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
-                let host = Host::idle(Arc::clone(&storage))?;
+                let host = Host::idle(Arc::clone(&storage), key)?;
                 let moment = host.moment(when, side)?;
                 let at = document::at(&host.replica(), &moment);
-                let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
+                let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
                 Ok(Self { replica, moment, at, keep: keep(owner, host, None)? })
             }
         }
@@ -185,7 +187,7 @@ impl Reading {
         // Under an owner only what is up to the moment was loaded: the others are known with the latest one.
         let latest = Request::Pin { at: When::Latest, nearest: None };
         let PinReply { at, .. } = client.call(&latest).map_err(not_answered)?;
-        let replica = load_under_owner(self.replica.storage(), at.lsn)?;
+        let replica = load_under_owner(self.replica.storage(), at.lsn, &self.replica.keys().of_stores())?;
         check_disk(&replica, &self.moment, name)
     }
 
@@ -245,7 +247,13 @@ impl ReadingTwo {
     ///
     /// # Errors
     /// When one is not restorable or the replica cannot be read.
-    pub fn open(dir: &Path, access: Access, when: [&When; 2], side: Option<Side>) -> Result<Self, Problem> {
+    pub fn open(
+        dir: &Path,
+        access: Access,
+        when: [&When; 2],
+        side: Option<Side>,
+        key: &KeyHolder,
+    ) -> Result<Self, Problem> {
         match access {
             Access::Client(mut client) => {
                 let mut pin = |when: &When| {
@@ -255,16 +263,16 @@ impl ReadingTwo {
                 let at = [pin(when[0])?, pin(when[1])?];
                 // LSNs grow on the trunk from timeline to timeline: who has the later one has both.
                 let later = if at[0].lsn > at[1].lsn { &at[0] } else { &at[1] };
-                let replica = load_under_owner(&storage(dir)?, later.lsn)?;
+                let replica = load_under_owner(&storage(dir)?, later.lsn, key)?;
                 let moments = [moment_of(&replica, &at[0])?, moment_of(&replica, &at[1])?];
                 Ok(Self { replica, moments, at, _keep: Keep::Client { client } })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
-                let host = Host::idle(Arc::clone(&storage))?;
+                let host = Host::idle(Arc::clone(&storage), key)?;
                 let moments = [host.moment(when[0], side)?, host.moment(when[1], side)?];
                 let at = [0, 1].map(|which: usize| document::at(&host.replica(), &moments[which]));
-                let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
+                let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
                 Ok(Self { replica, moments, at, _keep: keep(owner, host, None)? })
             }
         }
@@ -305,20 +313,21 @@ impl Writing {
         at: Option<&When>,
         side: Option<Side>,
         name: Option<String>,
+        key: &KeyHolder,
     ) -> Result<Self, Problem> {
         let (replica, report, kept) = match access {
             Access::Client(mut client) => {
                 let request = Request::OpenSession { at: at.cloned(), nearest: side, name };
                 let report: SessionReport = client.call(&request).map_err(not_answered)?;
-                let replica = load_under_owner(&storage(dir)?, report.at.lsn)?;
+                let replica = load_under_owner(&storage(dir)?, report.at.lsn, key)?;
                 (replica, report, Keep::Client { client })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
-                let host = Host::idle(Arc::clone(&storage))?;
+                let host = Host::idle(Arc::clone(&storage), key)?;
                 host.clean_sessions()?;
                 let opened = host.open_session(at, side, name)?;
-                let replica = load_idle(&storage).map_err(|error| document::unreadable(&error))?;
+                let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
                 let report = opened.report.clone();
                 (replica, report, keep(owner, host, Some(opened))?)
             }
@@ -342,11 +351,13 @@ fn open_session(replica: &Replica, report: &SessionReport) -> Result<Session, Pr
     let failed = |error: SessionError| match error {
         SessionError::Open(error) => document::unreadable(&error.into()),
         SessionError::Read(error) => document::unreadable(&error.into()),
+        SessionError::AtRest(error) => document::locked(&error),
         error => Problem::new(ProblemClass::Failed, "session", error.to_string()),
     };
     let moment = view_under_owner(replica, (info.parent, info.fork))?;
     let keep_free_bytes = replica.manifest().policy.reserve_bytes;
-    let options = SessionOptions { moment, keep_free_bytes, compression: Compression::None };
+    let (compression, keys) = (Compression::None, replica.keys().of_stores());
+    let options = SessionOptions { moment, keep_free_bytes, compression, keys };
     let store = store.map_err(|error| failed(SessionError::Open(error.into())))?;
     Session::open(&store, options, Box::new(identity), clock::now()).map_err(failed)
 }

@@ -3,12 +3,13 @@
 use crate::host::document;
 use crate::report::{Problem, Range, RangeKind};
 use cdp_core::journal::{
-    Damage as Unopened, Finding, KeptInfo, Looked, ReadError, Reader, look, read_manifest, run_name,
+    BaseInfo, Damage as Unopened, Finding, KeptInfo, Looked, ReadError, Reader, look_with, read_manifest, run_name,
 };
 use cdp_core::media::Storage;
 use cdp_core::replica::base::{Base, BaseError, file_names, table_name};
-use cdp_core::replica::sidecar::{self, PAGE_BYTES, Root};
+use cdp_core::replica::sidecar::{PAGE_BYTES, Root};
 use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Replica, ReplicaView, kept};
+use cdp_core::trust::{KeyHolder, Keyring};
 use cdp_core::types::{BLOCK, DiskId, Lsn, SECTOR, Timeline};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -43,6 +44,9 @@ pub struct Verified {
     pub good: Vec<Range>,
     /// Bytes that were read.
     pub bytes: u64,
+    /// The replica is sealed at rest and no key was given: that the bytes are those that were written is all that was looked at.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unopened: bool,
 }
 
 /// A run of records that cannot be read: no moment from its first one on is whole, on its timeline and those that fork later.
@@ -60,18 +64,20 @@ struct Lost {
 pub fn verify(
     storage: &Arc<dyn Storage>,
     safe: Option<Lsn>,
+    key: &KeyHolder,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Verified, Problem> {
     let unreadable = |error: cdp_core::journal::OpenError| document::unreadable(&error.into());
     // A live owner is the witness for what it vouched for, and its log may run ahead of that.
     let witness = safe.or_else(|| crate::protect::witness(storage.as_ref()));
-    let looked = look(storage.as_ref(), JOURNAL_DIRECTORY, witness).map_err(unreadable)?;
-    let Looked { manifest, snapshot, damage: unopened, behind } = looked;
+    let looked = look_with(storage.as_ref(), JOURNAL_DIRECTORY, witness, key).map_err(unreadable)?;
+    let Looked { manifest, snapshot, damage: unopened, behind, keys } = looked;
     let root = PathBuf::from(storage.path());
     let total = stored_bytes(storage.as_ref());
     let mut out = Verified::default();
     let mut lost = Vec::new();
-    let reader = Reader::new(Arc::clone(storage), JOURNAL_DIRECTORY, 0);
+    let reader = Reader::new(Arc::clone(storage), JOURNAL_DIRECTORY, 0).with_keys(Arc::clone(&keys));
+    out.unopened = keys.is_empty() && !manifest.keys.is_empty();
     for snapshot in std::iter::once(&snapshot).chain(&behind) {
         let before = out.bytes;
         let journal = reader.verify(snapshot, |bytes| {
@@ -105,12 +111,17 @@ pub fn verify(
     let mut base_lost = false;
     // What a merge that is under way changes in the bases is only sound together with the journal above it.
     let covered = manifest.merge.and_then(|merge| {
-        let replica = load(storage, manifest.clone(), snapshot.clone(), safe).ok()?;
+        let replica = load(storage, manifest.clone(), snapshot.clone(), safe, Arc::clone(&keys)).ok()?;
         replica.view(merge.timeline, merge.lsn).ok()
     });
-    for (disk, base) in manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base?))) {
+    // Without the key nobody can tell what that has changed of a sealed one from what is damaged.
+    let shut = |base: &BaseInfo| base.at_rest && out.unopened && manifest.merge.is_some();
+    let bases: Vec<_> =
+        manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base.filter(|b| !shut(b))?))).collect();
+    for (disk, base) in bases {
         let mut told = |bytes: u64| progress(journal_bytes + bytes, total);
-        let found = check_base(storage, &manifest, disk, base.into(), covered.as_ref(), &mut out.bytes, &mut told);
+        let found =
+            check_base(storage, (&manifest, &keys), disk, base.into(), covered.as_ref(), &mut out.bytes, &mut told);
         base_lost |= !found.is_empty();
         out.damage.extend(found.into_iter().map(|mut damage| {
             damage.file = root.join(&damage.file);
@@ -119,7 +130,7 @@ pub fn verify(
     }
     let mut kept_lost = None;
     for info in manifest.kept.iter().rev() {
-        let found = check_kept(storage, info, &mut out.bytes);
+        let found = check_kept(storage, info, &keys.of_stores(), &mut out.bytes);
         if !found.is_empty() && kept_lost.is_none() {
             // Those before it go through it.
             kept_lost = Some(info.moment.lsn);
@@ -130,7 +141,7 @@ pub fn verify(
         }));
     }
     // Bases lie below every moment: with one damaged none can be promised.
-    if !base_lost && let Ok(replica) = load(storage, manifest, snapshot, safe) {
+    if !base_lost && let Ok(replica) = load(storage, manifest, snapshot, safe, keys) {
         out.good = good_ranges(&replica, &lost);
         let is_lost = |range: &Range| range.kind == RangeKind::Only && kept_lost.is_some_and(|lsn| range.to_lsn <= lsn);
         out.good.retain(|range| !is_lost(range));
@@ -144,9 +155,10 @@ fn load(
     manifest: cdp_core::journal::Manifest,
     snapshot: cdp_core::journal::Snapshot,
     safe: Option<Lsn>,
+    keys: Arc<Keyring>,
 ) -> Result<Replica, cdp_core::replica::ReplicaError> {
     let safe = safe.unwrap_or(snapshot.written());
-    Replica::load(Arc::clone(storage), manifest, snapshot, safe)
+    Replica::load_with(Arc::clone(storage), manifest, snapshot, safe, keys)
 }
 
 fn stored_bytes(storage: &dyn Storage) -> u64 {
@@ -203,7 +215,7 @@ fn good_ranges(replica: &Replica, lost: &[Lost]) -> Vec<Range> {
 }
 
 /// Reads the whole store of a kept moment.
-fn check_kept(storage: &Arc<dyn Storage>, info: &KeptInfo, bytes: &mut u64) -> Vec<Damage> {
+fn check_kept(storage: &Arc<dyn Storage>, info: &KeptInfo, key: &KeyHolder, bytes: &mut u64) -> Vec<Damage> {
     let directory = PathBuf::from(kept::directory(info.number));
     let moment = Range {
         timeline: info.moment.timeline.into(),
@@ -216,7 +228,7 @@ fn check_kept(storage: &Arc<dyn Storage>, info: &KeptInfo, bytes: &mut u64) -> V
     let damage =
         |file: PathBuf, offset, length, what| Damage { file, offset, length, what, lost: vec![moment.clone()] };
     let store = storage.sub(&kept::directory(info.number));
-    let looked = store.map_err(Into::into).and_then(|store| Ok((look(store.as_ref(), "", None)?, store)));
+    let looked = store.map_err(Into::into).and_then(|store| Ok((look_with(store.as_ref(), "", None, key)?, store)));
     let (looked, store) = match looked {
         Ok(found) => found,
         Err(error) => {
@@ -229,7 +241,7 @@ fn check_kept(storage: &Arc<dyn Storage>, info: &KeptInfo, bytes: &mut u64) -> V
         .iter()
         .map(|lost| damage(PathBuf::from(&lost.path), lost.offset, SECTOR, lost.what.clone()))
         .collect();
-    let verified = Reader::new(store, "", 0).verify(&looked.snapshot, |_| true);
+    let verified = Reader::new(store, "", 0).with_keys(Arc::clone(&looked.keys)).verify(&looked.snapshot, |_| true);
     *bytes += verified.bytes;
     found.extend(
         verified
@@ -243,7 +255,7 @@ fn check_kept(storage: &Arc<dyn Storage>, info: &KeptInfo, bytes: &mut u64) -> V
 /// Reads a whole base; each damaged place is one finding. `covered`: the moment of a merge that is under way.
 fn check_base(
     storage: &Arc<dyn Storage>,
-    manifest: &cdp_core::journal::Manifest,
+    (manifest, keys): (&cdp_core::journal::Manifest, &Arc<Keyring>),
     disk: DiskId,
     root: Root,
     covered: Option<&ReplicaView>,
@@ -262,12 +274,12 @@ fn check_base(
         what: error.to_string(),
         lost: everything(),
     };
-    let base = match Base::open(storage.as_ref(), manifest.replica, disk, root) {
+    let base = match Base::open_with(storage.as_ref(), manifest.replica, disk, root, Arc::clone(keys)) {
         Ok(base) => base,
         Err(error) => {
             let table = table_name(disk, root.generation);
             return vec![match &error {
-                BaseError::Table { .. } => finding(&table, 0, sidecar::table_bytes(root.size) as u64, &error),
+                BaseError::Table { .. } => finding(&table, 0, root.layout.table_bytes(root.size) as u64, &error),
                 BaseError::Media(media) if media.path.ends_with(&table) => finding(&table, 0, 0, &error),
                 BaseError::Media(media) if media.path.ends_with(&sidecar_name) => finding(&sidecar_name, 0, 0, &error),
                 _ => finding(&image, 0, 0, &error),
@@ -275,7 +287,7 @@ fn check_base(
         }
     };
     let read = |at: u64, buffer: &mut [u8]| match covered {
-        None => base.read(at, buffer),
+        None => base.verify(at, buffer),
         Some(view) => match view.read(disk, at, buffer) {
             // What is wrong with the journal is told where that is read.
             Err(ReadError::Below { source, .. }) => source.downcast_ref().cloned().map_or(Ok(()), Err),

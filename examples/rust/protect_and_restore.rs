@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use cdp_core::media::{Disk, Storage};
+use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
 use cdp_net::host::load_idle;
 use cdp_net::nbd::{Address, Server, ServerOptions};
@@ -55,7 +56,7 @@ fn story(directory: &std::path::Path) -> Result<(), Box<dyn Error>> {
 
     // Bring the moment back.
     let storage: Arc<dyn Storage> = Arc::new(Disk::open(&replica)?);
-    let kept = load_idle(&storage)?;
+    let kept = load_idle(&storage, &KeyHolder::default())?;
     let moment = kept.resolve(&When::Label(before))?;
     let view = kept.view(moment.timeline, moment.lsn)?;
     let output = directory.join("restored.img");

@@ -1,7 +1,7 @@
 //! `cdp policy`: show or change which moments are kept.
 
 use super::Keep;
-use crate::ask::ask;
+use crate::ask::{access, ask};
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::json::Policy;
@@ -10,6 +10,7 @@ use cdp_core::when::{format_bytes, format_duration, parse_bytes, parse_duration}
 use cdp_net::owner::{PolicyChange, Request};
 use cdp_net::report::PointPolicy;
 use clap::Args;
+use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ pub struct Arguments {
     dir: PathBuf,
     #[command(flatten)]
     flags: PolicyFlags,
+    /// Rotate the key of a replica that is sealed at rest: from now on it opens with this one, and not with that of --key-file
+    #[arg(long, value_name = "FILE")]
+    new_key_file: Option<PathBuf>,
 }
 
 /// Flags of the policy, for `protect` and `policy`.
@@ -90,10 +94,29 @@ impl Arguments {
     /// # Errors
     /// What the owner or the replica says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
-        let policy: Policy = ask(engine, &self.dir, Request::Policy { change: self.flags.into() })?;
+        let change: PolicyChange = self.flags.into();
+        if let Some(file) = &self.new_key_file {
+            let new = crate::key::read(file)?;
+            if change != PolicyChange::default() {
+                let message = "a key is rotated by itself: the replica opens with another key afterwards";
+                return Err(Failure::new(Exit::Usage, "usage", message).hint("give the policy in a command of its own"));
+            }
+            engine.rotate_key(&self.dir, access(&self.dir)?, &new)?;
+            output.answer(&Rotated { rotated: true }, |_| {
+                "the key is rotated: from now on the replica opens with the new one\n".to_owned()
+            });
+            return Ok(Exit::Done);
+        }
+        let policy: Policy = ask(engine, &self.dir, Request::Policy { change })?;
         output.answer(&policy, for_people);
         Ok(Exit::Done)
     }
+}
+
+/// The answer to a rotation, for scripts.
+#[derive(Serialize)]
+struct Rotated {
+    rotated: bool,
 }
 
 fn for_people(policy: &Policy) -> String {

@@ -34,6 +34,11 @@ impl Arguments {
 
 fn for_people(verified: &Verified) -> String {
     let read = format_bytes(verified.bytes);
+    if verified.ok && verified.unopened {
+        return format!(
+            "{read} read: every checksum is right; it is sealed at rest and no key was given, so nothing was opened\n"
+        );
+    }
     if verified.ok {
         return format!("{read} read: every checksum is right\n");
     }
@@ -61,10 +66,12 @@ mod tests {
     fn damage_is_named_with_what_is_lost_and_what_is_good() {
         let what = "the checksum of a chunk is wrong".into();
         let damage = Damage { file: "journal/1.seg".into(), offset: 512, length: 64, what, lost: vec![range()] };
-        let verified = Verified { ok: false, damage: vec![damage], good: vec![range()], bytes: 1024 };
+        let verified = Verified { ok: false, damage: vec![damage], good: vec![range()], bytes: 1024, unopened: false };
         let text = for_people(&verified);
         assert!(text.contains("1 damaged place\n\njournal/1.seg, bytes 512 to 576: the checksum"), "{text}");
         assert!(text.contains("  lost: every write") && text.contains("still good:\n  every write"), "{text}");
         assert!(for_people(&Verified { ok: true, ..Verified::default() }).ends_with("every checksum is right\n"));
+        let shut = Verified { ok: true, unopened: true, ..Verified::default() };
+        assert!(for_people(&shut).ends_with("no key was given, so nothing was opened\n"));
     }
 }

@@ -207,7 +207,7 @@ fn answers_of_commands() {
     );
     let damage = Damage { file: "f".into(), offset: 1, length: 2, what: "w".into(), lost: vec![range()] };
     check(
-        Verified { ok: false, damage: vec![damage], good: vec![], bytes: 0 },
+        Verified { ok: false, damage: vec![damage], good: vec![], bytes: 0, unopened: false },
         json!({
             "ok": false, "damage": [{"file": "f", "offset": 1, "length": 2, "what": "w", "lost": [range_json()]}],
             "good": [], "bytes": 0

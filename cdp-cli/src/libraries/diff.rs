@@ -3,6 +3,7 @@
 use crate::engine::{DiffSpec, DiffTo};
 use crate::exit::Failure;
 use crate::json::{DiffEvent, Of};
+use cdp_core::trust::KeyHolder;
 use cdp_net::diff::{Against, Raw, differences, digest_with, digests};
 use cdp_net::owner::Access;
 use cdp_net::reading::{Reading, ReadingTwo};
@@ -12,13 +13,13 @@ use std::path::Path;
 pub(super) fn run(
     dir: &Path,
     spec: &DiffSpec,
-    access: Access,
+    (access, key): (Access, &KeyHolder),
     progress: OnProgress<'_>,
     events: &mut dyn FnMut(DiffEvent),
 ) -> Result<(), Failure> {
     match &spec.to {
         Some(DiffTo::Moment(to)) => {
-            let reading = ReadingTwo::open(dir, access, [&spec.from, to], spec.nearest)?;
+            let reading = ReadingTwo::open(dir, access, [&spec.from, to], spec.nearest, key)?;
             reading.check_disk(spec.disk.as_deref())?;
             let [from, to] = reading.views()?;
             let [at_from, at_to] = &reading.at;
@@ -34,7 +35,7 @@ pub(super) fn run(
         }
         Some(DiffTo::File(path)) => {
             let raw = Raw::open(path)?;
-            let mut reading = Reading::open(dir, access, &spec.from, spec.nearest)?;
+            let mut reading = Reading::open(dir, access, &spec.from, spec.nearest, key)?;
             reading.check_disk(spec.disk.as_deref())?;
             let view = reading.view()?;
             events(DiffEvent::Begin { from: reading.at.clone(), to: None });
@@ -48,7 +49,7 @@ pub(super) fn run(
             Ok(())
         }
         None => {
-            let mut reading = Reading::open(dir, access, &spec.from, spec.nearest)?;
+            let mut reading = Reading::open(dir, access, &spec.from, spec.nearest, key)?;
             reading.check_disk(spec.disk.as_deref())?;
             events(DiffEvent::Begin { from: reading.at.clone(), to: None });
             let found = digests(&reading.view()?, (Of::From, &reading.at), spec.disk.as_deref(), progress)?;

@@ -7,7 +7,7 @@ use cdp_core::capture::LogContents;
 use cdp_core::journal::{self, Manifest, read_manifest};
 use cdp_core::media::{Disk, File, MediaError, Storage};
 use cdp_core::replica::BaseFile;
-use cdp_core::replica::sidecar::{self, PAGE_BYTES, PageDigest, Root};
+use cdp_core::replica::sidecar::{self, Layout, PAGE_BYTES, PageDigest, Root};
 use cdp_core::types::GroupId;
 use std::path::Path;
 use std::sync::Arc;
@@ -82,14 +82,15 @@ fn of_sidecar(directory: &Path, path: &Path, root: Root) -> Result<String, Media
     }
     let name = path.with_extension(ending);
     let table = Disk::open(directory)?.open(&name.file_name().unwrap_or_default().to_string_lossy(), false)?;
-    let mut bytes = vec![0; sidecar::table_bytes(root.size)];
+    let mut bytes = vec![0; root.layout.table_bytes(root.size)];
     let length = table.read_at(0, &mut bytes)?;
     let Some(digests) = sidecar::decode_table(&bytes[..length], root) else {
         return Ok("a sidecar whose digest table does not match the root in the manifest\n".to_owned());
     };
+    let at_rest = if root.layout == Layout::AtRest { ", sealed at rest" } else { "" };
     let absent = digests.iter().filter(|digest| **digest == PageDigest::Absent).count();
     Ok(format!(
-        "the sidecar of a base of {} bytes, generation {}\n{} pages of {PAGE_BYTES} bytes, {absent} absent (all zeros there)\nroot {}\n",
+        "the sidecar of a base of {} bytes, generation {}{at_rest}\n{} pages of {PAGE_BYTES} bytes, {absent} absent (all zeros there)\nroot {}\n",
         root.size,
         root.generation,
         digests.len(),
@@ -118,7 +119,7 @@ fn base_image(file: &dyn File) -> Result<String, MediaError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cdp_core::journal::{BaseInfo, DiskInfo};
+    use cdp_core::journal::DiskInfo;
     use cdp_core::replica::base::BaseWriter;
     use cdp_core::types::{BLOCK, DiskId, Lsn, ReplicaId};
 
@@ -131,16 +132,15 @@ mod tests {
         base.data(&[7; BLOCK as usize], Lsn(1)).unwrap();
         let root = base.finish(&storage, Lsn(1)).unwrap();
         let mut manifest = Manifest::new(replica, GroupId::new([2; 16]).unwrap(), "group");
-        let Root { generation, size, digest: root } = root;
         manifest.disks.push(DiskInfo {
             id: disk,
             name: "disk".to_owned(),
-            size,
+            size: root.size,
             source: String::new(),
             added: Lsn::ZERO,
             removed: None,
             stopped: None,
-            base: Some(BaseInfo { lsn: Lsn(1), generation, size, root }),
+            base: Some(root.named(Lsn(1))),
         });
         journal::create(&storage, manifest).unwrap();
         for name in ["2.sum", "1.dig0", "merge.rests", "backup.img"] {

@@ -8,6 +8,7 @@ use crate::json::{Compared, Export, ProtectEvent, State, Stopped};
 use crate::stop::Stop;
 use cdp_core::capture::{self, Event, LogTrust};
 use cdp_core::replica::catalogue::Branch;
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::{Lsn, WallTime};
 use cdp_net::host::document;
 use cdp_net::nbd::Server;
@@ -76,10 +77,15 @@ fn options(spec: &ProtectSpec) -> ProtectOptions {
 }
 
 /// Protects until `stop` is wished.
-pub(super) fn run(spec: &ProtectSpec, stop: &Stop, events: &mut dyn FnMut(ProtectEvent)) -> Result<Stopped, Failure> {
+pub(super) fn run(
+    spec: &ProtectSpec,
+    key: KeyHolder,
+    stop: &Stop,
+    events: &mut dyn FnMut(ProtectEvent),
+) -> Result<Stopped, Failure> {
     let began = cdp_net::clock::wall();
     let (notices, noticed) = channel();
-    let protector = Protector::start(&options(spec), move |notice| {
+    let protector = Protector::start(&ProtectOptions { key, ..options(spec) }, move |notice| {
         // Who showed them has ended: nobody misses the rest.
         let _ = notices.send(notice);
     })?;

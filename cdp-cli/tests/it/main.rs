@@ -11,6 +11,7 @@ mod no_room;
 mod places;
 mod real_clients;
 mod retention;
+mod sealed;
 mod sources;
 mod statuses;
 mod support;

@@ -4,6 +4,7 @@ use crate::Dice;
 use crate::drill::{Drill, Found};
 use crate::ledger::{self, LEDGER, LEDGER_AT, Name, Round, first_difference};
 use crate::number;
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::{DiskId, Lsn, Timeline};
 use cdp_core::when::{TimelineName, When};
 use cdp_net::owner::{Access, ControlClient, Request};
@@ -157,7 +158,7 @@ struct Seen {
 /// Looks at the last `count` LSNs that were called durable, and at what the journal has beyond. `alone`: nobody else wrote.
 fn look_at_every_lsn(directory: &Path, round: &Round, told: &Told, count: u64, alone: bool) -> Seen {
     let access = Access::open(directory, Duration::from_secs(10)).unwrap();
-    let reading = Reading::open(directory, access, &When::Latest, None).unwrap();
+    let reading = Reading::open(directory, access, &When::Latest, None, &KeyHolder::default()).unwrap();
     let replica = &reading.replica;
     let branches = replica.catalogue().branches();
     let is_killed = |timeline: &Timeline| told.timeline.is_some_and(|name| name.matches(timeline));

@@ -1,5 +1,6 @@
 //! Named sessions that are made and dropped until the owner is killed: those that were answered are there, or gone.
 
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::Lsn;
 use cdp_core::when::When;
 use cdp_net::owner::{Access, ClientError, ControlClient, Request};
@@ -78,7 +79,8 @@ impl Sessions {
         for name in listed {
             assert!(!self.dropped.contains(name), "{name:?} was dropped, and is there");
             let access = Access::open(directory, Duration::from_secs(10)).unwrap();
-            let writing = Writing::open(directory, access, None, None, Some(name.to_owned())).unwrap();
+            let writing =
+                Writing::open(directory, access, None, None, Some(name.to_owned()), &KeyHolder::default()).unwrap();
             if let Some(lsn) = self.made.get(name) {
                 assert_eq!(writing.report.at.lsn, *lsn, "{name:?} began at another moment");
             }

@@ -7,6 +7,7 @@ use super::layout::{
 };
 use super::note;
 use super::record::{Note, Part, RawFrame, RecordKind};
+use crate::trust::TAG_BYTES;
 use crate::types::{
     CHUNK_PLAIN_MAX, ClockEpoch, DISK_MAX, DiskId, Extent, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, GroupId, Lsn, PART_MAX,
     SECTOR, Timeline, WRITE_MAX, WallTime,
@@ -88,6 +89,18 @@ pub enum FrameError {
         /// Plain length in the table.
         expected: u32,
     },
+    /// A sealed chunk's bytes are what was written, as far as its checksum says, and do not open.
+    #[error("chunk {chunk} does not open: its bytes, its place or its key are not those that it was sealed with")]
+    NotOpened {
+        /// Its number in the frame, from 1.
+        chunk: u16,
+    },
+    /// A sealed chunk cannot be decoded without its key.
+    #[error("chunk {chunk} is sealed at rest: only the journal that it is in can open it")]
+    Sealed {
+        /// Its number in the frame, from 1.
+        chunk: u16,
+    },
     /// The bytes of a record are not those that were captured.
     #[error("record at LSN {lsn} damaged: CRC32C {found:08x}, expected {expected:08x}")]
     PartChecksum {
@@ -144,6 +157,8 @@ pub struct ChunkInfo {
     pub compressed: bool,
     /// Whether they are notes; else bytes of disks.
     pub notes: bool,
+    /// Whether the stored bytes are sealed at rest.
+    pub sealed: bool,
 }
 
 /// A frame's head, checked against its checksum and against every limit.
@@ -278,6 +293,9 @@ impl FrameHead {
 /// When the checksum or the length does not hold.
 pub fn decode_chunk(chunk: &ChunkInfo, stored: &Bytes) -> Result<Bytes, FrameError> {
     verify_chunk(chunk, stored)?;
+    if chunk.sealed {
+        return Err(FrameError::Sealed { chunk: chunk.number });
+    }
     if !chunk.compressed {
         return Ok(stored.clone());
     }
@@ -296,7 +314,7 @@ pub fn verify_part(record: &RecordInfo, bytes: &[u8]) -> Result<(), FrameError> 
     if found == expected { Ok(()) } else { Err(FrameError::PartChecksum { lsn, expected, found }) }
 }
 
-fn verify_chunk(chunk: &ChunkInfo, stored: &[u8]) -> Result<(), FrameError> {
+pub(super) fn verify_chunk(chunk: &ChunkInfo, stored: &[u8]) -> Result<(), FrameError> {
     let found = crc32c::crc32c(stored);
     if found != chunk.crc {
         return Err(FrameError::ChunkChecksum { chunk: chunk.number, expected: chunk.crc, found });
@@ -304,7 +322,7 @@ fn verify_chunk(chunk: &ChunkInfo, stored: &[u8]) -> Result<(), FrameError> {
     Ok(())
 }
 
-fn inflate(chunk: &ChunkInfo, stored: &[u8], plain: &mut [u8]) -> Result<(), FrameError> {
+pub(super) fn inflate(chunk: &ChunkInfo, stored: &[u8], plain: &mut [u8]) -> Result<(), FrameError> {
     // The output is bounded by the slice: a bomb ends in an error, not in memory.
     match zstd::bulk::decompress_to_buffer(stored, plain) {
         Ok(length) if length == chunk.plain_length as usize => Ok(()),
@@ -362,9 +380,12 @@ fn chunk_table(bytes: &[u8], body_bytes: u32) -> Result<Vec<ChunkInfo>, FrameErr
         check("chunk.plain_length", u64::from(plain_length), |value| (1..=CHUNK_PLAIN_MAX).contains(&value))?;
         check("chunk.codec", u64::from(entry.codec), |value| matches!(value as u8, CODEC_RAW | CODEC_ZSTD))?;
         check("chunk.content", u64::from(entry.content), |value| matches!(value as u8, CONTENT_DATA | CONTENT_NOTES))?;
-        check("chunk.flags", u64::from(entry.flags), |value| value & u64::from(SEALED) == 0 && value == 0)?;
+        check("chunk.flags", u64::from(entry.flags), |value| value & !u64::from(SEALED) == 0)?;
+        let sealed = entry.flags & SEALED != 0;
+        let tag = if sealed { TAG_BYTES as u32 } else { 0 };
+        check("chunk.stored_length", u64::from(stored_length), |value| value > u64::from(tag))?;
         if entry.codec == CODEC_RAW {
-            check("chunk.plain_length", u64::from(plain_length), |value| value == u64::from(stored_length))?;
+            check("chunk.plain_length", u64::from(plain_length), |value| value == u64::from(stored_length - tag))?;
         }
         chunks.push(ChunkInfo {
             number: number as u16,
@@ -374,6 +395,7 @@ fn chunk_table(bytes: &[u8], body_bytes: u32) -> Result<Vec<ChunkInfo>, FrameErr
             crc: entry.crc.get(),
             compressed: entry.codec == CODEC_ZSTD,
             notes: entry.content == CONTENT_NOTES,
+            sealed,
         });
         end += stored_length;
     }

@@ -80,7 +80,7 @@ pub(super) struct ChunkEntry {
     pub(super) codec: u8,
     /// 1 data of disks, 2 notes.
     pub(super) content: u8,
-    /// Bit 0: sealed (encrypted); reserved, readers of this version refuse it.
+    /// Bit 0: sealed at rest.
     pub(super) flags: u8,
     pub(super) reserved: [u8; 5],
 }

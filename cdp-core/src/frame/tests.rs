@@ -145,6 +145,58 @@ proptest! {
         prop_assert!(FrameHead::parse(&garbage).is_err());
     }
 
+    /// As a journal keeps it: nothing to be unpacked without the key, everything with it, and only where it stands.
+    #[test]
+    fn a_sealed_frame_comes_back_with_its_key_in_its_place(
+        ops in ops(),
+        zstd: bool,
+        first in 0u32..1 << 20,
+        at in any::<prop::sample::Index>(),
+        bit in 0u8..8,
+    ) {
+        let raw = raw(&ops);
+        let compression = if zstd { Compression::Zstd(1) } else { Compression::None };
+        let frame = Encoder::new().encode(&raw, group(), compression);
+        let plain = FrameHead::parse(&frame.head).unwrap();
+        let keys = crate::trust::test_keys();
+        let (head, sealed) = frame.sealed(&plain, &keys, first).unwrap();
+        let (bytes, body) = bytes(&sealed);
+        prop_assert_eq!(&FrameHead::parse(&bytes).unwrap(), &head);
+        prop_assert_eq!(body.len(), frame.body.concat().len() + plain.chunks.len() * crate::trust::TAG_BYTES);
+        prop_assert_eq!(head.is_sealed(), !plain.chunks.is_empty());
+        let (opened, stored) = head.unsealed(&body, &keys, first).unwrap();
+        prop_assert_eq!(opened.unpack(&stored).unwrap(), raw);
+        if plain.chunks.is_empty() {
+            return Ok(());
+        }
+        let right = matches!(head.unpack(&body), Err(FrameError::Sealed { .. }));
+        prop_assert!(right);
+        let moved = head.unsealed(&body, &keys, first + 1).unwrap_err();
+        let right = matches!(moved, FrameError::NotOpened { chunk: 1 });
+        prop_assert!(right);
+        let (chunk, number) = (&head.chunks[0], first);
+        let stored = body.slice(..chunk.stored_length as usize);
+        let expected = {
+            let plain_body = Bytes::from(frame.body.concat());
+            decode_chunk(&plain.chunks[0], &plain_body.slice(..plain.chunks[0].stored_length as usize)).unwrap()
+        };
+        prop_assert_eq!(open_chunk(chunk, number, stored, &keys).unwrap(), expected);
+        // Behind right checksums too.
+        let mut whole = body.to_vec();
+        let at = at.index(whole.len());
+        whole[at] ^= 1 << bit;
+        let mut forged = head.clone();
+        for chunk in &mut forged.chunks {
+            chunk.crc = crc32c::crc32c(&whole[chunk.offset as usize..][..chunk.stored_length as usize]);
+        }
+        let refused = forged.unsealed(&whole, &keys, first).unwrap_err();
+        let right = matches!(refused, FrameError::NotOpened { .. });
+        prop_assert!(right);
+        let refused = head.unsealed(&whole, &keys, first).unwrap_err();
+        let right = matches!(refused, FrameError::ChunkChecksum { .. });
+        prop_assert!(right);
+    }
+
     /// Tables with any content under a valid checksum: an error or a head whose every place lies inside its bounds.
     #[test]
     fn hostile_tables_stay_inside_their_bounds(
@@ -162,6 +214,7 @@ proptest! {
         let crc = crc32c::crc32c(&head);
         head[12..16].copy_from_slice(&crc.to_le_bytes());
         if let Ok(parsed) = FrameHead::parse(&head) {
+            let _ = parsed.unsealed(&body, &crate::trust::test_keys(), 0);
             let _ = parsed.unpack(&body);
             let _ = parsed.notes(&body);
         }

@@ -4,6 +4,7 @@
 
 use crate::frame::{Compression, Encoder, FrameError, FrameHead, NOTES_MAX};
 use crate::frame::{Note, Part, RawFrame, RecordInfo, RecordKind};
+use crate::trust::FileKey;
 use crate::types::{DiskId, Extent, FRAME_RECORDS_MAX, GroupId, Lsn, Stamp, Timeline};
 
 /// A mark, a gap's or a resync's begin or end, a new clock epoch, a change of disks, or a timeline's start.
@@ -57,6 +58,24 @@ pub(super) fn of_frame(head: &FrameHead, body: &[u8], new_epoch: bool) -> Result
         Event { timeline: head.info.timeline, lsn: record.lsn, stamp, kind, disk: record.disk, note }
     };
     Ok(chosen.into_iter().map(event).collect())
+}
+
+/// The events of a frame as it stands in a segment whose chunks before it are `first_chunk`; of one that is sealed at rest none,
+/// if there is no key.
+pub(super) fn of_stored(
+    head: &FrameHead,
+    body: &[u8],
+    new_epoch: bool,
+    key: Option<&FileKey>,
+    first_chunk: u32,
+) -> Result<Vec<Event>, FrameError> {
+    // Only frames with notes are looked into, and those come every few seconds.
+    if !head.chunks.iter().any(|chunk| chunk.notes && chunk.sealed) {
+        return of_frame(head, body, new_epoch);
+    }
+    let Some(key) = key else { return Ok(Vec::new()) };
+    let (head, body) = head.unsealed(body, key, first_chunk)?;
+    of_frame(&head, &body, new_epoch)
 }
 
 /// Events as bytes.

@@ -6,6 +6,8 @@ use super::index::{CHUNK_ROW_BYTES, ChunkRow, ENTRY_BYTES, Entry, FRAME_ROW_BYTE
 use super::layout::{
     BLOCK_BYTES, BLOCK_HEADER_BYTES, BlockKind, FIXED_BYTES, Summary, decode_block, encode_block, encode_trailer,
 };
+use crate::frame::FrameError;
+use crate::trust::FileKey;
 use crate::types::{GroupId, Lsn, SECTOR, SegmentId, Stamp, Timeline};
 use bytes::Bytes;
 
@@ -95,8 +97,9 @@ impl Blocks {
     }
 }
 
-/// The footer of a segment with at least one frame: its bytes, from `frames_end` on, and what the manifest keeps of it.
-pub(super) fn encode(run: &IndexRun, facts: &Facts) -> (Vec<Bytes>, Summary) {
+/// The footer of a segment with at least one frame: its bytes, from `frames_end` on, and what the manifest keeps of it. The key is
+/// that of a segment that is sealed at rest.
+pub(super) fn encode(run: &IndexRun, facts: &Facts, key: Option<&FileKey>) -> (Vec<Bytes>, Summary) {
     let (first, last) = (&run.frames[0], &run.frames[run.frames.len() - 1]);
     let base = first.first_lsn.0;
     let mut blocks = Blocks { id: facts.id, number: 0, out: Vec::new(), crc: 0 };
@@ -109,6 +112,9 @@ pub(super) fn encode(run: &IndexRun, facts: &Facts) -> (Vec<Bytes>, Summary) {
         blocks.add_rows(BlockKind::Frames, &run.frames, FRAME_ROW_BYTES, FrameRow::put),
     ];
     let mut events = event::encode(facts.group, &run.events);
+    if let Some(key) = key.filter(|_| !events.is_empty()) {
+        events = key.seal_events(&events);
+    }
     let events_bytes = events.len();
     events.resize(events_bytes.next_multiple_of(SECTOR as usize), 0);
     let mut summary = Summary {
@@ -145,7 +151,8 @@ pub(super) fn bound(entries: u64, chunks: u64, frames: u64, events: u64) -> u64 
     // Each disk and each kind may leave one block part-filled.
     let index = blocks(entries, ENTRY_BYTES) + 2 * crate::types::DISKS_MAX as u64;
     let all = index + blocks(index, FENCE_BYTES) + blocks(chunks, CHUNK_ROW_BYTES) + blocks(frames, FRAME_ROW_BYTES);
-    all * BLOCK_BYTES as u64 + events * EVENT_BYTES_MAX + 2 * SECTOR
+    // With what sealing adds to the events.
+    all * BLOCK_BYTES as u64 + events * EVENT_BYTES_MAX + 3 * SECTOR
 }
 
 /// The most bytes of one event: a frame of one record with the longest label.
@@ -179,7 +186,10 @@ pub(super) fn decode_rows<T>(
     (0..body.len() / row_bytes).map(|_| take_row(&mut take)).collect()
 }
 
-/// The events behind the blocks.
-pub(super) fn decode_events(bytes: &[u8]) -> Result<Vec<Event>, crate::frame::FrameError> {
-    event::decode(bytes)
+/// The events behind the blocks. The key is that of a segment that is sealed at rest.
+pub(super) fn decode_events(bytes: &[u8], key: Option<&FileKey>) -> Result<Vec<Event>, FrameError> {
+    match key.filter(|_| !bytes.is_empty()) {
+        Some(key) => event::decode(&key.open_events(bytes).map_err(|_| FrameError::NotOpened { chunk: 0 })?),
+        None => event::decode(bytes),
+    }
 }

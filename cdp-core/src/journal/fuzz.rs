@@ -88,8 +88,9 @@ pub(crate) fn events(bytes: &[u8]) -> bool {
 /// The index of a frame that is whole, as a scan makes it.
 pub(crate) fn index_of_frame(bytes: &[u8]) -> bool {
     let Ok(head) = FrameHead::parse(bytes) else { return false };
-    let place = Place { offset: FRAMES_AT, first_chunk: u32::MAX - (1 << 16), new_epoch: true };
-    let Ok(run) = IndexRun::of_frame(&head, &bytes[head.info.head_bytes as usize..], place) else { return false };
+    let place = Place { offset: FRAMES_AT, first_chunk: u32::MAX - (1 << 16) };
+    let Ok(events) = event::of_frame(&head, &bytes[head.info.head_bytes as usize..], true) else { return false };
+    let run = IndexRun::of_frame(&head, events, place);
     for disk in head.records.iter().filter_map(|record| record.disk).collect::<std::collections::BTreeSet<DiskId>>() {
         let mut found = 0;
         run.overlapping(disk, Extent::new(0, DISK_MAX), |_| found += 1);
@@ -111,7 +112,9 @@ pub(crate) fn seal(decoder: Decoder, bytes: &[u8]) -> Vec<u8> {
         Decoder::RunTrailer => (super::level::fuzz::TRAILER_MAGIC, FIXED_BYTES),
         _ => (MANIFEST_MAGIC, bytes.len().max(PREFIX)),
     };
-    let mut put = Put::begin(magic, VERSION, 0);
+    // A header says by its flag whether it has a key.
+    let is_keyed = decoder == Decoder::SegmentHeader && bytes.get(56..60).is_some_and(|key| key != [0; 4]);
+    let mut put = Put::begin(magic, VERSION, is_keyed.into());
     put.bytes(bytes.get(PREFIX..).unwrap_or_default());
     put.0.truncate(length);
     put.finish(length)

@@ -5,9 +5,9 @@
 //! searches. When the segment is sealed all of it goes to the footer and out of memory.
 
 use super::bytes::{FormatError, Put, Take};
-use super::event::{self, Event};
+use super::event::Event;
 use super::layout::{FRAMES_AT, SEGMENT_MAX};
-use crate::frame::{ChunkInfo, FRAME_BYTES_MAX, FrameError, FrameHead, Note, RecordKind};
+use crate::frame::{ChunkInfo, FRAME_BYTES_MAX, FrameHead, Note, RecordKind};
 use crate::types::{DiskId, Extent, Lsn, SECTOR, Stamp, WallTime};
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub(super) struct Entry {
     pub(super) sector: u64,
     pub(super) lsn: u64,
     pub(super) sectors: u64,
-    /// CRC32C of the part's plain bytes.
+    /// CRC32C of the part's plain bytes, masked in a segment that is sealed at rest.
     pub(super) crc: u32,
     /// Number of the chunk in the segment, from 0.
     pub(super) chunk: u32,
@@ -113,12 +113,14 @@ pub(super) struct ChunkRow {
     pub(super) crc: u32,
     pub(super) compressed: bool,
     pub(super) notes: bool,
+    /// Sealed at rest.
+    pub(super) sealed: bool,
 }
 
 impl ChunkRow {
     pub(super) fn put(&self, put: &mut Put) {
         put.u64(self.offset).u32(self.stored_length).u32(self.plain_length).u32(self.crc);
-        put.u8(1 + u8::from(self.compressed)).u8(1 + u8::from(self.notes)).u16(0);
+        put.u8(1 + u8::from(self.compressed)).u8(1 + u8::from(self.notes)).u8(u8::from(self.sealed)).u8(0);
     }
     pub(super) fn take(take: &mut Take<'_>) -> Result<Self, FormatError> {
         let offset = take.u64_if("offset", in_segment)?;
@@ -127,8 +129,9 @@ impl ChunkRow {
         let crc = take.u32()?;
         let which = |number| (1..=2).contains(&number).then_some(number == 2);
         let (compressed, notes) = (take.kind("codec", which)?, take.kind("content", which)?);
-        let _ = take.u16()?;
-        Ok(Self { offset, stored_length, plain_length, crc, compressed, notes })
+        let sealed = take.kind("flags", |bits| (bits <= 1).then_some(bits == 1))?;
+        let _ = take.u8()?;
+        Ok(Self { offset, stored_length, plain_length, crc, compressed, notes, sealed })
     }
     /// The row as the frame codec wants it.
     pub(super) fn info(&self) -> ChunkInfo {
@@ -140,6 +143,7 @@ impl ChunkRow {
             crc: self.crc,
             compressed: self.compressed,
             notes: self.notes,
+            sealed: self.sealed,
         }
     }
 }
@@ -198,14 +202,11 @@ pub(super) struct Place {
     pub(super) offset: u64,
     /// Number of its first chunk.
     pub(super) first_chunk: u32,
-    /// No frame before it in the segment had its clock epoch.
-    pub(super) new_epoch: bool,
 }
 
 impl IndexRun {
-    /// The index of one frame. `notes` is the frame's body, or as much of it as holds the notes; it is only looked at when
-    /// there are events.
-    pub(super) fn of_frame(head: &FrameHead, body: &[u8], place: Place) -> Result<Self, FrameError> {
+    /// The index of one frame as it stands in its segment, and its events.
+    pub(super) fn of_frame(head: &FrameHead, events: Vec<Event>, place: Place) -> Self {
         let info = &head.info;
         let frame_bytes = info.head_bytes + info.body_bytes;
         let body_at = place.offset + super::layout::body_at(info.head_bytes.into(), frame_bytes.into());
@@ -226,8 +227,8 @@ impl IndexRun {
             crc: chunk.crc,
             compressed: chunk.compressed,
             notes: chunk.notes,
+            sealed: chunk.sealed,
         };
-        let events = event::of_frame(head, body, place.new_epoch)?;
         let mut run = Self {
             first_chunk: place.first_chunk,
             frames: vec![frame],
@@ -258,7 +259,7 @@ impl IndexRun {
         run.add_shrinks();
         run.narrow.sort_unstable_by_key(Entry::key);
         run.wide.sort_unstable_by_key(Entry::key);
-        Ok(run)
+        run
     }
 
     fn add(&mut self, entry: Entry) {

@@ -5,7 +5,7 @@ use super::layout::{FIXED_BYTES, Opening, SegmentHeader, Summary, decode_trailer
 use super::level;
 use super::manifest::{MANIFEST_MAX, Manifest, SegmentState, TimelineState};
 use super::reader::ReadError;
-use super::scan::{Depth, Stop, scan};
+use super::scan::{AtRest, Depth, Stop, scan};
 use crate::media::File;
 use std::fmt::Write;
 
@@ -68,8 +68,15 @@ fn write_manifest(manifest: &Manifest, length: u64, out: &mut String) -> std::fm
             None => writeln!(out, ", the first")?,
         }
     }
+    for key in &manifest.keys {
+        let bases = if key.bases { ", also of bases" } else { "" };
+        writeln!(out, "replica key {}, wrapped, of {}{bases}", key.generation, key.created.0)?;
+    }
     for segment in &manifest.segments {
         write!(out, "segment {} {}", segment.number, segment.id)?;
+        if segment.key != 0 {
+            write!(out, ", at rest under key {}", segment.key)?;
+        }
         match &segment.state {
             SegmentState::Prepared => writeln!(out, ", prepared")?,
             SegmentState::Active => writeln!(out, ", active")?,
@@ -115,10 +122,14 @@ fn segment(file: &dyn File, front: &[u8], out: &mut String) -> Result<std::fmt::
         Ok(header) => header,
         Err(error) => return Ok(writeln!(out, "segment, {length} bytes: {error}")),
     };
-    let scan = scan(file, header.number, header.id, Depth::Bodies)?;
+    let at_rest = if header.key == 0 { AtRest::Plain } else { AtRest::Sealed(None) };
+    let scan = scan(file, (header.number, header.id), Depth::Bodies, at_rest)?;
     let trailer = trailer(file, length)?;
     let write = |out: &mut String| -> std::fmt::Result {
         writeln!(out, "segment {} {} of replica {}, {length} bytes", header.number, header.id, header.replica)?;
+        if header.key != 0 {
+            writeln!(out, "sealed at rest by the replica key of generation {}", header.key)?;
+        }
         if let Some(Opening { timeline, prev_lsn, prev_segment, durable, .. }) = &scan.opening {
             write!(out, "timeline {timeline}, after LSN {prev_lsn}")?;
             match prev_segment {

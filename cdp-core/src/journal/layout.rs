@@ -25,6 +25,9 @@ pub(super) const BLOCK_HEADER_BYTES: usize = 48;
 /// The most bytes of a segment file.
 pub(super) const SEGMENT_MAX: u64 = 16 << 30;
 
+/// Flag of a header: sealed at rest.
+const SEALED: u16 = 1;
+
 pub(super) const HEADER_MAGIC: [u8; 8] = *b"CDPSEGM\x01";
 pub(super) const OPENING_MAGIC: [u8; 8] = *b"CDPOPEN\x01";
 pub(super) const ENVELOPE_MAGIC: [u8; 8] = *b"CDPENVL\x01";
@@ -43,20 +46,24 @@ pub struct SegmentHeader {
     pub id: SegmentId,
     /// Place among the segments, from 1.
     pub number: u64,
+    /// Generation of the replica key that it is sealed by at rest; 0: it is not.
+    pub key: u32,
 }
 
 impl SegmentHeader {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut put = Put::begin(HEADER_MAGIC, VERSION, 0);
-        put.bytes(self.replica.bytes()).bytes(self.id.bytes()).u64(self.number);
+        let mut put = Put::begin(HEADER_MAGIC, VERSION, if self.key == 0 { 0 } else { SEALED });
+        put.bytes(self.replica.bytes()).bytes(self.id.bytes()).u64(self.number).u32(self.key);
         put.finish(FIXED_BYTES)
     }
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let (mut take, _) = Take::begin("segment header", fixed("segment header", bytes)?, HEADER_MAGIC, VERSION, 0)?;
+        let what = "segment header";
+        let (mut take, flags) = Take::begin(what, fixed(what, bytes)?, HEADER_MAGIC, VERSION, SEALED)?;
         Ok(Self {
             replica: take.id("replica", ReplicaId::new)?,
             id: take.id("segment", SegmentId::new)?,
             number: take.u64_if("number", |value| value != 0)?,
+            key: take.u32_if("key", |value| (value != 0) == (flags & SEALED != 0))?,
         })
     }
 }

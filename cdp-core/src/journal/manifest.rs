@@ -11,7 +11,9 @@ pub(super) mod tests;
 pub use self::retention::{Arrival, KeptInfo, LayerInfo, Retention, StampedMoment};
 use super::layout::Summary;
 use super::level::RunInfo;
+use crate::trust::WrappedKey;
 use crate::types::{DiskId, GroupId, Lsn, ReplicaId, SegmentId, Timeline, WallTime};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The file's name in the replica's directory.
@@ -82,6 +84,8 @@ pub struct Manifest {
     pub next_run: u64,
     /// Runs of the levelled index, in the order of the segments that they hold; no segment is in two of them.
     pub runs: Vec<Arc<RunInfo>>,
+    /// Replica keys, wrapped, by ascending generation; none: nothing is sealed at rest.
+    pub keys: Vec<WrappedKey>,
     /// Sections of a newer version that may be passed over; kept as they are.
     pub unknown: Vec<(u16, Vec<u8>)>,
 }
@@ -131,6 +135,8 @@ pub struct BaseInfo {
     pub size: u64,
     /// Root of the sidecar's digest table; see `FORMAT.md`.
     pub root: [u8; 32],
+    /// Its blocks are sealed at rest.
+    pub at_rest: bool,
 }
 
 /// Whether a timeline can still grow.
@@ -197,6 +203,8 @@ pub struct SegmentInfo {
     pub id: SegmentId,
     /// Where it is in its life.
     pub state: SegmentState,
+    /// Generation of the replica key that it is sealed by at rest; 0: it is not.
+    pub key: u32,
 }
 
 impl SegmentInfo {
@@ -356,6 +364,7 @@ impl Manifest {
             resizing: Vec::new(),
             next_run: 1,
             runs: Vec::new(),
+            keys: Vec::new(),
             unknown: Vec::new(),
         }
     }
@@ -370,6 +379,15 @@ impl Manifest {
     #[must_use]
     pub fn disk(&self, id: DiskId) -> Option<&DiskInfo> {
         self.disks.iter().find(|disk| disk.id == id)
+    }
+
+    /// Lets go of replica keys that nothing is sealed by. The newest stays: new segments are sealed by it, and its generation is
+    /// not given to another.
+    pub(super) fn drop_unused_keys(&mut self) {
+        let newest = self.keys.last().map_or(0, |key| key.generation);
+        let used: BTreeSet<u32> = self.segments.iter().map(|segment| segment.key).collect();
+        let stays = |key: &WrappedKey| key.generation == newest || key.bases || used.contains(&key.generation);
+        self.keys.retain(stays);
     }
 
     /// A number that no disk of this group ever had; `None` when all were used, or no more disks can be listed.

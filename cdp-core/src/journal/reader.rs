@@ -11,6 +11,7 @@ use super::manifest::segment_name;
 use super::snapshot::{Content, SegmentView, Snapshot};
 use crate::frame::{self, FrameError, FrameHead, RawFrame};
 use crate::media::{self, File, MediaError, Storage};
+use crate::trust::{FileKey, KeyError, Keyring};
 use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -50,6 +51,14 @@ pub enum ReadError {
         offset: u64,
         /// What is wrong.
         source: FormatError,
+    },
+    /// It is sealed at rest, and the key is not there: nothing is wrong with it.
+    #[error("segment {segment}: {source}")]
+    AtRest {
+        /// Number of the segment.
+        segment: u64,
+        /// Why it does not open.
+        source: KeyError,
     },
     /// The index names something that the segment does not have.
     #[error("segment {segment}: the index names {what} {number}, which is not there")]
@@ -116,6 +125,8 @@ pub struct Reader {
     fences: Cache<SegmentId, Arc<Vec<Fence>>>,
     rows: Cache<BlockKey, Arc<Vec<ChunkRow>>>,
     chunks: Cache<BlockKey, Bytes>,
+    keys: Arc<Keyring>,
+    file_keys: Cache<SegmentId, Arc<FileKey>>,
 }
 
 /// Files held open at once.
@@ -134,7 +145,25 @@ impl Reader {
             fences: Cache::new(cache_bytes / 8),
             rows: Cache::new(cache_bytes / 8),
             chunks: Cache::new(cache_bytes),
+            keys: Arc::default(),
+            file_keys: Cache::new(FILES_MAX),
         }
+    }
+
+    /// The same, of a store that is sealed at rest.
+    #[must_use]
+    pub fn with_keys(self, keys: Arc<Keyring>) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// The keys of a segment that is sealed at rest; none of one that is not.
+    pub(super) fn file_key(&self, segment: &SegmentView) -> Result<Option<Arc<FileKey>>, ReadError> {
+        if segment.key == 0 {
+            return Ok(None);
+        }
+        let failed = |source| ReadError::AtRest { segment: segment.number, source };
+        let derive = || self.keys.segment(segment.key, segment.id).map(|key| (Arc::new(key), 1)).map_err(failed);
+        self.file_keys.get_or(segment.id, derive).map(Some)
     }
 
     /// Opens a segment's file and checks that it is the one meant.
@@ -277,7 +306,11 @@ impl Reader {
         self.chunks.get_or((segment.id, chunk), || {
             let stored = Bytes::from(self.read(segment, row.offset, row.stored_length as usize)?);
             let failed = |source| ReadError::Frame { segment: segment.number, offset: row.offset, source };
-            let plain = frame::decode_chunk(&row.info(), &stored).map_err(failed)?;
+            let plain = match self.file_key(segment)? {
+                Some(key) => frame::open_chunk(&row.info(), chunk, stored, &key),
+                None => frame::decode_chunk(&row.info(), &stored),
+            };
+            let plain = plain.map_err(failed)?;
             let bytes = plain.len() as u64;
             Ok((plain, bytes))
         })
@@ -315,18 +348,32 @@ impl Reader {
         if bytes.len() < at + expected {
             return Err(failed(FrameError::Short { expected, found: bytes.len().saturating_sub(at) }));
         }
-        head.unpack(&bytes.slice(at..at + expected)).map_err(failed)
+        self.unpack(segment, &envelope, &head, &bytes.slice(at..at + expected))?.map_err(failed)
+    }
+
+    /// Unpacks a frame's body as it stands in its segment.
+    pub(super) fn unpack(
+        &self,
+        segment: &SegmentView,
+        envelope: &Envelope,
+        head: &FrameHead,
+        body: &Bytes,
+    ) -> Result<Result<RawFrame, FrameError>, ReadError> {
+        let Some(key) = self.file_key(segment)? else { return Ok(head.unpack(body)) };
+        let opened = head.unsealed(body, &key, envelope.first_chunk);
+        Ok(opened.and_then(|(head, body)| head.unpack(&body)))
     }
 
     /// The events of one segment.
     pub(super) fn segment_events(&self, segment: &SegmentView) -> Result<Vec<Event>, ReadError> {
+        let key = self.file_key(segment)?;
         match &segment.content {
             Content::Active(runs) => Ok(runs.iter().flat_map(|run| run.events.iter().cloned()).collect()),
             Content::Sealed(summary) => {
                 let offset = summary.events_at();
                 let bytes = self.read(segment, offset, summary.events_bytes as usize)?;
                 let failed = |source| ReadError::Frame { segment: segment.number, offset, source };
-                let mut events = footer::decode_events(&bytes).map_err(failed)?;
+                let mut events = footer::decode_events(&bytes, key.as_deref()).map_err(failed)?;
                 if events.iter().any(|event| event.timeline != segment.timeline) {
                     return Err(failed(FrameError::Field { field: "timeline", value: segment.number }));
                 }

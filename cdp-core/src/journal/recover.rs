@@ -1,7 +1,7 @@
 //! Opening a store: what is there is looked at, decided about, and made whole; or refused with what is lost and what is good.
 //!
 //! Three ways in: [`create`] makes a new store, [`open`] takes one over (its caller holds the directory's lock), [`look`]
-//! only reads, also while an owner is writing. After `open` every segment is sealed: none is ever appended to again.
+//! only reads, also while an owner is writing. A store that is sealed at rest takes its keys: [`open_with`], [`look_with`]. After `open` every segment is sealed: none is ever appended to again.
 
 use super::decide::{Action, Facts, Loss, decide};
 use super::footer;
@@ -13,10 +13,11 @@ use super::manifest::{
     segment_name,
 };
 use super::reader::ReadError;
-use super::scan::{Depth, Scan, Stop, check_header, scan};
+use super::scan::{AtRest, Depth, Scan, Stop, check_header, scan};
 use super::snapshot::{SegmentView, Snapshot};
 use crate::journal::bytes::FormatError;
 use crate::media::{self, File, MediaError, MediaErrorKind, Operation, Storage};
+use crate::trust::{FileKey, KeyError, KeyHolder, Keyring, WrappingKey};
 use crate::types::{DurableLsn, Lsn, SegmentId, Timeline};
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -47,6 +48,14 @@ pub enum OpenError {
         path: String,
         /// What is wrong.
         source: FormatError,
+    },
+    /// It is sealed at rest, and the key is another one or its wraps are damaged: nothing is wrong with what it holds.
+    #[error("{path}: {source}")]
+    AtRest {
+        /// Of the directory.
+        path: String,
+        /// Why it does not open.
+        source: KeyError,
     },
     /// A segment could not be read while it was looked at.
     #[error(transparent)]
@@ -118,6 +127,8 @@ pub struct Opened {
     pub last_lsn: Lsn,
     /// What was done.
     pub repairs: Vec<Repair>,
+    /// What it is sealed by at rest; empty where it is not, or no key was given.
+    pub keys: Arc<Keyring>,
 }
 
 impl Opened {
@@ -148,7 +159,8 @@ pub fn create(storage: &dyn Storage, mut manifest: Manifest) -> Result<Opened, O
     manifest.generation = Generation(manifest.generation.0.max(1));
     write_manifest(storage, &manifest)?;
     let stored = manifest.generation;
-    Ok(Opened { manifest, stored, durable: DurableLsn::NONE, last_lsn: Lsn::ZERO, repairs: Vec::new() })
+    let keys = Arc::default();
+    Ok(Opened { manifest, stored, durable: DurableLsn::NONE, last_lsn: Lsn::ZERO, repairs: Vec::new(), keys })
 }
 
 /// Reads a store's manifest and nothing else.
@@ -170,15 +182,52 @@ pub fn read_manifest(storage: &dyn Storage) -> Result<Manifest, OpenError> {
     Manifest::decode(&bytes).map_err(failed)
 }
 
+/// Wraps a store's replica keys with another wrapping key, durably; whether there was anything to do. For who owns the directory,
+/// and has nothing of it open.
+///
+/// # Errors
+/// When the holder's key is not the one that they are wrapped with, or the media fail: the old manifest then stands.
+pub fn rewrap(
+    storage: &dyn Storage,
+    holder: &KeyHolder,
+    with: &WrappingKey,
+    random: &mut dyn FnMut() -> [u8; 16],
+) -> Result<bool, OpenError> {
+    let mut manifest = read_manifest(storage)?;
+    let failed = |source| OpenError::AtRest { path: storage.path(), source };
+    let Some(keys) = holder.rewrap(manifest.replica, &manifest.keys, with, random).map_err(failed)? else {
+        return Ok(false);
+    };
+    manifest.keys = keys;
+    manifest.generation = Generation(manifest.generation.0 + 1);
+    write_manifest(storage, &manifest)?;
+    Ok(true)
+}
+
+/// [`open_with`] for a store that is not sealed at rest.
+///
+/// # Errors
+/// As [`open_with`].
+pub fn open(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Result<Opened, OpenError> {
+    open_with(storage, directory, witness, &KeyHolder::default())
+}
+
 /// Takes a store over: validates its segments, scans those that were not sealed, cuts torn tails, seals what is whole, and
 /// removes what was half made. `witness` is what the peer was told to be durable, if it remembers. Where there is no room for
-/// the manifest that says so the old one stands, and means the same: the writer takes no frame before it is replaced.
+/// the manifest that says so the old one stands, and means the same: the writer takes no frame before it is replaced. Where
+/// it is sealed at rest, `holder` has the key; without it nothing is changed.
 ///
 /// # Errors
 /// `Damaged` when something acknowledged is missing or damaged; nothing was changed then.
-pub fn open(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Result<Opened, OpenError> {
+pub fn open_with(
+    storage: &dyn Storage,
+    directory: &str,
+    witness: Option<Lsn>,
+    holder: &KeyHolder,
+) -> Result<Opened, OpenError> {
     let mut manifest = read_manifest(storage)?;
-    let found = examine(storage, directory, &manifest, Depth::Bodies)?;
+    let keys = unlock(storage, &manifest, holder)?;
+    let found = examine(storage, directory, &manifest, &keys, Depth::Bodies)?;
     let facts: Vec<_> = found.iter().map(|found| found.facts).collect();
     let acknowledged = manifest.durable.max(witness.unwrap_or(Lsn::ZERO));
     let plan = decide(&facts, manifest.floor, acknowledged)
@@ -189,7 +238,7 @@ pub fn open(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Res
         match (action, found.scan) {
             (Action::Keep, _) => segments.push(*info),
             (Action::Seal, Some(scan)) => {
-                let summary = seal(storage, directory, info, &scan)?;
+                let summary = seal(storage, directory, info, &scan, file_key(info, &keys)?.as_ref())?;
                 let torn = match &scan.stop {
                     Stop::Clean => None,
                     Stop::Torn(error) => Some(error.to_string()),
@@ -216,7 +265,7 @@ pub fn open(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Res
     let written = if is_without_room(&written) { write_manifest(storage, &manifest) } else { written };
     let stored = if is_without_room(&written) { stands } else { written.map(|()| manifest.generation)? };
     let durable = DurableLsn::mint(plan.whole);
-    Ok(Opened { manifest, stored, durable, last_lsn: plan.last, repairs })
+    Ok(Opened { manifest, stored, durable, last_lsn: plan.last, repairs, keys })
 }
 
 fn is_without_room(written: &Result<(), MediaError>) -> bool {
@@ -234,17 +283,34 @@ pub struct Looked {
     pub damage: Option<Damage>,
     /// Each sealed segment behind the damage: of no moment any more, and yet for whoever verifies to read.
     pub behind: Vec<Snapshot>,
+    /// What it is sealed by at rest; empty where it is not, or no key was given.
+    pub keys: Arc<Keyring>,
+}
+
+/// [`look_with`] for a store that is not sealed at rest.
+///
+/// # Errors
+/// As [`look_with`].
+pub fn look(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Result<Looked, OpenError> {
+    look_with(storage, directory, witness, &KeyHolder::default())
 }
 
 /// Reads a store without changing it, also while its owner writes: what was not sealed is scanned by heads, up to where it
 /// ends now. `written` of the snapshot then says how far; what of that is durable only the owner knows. `witness` is what
-/// somebody remembers to have been durable before this call.
+/// somebody remembers to have been durable before this call. `holder` has the key of a store that is sealed at rest; without it,
+/// what is sealed is found and not opened.
 ///
 /// # Errors
 /// When the manifest or a file cannot be read. Damage is not an error here.
-pub fn look(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Result<Looked, OpenError> {
+pub fn look_with(
+    storage: &dyn Storage,
+    directory: &str,
+    witness: Option<Lsn>,
+    holder: &KeyHolder,
+) -> Result<Looked, OpenError> {
     let manifest = read_manifest(storage)?;
-    let found = examine(storage, directory, &manifest, Depth::Heads)?;
+    let keys = unlock(storage, &manifest, holder)?;
+    let found = examine(storage, directory, &manifest, &keys, Depth::Heads)?;
     let facts: Vec<_> = found.iter().map(|found| found.facts).collect();
     let acknowledged = manifest.durable.max(witness.unwrap_or(Lsn::ZERO));
     let loss = decide(&facts, manifest.floor, acknowledged).err();
@@ -268,7 +334,7 @@ pub fn look(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Res
                 let last = runs.last().and_then(|run| run.frames.last());
                 settled = settled.max(last.map_or(Lsn::ZERO, |frame| frame.settled));
                 let (timeline, prev_lsn) = (opening.timeline, opening.prev_lsn);
-                let view = SegmentView::active(info.number, info.id, timeline, prev_lsn, runs.clone());
+                let view = SegmentView::active((info.number, info.id, info.key), timeline, prev_lsn, runs.clone());
                 segments.push(Arc::new(view));
             }
             _ => {}
@@ -281,7 +347,7 @@ pub fn look(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Res
     let behind = behind.filter_map(|(info, _)| SegmentView::sealed(info));
     let behind =
         behind.map(|segment| Snapshot::new(&manifest, vec![Arc::new(segment)], durable, whole, settled)).collect();
-    Ok(Looked { manifest, snapshot, damage, behind })
+    Ok(Looked { manifest, snapshot, damage, behind, keys })
 }
 
 fn is_sound(found: &Found) -> bool {
@@ -303,13 +369,19 @@ struct Before {
 }
 
 /// Looks at every segment that the manifest names.
-fn examine(storage: &dyn Storage, directory: &str, manifest: &Manifest, depth: Depth) -> Result<Vec<Found>, OpenError> {
+fn examine(
+    storage: &dyn Storage,
+    directory: &str,
+    manifest: &Manifest,
+    keys: &Keyring,
+    depth: Depth,
+) -> Result<Vec<Found>, OpenError> {
     let mut all = Vec::with_capacity(manifest.segments.len());
     let mut before = Before { last: manifest.floor, id: None, frames: 0, connected: true };
     for info in &manifest.segments {
         let found = match info.summary() {
             Some(summary) => examine_sealed(storage, directory, info, summary)?,
-            None => examine_unsealed(storage, directory, info, depth, &before)?,
+            None => examine_unsealed(storage, directory, info, keys, depth, &before)?,
         };
         let id = Some(info.id);
         match (found.facts, &found.scan) {
@@ -339,7 +411,7 @@ fn settle<T>(result: Result<T, ReadError>) -> Result<Result<T, ReadError>, OpenE
 
 fn open_checked(storage: &dyn Storage, directory: &str, info: &SegmentInfo) -> Result<Arc<dyn File>, ReadError> {
     let file = storage.open(&media::join(directory, &segment_name(info.number)), false)?;
-    check_header(file.as_ref(), info.number, info.id)?;
+    check_header(file.as_ref(), (info.number, info.id, info.key))?;
     Ok(file)
 }
 
@@ -366,16 +438,41 @@ fn examine_sealed(
     Ok(Found { facts: Facts::Sealed { sound: wrong.is_none(), last, whole }, scan: None, wrong })
 }
 
+/// The keys of a manifest; none where no key was given. What needs them says so when it comes to that.
+fn unlock(storage: &dyn Storage, manifest: &Manifest, holder: &KeyHolder) -> Result<Arc<Keyring>, OpenError> {
+    match holder.unlock(manifest.replica, &manifest.keys) {
+        Err(KeyError::Missing) => Ok(Arc::default()),
+        Err(source) => Err(OpenError::AtRest { path: storage.path(), source }),
+        Ok(keys) => Ok(keys),
+    }
+}
+
+/// The keys of a segment that is sealed at rest.
+fn file_key(info: &SegmentInfo, keys: &Keyring) -> Result<Option<FileKey>, ReadError> {
+    if info.key == 0 {
+        return Ok(None);
+    }
+    let failed = |source| ReadError::AtRest { segment: info.number, source };
+    keys.segment(info.key, info.id).map(Some).map_err(failed)
+}
+
 fn examine_unsealed(
     storage: &dyn Storage,
     directory: &str,
     info: &SegmentInfo,
+    keys: &Keyring,
     depth: Depth,
     before: &Before,
 ) -> Result<Found, OpenError> {
+    let key = match file_key(info, keys) {
+        // Who is to write its footer has to know what notes say.
+        Err(error) if depth == Depth::Bodies => return Err(error.into()),
+        key => key.ok().flatten(),
+    };
+    let at_rest = if info.key == 0 { AtRest::Plain } else { AtRest::Sealed(key.as_ref()) };
     let read = || {
         let file = open_checked(storage, directory, info)?;
-        scan(file.as_ref(), info.number, info.id, depth)
+        scan(file.as_ref(), (info.number, info.id), depth, at_rest)
     };
     let scan = match settle(read())? {
         Ok(scan) => scan,
@@ -439,7 +536,13 @@ fn damage(storage: &dyn Storage, directory: &str, manifest: &Manifest, found: &[
 
 /// Gives a segment its footer behind its valid frames. What of them may not be on the media yet is written again: a page
 /// cache can hold what a failed sync of the process before did not bring down.
-fn seal(storage: &dyn Storage, directory: &str, info: &SegmentInfo, scan: &Scan) -> Result<Summary, OpenError> {
+fn seal(
+    storage: &dyn Storage,
+    directory: &str,
+    info: &SegmentInfo,
+    scan: &Scan,
+    key: Option<&FileKey>,
+) -> Result<Summary, OpenError> {
     let file = storage.open(&media::join(directory, &segment_name(info.number)), true)?;
     let Some(opening) = scan.opening else {
         let path = file.path();
@@ -466,7 +569,7 @@ fn seal(storage: &dyn Storage, directory: &str, info: &SegmentInfo, scan: &Scan)
         frames_end: scan.end,
         plain_bytes: scan.plain_bytes,
     };
-    let (footer, summary) = footer::encode(&run, &facts);
+    let (footer, summary) = footer::encode(&run, &facts, key);
     file.write_at(scan.end, &footer)?;
     file.set_len(summary.file_bytes)?;
     file.sync()?;

@@ -2,11 +2,13 @@
 //! not what must come there; and behind that only for what it says about durability.
 
 use super::bytes::FormatError;
+use super::event;
 use super::index::{IndexRun, Place};
 use super::layout::{ENVELOPE_BYTES, Envelope, FIXED_BYTES, FRAMES_AT, OPENING_AT, Opening, SegmentHeader, foreign};
 use super::reader::{ReadError, parse_head};
 use crate::frame::{FrameError, FrameHead};
 use crate::media::{File, MediaErrorKind};
+use crate::trust::FileKey;
 use crate::types::{ClockEpoch, Lsn, SECTOR, SegmentId};
 use std::sync::Arc;
 
@@ -47,8 +49,8 @@ pub(super) struct Scan {
     pub(super) witness: Lsn,
 }
 
-/// Checks that the file is the segment that the manifest means.
-pub(super) fn check_header(file: &dyn File, number: u64, id: SegmentId) -> Result<(), ReadError> {
+/// Checks that the file is the segment that the manifest means, sealed at rest by the key that it names.
+pub(super) fn check_header(file: &dyn File, (number, id, key): (u64, SegmentId, u32)) -> Result<(), ReadError> {
     let mut bytes = [0; FIXED_BYTES];
     file.read_exact_at(0, &mut bytes)?;
     let failed = |source| ReadError::Format { segment: number, offset: 0, source };
@@ -56,11 +58,27 @@ pub(super) fn check_header(file: &dyn File, number: u64, id: SegmentId) -> Resul
     if header.id != id || header.number != number {
         return Err(failed(foreign("segment header", "segment", id, header.id)));
     }
+    if header.key != key {
+        return Err(failed(foreign("segment header", "key", key, header.key)));
+    }
     Ok(())
 }
 
+/// How a segment is sealed at rest, if it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum AtRest<'a> {
+    Plain,
+    /// Without the key everything is found but what notes say.
+    Sealed(Option<&'a FileKey>),
+}
+
 /// Scans a segment whose header was checked.
-pub(super) fn scan(file: &dyn File, number: u64, id: SegmentId, depth: Depth) -> Result<Scan, ReadError> {
+pub(super) fn scan(
+    file: &dyn File,
+    (number, id): (u64, SegmentId),
+    depth: Depth,
+    at_rest: AtRest<'_>,
+) -> Result<Scan, ReadError> {
     let mut scan = Scan {
         opening: None,
         runs: Vec::new(),
@@ -85,7 +103,7 @@ pub(super) fn scan(file: &dyn File, number: u64, id: SegmentId, depth: Depth) ->
         Err(_) => {}
     }
     if scan.opening.is_some() {
-        scan.frames(file, number, id, depth)?;
+        scan.frames(file, (number, id), depth, at_rest)?;
     }
     scan.search_behind(file, id)?;
     Ok(scan)
@@ -97,10 +115,16 @@ impl Scan {
         self.runs.iter().map(|run| run.frames.len() as u32).sum()
     }
 
-    fn frames(&mut self, file: &dyn File, number: u64, id: SegmentId, depth: Depth) -> Result<(), ReadError> {
+    fn frames(
+        &mut self,
+        file: &dyn File,
+        segment: (u64, SegmentId),
+        depth: Depth,
+        at_rest: AtRest<'_>,
+    ) -> Result<(), ReadError> {
         let (mut sequence, mut chunks, mut epoch) = (1, 0, None);
         loop {
-            match self.frame(file, number, id, depth, (sequence, chunks, epoch)) {
+            match self.frame(file, segment, depth, at_rest, (sequence, chunks, epoch)) {
                 Ok(Some(head)) => {
                     sequence += 1;
                     chunks += head.chunks.len() as u32;
@@ -121,9 +145,9 @@ impl Scan {
     fn frame(
         &mut self,
         file: &dyn File,
-        number: u64,
-        id: SegmentId,
+        (number, id): (u64, SegmentId),
         depth: Depth,
+        at_rest: AtRest<'_>,
         (sequence, chunks, epoch): (u32, u32, Option<ClockEpoch>),
     ) -> Result<Option<FrameHead>, ReadError> {
         let offset = self.end;
@@ -145,12 +169,14 @@ impl Scan {
         }
         self.check_chain(&head).map_err(broken)?;
         let body = &bytes[envelope.body_at() as usize..];
+        let failed = |source| ReadError::Frame { segment: number, offset, source };
+        let key = at_rest.check(&head).map_err(failed)?;
         if depth == Depth::Bodies {
-            check_chunks(&head, body).map_err(|source| ReadError::Frame { segment: number, offset, source })?;
+            check_chunks(&head, body).map_err(failed)?;
         }
-        let place = Place { offset, first_chunk: chunks, new_epoch: epoch != Some(head.info.epoch) };
-        let run = IndexRun::of_frame(&head, body, place);
-        let run = run.map_err(|source| ReadError::Frame { segment: number, offset, source })?;
+        let new_epoch = epoch != Some(head.info.epoch);
+        let events = event::of_stored(&head, body, new_epoch, key, chunks).map_err(failed)?;
+        let run = IndexRun::of_frame(&head, events, Place { offset, first_chunk: chunks });
         self.runs.push(Arc::new(run));
         self.end += envelope.stride(offset);
         self.last_lsn = head.info.last_lsn;
@@ -205,6 +231,20 @@ impl Scan {
             at += (length as u64).next_multiple_of(SECTOR);
         }
         Ok(())
+    }
+}
+
+impl<'a> AtRest<'a> {
+    /// That every chunk of a frame is sealed at rest, or none, as its segment is; gives the key, if there is one.
+    pub(super) fn check(self, head: &FrameHead) -> Result<Option<&'a FileKey>, FrameError> {
+        let (sealed, key) = match self {
+            Self::Plain => (false, None),
+            Self::Sealed(key) => (true, key),
+        };
+        match head.chunks.iter().find(|chunk| chunk.sealed != sealed) {
+            Some(chunk) => Err(FrameError::Field { field: "chunk.flags", value: chunk.sealed.into() }),
+            None => Ok(key),
+        }
     }
 }
 

@@ -21,6 +21,8 @@ pub(super) enum Content {
 pub(super) struct SegmentView {
     pub(super) number: u64,
     pub(super) id: SegmentId,
+    /// Generation of the replica key that it is sealed by at rest; 0: it is not.
+    pub(super) key: u32,
     pub(super) timeline: Timeline,
     pub(super) prev_lsn: Lsn,
     pub(super) first_lsn: Lsn,
@@ -33,6 +35,7 @@ impl SegmentView {
         info.summary().map(|summary| Self {
             number: info.number,
             id: info.id,
+            key: info.key,
             timeline: summary.timeline,
             prev_lsn: summary.prev_lsn,
             first_lsn: summary.first_lsn,
@@ -41,17 +44,16 @@ impl SegmentView {
         })
     }
 
-    /// `runs` holds at least one frame.
+    /// `runs` holds at least one frame; `key` is the generation that it is sealed by.
     pub(super) fn active(
-        number: u64,
-        id: SegmentId,
+        (number, id, key): (u64, SegmentId, u32),
         timeline: Timeline,
         prev_lsn: Lsn,
         runs: Vec<Arc<IndexRun>>,
     ) -> Self {
         let first_lsn = runs.first().and_then(|run| run.frames.first()).map_or(Lsn::ZERO, |frame| frame.first_lsn);
         let last_lsn = runs.last().and_then(|run| run.frames.last()).map_or(Lsn::ZERO, |frame| frame.last_lsn);
-        Self { number, id, timeline, prev_lsn, first_lsn, last_lsn, content: Content::Active(runs) }
+        Self { number, id, key, timeline, prev_lsn, first_lsn, last_lsn, content: Content::Active(runs) }
     }
 }
 

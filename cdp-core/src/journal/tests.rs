@@ -87,7 +87,7 @@ proptest! {
         let opening = Opening { id: id(), group, timeline, prev_lsn, prev_segment, prev_frames, durable };
         file.write_all_at(OPENING_AT, &opening.encode()).unwrap();
         file.write_all_at(if right { FRAMES_AT } else { OPENING_AT + 20 }, &bytes).unwrap();
-        let scan = scan::scan(file.as_ref(), 1, id(), scan::Depth::Bodies).unwrap();
+        let scan = scan::scan(file.as_ref(), (1, id()), scan::Depth::Bodies, scan::AtRest::Plain).unwrap();
         prop_assert!(scan.runs.is_empty());
     }
 }
@@ -147,7 +147,15 @@ fn rows_that_lie_outside_of_any_segment_are_refused() {
     for (offset, right) in
         [(0, false), (FRAMES_AT, true), (SEGMENT_MAX, true), (SEGMENT_MAX + 1, false), (u64::MAX, false)]
     {
-        let chunk = ChunkRow { offset, stored_length: 5, plain_length: 9, crc: 7, compressed: true, notes: false };
+        let chunk = ChunkRow {
+            offset,
+            stored_length: 5,
+            plain_length: 9,
+            crc: 7,
+            compressed: true,
+            notes: false,
+            sealed: true,
+        };
         let mut put = Put::default();
         chunk.put(&mut put);
         assert_eq!(ChunkRow::take(&mut Take::new("row", &put.0)).is_ok(), right, "chunk at {offset}");

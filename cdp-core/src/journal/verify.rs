@@ -1,6 +1,7 @@
 //! Reading everything: every block, every frame, every chunk, every part, and that the index says what the frames say.
 
 use super::bytes::FormatError;
+use super::event::{self, Event};
 use super::index::{Entry, IndexRun, Place};
 use super::layout::{
     BLOCK_BYTES, ENVELOPE_BYTES, Envelope, FIXED_BYTES, FRAMES_AT, OPENING_AT, Opening, Summary, decode_trailer,
@@ -9,8 +10,10 @@ use super::layout::{
 use super::level::run_name;
 use super::manifest::segment_name;
 use super::reader::{ReadError, Reader, parse_head};
-use super::scan::check_header;
+use super::scan::{AtRest, check_chunks, check_header};
 use super::snapshot::{Content, SegmentView, Snapshot};
+use crate::frame::{FrameError, FrameHead};
+use crate::trust::KeyError;
 use crate::types::{DISK_MAX, DiskId, Extent, Lsn, SECTOR, Timeline};
 use bytes::Bytes;
 
@@ -44,6 +47,9 @@ pub struct Verified {
     pub records: u64,
     /// Bytes that were read.
     pub bytes: u64,
+    /// Frames whose bytes are as they were written, as far as checksums say, and that were not opened: they are sealed at rest and
+    /// no key was given.
+    pub unopened: u64,
 }
 
 /// One segment being verified.
@@ -51,6 +57,8 @@ struct Check<'a> {
     reader: &'a Reader,
     segment: &'a SegmentView,
     out: &'a mut Verified,
+    /// Sealed at rest, and no key was given: what checksums say is all that can be said.
+    shut: bool,
 }
 
 impl Reader {
@@ -60,7 +68,8 @@ impl Reader {
         let mut out = Verified::default();
         let mut before = None;
         for segment in snapshot.segments() {
-            let mut check = Check { reader: self, segment, out: &mut out };
+            let shut = matches!(self.file_key(segment), Err(ReadError::AtRest { source: KeyError::Missing, .. }));
+            let mut check = Check { reader: self, segment, out: &mut out, shut };
             if let Some(last) = before.replace(segment.last_lsn).filter(|last| *last != segment.prev_lsn) {
                 let source = foreign("segment", "prev_lsn", last, segment.prev_lsn);
                 check.report(&ReadError::Format { segment: segment.number, offset: 0, source }, 0, 0, None);
@@ -100,7 +109,7 @@ impl Check<'_> {
 
     fn segment(&mut self) -> Result<(), ReadError> {
         let file = self.reader.file(self.segment.number, self.segment.id)?;
-        check_header(file.as_ref(), self.segment.number, self.segment.id)?;
+        check_header(file.as_ref(), (self.segment.number, self.segment.id, self.segment.key))?;
         self.opening()?;
         if let Content::Sealed(summary) = &self.segment.content {
             self.footer(summary)?;
@@ -110,7 +119,7 @@ impl Check<'_> {
         let mut runs = Vec::new();
         for row in &rows {
             let lost = Some((row.first_lsn, row.last_lsn));
-            let place = Place { offset: row.offset, first_chunk: chunks, new_epoch: true };
+            let place = Place { offset: row.offset, first_chunk: chunks };
             match self.frame(row.offset, row.frame_bytes, (sequence, place, at)) {
                 Ok((run, stride, count)) => {
                     runs.push(run);
@@ -128,7 +137,7 @@ impl Check<'_> {
             }
             sequence += 1;
         }
-        if runs.len() == rows.len() {
+        if runs.len() == rows.len() && !self.shut {
             self.index(&runs)?;
         }
         Ok(())
@@ -202,11 +211,33 @@ impl Check<'_> {
         }
         let body = Bytes::from(bytes).slice(body_at..);
         let failed = |source| ReadError::Frame { segment: number, offset, source };
-        head.unpack(&body).map_err(failed)?;
-        let run = IndexRun::of_frame(&head, &body, place).map_err(failed)?;
+        let events = self.open_frame(&envelope, &head, &body)?.map_err(failed)?;
+        let run = IndexRun::of_frame(&head, events, place);
         self.out.frames += 1;
         self.out.records += u64::from(head.info.records);
         Ok((run, envelope.stride(offset), head.chunks.len() as u32))
+    }
+
+    /// Every chunk and part of a frame, as far as keys go; gives its events.
+    fn open_frame(
+        &mut self,
+        envelope: &Envelope,
+        head: &FrameHead,
+        body: &Bytes,
+    ) -> Result<Result<Vec<Event>, FrameError>, ReadError> {
+        let key = if self.shut { None } else { self.reader.file_key(self.segment)? };
+        let at_rest = if self.segment.key == 0 { AtRest::Plain } else { AtRest::Sealed(key.as_deref()) };
+        if let Err(wrong) = at_rest.check(head) {
+            return Ok(Err(wrong));
+        }
+        if self.shut {
+            self.out.unopened += 1;
+            return Ok(check_chunks(head, body).map(|()| Vec::new()));
+        }
+        if let Err(wrong) = self.reader.unpack(self.segment, envelope, head, body)? {
+            return Ok(Err(wrong));
+        }
+        Ok(event::of_stored(head, body, true, key.as_deref(), envelope.first_chunk))
     }
 
     /// Trailer, and the checksum over blocks and events.

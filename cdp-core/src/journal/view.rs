@@ -180,8 +180,8 @@ impl View {
         let same =
             |part: &Arc<RwLock<Part>>| part.read().unwrap_or_else(PoisonError::into_inner).segment.id == appended.id;
         if !parts.last().is_some_and(same) {
-            let Appended { segment, id, timeline, prev_lsn, .. } = *appended;
-            let segment = Arc::new(SegmentView::active(segment, id, timeline, prev_lsn, Vec::new()));
+            let Appended { segment, id, key, timeline, prev_lsn, .. } = *appended;
+            let segment = Arc::new(SegmentView::active((segment, id, key), timeline, prev_lsn, Vec::new()));
             let (reader, live) = (Arc::clone(reader), ActiveIndex::default());
             parts.push(Arc::new(RwLock::new(Part { reader, segment, live, upto: Lsn(u64::MAX) })));
         }
@@ -392,17 +392,20 @@ impl Part {
         if row.notes || end > u64::from(row.plain_length) {
             return Err(super::reader::dangling(&self.segment, "chunk", u64::from(entry.chunk)));
         }
-        let offset = row.offset + if row.compressed { 0 } else { at };
+        let packed = row.compressed || row.sealed;
+        let offset = row.offset + if packed { 0 } else { at };
+        let key = self.reader.file_key(&self.segment)?;
+        let expected = key.map_or(entry.crc, |key| key.mask(entry.chunk, at as u32, entry.crc));
         let verify = |bytes: &[u8]| {
             let found = crc32c::crc32c(bytes);
-            if found == entry.crc {
+            if found == expected {
                 return Ok(());
             }
-            let source = FrameError::PartChecksum { lsn: Lsn(entry.lsn), expected: entry.crc, found };
+            let source = FrameError::PartChecksum { lsn: Lsn(entry.lsn), expected, found };
             Err(ReadError::Frame { segment: self.segment.number, offset, source })
         };
         let inside = (extent.offset - whole.offset) as usize;
-        if row.compressed {
+        if packed {
             let plain = self.reader.chunk(&self.segment, entry.chunk, &row)?;
             let part = &plain[at as usize..end as usize];
             verify(part)?;

@@ -14,6 +14,7 @@
 //! Bounds: [`Options::in_flight_bytes`] of frames are held; the index of segments not yet sealed is in memory, at most
 //! [`Options::segment_records`] entries each; there are at most two of them unless media are slower at sealing than at writing.
 
+mod at_rest;
 mod catalog;
 mod commit;
 mod levels;
@@ -28,6 +29,7 @@ use super::manifest::{Generation, Manifest, SegmentState, TimelineInfo, Timeline
 use super::snapshot::{SegmentView, Snapshot};
 use crate::frame::{EncodedFrame, FrameError};
 use crate::media::{MediaError, Operation};
+use crate::trust::Keyring;
 use crate::types::{DurableLsn, Lsn, MonoTime, SegmentId, Timeline};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -63,6 +65,9 @@ pub struct Writer {
     /// Sealed segments as snapshots share them.
     sealed: Arc<Vec<Arc<SegmentView>>>,
     timeline: Option<(Timeline, Generation)>,
+    /// What new segments are sealed by at rest: the replica key of this generation; 0: they are not.
+    key: u32,
+    keys: Arc<Keyring>,
     /// The last LSN of the open timeline here, whole or not.
     chain: Lsn,
     /// The last LSN with a part in any segment.
@@ -110,6 +115,8 @@ impl Writer {
             last_segment: last_segment.map(|(segment, summary)| (segment.id, summary.frames)),
             whole: opened.durable.lsn(),
             unfinished: None,
+            key: 0,
+            keys: opened.keys,
             sealed: Arc::new(sealed),
             catalog: catalog::Catalog::new(opened.stored, manifest.generation),
             commit: commit::Commit::new(opened.durable),
@@ -151,6 +158,9 @@ impl Writer {
         }
         if self.closing {
             return Err(Refusal::Closed);
+        }
+        if self.key == 0 && !self.manifest.keys.is_empty() {
+            return Err(Refusal::NoKey);
         }
         if info.group != self.manifest.group {
             return Err(Refusal::Group { expected: self.manifest.group, found: info.group });
@@ -200,7 +210,7 @@ impl Writer {
         let Some(segment) = self.active.as_mut() else { unreachable!("admit made one") };
         let (offset, data, run) =
             segment.add(head, frame, segments::Before { group, durable, last_segment, lsn: before })?;
-        let (file, number, id) = (segment.file, segment.number, segment.id);
+        let (file, number, id, key) = (segment.file, segment.number, segment.id, segment.key);
         let (timeline, prev_lsn) = (frame.info.timeline, segment.prev_lsn);
         self.last_segment = Some((id, segment.frame_count()));
         self.chain = frame.info.last_lsn;
@@ -213,7 +223,7 @@ impl Writer {
         let write = Effect::Write { file, offset, data };
         let sequence = self.commit.add(now, number, self.whole, settled, write.clone(), Arc::clone(&run));
         self.issue(write, Purpose::Frame(sequence));
-        Ok(Appended { segment: number, id, timeline, prev_lsn, run, whole: self.whole })
+        Ok(Appended { segment: number, id, key, timeline, prev_lsn, run, whole: self.whole })
     }
 
     /// From now on segments are made this large, and so much stays free on the media.
@@ -286,6 +296,7 @@ impl Writer {
     /// timelines and index runs are the writer's own business.
     pub fn edit(&mut self, change: impl FnOnce(&mut Manifest)) -> Generation {
         change(&mut self.manifest);
+        self.keep_keys_of_bases();
         self.catalog.touch(&mut self.manifest)
     }
 
@@ -338,6 +349,7 @@ impl Writer {
             stays
         });
         self.manifest.floor = floor;
+        self.drop_unused_keys();
         Arc::make_mut(&mut self.sealed).retain(|segment| !gone.contains(&segment.number));
         let runs = self.drop_empty_runs();
         let generation = self.catalog.touch(&mut self.manifest);

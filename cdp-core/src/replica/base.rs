@@ -3,8 +3,9 @@
 //! [`BaseWriter`] makes one in a single ascending pass (seeding); [`Base`] reads it and never gives a byte that does not verify.
 
 use super::files::{BASE_DIRECTORY, BaseFile};
-use super::sidecar::{self, PAGE_BLOCKS, PAGE_BYTES, PAGE_COVERS, Page, PageDigest, Root, Seed, Slot};
+use super::sidecar::{self, Entry, Layout, PAGE_BYTES, Page, PageDigest, Root, Seed, Slot};
 use crate::media::{File, MediaError, Storage};
+use crate::trust::{BlockPlace, BlockSealer, KeyError, Keyring};
 use crate::types::{BLOCK, DiskId, Extent, Lsn, ReplicaId, SECTOR};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -44,6 +45,24 @@ pub enum BaseError {
         /// What it has.
         found: u64,
     },
+    /// It is sealed at rest, and the key is not there: nothing is wrong with it.
+    #[error("{path}: {source}")]
+    AtRest {
+        /// The image.
+        path: String,
+        /// Why it does not open.
+        source: KeyError,
+    },
+    /// A block is what was written, as far as its checksum says, and does not open.
+    #[error(
+        "{path} is damaged: the block at byte {offset} does not open: its bytes or its place are not those that were sealed"
+    )]
+    NotOpened {
+        /// The image.
+        path: String,
+        /// Where.
+        offset: u64,
+    },
     /// A block is not what was written.
     #[error("{path} is damaged: the block at byte {offset} has CRC32C {found:08x}, expected {expected:08x}")]
     Block {
@@ -78,11 +97,11 @@ pub(super) fn write_table(
     storage: &dyn Storage,
     disk: DiskId,
     generation: u64,
-    size: u64,
+    (size, layout): (u64, Layout),
     digests: &[PageDigest],
 ) -> Result<Root, MediaError> {
     let name = table_name(disk, generation);
-    let (bytes, root) = sidecar::encode_table(generation, size, digests);
+    let (bytes, root) = sidecar::encode_table(generation, size, layout, digests);
     match storage.remove(&name) {
         Err(error) if !error.is_not_found() => return Err(error),
         _ => {}
@@ -100,6 +119,8 @@ pub struct BaseWriter {
     image: Arc<dyn File>,
     sidecar: Arc<dyn File>,
     seed: Seed,
+    /// What seals it at rest.
+    sealer: Option<BlockSealer>,
     size: u64,
     at: u64,
     page: Option<Page>,
@@ -125,7 +146,20 @@ impl BaseWriter {
         let sidecar = storage.create(&sidecar)?;
         storage.sync_dir(BASE_DIRECTORY)?;
         let seed = Seed::new(replica, disk);
-        Ok(Self { disk, image, sidecar, seed, size, at: 0, page: None, digests: Vec::new(), stored: 0 })
+        let sealer = None;
+        Ok(Self { disk, image, sidecar, seed, sealer, size, at: 0, page: None, digests: Vec::new(), stored: 0 })
+    }
+
+    /// The same, sealed at rest by the newest key on the ring of the store's writer. Before the first byte.
+    ///
+    /// # Errors
+    /// When no key on the ring was drawn by this process.
+    pub fn at_rest(self, keys: &Keyring) -> Result<Self, KeyError> {
+        Ok(Self { sealer: Some(keys.block_sealer(None)?), ..self })
+    }
+
+    fn layout(&self) -> Layout {
+        if self.sealer.is_some() { Layout::AtRest } else { Layout::Plain }
     }
 
     /// Where the next bytes belong.
@@ -151,6 +185,9 @@ impl BaseWriter {
     /// # Errors
     /// When the media fail.
     pub fn data(&mut self, data: &[u8], lsn: Lsn) -> Result<(), MediaError> {
+        if self.sealer.is_some() {
+            return self.sealed_data(data, lsn);
+        }
         // Blocks of zeros stay holes: runs of others are written with one call.
         let mut run = 0;
         let mut at = 0;
@@ -168,10 +205,33 @@ impl BaseWriter {
                 padded[..block.len()].copy_from_slice(block);
                 self.seed.block(number, lsn, &padded)
             };
-            self.open_page().set(place, lsn, crc);
+            self.open_page().set(place, Entry { lsn, crc, seal: None });
             at += block.len();
         }
         self.store(begin, data, run)?;
+        self.at = begin + data.len() as u64;
+        Ok(())
+    }
+
+    /// The same, sealed: whole blocks, also the disk's last.
+    fn sealed_data(&mut self, data: &[u8], lsn: Lsn) -> Result<(), MediaError> {
+        let begin = self.at;
+        let mut blocks = data.to_vec();
+        blocks.resize(data.len().next_multiple_of(BLOCK as usize), 0);
+        let mut run = 0;
+        for at in (0..blocks.len()).step_by(BLOCK as usize) {
+            let (number, place) = self.place(begin + at as u64)?;
+            let block_place = BlockPlace { disk: self.disk, block: number, lsn };
+            let block = &mut blocks[at..at + BLOCK as usize];
+            let is_hole = is_zero(block);
+            let entry = seal_block(self.sealer.as_ref(), self.seed, block_place, block);
+            self.open_page().set(place, entry);
+            if is_hole {
+                self.store(begin, &blocks[..at], run)?;
+                run = at + BLOCK as usize;
+            }
+        }
+        self.store(begin, &blocks, run)?;
         self.at = begin + data.len() as u64;
         Ok(())
     }
@@ -185,8 +245,9 @@ impl BaseWriter {
         let end = self.at + length;
         while self.at < end {
             // A page that would hold nothing but zeros is not written at all.
-            let page_end = ((self.at / PAGE_COVERS + 1) * PAGE_COVERS).min(self.size);
-            if self.at.is_multiple_of(PAGE_COVERS) && end >= page_end {
+            let covers = self.layout().covers();
+            let page_end = ((self.at / covers + 1) * covers).min(self.size);
+            if self.at.is_multiple_of(covers) && end >= page_end {
                 self.close_page()?;
                 self.digests.push(PageDigest::Absent);
                 self.at = page_end;
@@ -207,7 +268,7 @@ impl BaseWriter {
         self.close_page()?;
         self.sidecar.sync()?;
         self.image.sync()?;
-        let root = write_table(storage, self.disk, FIRST_GENERATION, self.size, &self.digests)?;
+        let root = write_table(storage, self.disk, FIRST_GENERATION, (self.size, self.layout()), &self.digests)?;
         storage.sync_dir(BASE_DIRECTORY)?;
         Ok(root)
     }
@@ -222,16 +283,16 @@ impl BaseWriter {
 
     /// The number of the block at `offset`, and its place in its page, which is made the open one.
     fn place(&mut self, offset: u64) -> Result<(u64, usize), MediaError> {
-        let number = offset / BLOCK;
-        if self.page.as_ref().is_some_and(|page| page.number() != number / PAGE_BLOCKS) {
+        let (number, blocks) = (offset / BLOCK, self.layout().blocks());
+        if self.page.as_ref().is_some_and(|page| page.number() != number / blocks) {
             self.close_page()?;
         }
-        Ok((number, (number % PAGE_BLOCKS) as usize))
+        Ok((number, (number % blocks) as usize))
     }
 
     fn open_page(&mut self) -> &mut Page {
-        let number = self.digests.len() as u64;
-        self.page.get_or_insert_with(|| Page::new(number))
+        let (number, layout) = (self.digests.len() as u64, self.layout());
+        self.page.get_or_insert_with(|| Page::new(number, layout))
     }
 
     fn close_page(&mut self) -> Result<(), MediaError> {
@@ -243,6 +304,12 @@ impl BaseWriter {
         }
         Ok(())
     }
+}
+
+/// Seals a block in place, if its base is sealed at rest and it is not all zeros; gives what a page says of it.
+pub(super) fn seal_block(sealer: Option<&BlockSealer>, seed: Seed, place: BlockPlace, bytes: &mut [u8]) -> Entry {
+    let seal = sealer.filter(|_| !is_zero(bytes)).map(|sealer| sealer.seal(place, bytes));
+    Entry { lsn: place.lsn, crc: seed.block(place.block, place.lsn, bytes), seal }
 }
 
 /// Whether all bytes are zero; written so that the compiler compares words.
@@ -264,7 +331,29 @@ pub struct Base {
     digests: Vec<PageDigest>,
     pages: Vec<Mutex<Option<Arc<Page>>>>,
     /// Blocks that a merge writes only parts of, by number.
-    torn: RwLock<BTreeMap<u64, Rest>>,
+    torn: RwLock<BTreeMap<u64, Torn>>,
+    disk: DiskId,
+    keys: Arc<Keyring>,
+}
+
+/// How a block is read that a merge may have torn.
+#[derive(Clone, Debug)]
+enum Torn {
+    /// What stays of it proves itself.
+    Rest(Rest),
+    /// It is sealed at rest: all of it lies elsewhere.
+    Copy(BlockCopy),
+}
+
+/// A block as a merge makes it, beside the image.
+#[derive(Clone, Debug)]
+pub struct BlockCopy {
+    /// What it is in.
+    pub file: Arc<dyn File>,
+    /// Where.
+    pub offset: u64,
+    /// What the new page says of it.
+    pub entry: Entry,
 }
 
 /// What of a block a merge leaves as it was.
@@ -291,6 +380,20 @@ impl Base {
     /// # Errors
     /// When a file is missing or the digest table is not the root's.
     pub fn open(storage: &dyn Storage, replica: ReplicaId, disk: DiskId, root: Root) -> Result<Self, BaseError> {
+        Self::open_with(storage, replica, disk, root, Arc::default())
+    }
+
+    /// The same with the keys of the replica's manifest, for one that is sealed at rest; who merges shares those of the writer.
+    ///
+    /// # Errors
+    /// When a file is missing or the digest table is not the root's. Keys are looked for when a block is read.
+    pub fn open_with(
+        storage: &dyn Storage,
+        replica: ReplicaId,
+        disk: DiskId,
+        root: Root,
+        keys: Arc<Keyring>,
+    ) -> Result<Self, BaseError> {
         let (image, sidecar) = file_names(disk);
         let (image, sidecar) = (storage.open(&image, false)?, storage.open(&sidecar, false)?);
         let (expected, found) = (root.size.next_multiple_of(BLOCK), image.len()?);
@@ -299,7 +402,7 @@ impl Base {
             return Err(BaseError::Length { path: image.path().to_owned(), expected, found });
         }
         let table = storage.open(&table_name(disk, root.generation), false)?;
-        let mut bytes = vec![0; sidecar::table_bytes(root.size)];
+        let mut bytes = vec![0; root.layout.table_bytes(root.size)];
         // One that ends early is another one, not a failure of the media.
         let length = table.read_at(0, &mut bytes)?;
         let Some(digests) = sidecar::decode_table(&bytes[..length], root) else {
@@ -307,13 +410,44 @@ impl Base {
         };
         let pages = (0..PAGES_CACHED.min(digests.len())).map(|_| Mutex::new(None)).collect();
         let torn = RwLock::default();
-        Ok(Self { image, sidecar, seed: Seed::new(replica, disk), root, digests, pages, torn })
+        Ok(Self { image, sidecar, seed: Seed::new(replica, disk), root, digests, pages, torn, disk, keys })
     }
 
     /// A merge is about to change parts of a block: from now on it may be found old, new or torn, and what stays is what counts.
     /// Those who read it lay the journal over what changes.
     pub fn expect_torn(&self, block: u64, rest: Rest) {
-        self.torn.write().unwrap_or_else(PoisonError::into_inner).insert(block, rest);
+        self.torn.write().unwrap_or_else(PoisonError::into_inner).insert(block, Torn::Rest(rest));
+    }
+
+    /// The same of a base that is sealed at rest: what stays of the block is read from its copy, which is on media before the block
+    /// is touched.
+    pub fn expect_torn_sealed(&self, block: u64, copy: BlockCopy) {
+        self.torn.write().unwrap_or_else(PoisonError::into_inner).insert(block, Torn::Copy(copy));
+    }
+
+    /// Whether a block's bytes are those that an entry is of.
+    pub(super) fn is_right(&self, block: u64, entry: &Entry, bytes: &[u8]) -> bool {
+        self.seed.block(block, entry.lsn, bytes) == entry.crc
+    }
+
+    /// How much its sidecar says.
+    pub(super) fn layout(&self) -> Layout {
+        self.root.layout
+    }
+
+    /// What seals its blocks, if it is sealed at rest: the key of this generation.
+    pub(super) fn sealer(&self, generation: Option<u32>) -> Result<Option<BlockSealer>, BaseError> {
+        if self.layout() == Layout::Plain {
+            return Ok(None);
+        }
+        let failed = |source| BaseError::AtRest { path: self.image.path().to_owned(), source };
+        self.keys.block_sealer(generation).map(Some).map_err(failed)
+    }
+
+    /// Whether it is sealed at rest and there is no key at all: then checksums are all that can be looked at.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        self.layout() == Layout::AtRest && self.keys.is_empty()
     }
 
     /// The state that the manifest names: two bases of a disk that have the same root hold the same bytes.
@@ -337,6 +471,18 @@ impl Base {
     /// # Errors
     /// When the media fail or a byte does not verify; nothing of `buffer` may be used then.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BaseError> {
+        self.read_as(offset, buffer, true)
+    }
+
+    /// Reads as much and verifies it, also where there is no key to open it: `buffer` may then hold what is sealed.
+    ///
+    /// # Errors
+    /// When the media fail or a byte does not verify.
+    pub fn verify(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BaseError> {
+        self.read_as(offset, buffer, !self.is_shut())
+    }
+
+    fn read_as(&self, offset: u64, buffer: &mut [u8], open: bool) -> Result<(), BaseError> {
         let inside = self.root.size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         let (buffer, after) = buffer.split_at_mut(inside);
         after.fill(0);
@@ -344,10 +490,11 @@ impl Base {
         let mut at = offset;
         // Page by page: an absent one needs no media, a present one verifies all blocks that are touched.
         while at < wanted.end() {
-            let end = ((at / PAGE_COVERS + 1) * PAGE_COVERS).min(wanted.end());
+            let covers = self.layout().covers();
+            let end = ((at / covers + 1) * covers).min(wanted.end());
             let piece = &mut buffer[(at - offset) as usize..(end - offset) as usize];
-            match self.page(at / PAGE_COVERS)? {
-                Some(page) => self.read_blocks(&page, at, piece)?,
+            match self.page(at / covers)? {
+                Some(page) => self.read_blocks(&page, at, piece, open)?,
                 None => piece.fill(0),
             }
             at = end;
@@ -369,9 +516,10 @@ impl Base {
         let inside = Extent::new(range.offset, self.root.size.saturating_sub(range.offset).min(range.length));
         let mut at = inside.offset;
         while at < inside.end() {
-            let end = ((at / PAGE_COVERS + 1) * PAGE_COVERS).min(inside.end());
+            let covers = self.layout().covers();
+            let end = ((at / covers + 1) * covers).min(inside.end());
             let here = Extent::new(at, end - at);
-            match self.page(at / PAGE_COVERS)? {
+            match self.page(at / covers)? {
                 None => add(here, false),
                 Some(page) => self.runs_of_page(&page, here, &mut add)?,
             }
@@ -391,7 +539,7 @@ impl Base {
             let data = data.unwrap_or(Extent::new(range.end(), 0));
             while at < data.offset {
                 let end = ((at / BLOCK + 1) * BLOCK).min(data.offset);
-                let (lsn, crc) = page.entry((at / BLOCK % PAGE_BLOCKS) as usize);
+                let Entry { lsn, crc, .. } = page.entry((at / BLOCK % self.layout().blocks()) as usize);
                 add(Extent::new(at, end - at), self.seed.block(at / BLOCK, lsn, &ZEROS) != crc);
                 at = end;
             }
@@ -419,36 +567,75 @@ impl Base {
         Ok(bytes)
     }
 
-    fn read_blocks(&self, page: &Page, offset: u64, buffer: &mut [u8]) -> Result<(), BaseError> {
+    fn read_blocks(&self, page: &Page, offset: u64, buffer: &mut [u8], open: bool) -> Result<(), BaseError> {
         let wanted = Extent::new(offset, buffer.len() as u64);
         let blocks = wanted.widen(BLOCK);
         if blocks == wanted {
             self.image.read_exact_at(offset, buffer)?;
-            return self.verify(page, offset, buffer);
+            return self.check(page, offset, buffer, open);
         }
         let mut whole = vec![0; blocks.length as usize];
         self.image.read_exact_at(blocks.offset, &mut whole)?;
-        self.verify(page, blocks.offset, &whole)?;
+        self.check(page, blocks.offset, &mut whole, open)?;
         buffer.copy_from_slice(&whole[(offset - blocks.offset) as usize..][..buffer.len()]);
         Ok(())
     }
 
-    fn verify(&self, page: &Page, offset: u64, data: &[u8]) -> Result<(), BaseError> {
-        for (block, data) in (offset / BLOCK..).zip(data.chunks_exact(BLOCK as usize)) {
-            let (lsn, expected) = page.entry((block % PAGE_BLOCKS) as usize);
-            let found = self.seed.block(block, lsn, data);
-            if found != expected && !self.is_torn(block, data) {
-                let path = self.image.path().to_owned();
-                return Err(BaseError::Block { path, offset: block * BLOCK, expected, found });
+    /// Verifies blocks and opens what is sealed.
+    fn check(&self, page: &Page, offset: u64, data: &mut [u8], open: bool) -> Result<(), BaseError> {
+        for (block, data) in (offset / BLOCK..).zip(data.chunks_exact_mut(BLOCK as usize)) {
+            let mut entry = page.entry((block % self.layout().blocks()) as usize);
+            let found = self.seed.block(block, entry.lsn, data);
+            if found != entry.crc {
+                match self.torn(block) {
+                    Some(Torn::Rest(rest)) if Rest::of(rest.changed, data) == rest => continue,
+                    Some(Torn::Copy(copy)) => {
+                        copy.file.read_exact_at(copy.offset, data)?;
+                        entry = copy.entry;
+                        self.check_crc(block, &entry, data)?;
+                    }
+                    _ => self.check_crc(block, &entry, data)?,
+                }
+            }
+            if open {
+                self.open_block(block, &entry, data)?;
             }
         }
         Ok(())
     }
 
-    /// Whether a merge changes the block, and what it does not change is right.
-    fn is_torn(&self, block: u64, data: &[u8]) -> bool {
-        let torn = self.torn.read().unwrap_or_else(PoisonError::into_inner);
-        torn.get(&block).is_some_and(|rest| Rest::of(rest.changed, data) == *rest)
+    fn check_crc(&self, block: u64, entry: &Entry, data: &[u8]) -> Result<(), BaseError> {
+        let (found, expected) = (self.seed.block(block, entry.lsn, data), entry.crc);
+        let path = || self.image.path().to_owned();
+        if found == expected {
+            Ok(())
+        } else {
+            Err(BaseError::Block { path: path(), offset: block * BLOCK, expected, found })
+        }
+    }
+
+    fn open_block(&self, block: u64, entry: &Entry, data: &mut [u8]) -> Result<(), BaseError> {
+        let path = || self.image.path().to_owned();
+        let not_opened = || BaseError::NotOpened { path: path(), offset: block * BLOCK };
+        match (self.layout(), &entry.seal) {
+            (Layout::Plain, _) => Ok(()),
+            (Layout::AtRest, None) => {
+                if is_zero(data) {
+                    Ok(())
+                } else {
+                    Err(not_opened())
+                }
+            }
+            (Layout::AtRest, Some(seal)) => {
+                let place = BlockPlace { disk: self.disk, block, lsn: entry.lsn };
+                let opened = self.keys.open_block(place, seal, data);
+                opened.map_err(|source| BaseError::AtRest { path: path(), source })?.map_err(|_| not_opened())
+            }
+        }
+    }
+
+    fn torn(&self, block: u64) -> Option<Torn> {
+        self.torn.read().unwrap_or_else(PoisonError::into_inner).get(&block).cloned()
     }
 
     /// A page of checksums; `None`: all its blocks are zeros.
@@ -464,7 +651,7 @@ impl Base {
         let offset = place.offset(number);
         let mut bytes = Box::new([0; PAGE_BYTES]);
         self.sidecar.read_exact_at(offset, bytes.as_mut_slice())?;
-        let page = Page::parse(bytes, number, digest).ok_or_else(|| BaseError::Page {
+        let page = Page::parse(bytes, number, digest, self.layout()).ok_or_else(|| BaseError::Page {
             path: self.sidecar.path().to_owned(),
             page: number,
             offset,
@@ -479,14 +666,28 @@ impl Base {
 mod tests {
     use super::*;
     use crate::media::Memory;
+    use crate::trust::{Wrap, WrappingKey};
     use proptest::prelude::*;
 
     fn ids() -> (ReplicaId, DiskId) {
         (ReplicaId::new([3; 16]).unwrap(), DiskId::new(1).unwrap())
     }
 
+    /// None, and a ring with a key that was drawn here.
+    fn rings() -> [Option<Arc<Keyring>>; 2] {
+        let ring = Keyring::default();
+        let wrap = Wrap { salt: [1; 16], created: crate::types::WallTime(1) };
+        WrappingKey::parse(&[2; 32]).unwrap().new_key(ids().0, [3; 32], wrap).name(1, &ring);
+        [None, Some(Arc::new(ring))]
+    }
+
+    fn open(storage: &dyn Storage, root: Root, ring: &Option<Arc<Keyring>>) -> Result<Base, BaseError> {
+        let (replica, disk) = ids();
+        Base::open_with(storage, replica, disk, root, ring.clone().unwrap_or_default())
+    }
+
     /// Data and zeros in runs of sectors, fed in pieces of whole blocks.
-    fn make(storage: &dyn Storage, runs: &[(bool, u64)]) -> (Vec<u8>, Root) {
+    fn make(storage: &dyn Storage, runs: &[(bool, u64)], ring: &Option<Arc<Keyring>>) -> (Vec<u8>, Root) {
         let (replica, disk) = ids();
         let mut content = Vec::new();
         for (number, (data, blocks)) in runs.iter().enumerate() {
@@ -494,6 +695,9 @@ mod tests {
         }
         content.truncate(content.len() - 512);
         let mut writer = BaseWriter::create(storage, replica, disk, content.len() as u64).unwrap();
+        if let Some(ring) = ring {
+            writer = writer.at_rest(ring).unwrap();
+        }
         let mut at = 0;
         for (number, (data, blocks)) in runs.iter().enumerate() {
             let end = (at + (blocks * BLOCK) as usize).min(content.len());
@@ -514,11 +718,12 @@ mod tests {
         fn a_base_reads_as_what_was_fed(
             runs in prop::collection::vec((any::<bool>(), 1u64..900), 1..6),
             reads in prop::collection::vec((any::<prop::sample::Index>(), 1usize..300), 1..10),
+            at_rest: bool,
         ) {
             let storage = Memory::default();
-            let (content, root) = make(&storage, &runs);
-            let (replica, disk) = ids();
-            let base = Base::open(&storage, replica, disk, root).unwrap();
+            let ring = &rings()[usize::from(at_rest)];
+            let (content, root) = make(&storage, &runs, ring);
+            let base = open(&storage, root, ring).unwrap();
             for (at, sectors) in reads {
                 let at = at.index(content.len() / 512) * 512;
                 let mut buffer = vec![1; sectors * 512];
@@ -536,7 +741,7 @@ mod tests {
         // On a real file system: its holes are as fine as blocks.
         let directory = tempfile::tempdir().unwrap();
         let storage = crate::media::Disk::open(directory.path()).unwrap();
-        let (content, root) = make(&storage, &[(true, 3), (false, 5), (true, 2), (false, 700)]);
+        let (content, root) = make(&storage, &[(true, 3), (false, 5), (true, 2), (false, 700)], &None);
         let (replica, disk) = ids();
         let base = Base::open(&storage, replica, disk, root).unwrap();
         let all = Extent::new(0, content.len() as u64);
@@ -553,20 +758,64 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_is_never_given_out() {
-        let storage = Memory::default();
-        let (content, root) = make(&storage, &[(true, 3), (false, 400), (true, 2)]);
-        let (replica, disk) = ids();
-        for name in [file_names(disk).0, file_names(disk).1, table_name(disk, FIRST_GENERATION)] {
-            let file = storage.open(&name, true).unwrap();
-            for at in (0..file.len().unwrap()).step_by(509) {
-                let mut byte = [0];
-                file.read_exact_at(at, &mut byte).unwrap();
-                file.write_all_at(at, &[byte[0] ^ 4]).unwrap();
-                let mut buffer = vec![0; content.len()];
-                let read = Base::open(&storage, replica, disk, root).and_then(|base| base.read(0, &mut buffer));
-                assert!(read.is_err() || buffer == content, "flip at {at} of {name} gave wrong bytes");
-                file.write_all_at(at, &byte).unwrap();
+        for ring in rings() {
+            let storage = Memory::default();
+            let (content, root) = make(&storage, &[(true, 3), (false, 400), (true, 2)], &ring);
+            let disk = ids().1;
+            for name in [file_names(disk).0, file_names(disk).1, table_name(disk, FIRST_GENERATION)] {
+                let file = storage.open(&name, true).unwrap();
+                for at in (0..file.len().unwrap()).step_by(509) {
+                    let mut byte = [0];
+                    file.read_exact_at(at, &mut byte).unwrap();
+                    file.write_all_at(at, &[byte[0] ^ 4]).unwrap();
+                    let mut buffer = vec![0; content.len()];
+                    let read = open(&storage, root, &ring).and_then(|base| base.read(0, &mut buffer));
+                    assert!(read.is_err() || buffer == content, "flip at {at} of {name} gave wrong bytes");
+                    // As much is seen without a key.
+                    let shut = open(&storage, root, &None).and_then(|base| base.verify(0, &mut buffer));
+                    assert_eq!(shut.is_err(), read.is_err(), "flip at {at} of {name}");
+                    file.write_all_at(at, &byte).unwrap();
+                }
             }
         }
+    }
+
+    #[test]
+    fn a_base_at_rest_opens_with_its_key_only_and_each_block_only_in_its_place() {
+        let storage = Memory::default();
+        let [_, ring] = rings();
+        let (content, root) = make(&storage, &[(true, 3), (false, 2), (true, 2)], &ring);
+        let mut buffer = vec![0; content.len()];
+        let shut = open(&storage, root, &None).unwrap();
+        assert!(shut.is_shut());
+        assert!(matches!(shut.read(0, &mut buffer), Err(BaseError::AtRest { source: KeyError::Missing, .. })));
+        shut.verify(0, &mut buffer).unwrap();
+        assert_ne!(buffer, content);
+        let image = storage.open(&file_names(ids().1).0, true).unwrap();
+        let mut stored = vec![0; 4 * BLOCK as usize];
+        image.read_exact_at(0, &mut stored).unwrap();
+        assert!(stored.windows(64).all(|window| window != [1; 64]) && is_zero(&stored[3 * BLOCK as usize..]));
+        // Another base of the disk, block by block the same: its checksums are right, its tags are of other counters.
+        let (other, other_root) = make(&Memory::default(), &[(true, 3), (false, 2), (true, 2)], &ring);
+        assert!(other == content && other_root != root, "the same bytes are never the same twice");
+        // A sidecar that somebody made to fit: the block opens only as what it is.
+        let sidecar = storage.open(&file_names(ids().1).1, true).unwrap();
+        let mut bytes = Box::new([0; PAGE_BYTES]);
+        sidecar.read_exact_at(0, bytes.as_mut_slice()).unwrap();
+        let table = storage.open(&table_name(ids().1, FIRST_GENERATION), false).unwrap();
+        let mut digests = vec![0; root.layout.table_bytes(root.size)];
+        table.read_exact_at(0, &mut digests).unwrap();
+        let digest = sidecar::decode_table(&digests, root).unwrap()[0];
+        let mut page = Page::parse(bytes, 0, digest, root.layout).unwrap();
+        let entry = page.entry(1);
+        let seed = Seed::new(ids().0, ids().1);
+        page.set(1, Entry { lsn: Lsn(77), crc: seed.block(1, Lsn(77), &stored[4096..8192]), ..entry });
+        let (bytes, digest) = page.seal(Slot::First);
+        sidecar.write_all_at(0, bytes).unwrap();
+        let forged = write_table(&storage, ids().1, FIRST_GENERATION, (root.size, root.layout), &[digest]).unwrap();
+        let base = open(&storage, forged, &ring).unwrap();
+        assert!(matches!(base.read(4096, &mut buffer[..512]), Err(BaseError::NotOpened { offset: 4096, .. })));
+        base.read(0, &mut buffer[..4096]).unwrap();
+        assert_eq!(buffer[..4096], content[..4096]);
     }
 }

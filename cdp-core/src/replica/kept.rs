@@ -12,9 +12,10 @@ use super::{Bases, ReplicaError, ReplicaView};
 use crate::frame::{Compression, Payload};
 use crate::journal::{
     IdSource, KeptInfo, Manifest, OpenError, Origin, PathElement, Reader, TimelineInfo, TimelineRole, TimelineState,
-    look,
+    look_with,
 };
 use crate::media::{MediaError, Storage};
+use crate::trust::Keyring;
 use crate::types::{DiskId, Extent, Now, Timeline};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -102,15 +103,20 @@ pub fn remove_strays(storage: &dyn Storage, manifest: &Manifest) -> Result<(), M
 ///
 /// # Errors
 /// When a store does not open, or is damaged.
-pub fn path(storage: &dyn Storage, kept: &[KeptInfo], number: u64) -> Result<Vec<PathElement>, ReplicaError> {
-    let mut path = Vec::new();
+pub fn path(
+    storage: &dyn Storage,
+    kept: &[KeptInfo],
+    number: u64,
+    keys: &Keyring,
+) -> Result<Vec<PathElement>, ReplicaError> {
+    let (mut path, holder) = (Vec::new(), keys.of_stores());
     for info in kept.iter().rev().take_while(|info| info.number >= number) {
         let store = storage.sub(&directory(info.number))?;
-        let looked = look(store.as_ref(), "", None)?;
+        let looked = look_with(store.as_ref(), "", None, &holder)?;
         if let Some(damage) = looked.damage {
             return Err(OpenError::Damaged(Box::new(damage)).into());
         }
-        let reader = Arc::new(Reader::new(store, "", CACHE_BYTES));
+        let reader = Arc::new(Reader::new(store, "", CACHE_BYTES).with_keys(looked.keys));
         path.extend(own_path(&looked.manifest.timelines, &looked.snapshot, &reader));
     }
     Ok(path)
@@ -123,7 +129,8 @@ pub struct Space {
 }
 
 impl Space {
-    /// Opens it for writing; its only writer is the owner of the replica.
+    /// Opens it for writing; its only writer is the owner of the replica. `keys` are the replica's: where that is sealed at rest,
+    /// this is too.
     ///
     /// # Errors
     /// When it does not open, or is damaged.
@@ -131,13 +138,14 @@ impl Space {
         storage: &dyn Storage,
         number: u64,
         keep_free_bytes: u64,
-        ids: IdSource,
+        (keys, ids): (&Keyring, IdSource),
         now: Now,
     ) -> Result<Self, SessionError> {
         let store = storage.sub(&directory(number)).map_err(|error| SessionError::Open(error.into()))?;
         // It is asked for what was put into it, and for nothing below.
         let moment = ReplicaView::open((Vec::new(), Arc::new(Bases::default())), Vec::new())?;
-        let options = SessionOptions { moment, keep_free_bytes, compression: Compression::Zstd(1) };
+        let (compression, keys) = (Compression::Zstd(1), keys.of_stores());
+        let options = SessionOptions { moment, keep_free_bytes, compression, keys };
         Ok(Self { session: Session::open(&store, options, ids, now)? })
     }
 

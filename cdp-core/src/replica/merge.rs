@@ -14,15 +14,16 @@
 //! The machine does a bounded piece of the work in each [`step`](Merge::step); whoever drives it chooses the rate, and edits the
 //! manifest before and after.
 
-use super::base::{self, Base, Rest};
+use super::base::{self, Base, BlockCopy, Rest};
 use super::files::BASE_DIRECTORY;
 use super::kept::Space;
 use super::session::SessionError;
-use super::sidecar::{self, PAGE_BLOCKS, PAGE_COVERS, Page, PageDigest, Seed, Slot};
+use super::sidecar::{self, Entry, Page, PageDigest, Seed, Slot};
 use super::view::Bases;
 use crate::frame::Note;
 use crate::journal::{BaseInfo, DiskInfo, Manifest, Origin, PathElement, ReadError, StampedMoment, View};
 use crate::media::{File, MediaError, Storage};
+use crate::trust::{BlockPlace, BlockSealer};
 use crate::types::{BLOCK, DiskId, Extent, Lsn, Now, ReplicaId, SECTOR};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -34,6 +35,11 @@ const REGIONS_BYTES: u64 = 16 << 20;
 /// A record of [`RESTS`], in bytes: disk (2), changed (1), zero (1), CRC of what stays (4), block (8), upto (8), zeros (4), CRC of
 /// the record (4).
 pub(super) const REST_BYTES: usize = 32;
+/// A record of a block that is sealed at rest, before its copy: the same up to `upto`, but for 1 in the place of the zero and what
+/// a page will say of the block, whose CRC stands in the place of the CRC of what stays; CRC of the record.
+pub(super) const COPY_BYTES: usize = 64;
+/// What is read of [`RESTS`] at once, in bytes.
+const WINDOW: usize = 1 << 20;
 const SECTORS: u64 = BLOCK / SECTOR;
 
 /// Why a merge cannot go on. Nothing is lost: the next start does it again.
@@ -74,17 +80,37 @@ pub fn expect_torn(storage: &dyn Storage, bases: &Bases, merge: StampedMoment) -
         Err(error) if error.is_not_found() => return Ok(()),
         file => file?,
     };
-    let mut bytes = vec![0; file.len()? as usize];
-    let length = file.read_at(0, &mut bytes)?;
-    for record in bytes[..length].chunks_exact(REST_BYTES) {
-        // A torn record belongs to a block that was not touched yet; one of another merge to blocks that are done.
-        if let Some((disk, block, rest)) = decode_rest(record, merge.lsn)
-            && let Some(base) = bases.get(disk)
-        {
-            base.expect_torn(block, rest);
+    let (mut bytes, mut start) = (vec![0; WINDOW], 0);
+    loop {
+        let length = file.read_at(start, &mut bytes)?;
+        let mut at = 0;
+        // A record whose end is in the next window is looked at there.
+        while at + REST_BYTES <= length && (length < WINDOW || at + COPY_BYTES + BLOCK as usize <= length) {
+            at += expect_one(&bytes[at..length], (&file, start + at as u64), bases, merge.lsn);
+        }
+        start += at as u64;
+        if length < WINDOW {
+            return Ok(());
         }
     }
-    Ok(())
+}
+
+/// Tells a base what the record says that `bytes` begins with; gives how far the next one is. A torn record belongs to a block that
+/// was not touched yet; one of another merge to blocks that are done.
+fn expect_one(bytes: &[u8], (file, offset): (&Arc<dyn File>, u64), bases: &Bases, upto: Lsn) -> usize {
+    if let Some((disk, block, entry, copy)) = decode_copy(bytes, upto)
+        && let Some(base) = bases.get(disk)
+        && base.is_right(block, &entry, copy)
+    {
+        base.expect_torn_sealed(block, BlockCopy { file: Arc::clone(file), offset: offset + COPY_BYTES as u64, entry });
+        return COPY_BYTES + BLOCK as usize;
+    }
+    if let Some((disk, block, rest)) = decode_rest(&bytes[..REST_BYTES], upto)
+        && let Some(base) = bases.get(disk)
+    {
+        base.expect_torn(block, rest);
+    }
+    REST_BYTES
 }
 
 /// Removes what a merge left that the manifest does not name any more.
@@ -118,6 +144,36 @@ pub(super) fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest
     whole.then_some((disk, long(8)?, Rest { changed: record[2], crc: word(4)? }))
 }
 
+/// The record before a copy.
+pub(super) fn encode_copy(disk: DiskId, block: u64, changed: u8, entry: Entry, upto: Lsn) -> [u8; COPY_BYTES] {
+    let mut said = [0; sidecar::SEALED_ENTRY_BYTES];
+    sidecar::encode_entry(entry, &mut said);
+    let (lsn, crc, seal) = (&said[..8], &said[8..12], &said[12..]);
+    let mut record = [0; COPY_BYTES];
+    record[..2].copy_from_slice(&disk.get().to_le_bytes());
+    (record[2], record[3]) = (changed, 1);
+    record[4..8].copy_from_slice(crc);
+    record[8..16].copy_from_slice(&block.to_le_bytes());
+    record[16..24].copy_from_slice(&upto.0.to_le_bytes());
+    record[24..32].copy_from_slice(lsn);
+    record[32..60].copy_from_slice(seal);
+    let crc = crc32c::crc32c(&record[..60]);
+    record[60..].copy_from_slice(&crc.to_le_bytes());
+    record
+}
+
+/// What such a record says, and the copy behind it.
+pub(super) fn decode_copy(bytes: &[u8], upto: Lsn) -> Option<(DiskId, u64, Entry, &[u8])> {
+    let record = bytes.get(..COPY_BYTES)?;
+    let word = |at: usize| record.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
+    let long = |at: usize| record.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
+    let whole = record[3] == 1 && word(60)? == crc32c::crc32c(&record[..60]) && long(16)? == upto.0;
+    let copy = bytes.get(COPY_BYTES..COPY_BYTES + BLOCK as usize).filter(|_| whole)?;
+    let disk = DiskId::new(u16::from_le_bytes([record[0], record[1]]))?;
+    let said = [&record[24..32], &record[4..8], &record[32..60]].concat();
+    Some((disk, long(8)?, sidecar::decode_entry(&said), copy))
+}
+
 /// A merge under way.
 #[derive(Debug)]
 pub struct Merge {
@@ -133,6 +189,13 @@ pub struct Merge {
     done: Vec<Work>,
 }
 
+/// Where a batch's records go in [`RESTS`].
+#[derive(Debug)]
+struct RestsAt<'a> {
+    file: &'a Arc<dyn File>,
+    offset: u64,
+}
+
 /// One disk's part.
 #[derive(Debug)]
 struct Work {
@@ -141,6 +204,8 @@ struct Work {
     image: Arc<dyn File>,
     sidecar: Arc<dyn File>,
     seed: Seed,
+    /// What seals it at rest, if it is.
+    sealer: Option<BlockSealer>,
     size: u64,
     /// Pages as they will be.
     digests: Vec<PageDigest>,
@@ -195,8 +260,11 @@ impl Merge {
         let there = |disk: &&DiskInfo| disk.added <= info.lsn && disk.removed.is_none_or(|end| end > info.lsn);
         for disk in manifest.disks.iter().filter(there) {
             if let Some(base) = bases.get(disk.id) {
+                // A key that the manifest says bases are sealed by: what it seals is never without it.
+                let sealer = base.sealer(manifest.keys.last().map(|key| key.generation))?;
                 let size = manifest.reach(disk).max(reached.get(&disk.id).copied().unwrap_or(0));
-                waiting.push_back(Work::new(storage.as_ref(), manifest.replica, disk.id, size, base)?);
+                let work = Work::new(storage.as_ref(), manifest.replica, disk.id, size, base)?;
+                waiting.push_back(Work { sealer, ..work });
             }
         }
         let (storage, bases) = (Arc::clone(storage), Arc::clone(bases));
@@ -211,8 +279,9 @@ impl Merge {
     pub fn step(&mut self, now: Now, budget: u64) -> Result<bool, MergeError> {
         let Some(work) = self.waiting.front_mut() else { return Ok(false) };
         let mut batch = Batch::default();
+        let rests = RestsAt { file: &self.rests, offset: self.rests_bytes };
         while batch.bytes < budget && work.page < work.digests.len() as u64 {
-            let changed = work.gather(&self.view, self.bases.as_ref(), self.info.lsn, &mut batch)?;
+            let changed = work.gather(&self.view, self.bases.as_ref(), self.info.lsn, &mut batch, &rests)?;
             if let Some(kept) = &self.kept {
                 for range in changed {
                     kept.copy(now, work.disk, range, &work.base)?;
@@ -248,9 +317,14 @@ impl Merge {
             work.image.sync()?;
             work.sidecar.sync()?;
             let generation = work.base.root().generation + 1;
-            let root = base::write_table(self.storage.as_ref(), work.disk, generation, work.size, &work.digests)?;
-            let (lsn, root) = (self.info.lsn, root.digest);
-            bases.push((work.disk, BaseInfo { lsn, generation, size: work.size, root }));
+            let root = base::write_table(
+                self.storage.as_ref(),
+                work.disk,
+                generation,
+                (work.size, work.base.layout()),
+                &work.digests,
+            )?;
+            bases.push((work.disk, root.named(self.info.lsn)));
         }
         self.storage.sync_dir(BASE_DIRECTORY)?;
         Ok(bases)
@@ -272,17 +346,24 @@ impl Work {
             image.set_len(size.next_multiple_of(BLOCK))?;
         }
         let mut digests = base.digests().to_vec();
-        digests.resize(sidecar::pages(size) as usize, PageDigest::Absent);
+        digests.resize(base.layout().pages(size) as usize, PageDigest::Absent);
         let (base, seed) = (Arc::clone(base), Seed::new(replica, disk));
-        Ok(Self { disk, base, image, sidecar, seed, size, digests, page: 0 })
+        Ok(Self { disk, base, image, sidecar, seed, sealer: None, size, digests, page: 0 })
     }
 
     /// Works out the next page: what its blocks become, and what is to be written for that. Gives the runs of blocks that change.
-    fn gather(&mut self, view: &View, bases: &Bases, upto: Lsn, batch: &mut Batch) -> Result<Vec<Extent>, MergeError> {
-        let number = self.page;
+    fn gather(
+        &mut self,
+        view: &View,
+        bases: &Bases,
+        upto: Lsn,
+        batch: &mut Batch,
+        rests: &RestsAt<'_>,
+    ) -> Result<Vec<Extent>, MergeError> {
+        let (number, layout) = (self.page, self.base.layout());
         self.page += 1;
-        let at = number * PAGE_COVERS;
-        let end = (at + PAGE_COVERS).min(self.size.next_multiple_of(BLOCK));
+        let at = number * layout.covers();
+        let end = (at + layout.covers()).min(self.size.next_multiple_of(BLOCK));
         let changes = changes(view, self.disk, Extent::new(at, end - at))?;
         if changes.iter().all(Option::is_none) && !self.ends_in(number) {
             return Ok(Vec::new());
@@ -299,14 +380,15 @@ impl Work {
             let offset = at + first as u64 * BLOCK;
             let mut data = vec![0; run.len() * BLOCK as usize];
             view.read(self.disk, offset, &mut data, bases)?;
-            let blocks = data.chunks_exact(BLOCK as usize).zip(run.iter().flatten());
+            let blocks = data.chunks_exact_mut(BLOCK as usize).zip(run.iter().flatten());
             for (place, (block, change)) in (first..).zip(blocks) {
-                let number = number * PAGE_BLOCKS + place as u64;
-                page.set(place, change.lsn, self.seed.block(number, change.lsn, block));
+                let number = number * layout.blocks() + place as u64;
+                let rest = Rest::of(change.sectors, block);
+                let block_place = BlockPlace { disk: self.disk, block: number, lsn: change.lsn };
+                let entry = base::seal_block(self.sealer.as_ref(), self.seed, block_place, block);
+                page.set(place, entry);
                 if change.sectors != u8::MAX {
-                    let rest = Rest::of(change.sectors, block);
-                    batch.rests.extend_from_slice(&encode_rest(self.disk, number, rest, upto));
-                    self.base.expect_torn(number, rest);
+                    self.keep(number, (rest, entry), block, upto, (&mut *batch, rests));
                 }
             }
             changed.push(Extent::new(offset, data.len() as u64));
@@ -316,26 +398,50 @@ impl Work {
         Ok(changed)
     }
 
+    /// Keeps what stays of a block that is changed in parts, where it is found when the block is torn: before the block is written.
+    fn keep(
+        &self,
+        block: u64,
+        (rest, entry): (Rest, Entry),
+        bytes: &[u8],
+        upto: Lsn,
+        (batch, rests): (&mut Batch, &RestsAt<'_>),
+    ) {
+        if self.sealer.is_none() {
+            batch.rests.extend_from_slice(&encode_rest(self.disk, block, rest, upto));
+            return self.base.expect_torn(block, rest);
+        }
+        // A cipher changes all of a block: what stays of it is read from a copy of what it is going to be.
+        batch.rests.extend_from_slice(&encode_copy(self.disk, block, rest.changed, entry, upto));
+        let offset = rests.offset + batch.rests.len() as u64;
+        batch.rests.extend_from_slice(bytes);
+        batch.bytes += bytes.len() as u64;
+        self.base.expect_torn_sealed(block, BlockCopy { file: Arc::clone(rests.file), offset, entry });
+    }
+
     /// Whether the base ends inside this page and is going to be longer: what is new of the page are zeros that nobody wrote.
     fn ends_in(&self, number: u64) -> bool {
         let blocks = self.base.size().div_ceil(BLOCK);
         let there = matches!(self.base.digests().get(number as usize), Some(PageDigest::Crc(..)));
-        there && blocks / PAGE_BLOCKS == number && self.size.div_ceil(BLOCK) > blocks
+        there && blocks / self.base.layout().blocks() == number && self.size.div_ceil(BLOCK) > blocks
     }
 
     /// The page as the manifest's root has it, to be changed.
     fn old_page(&self, number: u64) -> Result<Page, MergeError> {
         static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
-        let (mut page, mut known) = (Page::new(number), 0);
+        let layout = self.base.layout();
+        let (mut page, mut known) = (Page::new(number, layout), 0);
         if (number as usize) < self.base.digests().len()
             && let Some(old) = self.base.page(number)?
         {
             page = (*old).clone();
-            known = (self.base.size().div_ceil(BLOCK) - number * PAGE_BLOCKS).min(PAGE_BLOCKS);
+            // Of a base that stays as long as it is, its last page stays as it is too.
+            let there = self.base.size().div_ceil(BLOCK) - number * layout.blocks();
+            known = if self.ends_in(number) { there } else { layout.blocks() };
         }
-        for place in known..PAGE_BLOCKS {
-            let crc = self.seed.block(number * PAGE_BLOCKS + place, Lsn::ZERO, &ZEROS);
-            page.set(place as usize, Lsn::ZERO, crc);
+        for place in known..layout.blocks() {
+            let crc = self.seed.block(number * layout.blocks() + place, Lsn::ZERO, &ZEROS);
+            page.set(place as usize, Entry { lsn: Lsn::ZERO, crc, seal: None });
         }
         Ok(page)
     }
@@ -419,4 +525,105 @@ fn changes(view: &View, disk: DiskId, range: Extent) -> Result<Vec<Option<Change
         }
     }
     Ok(changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::Memory;
+    use crate::replica::base::BaseWriter;
+    use crate::trust::{KeyHolder, Keyring, WrappingKey};
+    use crate::types::WallTime;
+    use proptest::prelude::*;
+
+    /// A base that is sealed at rest, of so many blocks, each with other bytes, and what the blocks of its image are.
+    fn sealed(storage: &Memory, blocks: u64) -> (Arc<Base>, Vec<(Entry, Vec<u8>)>) {
+        let (replica, disk) = (ReplicaId::new([3; 16]).unwrap(), DiskId::new(1).unwrap());
+        let holder = KeyHolder::from(Some(WrappingKey::parse(&[1; 32]).unwrap()));
+        let ring: Arc<Keyring> = holder.unlock(replica, &[]).unwrap();
+        holder.draw(replica, &mut || [5; 16], WallTime(1)).unwrap().name(1, &ring);
+        let mut writer = BaseWriter::create(storage, replica, disk, blocks * BLOCK).unwrap().at_rest(&ring).unwrap();
+        for block in 0..blocks {
+            writer.data(&vec![block as u8 | 1; BLOCK as usize], Lsn(block + 1)).unwrap();
+        }
+        let root = writer.finish(storage, Lsn(blocks)).unwrap();
+        let base = Base::open_with(storage, replica, disk, root, ring).unwrap();
+        let image = storage.open(&base::file_names(disk).0, false).unwrap();
+        let content = (0..blocks).map(|block| {
+            let (page, place) = (block / base.layout().blocks(), block % base.layout().blocks());
+            let mut bytes = vec![0; BLOCK as usize];
+            image.read_exact_at(block * BLOCK, &mut bytes).unwrap();
+            (base.page(page).unwrap().unwrap().entry(place as usize), bytes)
+        });
+        let content = content.collect();
+        (Arc::new(base), content)
+    }
+
+    /// Copies lie across the seams of what is read at once, with torn ones and others between them.
+    #[test]
+    fn every_whole_copy_is_found_and_no_torn_one() {
+        let storage = Memory::new();
+        let (base, content) = sealed(&storage, 600);
+        let disk = DiskId::new(1).unwrap();
+        let mut bytes = Vec::new();
+        for (block, (entry, copy)) in (0..).zip(&content) {
+            bytes.extend_from_slice(&encode_copy(disk, block, 1, *entry, Lsn(9)));
+            bytes.extend_from_slice(copy);
+            match block % 7 {
+                0 => *bytes.last_mut().unwrap() ^= 1,
+                1 => bytes.extend_from_slice(&encode_rest(disk, block, Rest { changed: 1, crc: 2 }, Lsn(8))),
+                2 => bytes.extend_from_slice(&[0xee; REST_BYTES * 3]),
+                _ => {}
+            }
+        }
+        assert!(bytes.len() > 2 * WINDOW);
+        storage.create(RESTS).unwrap().write_all_at(0, &bytes).unwrap();
+        let image = storage.open(&base::file_names(disk).0, true).unwrap();
+        image.write_all_at(0, &vec![0x5a; 600 * BLOCK as usize]).unwrap();
+        let mut bases = Bases::default();
+        bases.insert(disk, Arc::clone(&base));
+        let moment = |lsn| StampedMoment {
+            timeline: crate::types::Timeline::new([1; 16]).unwrap(),
+            lsn: Lsn(lsn),
+            stamp: crate::types::Stamp { epoch: crate::types::ClockEpoch(1), time: WallTime(1) },
+        };
+        let readable = || {
+            let read = |block: &u64| {
+                let mut found = vec![0; BLOCK as usize];
+                let read = base.read(block * BLOCK, &mut found);
+                assert!(read.is_err() || found == vec![*block as u8 | 1; BLOCK as usize]);
+                read.is_ok()
+            };
+            (0..600).filter(read).collect::<Vec<_>>()
+        };
+        expect_torn(&storage, &bases, moment(7)).unwrap();
+        assert_eq!(readable(), [0; 0], "of another merge");
+        expect_torn(&storage, &bases, moment(9)).unwrap();
+        assert_eq!(readable(), (0..600).filter(|block| block % 7 != 0).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #[test]
+        fn records_come_back_only_whole(
+            block: u64,
+            changed: u8,
+            crc: u32,
+            counter: u64,
+            flip in any::<prop::sample::Index>(),
+            bit in 0u8..8,
+            garbage in prop::collection::vec(any::<u8>(), 0..5000),
+        ) {
+            let disk = DiskId::new(3).unwrap();
+            let seal = crate::trust::BlockSeal { generation: 4, counter, tag: [changed; 16] };
+            let entry = Entry { lsn: Lsn(block ^ 5), crc, seal: Some(seal) };
+            let mut bytes = encode_copy(disk, block, changed, entry, Lsn(6)).to_vec();
+            bytes.extend_from_slice(&[9; BLOCK as usize]);
+            prop_assert_eq!(decode_copy(&bytes, Lsn(6)), Some((disk, block, entry, &bytes[COPY_BYTES..])));
+            prop_assert_eq!(decode_copy(&bytes, Lsn(7)), None);
+            prop_assert_eq!(decode_copy(&bytes[..bytes.len() - 1], Lsn(6)), None);
+            bytes[flip.index(COPY_BYTES)] ^= 1 << bit;
+            prop_assert_eq!(decode_copy(&bytes, Lsn(6)), None);
+            prop_assert_eq!(decode_copy(&garbage, Lsn(0)), None);
+        }
+    }
 }

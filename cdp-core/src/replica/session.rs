@@ -11,6 +11,7 @@ use crate::journal::{
     Refusal, Snapshot, TimelineInfo, TimelineState, Writer, WriterState, drain,
 };
 use crate::media::{MediaError, Storage};
+use crate::trust::{KeyError, KeyHolder, NewKey};
 use crate::types::{
     ClockEpoch, DiskId, Extent, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, FRAME_SPAN_NS_MAX, GroupId, Lsn, Now, Timeline,
     WallTime,
@@ -34,6 +35,9 @@ pub enum SessionError {
     /// Its store does not open.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// It is sealed at rest, and there is no key to seal with.
+    #[error(transparent)]
+    AtRest(#[from] KeyError),
     /// The media have no room; what was written before stays.
     #[error("no room for the session's writes: {segment_bytes} bytes more are needed beside the reserve")]
     NoSpace {
@@ -57,6 +61,8 @@ pub struct SessionOptions {
     pub keep_free_bytes: u64,
     /// How what is written is packed.
     pub compression: Compression,
+    /// Who opens and seals it at rest: as the replica that it is of, [`Keyring::of_stores`](crate::trust::Keyring::of_stores).
+    pub keys: KeyHolder,
 }
 
 /// Makes the store of a new session.
@@ -108,13 +114,18 @@ impl Session {
         mut ids: IdSource,
         now: Now,
     ) -> Result<Self, SessionError> {
-        let opened = crate::journal::open(storage.as_ref(), "", None)?;
-        let reader = Arc::new(Reader::new(Arc::clone(storage), "", CACHE_BYTES));
+        let SessionOptions { moment, keep_free_bytes, compression, keys } = options;
+        let opened = crate::journal::open_with(storage.as_ref(), "", None, &keys)?;
+        let reader = Reader::new(Arc::clone(storage), "", CACHE_BYTES).with_keys(Arc::clone(&opened.keys));
+        let reader = Arc::new(reader);
         let path: Vec<_> = own_path(&opened.manifest.timelines, &opened.snapshot(), &reader).collect();
-        let SessionOptions { moment, keep_free_bytes, compression } = options;
         let view = moment.under(&path)?;
         let fresh = Timeline::new(ids()).unwrap_or(opened.manifest.timelines[0].id);
-        let state = State::new(storage, opened, (keep_free_bytes, compression), ids, fresh, now)?;
+        let key = keys.draw(opened.manifest.replica, &mut ids, now.wall);
+        if key.is_none() && !opened.manifest.keys.is_empty() {
+            return Err(KeyError::Missing.into());
+        }
+        let state = State::new(storage, opened, (keep_free_bytes, compression), (ids, key), fresh, now)?;
         let session = Self { view, reader, state: Mutex::new(state) };
         let mut state = session.state();
         if state.prev_lsn == Lsn::ZERO {
@@ -314,7 +325,7 @@ impl State {
         storage: &Arc<dyn Storage>,
         opened: Opened,
         (keep_free_bytes, compression): (u64, Compression),
-        ids: IdSource,
+        (ids, key): (IdSource, Option<NewKey>),
         fresh: Timeline,
         now: Now,
     ) -> Result<Self, SessionError> {
@@ -342,6 +353,10 @@ impl State {
             time: WallTime(0),
             behind: None,
         };
+        // Before the first segment is made.
+        if let Some(key) = key {
+            state.writer.seal_at_rest(key)?;
+        }
         if !manifest.clean {
             let fork = durable.max(last.fork);
             let (number, parent) = (last.number + 1, Some(last.id));

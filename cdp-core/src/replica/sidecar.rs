@@ -11,25 +11,86 @@
 //! | 8..16 | number of the page in the sidecar |
 //! | 16..4096 | 340 entries: LSN of the last writer (u64), checksum (u32) |
 //!
+//! The pages of a base that is sealed at rest have the magic `CDPT` and 102 entries, in which these two are followed by what opens
+//! the block: key generation (u32), counter (u64), tag (16 bytes).
+//!
 //! Each page has two places in the sidecar, one behind the other; a change of the base writes the one that is not in use, so that
 //! the page that the manifest's root vouches for is never touched. Which one that is says the digest table, a file of its own:
 //! 8 bytes a page, `1` (first place) or `3` (second) and the page's CRC32C, or `2` and zero for an absent page, padded with zeros to a
 //! multiple of 4 KiB. There are two such files, for odd and even generations of the base. The root is the BLAKE3 hash of the table.
 
 use crate::journal::BaseInfo;
+use crate::trust::BlockSeal;
 use crate::types::{BLOCK, DiskId, Lsn, ReplicaId};
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
-/// Blocks whose checksums are in one page.
-pub const PAGE_BLOCKS: u64 = 340;
-/// Bytes of a disk that one page covers.
-pub const PAGE_COVERS: u64 = PAGE_BLOCKS * BLOCK;
 
 const HEADER: usize = 16;
 const ENTRY: usize = 12;
-const MAGIC: [u8; 4] = *b"CDPS";
-const _: () = assert!(HEADER + ENTRY * PAGE_BLOCKS as usize == PAGE_BYTES);
+const ENTRY_AT_REST: usize = 40;
+const _: () =
+    assert!((PAGE_BYTES - HEADER).is_multiple_of(ENTRY) && (PAGE_BYTES - HEADER).is_multiple_of(ENTRY_AT_REST));
+
+/// How much a sidecar says of each block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layout {
+    /// Who wrote it last, and its checksum.
+    Plain,
+    /// Also what opens it: the base is sealed at rest.
+    AtRest,
+}
+
+impl Layout {
+    const fn entry_bytes(self) -> usize {
+        match self {
+            Self::Plain => ENTRY,
+            Self::AtRest => ENTRY_AT_REST,
+        }
+    }
+
+    /// Blocks whose entries are in one page.
+    #[must_use]
+    pub const fn blocks(self) -> u64 {
+        ((PAGE_BYTES - HEADER) / self.entry_bytes()) as u64
+    }
+
+    /// Bytes of a disk that one page covers.
+    #[must_use]
+    pub const fn covers(self) -> u64 {
+        self.blocks() * BLOCK
+    }
+
+    /// How many pages a disk of `size` bytes has.
+    #[must_use]
+    pub const fn pages(self, size: u64) -> u64 {
+        size.div_ceil(self.covers())
+    }
+
+    /// Bytes of the digest table of a disk of `size` bytes.
+    #[must_use]
+    pub const fn table_bytes(self, size: u64) -> usize {
+        (self.pages(size) as usize * 8).next_multiple_of(PAGE_BYTES)
+    }
+
+    const fn magic(self) -> [u8; 4] {
+        match self {
+            Self::Plain => *b"CDPS",
+            Self::AtRest => *b"CDPT",
+        }
+    }
+}
+
+/// What a page says of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Its last writer.
+    pub lsn: Lsn,
+    /// The checksum of its bytes as they are in the image.
+    pub crc: u32,
+    /// What opens it, if it is sealed at rest.
+    pub seal: Option<BlockSeal>,
+}
 
 /// What seeds every checksum of one base: whose it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,7 +115,10 @@ impl Seed {
 
 /// One page of checksums.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Page(Box<[u8; PAGE_BYTES]>);
+pub struct Page {
+    bytes: Box<[u8; PAGE_BYTES]>,
+    layout: Layout,
+}
 
 impl std::fmt::Debug for Page {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -65,52 +129,78 @@ impl std::fmt::Debug for Page {
 impl Page {
     /// A page without entries.
     #[must_use]
-    pub fn new(number: u64) -> Self {
-        let mut page = Box::new([0; PAGE_BYTES]);
-        page[4..8].copy_from_slice(&MAGIC);
-        page[8..16].copy_from_slice(&number.to_le_bytes());
-        Self(page)
+    pub fn new(number: u64, layout: Layout) -> Self {
+        let mut bytes = Box::new([0; PAGE_BYTES]);
+        bytes[4..8].copy_from_slice(&layout.magic());
+        bytes[8..16].copy_from_slice(&number.to_le_bytes());
+        Self { bytes, layout }
     }
 
     /// Its number in the sidecar.
     #[must_use]
     pub fn number(&self) -> u64 {
-        u64::from_le_bytes(self.0[8..16].try_into().expect("eight bytes"))
+        u64::from_le_bytes(self.bytes[8..16].try_into().expect("eight bytes"))
     }
 
-    /// LSN and checksum of a block, by its place in the page.
+    /// What it says of a block, by its place in the page.
     #[must_use]
-    pub fn entry(&self, place: usize) -> (Lsn, u32) {
-        let entry = &self.0[HEADER + place * ENTRY..][..ENTRY];
-        let lsn = u64::from_le_bytes(entry[..8].try_into().expect("eight bytes"));
-        (Lsn(lsn), u32::from_le_bytes(entry[8..].try_into().expect("four bytes")))
+    pub fn entry(&self, place: usize) -> Entry {
+        let bytes = self.layout.entry_bytes();
+        decode_entry(&self.bytes[HEADER + place * bytes..][..bytes])
     }
 
-    /// Sets LSN and checksum of a block.
-    pub fn set(&mut self, place: usize, lsn: Lsn, crc: u32) {
-        let entry = &mut self.0[HEADER + place * ENTRY..][..ENTRY];
-        entry[..8].copy_from_slice(&lsn.0.to_le_bytes());
-        entry[8..].copy_from_slice(&crc.to_le_bytes());
+    /// Sets what it says of a block.
+    pub fn set(&mut self, place: usize, entry: Entry) {
+        let bytes = self.layout.entry_bytes();
+        encode_entry(entry, &mut self.bytes[HEADER + place * bytes..][..bytes]);
     }
 
     /// Its bytes, under their checksum, and what the digest table says of it when it is in that place.
     #[must_use]
     pub fn seal(&mut self, slot: Slot) -> (&[u8], PageDigest) {
-        let crc = crc32c::crc32c(&self.0[4..]);
-        self.0[..4].copy_from_slice(&crc.to_le_bytes());
-        (self.0.as_slice(), PageDigest::Crc(slot, crc))
+        let crc = crc32c::crc32c(&self.bytes[4..]);
+        self.bytes[..4].copy_from_slice(&crc.to_le_bytes());
+        (self.bytes.as_slice(), PageDigest::Crc(slot, crc))
     }
 
     /// The page of this number that the digest table names; `None` when the bytes are another's or damaged.
     #[must_use]
-    pub fn parse(bytes: Box<[u8; PAGE_BYTES]>, number: u64, digest: PageDigest) -> Option<Self> {
+    pub fn parse(bytes: Box<[u8; PAGE_BYTES]>, number: u64, digest: PageDigest, layout: Layout) -> Option<Self> {
         let crc = crc32c::crc32c(&bytes[4..]);
         let said = u32::from_le_bytes(bytes[..4].try_into().expect("four bytes"));
-        let page = Self(bytes);
+        let page = Self { bytes, layout };
         let named = matches!(digest, PageDigest::Crc(_, named) if named == crc);
-        let right = said == crc && named && page.0[4..8] == MAGIC && page.number() == number;
+        let right = said == crc && named && page.bytes[4..8] == layout.magic() && page.number() == number;
         right.then_some(page)
     }
+}
+
+/// Bytes of what [`encode_entry`] says of a block that is sealed at rest.
+pub(super) const SEALED_ENTRY_BYTES: usize = ENTRY_AT_REST;
+
+/// As an entry stands in a page; `bytes` has room for all of it or for what a plain one says.
+pub(super) fn encode_entry(entry: Entry, bytes: &mut [u8]) {
+    bytes[..8].copy_from_slice(&entry.lsn.0.to_le_bytes());
+    bytes[8..12].copy_from_slice(&entry.crc.to_le_bytes());
+    if let Some(rest) = bytes.get_mut(12..ENTRY_AT_REST) {
+        let none = BlockSeal { generation: 0, counter: 0, tag: [0; 16] };
+        let seal = entry.seal.unwrap_or(none);
+        rest[..4].copy_from_slice(&seal.generation.to_le_bytes());
+        rest[4..12].copy_from_slice(&seal.counter.to_le_bytes());
+        rest[12..].copy_from_slice(&seal.tag);
+    }
+}
+
+pub(super) fn decode_entry(bytes: &[u8]) -> Entry {
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    let long = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let seal = bytes.get(24..ENTRY_AT_REST).filter(|_| word(12) != 0);
+    let seal = seal.map(|tag| BlockSeal {
+        generation: word(12),
+        counter: long(16),
+        tag: tag.try_into().expect("sixteen bytes"),
+    });
+    Entry { lsn: Lsn(long(0)), crc: word(8), seal }
 }
 
 /// One of a page's two places.
@@ -157,25 +247,30 @@ pub struct Root {
     pub size: u64,
     /// BLAKE3 of the digest table.
     pub digest: [u8; 32],
+    /// How much the sidecar says of each block.
+    pub layout: Layout,
+}
+
+impl Root {
+    /// The base as the manifest names it, when it holds every record up to `lsn`.
+    #[must_use]
+    pub fn named(self, lsn: Lsn) -> BaseInfo {
+        let Self { generation, size, digest: root, layout } = self;
+        BaseInfo { lsn, generation, size, root, at_rest: layout == Layout::AtRest }
+    }
 }
 
 impl From<BaseInfo> for Root {
     fn from(base: BaseInfo) -> Self {
-        let BaseInfo { generation, size, root: digest, .. } = base;
-        Self { generation, size, digest }
+        let BaseInfo { generation, size, root: digest, at_rest, .. } = base;
+        Self { generation, size, digest, layout: if at_rest { Layout::AtRest } else { Layout::Plain } }
     }
-}
-
-/// How many pages a disk of `size` bytes has.
-#[must_use]
-pub fn pages(size: u64) -> u64 {
-    size.div_ceil(PAGE_COVERS)
 }
 
 /// The digest table as bytes, and its root.
 #[must_use]
-pub fn encode_table(generation: u64, size: u64, digests: &[PageDigest]) -> (Vec<u8>, Root) {
-    let mut bytes = Vec::with_capacity(table_bytes(size));
+pub fn encode_table(generation: u64, size: u64, layout: Layout, digests: &[PageDigest]) -> (Vec<u8>, Root) {
+    let mut bytes = Vec::with_capacity(layout.table_bytes(size));
     for digest in digests {
         let (state, crc) = match digest {
             PageDigest::Crc(Slot::First, crc) => (1u32, *crc),
@@ -185,24 +280,18 @@ pub fn encode_table(generation: u64, size: u64, digests: &[PageDigest]) -> (Vec<
         bytes.extend_from_slice(&state.to_le_bytes());
         bytes.extend_from_slice(&crc.to_le_bytes());
     }
-    bytes.resize(table_bytes(size), 0);
+    bytes.resize(layout.table_bytes(size), 0);
     let digest = *blake3::hash(&bytes).as_bytes();
-    (bytes, Root { generation, size, digest })
-}
-
-/// Bytes of the digest table of a disk of `size` bytes.
-#[must_use]
-pub fn table_bytes(size: u64) -> usize {
-    (pages(size) as usize * 8).next_multiple_of(PAGE_BYTES)
+    (bytes, Root { generation, size, digest, layout })
 }
 
 /// The digests of a table whose root the manifest holds; `None` when the bytes are not that table.
 #[must_use]
 pub fn decode_table(bytes: &[u8], root: Root) -> Option<Vec<PageDigest>> {
-    if bytes.len() != table_bytes(root.size) || blake3::hash(bytes) != root.digest {
+    if bytes.len() != root.layout.table_bytes(root.size) || blake3::hash(bytes) != root.digest {
         return None;
     }
-    let digests = bytes.chunks_exact(8).take(pages(root.size) as usize).map(|entry| {
+    let digests = bytes.chunks_exact(8).take(root.layout.pages(root.size) as usize).map(|entry| {
         let (state, crc) = entry.split_at(4);
         let crc = u32::from_le_bytes(crc.try_into().ok()?);
         match state {
@@ -235,26 +324,35 @@ mod tests {
 
     #[test]
     fn a_page_comes_back_only_whole_and_from_its_own_place() {
-        let mut page = Page::new(4);
-        page.set(339, Lsn(77), 0xdead_beef);
-        let (bytes, digest) = page.seal(Slot::Second);
-        let bytes: Box<[u8; PAGE_BYTES]> = Box::new(bytes.try_into().unwrap());
-        assert_eq!(Page::parse(bytes.clone(), 4, digest).unwrap().entry(339), (Lsn(77), 0xdead_beef));
-        assert_eq!(Page::parse(bytes.clone(), 5, digest), None);
-        assert_eq!(Page::parse(bytes.clone(), 4, PageDigest::Crc(Slot::Second, 1)), None);
-        for at in (0..PAGE_BYTES).step_by(7) {
-            let mut bytes = bytes.clone();
-            bytes[at] ^= 0x10;
-            assert_eq!(Page::parse(bytes, 4, digest), None, "flip at {at}");
+        let seal = BlockSeal { generation: 3, counter: 1 << 40, tag: [6; 16] };
+        for (layout, last, seal) in [(Layout::Plain, 339, None), (Layout::AtRest, 101, Some(seal))] {
+            let mut page = Page::new(4, layout);
+            let entry = Entry { lsn: Lsn(77), crc: 0xdead_beef, seal };
+            page.set(last, entry);
+            page.set(0, Entry { seal: None, ..entry });
+            let (bytes, digest) = page.seal(Slot::Second);
+            let bytes: Box<[u8; PAGE_BYTES]> = Box::new(bytes.try_into().unwrap());
+            let page = Page::parse(bytes.clone(), 4, digest, layout).unwrap();
+            assert_eq!((page.entry(last), page.entry(0)), (entry, Entry { seal: None, ..entry }));
+            assert_eq!(layout.blocks(), last as u64 + 1);
+            assert_eq!(Page::parse(bytes.clone(), 5, digest, layout), None);
+            assert_eq!(Page::parse(bytes.clone(), 4, PageDigest::Crc(Slot::Second, 1), layout), None);
+            let other = if layout == Layout::Plain { Layout::AtRest } else { Layout::Plain };
+            assert_eq!(Page::parse(bytes.clone(), 4, digest, other), None);
+            for at in (0..PAGE_BYTES).step_by(7) {
+                let mut bytes = bytes.clone();
+                bytes[at] ^= 0x10;
+                assert_eq!(Page::parse(bytes, 4, digest, layout), None, "flip at {at}");
+            }
         }
     }
 
     #[test]
     fn a_table_comes_back_only_under_its_root() {
-        let size = 5 * PAGE_COVERS - 512;
+        let size = 5 * Layout::Plain.covers() - 512;
         let digest = |n| if n % 2 == 0 { PageDigest::Crc(Slot::First, n) } else { PageDigest::Crc(Slot::Second, n) };
         let digests: Vec<_> = (0..5).map(|n| if n == 2 { PageDigest::Absent } else { digest(n) }).collect();
-        let (bytes, root) = encode_table(3, size, &digests);
+        let (bytes, root) = encode_table(3, size, Layout::Plain, &digests);
         assert_eq!(Slot::First.offset(1), 2 * PAGE_BYTES as u64);
         assert_eq!(Slot::First.other().offset(1), 3 * PAGE_BYTES as u64);
         assert_eq!(decode_table(&bytes, root), Some(digests));

@@ -1,5 +1,6 @@
 //! The journal as its users see it.
 
+mod at_rest;
 mod corruption;
 mod crash;
 mod decoders;

@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 use cdp_core::frame::{Compression, Payload};
-use cdp_core::journal::{Manifest, TimelineInfo, TimelineRole, TimelineState};
+use cdp_core::journal::{Manifest, OpenError, TimelineInfo, TimelineRole, TimelineState};
 use cdp_core::media::{Fault, Faults, Faulty, MediaErrorKind, Memory, Operation, Storage};
 use cdp_core::replica::session::{Session, SessionError, SessionOptions, create};
 use cdp_core::replica::{Bases, ReplicaView, ViewDisk};
+use cdp_core::trust::{KeyError, KeyHolder, WrappingKey};
 use cdp_core::types::{DiskId, Extent, GroupId, Lsn, MonoTime, Now, ReplicaId, Timeline, WallTime};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -46,11 +47,16 @@ fn open(storage: &Arc<dyn Storage>, life: u8) -> Session {
 }
 
 fn try_open(storage: &Arc<dyn Storage>, life: u8) -> Result<Session, SessionError> {
+    try_open_with(storage, life, KeyHolder::default())
+}
+
+fn try_open_with(storage: &Arc<dyn Storage>, life: u8, keys: KeyHolder) -> Result<Session, SessionError> {
     let disks = vec![ViewDisk { id: disk(), name: "d".into(), size: DISK as u64 }];
     let options = SessionOptions {
         moment: ReplicaView::open((Vec::new(), Arc::new(Bases::default())), disks).unwrap(),
         keep_free_bytes: 0,
         compression: Compression::None,
+        keys,
     };
     let mut drawn = 0u64;
     let ids = move || {
@@ -225,4 +231,38 @@ fn a_session_that_is_opened_without_room_for_its_manifest_says_so() {
     assert!(matches!(refused, SessionError::NoSpace { .. }), "{refused}");
     faults.clear();
     try_open(&storage, 3).unwrap();
+}
+
+/// A session of a replica that is sealed at rest is sealed too, under replica keys of its own, a new one at each opening.
+#[test]
+fn a_session_of_a_sealed_replica_is_sealed() {
+    let memory = Memory::default();
+    let storage = store_in(memory.clone());
+    let holder = KeyHolder::from(Some(WrappingKey::parse(&[9; 32]).unwrap()));
+    let secret = [b"nobody reads this without a key.".as_slice(); 16].concat();
+    for life in 1..=2 {
+        let session = try_open_with(&storage, life, holder.clone()).unwrap();
+        if life == 1 {
+            session.write(now(1), disk(), Payload::new(4096, Bytes::from(secret.clone())).unwrap()).unwrap();
+        }
+        let mut found = vec![0; 512];
+        session.read(now(2), disk(), 4096, &mut found).unwrap();
+        assert_eq!(found, secret);
+        session.close(now(3)).unwrap();
+    }
+    let mut bytes = 0;
+    for name in memory.list("").unwrap() {
+        let file = memory.open(&name, false).unwrap();
+        let mut all = vec![0; file.len().unwrap() as usize];
+        file.read_exact_at(0, &mut all).unwrap();
+        assert!(all.windows(32).all(|window| window != &secret[..32]), "{name}");
+        bytes += all.len();
+    }
+    assert!(bytes > 8192);
+    let manifest = cdp_core::journal::read_manifest(storage.as_ref()).unwrap();
+    assert_eq!(manifest.keys.iter().map(|key| key.generation).collect::<Vec<_>>(), [1, 2]);
+    assert!(matches!(try_open_with(&storage, 3, KeyHolder::default()), Err(SessionError::AtRest(KeyError::Missing))));
+    let other = KeyHolder::from(Some(WrappingKey::parse(&[8; 32]).unwrap()));
+    let refused = try_open_with(&storage, 3, other).unwrap_err();
+    assert!(matches!(refused, SessionError::Open(OpenError::AtRest { source: KeyError::Wrong, .. })), "{refused}");
 }

@@ -2,6 +2,7 @@
 
 use super::image::MIB;
 use cdp_core::media::{Disk, Storage};
+use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
 use cdp_net::host::load_idle;
 use std::fs::File;
@@ -21,7 +22,7 @@ pub(crate) struct Found {
 /// Reads the replica as somebody else would, after its owner has gone.
 pub(crate) fn compare(replica: &Path, source: &Path) -> Result<Found, Box<dyn std::error::Error>> {
     let storage: Arc<dyn Storage> = Arc::new(Disk::open(replica)?);
-    let replica = load_idle(&storage)?;
+    let replica = load_idle(&storage, &KeyHolder::default())?;
     let gaps = replica.catalogue().trunk().map_or(0, |trunk| trunk.gaps().len() as u64);
     let moment = replica.resolve(&When::Latest)?;
     let view = replica.view(moment.timeline, moment.lsn)?;

@@ -9,6 +9,7 @@ use cdp_core::media::{MediaError, MediaErrorKind};
 use cdp_core::replica::base::BaseError;
 use cdp_core::replica::catalogue::{self, Branch, LossReason, Moment, Role};
 use cdp_core::replica::{NotRestorable, Replica, ReplicaError, ResolveError};
+use cdp_core::trust::KeyError;
 use cdp_core::types::WallTime;
 
 /// Points in one answer when nobody says how many.
@@ -64,6 +65,9 @@ pub fn unreadable(error: &ReplicaError) -> Problem {
     if damage {
         return damaged(error.to_string());
     }
+    if let Some(error) = key_error(error) {
+        return locked(error);
+    }
     if is_without_room(error) {
         return Problem::new(ProblemClass::Failed, "no-space", error.to_string()).hint("make room on that disk");
     }
@@ -77,7 +81,40 @@ fn is_without_room(error: &ReplicaError) -> bool {
     }
 }
 
-/// The same where only the fact is known.
+fn key_error(error: &ReplicaError) -> Option<&KeyError> {
+    match error {
+        ReplicaError::Open(OpenError::AtRest { source, .. }) | ReplicaError::Base(BaseError::AtRest { source, .. }) => {
+            Some(source)
+        }
+        ReplicaError::Open(OpenError::Segment(error)) | ReplicaError::Journal(error) => key_error_of_read(error),
+        _ => None,
+    }
+}
+
+fn key_error_of_read(error: &ReadError) -> Option<&KeyError> {
+    match error {
+        ReadError::AtRest { source, .. } => Some(source),
+        ReadError::Below { source, .. } => match source.downcast_ref::<BaseError>() {
+            Some(BaseError::AtRest { source, .. }) => Some(source),
+            _ => source.downcast_ref::<ReadError>().and_then(key_error_of_read),
+        },
+        _ => None,
+    }
+}
+
+/// A replica that is sealed at rest, and its key is not there or another one.
+#[must_use]
+pub fn locked(error: &KeyError) -> Problem {
+    match error {
+        KeyError::Damaged { .. } => Problem::new(ProblemClass::Damage, "key-damaged", error.to_string()),
+        KeyError::Missing => Problem::new(ProblemClass::Refused, "key-missing", error.to_string())
+            .hint("it was looked for in --key-file and in the environment variable CDP_KEY"),
+        KeyError::Malformed { .. } => Problem::new(ProblemClass::Usage, "key-malformed", error.to_string()),
+        _ => Problem::new(ProblemClass::Refused, "key-wrong", error.to_string()),
+    }
+}
+
+/// Damage, where only the fact is known.
 #[must_use]
 pub fn damaged(message: String) -> Problem {
     let hint = "`cdp verify` says what is damaged and which moments are still good";
@@ -96,6 +133,7 @@ pub fn is_damage(error: &ReadError) -> bool {
                 || source.downcast_ref::<ReadError>().is_some_and(is_damage)
         }
         ReadError::Media(error) => is_missing(error),
+        ReadError::AtRest { source, .. } => matches!(source, KeyError::Damaged { .. }),
         ReadError::NotWritten { .. } | ReadError::GivenUp { .. } => false,
     }
 }
@@ -109,6 +147,8 @@ fn is_base_damage(error: &BaseError) -> bool {
     match error {
         BaseError::Media(error) => is_missing(error),
         BaseError::Table { .. } | BaseError::Length { .. } | BaseError::Page { .. } | BaseError::Block { .. } => true,
+        BaseError::NotOpened { .. } => true,
+        BaseError::AtRest { source, .. } => matches!(source, KeyError::Damaged { .. }),
     }
 }
 

@@ -4,23 +4,26 @@ use super::{Change, Store, document};
 use crate::clock;
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
-use cdp_core::journal::{Executor, Manifest, Options, Snapshot, Writer, WriterState, drain};
+use cdp_core::journal::{Executor, Manifest, Opened, Options, Snapshot, Writer, WriterState, drain};
 use cdp_core::media::Storage;
 use cdp_core::replica::JOURNAL_DIRECTORY;
+use cdp_core::trust::Keyring;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Opens the store for writing at its first change, and not before: a look changes nothing.
 #[derive(Debug)]
 pub struct IdleStore {
     storage: Arc<dyn Storage>,
+    /// Those of the replica that is hosted, if it is sealed at rest: what is drawn for its writer, who reads it knows.
+    keys: Arc<Keyring>,
     writer: Mutex<Option<(Writer, Executor)>>,
 }
 
 impl IdleStore {
     /// A store whose directory the caller owns.
     #[must_use]
-    pub fn new(storage: Arc<dyn Storage>) -> Self {
-        Self { storage, writer: Mutex::new(None) }
+    pub fn new(storage: Arc<dyn Storage>, keys: Arc<Keyring>) -> Self {
+        Self { storage, keys, writer: Mutex::new(None) }
     }
 }
 
@@ -31,12 +34,19 @@ impl Store for IdleStore {
             Some(opened) => opened,
             None => {
                 let witness = crate::protect::witness(self.storage.as_ref());
-                let opened = cdp_core::journal::open(self.storage.as_ref(), JOURNAL_DIRECTORY, witness);
+                let holder = self.keys.of_stores();
+                let opened = cdp_core::journal::open_with(self.storage.as_ref(), JOURNAL_DIRECTORY, witness, &holder);
                 let opened = opened.map_err(|error| document::unreadable(&error.into()))?;
+                let opened = Opened { keys: Arc::clone(&self.keys), ..opened };
+                // What is merged into bases is sealed by a key of this process.
+                let key = holder.draw(opened.manifest.replica, &mut identity, clock::wall());
                 let clean = opened.manifest.clean;
                 // Nothing is appended: the smallest segments are enough.
                 let options = Options { segment_bytes: 0, ..Options::default() };
                 let mut writer = Writer::new(opened, options, Box::new(identity));
+                if let Some(key) = key {
+                    writer.seal_at_rest(key).map_err(|error| document::locked(&error))?;
+                }
                 writer.edit(|manifest| manifest.clean = clean);
                 held.insert((writer, Executor::new(Arc::clone(&self.storage))))
             }

@@ -117,6 +117,9 @@ impl Host {
             }
             let (to, keep) = (plan.to, plan.keep.clone());
             self.change(Box::new(move |writer| retention::begin(writer, to, keep)))?;
+        } else if !self.replica().keys().is_empty() {
+            // Who goes on with a merge seals with a key of its own: the first change is what has one drawn.
+            self.edit(Box::new(|_| {}))?;
         }
         let mut merge = self.open_merge(&storage, plan.to)?;
         loop {
@@ -138,14 +141,15 @@ impl Host {
     }
 
     fn open_merge(&self, storage: &Arc<dyn Storage>, to: StampedMoment) -> Result<Merge, Problem> {
-        let (manifest, path, bases) = {
+        let (manifest, path, bases, keys) = {
             let replica = self.replica();
             let path = replica.path(to.timeline, to.lsn).map_err(|error| document::unreadable(&error))?;
-            (replica.manifest().clone(), path, Arc::clone(replica.bases()))
+            let (bases, keys) = (Arc::clone(replica.bases()), Arc::clone(replica.keys()));
+            (replica.manifest().clone(), path, bases, keys)
         };
         let open = |kept: &KeptInfo| {
             let reserve = manifest.policy.reserve_bytes;
-            Space::open(storage.as_ref(), kept.number, reserve, Box::new(identity), clock::now())
+            Space::open(storage.as_ref(), kept.number, reserve, (&keys, Box::new(identity)), clock::now())
         };
         let space = manifest.kept.last().map(open).transpose();
         let merge = space

@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::seed::{self, Seed};
-use cdp_core::journal::{BaseInfo, Manifest};
+use cdp_core::journal::Manifest;
 use cdp_core::media::Storage;
 use cdp_core::replica::sidecar::Root;
 use cdp_core::types::{DiskId, Lsn, ReplicaId};
@@ -62,6 +62,7 @@ fn copy(
 ) -> Option<()> {
     let settled = || shared.engine.with(|filter, now| filter.status(now)).settled;
     let mut bases = Vec::new();
+    let keys = Arc::clone(shared.host.replica().keys());
     for disk in disks {
         let held = shared.sources.get(*disk)?;
         let seed = Seed {
@@ -70,6 +71,7 @@ fn copy(
             source: held.device.as_ref(),
             lsn: &settled,
             reserve: shared.host.replica().manifest().policy.reserve_bytes,
+            keys: Some(&keys).filter(|keys| !keys.is_empty()),
             progress: &shared.progress,
             stop: &held.stop,
         };
@@ -91,10 +93,10 @@ fn name(shared: &Shared, bases: &[(DiskId, Root)]) -> Option<()> {
     while !shared.stop.load(Ordering::Relaxed) && shared.failure.get().is_none() {
         let named = bases.to_vec();
         let name_bases = move |manifest: &mut Manifest| {
-            for (id, Root { generation, size, digest: root }) in named {
+            for (id, root) in named {
                 if let Some(disk) = manifest.disks.iter_mut().find(|disk| disk.id == id) {
                     // A base may hold more than the records up to its LSN; those above are applied over it again.
-                    disk.base = Some(BaseInfo { lsn: disk.added, generation, size, root });
+                    disk.base = Some(root.named(disk.added));
                 }
             }
         };

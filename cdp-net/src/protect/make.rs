@@ -1,7 +1,7 @@
 //! Making a replica: what may be made, where, and what an attempt that did not end left behind.
 
 use super::open::{ACTIVITY_LOG, ProtectError, ProtectOptions, SourceOptions, unreadable};
-use crate::host::check_policy;
+use crate::host::{check_policy, document};
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
 use crate::source::Source;
@@ -88,7 +88,8 @@ pub(super) fn create(
             base: None,
         });
     }
-    journal::create(storage, manifest).map_err(unreadable)
+    let keys = options.key.unlock(replica, &[]).map_err(|error| ProtectError::Replica(document::locked(&error)))?;
+    Ok(journal::Opened { keys, ..journal::create(storage, manifest).map_err(unreadable)? })
 }
 
 /// Removes a name, if it is there.

@@ -8,7 +8,7 @@ use crate::clock;
 use crate::host::{document, place};
 use crate::owner::{Owner, OwnerError, PolicyChange};
 use crate::random::identity;
-use crate::report::Problem;
+use crate::report::{Problem, ProblemClass};
 use crate::source::{Source, SourceError};
 use cdp_core::capture::{LogContents, LogState, OptionsError, Start};
 use cdp_core::journal::{
@@ -18,6 +18,7 @@ use cdp_core::journal::{
 use cdp_core::media::{Disk, File, MediaError, MediaErrorKind, Storage};
 use cdp_core::policy::retention;
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, is_unseeded, remove_bases};
+use cdp_core::trust::{KeyError, KeyHolder};
 use cdp_core::types::{ClockEpoch, DiskId, Lsn, Timeline};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,7 +40,7 @@ pub struct SourceOptions {
 }
 
 /// What to protect, and how.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct ProtectOptions {
     /// The disks, in their order; at least one.
     pub sources: Vec<SourceOptions>,
@@ -57,6 +58,8 @@ pub struct ProtectOptions {
     pub queue_bytes: u64,
     /// Segments of the journal are made this large, in bytes, at least 1 MiB.
     pub segment_bytes: u64,
+    /// Seals a new replica at rest, and opens one that is sealed.
+    pub key: KeyHolder,
 }
 
 impl ProtectOptions {
@@ -72,6 +75,7 @@ impl ProtectOptions {
             full_check: false,
             queue_bytes: 1 << 30,
             segment_bytes: Options::default().segment_bytes,
+            key: KeyHolder::default(),
         }
     }
 }
@@ -201,6 +205,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
         None => (None, false),
     };
     if let Some(manifest) = &manifest {
+        check_key(manifest, options).map_err(ProtectError::Replica)?;
         check_name(manifest, options)?;
     }
     let (opened, found_log) = match manifest {
@@ -208,13 +213,15 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
             // Extents that the log forgot are not compared: what it calls durable has to be there, or nothing is begun.
             let log = read_log(storage.as_ref(), &manifest)?;
             let witness = log.as_ref().map(|log| log.durable);
-            (journal::open(storage.as_ref(), JOURNAL_DIRECTORY, witness).map_err(unreadable)?, log)
+            let opened = journal::open_with(storage.as_ref(), JOURNAL_DIRECTORY, witness, &options.key);
+            (opened.map_err(unreadable)?, log)
         }
         None => (super::make::create(storage.as_ref(), options, &opened_sources)?, None),
     };
     let manifest = opened.manifest.clone();
     let durable = opened.durable.lsn();
-    let replica = Replica::load(Arc::clone(&storage), manifest.clone(), opened.snapshot(), durable);
+    let (snapshot, keys) = (opened.snapshot(), Arc::clone(&opened.keys));
+    let replica = Replica::load_with(Arc::clone(&storage), manifest.clone(), snapshot, durable, keys);
     let replica = replica.map_err(|error| ProtectError::Replica(document::unreadable(&error)))?;
     let found = if resumed { Found::resumed(&replica, durable, &opened_sources)? } else { Found::first(&manifest) };
     let named = |name: &str| found.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id);
@@ -234,6 +241,10 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     }
     let log = open_log(storage.as_ref())?;
     let mut writer = Writer::new(opened, writer_options(&manifest, options), Box::new(identity));
+    // Of this start, whatever the starts before sealed with: a copy of the directory may be going on elsewhere.
+    if let Some(key) = options.key.draw(manifest.replica, &mut identity, clock::wall()) {
+        writer.seal_at_rest(key).map_err(|error| ProtectError::Replica(document::locked(&error)))?;
+    }
     let executor = Executor::new(Arc::clone(&storage));
     let compared: BTreeMap<_, _> = sources.iter().filter(|(disk, _)| !found.joining.contains(disk)).collect();
     let decided = decide(options, &manifest, &compared, found_log, durable, resumed);
@@ -291,6 +302,21 @@ fn existing(storage: &dyn Storage) -> Result<Option<Manifest>, ProtectError> {
         Ok(manifest) if !is_unseeded(&manifest) => Ok(Some(manifest)),
         Ok(_) | Err(OpenError::NoStore { .. }) => Ok(None),
         Err(error) => Err(unreadable(error)),
+    }
+}
+
+/// Whether the replica is sealed at rest and there is a key, or neither.
+fn check_key(manifest: &Manifest, options: &ProtectOptions) -> Result<(), Problem> {
+    match (manifest.keys.is_empty(), options.key.has_key()) {
+        (false, false) => Err(document::locked(&KeyError::Missing)),
+        (true, true) => {
+            let message =
+                "the replica is not sealed at rest, and a key was given: what it holds would stay readable to all";
+            let problem = Problem::new(ProblemClass::Refused, "not-sealed", message);
+            Err(problem
+                .hint("leave the key out, or give a new directory: a new replica is sealed from its first byte on"))
+        }
+        _ => Ok(()),
     }
 }
 

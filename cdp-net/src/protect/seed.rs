@@ -5,9 +5,10 @@
 
 use super::room::{Lack, Patient, RETRY, Waiting, pause};
 use crate::device::Device;
-use cdp_core::media::{MediaError, Storage};
+use cdp_core::media::{MediaError, MediaErrorKind, Operation, Storage};
 use cdp_core::replica::base::BaseWriter;
 use cdp_core::replica::sidecar::Root;
+use cdp_core::trust::{KeyError, Keyring};
 use cdp_core::types::{BLOCK, DiskId, Lsn, ReplicaId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,6 +55,8 @@ pub(super) struct Seed<'a> {
     pub(super) lsn: &'a (dyn Fn() -> Lsn + Sync),
     /// Stays free on the replica's media, in bytes.
     pub(super) reserve: u64,
+    /// Those of the journal's writer, if the base is to be sealed at rest.
+    pub(super) keys: Option<&'a Arc<Keyring>>,
     pub(super) progress: &'a Progress,
     /// Set when the protector is to end; the seeding is then begun anew at the next start.
     pub(super) stop: &'a Arc<AtomicBool>,
@@ -89,6 +92,12 @@ pub(super) fn run(storage: &Arc<dyn Storage>, seed: &Seed<'_>) -> Result<Option<
 fn copy(storage: &Arc<dyn Storage>, seed: &Seed<'_>) -> Result<Option<Root>, MediaError> {
     let size = seed.source.size();
     let mut writer = BaseWriter::create(storage.as_ref(), seed.replica, seed.disk, size)?;
+    if let Some(keys) = seed.keys {
+        let no_key = |error: KeyError| {
+            MediaError::new(MediaErrorKind::Io, Operation::Create, &storage.path(), 0, &error.to_string())
+        };
+        writer = writer.at_rest(keys).map_err(no_key)?;
+    }
     let (pieces, incoming) = sync_channel(PIECES);
     let (spent, buffers) = sync_channel(PIECES + 2);
     let (sync, syncs) = sync_channel::<()>(1);

@@ -3,6 +3,7 @@
 use crate::protect::{Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::replica::Replica;
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::Lsn;
 use cdp_core::when::When;
 use cdp_net::device::Device;
@@ -26,7 +27,7 @@ fn ask(place: &Place, request: Request) -> Result<DiskChanged, Problem> {
         Access::Client(mut client) => return client.call(&request).map_err(cdp_net::reading::not_answered),
         Access::Owner(_owner) => {
             let storage = Arc::new(cdp_core::media::Disk::open(place.replica()).unwrap());
-            Host::idle(storage).unwrap().handle(request, &Connection::local())?
+            Host::idle(storage, &KeyHolder::default()).unwrap().handle(request, &Connection::local())?
         }
     };
     Ok(serde_json::from_value(answer).unwrap())

@@ -3,6 +3,7 @@
 use super::protect::{Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::media::{Disk, Storage};
+use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
 use cdp_net::protect::{ProtectOptions, Protector};
 use cdp_net::verify::verify;
@@ -54,17 +55,17 @@ fn runs_are_made_beside_the_guest_and_survive_a_stop_and_their_loss() {
     assert!(restored(&protector.host().replica(), &When::Label(label("late")), "disk") == model);
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
     let storage: Arc<dyn Storage> = Arc::new(Disk::open(place.replica()).unwrap());
-    let found = verify(&storage, None, &mut |_, _| {}).unwrap();
+    let found = verify(&storage, None, &KeyHolder::default(), &mut |_, _| {}).unwrap();
     assert!(found.ok, "{:?}", found.damage);
     // One is lost: it is told, costs nothing, and is made again.
     let files = index_files(&place);
     std::fs::write(&files[0], b"something else").unwrap();
-    let found = verify(&storage, None, &mut |_, _| {}).unwrap();
+    let found = verify(&storage, None, &KeyHolder::default(), &mut |_, _| {}).unwrap();
     assert!(!found.ok && found.damage.iter().all(|damage| damage.file == files[0] && damage.lost.is_empty()));
     assert!(restored(&place.load(), &When::Label(label("early")), "disk") == early);
     let protector = start(&place);
     wait_for("the run to be made again", || runs(&protector) >= files.len() && !files[0].exists());
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
-    assert!(verify(&storage, None, &mut |_, _| {}).unwrap().ok);
+    assert!(verify(&storage, None, &KeyHolder::default(), &mut |_, _| {}).unwrap().ok);
     assert!(restored(&place.load(), &When::Latest, "disk") == model);
 }

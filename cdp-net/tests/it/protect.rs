@@ -4,6 +4,7 @@ use bytes::Bytes;
 use cdp_core::journal::{Looked, look};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::Lsn;
 use cdp_core::when::{Label, When};
 use cdp_net::device::Device;
@@ -48,7 +49,7 @@ impl Place {
     /// The replica as a reader without an owner sees it.
     pub(crate) fn load(&self) -> Replica {
         let storage: Arc<dyn Storage> = Arc::new(Disk::open(self.replica()).unwrap());
-        load_idle(&storage).unwrap()
+        load_idle(&storage, &KeyHolder::default()).unwrap()
     }
 }
 

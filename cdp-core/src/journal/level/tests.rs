@@ -206,7 +206,7 @@ fn manifest(timelines: &[u8], far: Option<usize>) -> Manifest {
         let summary = Summary { timeline, prev_lsn, first_lsn, last_lsn, ..summary };
         lsn += 1000;
         let (number, state) = (at as u64 + 1, SegmentState::Sealed(summary));
-        manifest.segments.push(SegmentInfo { number, id: id(at as u8 + 1), state });
+        manifest.segments.push(SegmentInfo { number, id: id(at as u8 + 1), state, key: 0 });
     }
     manifest
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::journal::bytes::{FormatError, Put, Take};
 use crate::journal::level;
+use crate::trust::{KEYS_MAX, WrappedKey};
 use crate::types::{DISK_MAX, DISKS_MAX, NAME_MAX};
 
 const VERSION: u16 = 1;
@@ -11,7 +12,7 @@ const WHAT: &str = "manifest";
 /// A reader that does not know the section refuses the manifest.
 const MUST_UNDERSTAND: u16 = 1;
 
-/// Tags of sections. 11 is set aside for keys.
+/// Tags of sections.
 const IDENTITY: u16 = 1;
 const DISKS: u16 = 2;
 const TIMELINES: u16 = 3;
@@ -22,13 +23,15 @@ const SEEDING: u16 = 7;
 const PINS: u16 = 8;
 const RUNS: u16 = 9;
 const KEPT: u16 = 10;
+const KEYS: u16 = 11;
 const RETENTION: u16 = 12;
 const MERGE: u16 = 13;
 const CHANGES: u16 = 14;
 
 /// Sections that are read here.
-const KNOWN: [u16; 13] =
-    [IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, KEPT, RETENTION, MERGE, CHANGES];
+const KNOWN: [u16; 14] = [
+    IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, KEPT, KEYS, RETENTION, MERGE, CHANGES,
+];
 
 /// Bounds on lists, far above what can be used.
 const TIMELINES_MAX: usize = 1 << 20;
@@ -72,6 +75,15 @@ impl Manifest {
                 list(put, &self.runs, |put, run| level::put_info(put, run));
             });
         }
+        if !self.keys.is_empty() {
+            section(&mut put, KEYS, |put| {
+                list(put, &self.keys, put_key);
+                let sealed: Vec<_> = self.segments.iter().filter(|segment| segment.key != 0).collect();
+                list(put, &sealed, |put, segment| {
+                    put.u64(segment.number).u32(segment.key);
+                });
+            });
+        }
         if self.next_kept > 1 {
             section(&mut put, KEPT, |put| retention::put_kept(put, self.next_kept, &self.kept));
         }
@@ -107,7 +119,7 @@ impl Manifest {
         let (replica, group) = (ReplicaId::new(one()), GroupId::new(one()));
         let (Some(replica), Some(group)) = (replica, group) else { return Err(take.field("replica", 0)) };
         let mut manifest = Self { generation, ..Self::new(replica, group, "") };
-        let mut seen = 0u64;
+        let (mut seen, mut sealed) = (0u64, Vec::new());
         while take.left() > 0 {
             let (tag, flags) = (take.u16()?, take.u16()?);
             let length = take.u32()? as usize;
@@ -117,7 +129,12 @@ impl Manifest {
                     return Err(take.field("section", u64::from(tag)));
                 }
                 seen |= 1 << tag;
-                manifest.take_section(tag, &mut body)?;
+                if tag == KEYS {
+                    manifest.keys = body.list("keys", KEYS_MAX, take_key)?;
+                    sealed = body.list("sealed segments", SEGMENTS_MAX, |take| Ok((take.u64()?, take.u32()?)))?;
+                } else {
+                    manifest.take_section(tag, &mut body)?;
+                }
             } else if flags & MUST_UNDERSTAND != 0 {
                 return Err(take.field("section", u64::from(tag)));
             } else {
@@ -128,8 +145,26 @@ impl Manifest {
         if seen >> IDENTITY & 1 == 0 {
             return Err(take.field("section", 0));
         }
+        manifest.mark_sealed(&take, &sealed)?;
         manifest.check(&take)?;
         Ok(manifest)
+    }
+
+    /// Which segment is sealed by which key.
+    fn mark_sealed(&mut self, take: &Take<'_>, sealed: &[(u64, u32)]) -> Result<(), FormatError> {
+        let ordered = self.keys.windows(2).all(|pair| pair[0].generation < pair[1].generation);
+        if !ordered {
+            return Err(take.field("key generation", self.keys.len() as u64));
+        }
+        for (number, generation) in sealed {
+            let known = self.keys.binary_search_by_key(generation, |key| key.generation).is_ok();
+            let segment = self.segments.binary_search_by_key(number, |segment| segment.number).ok();
+            match segment.and_then(|at| self.segments.get_mut(at)) {
+                Some(segment) if known && segment.key == 0 => segment.key = *generation,
+                _ => return Err(take.field("sealed segment", *number)),
+            }
+        }
+        Ok(())
     }
 
     fn take_section(&mut self, tag: u16, take: &mut Take<'_>) -> Result<(), FormatError> {
@@ -237,7 +272,7 @@ fn put_disk(put: &mut Put, disk: &DiskInfo) {
     if let Some(facts) = &disk.stopped {
         put.u64(facts.size).u64(facts.inode).u64(facts.modified).u64(facts.changed);
     }
-    put.u8(u8::from(disk.base.is_some()));
+    put.u8(disk.base.map_or(0, |base| 1 + u8::from(base.at_rest)));
     if let Some(base) = &disk.base {
         put.u64(base.lsn.0).u64(base.generation).u64(base.size).bytes(&base.root);
     }
@@ -257,14 +292,15 @@ fn take_disk(take: &mut Take<'_>) -> Result<DiskInfo, FormatError> {
             }
             false => None,
         },
-        base: match take.kind("base", flag)? {
-            true => Some(BaseInfo {
+        base: match take.kind("base", |number| (number <= 2).then_some(number))? {
+            0 => None,
+            number => Some(BaseInfo {
                 lsn: Lsn(take.u64()?),
                 generation: take.u64_if("base generation", |value| value != 0)?,
                 size: take.u64_if("base size", |value| value <= DISK_MAX)?,
                 root: take.array()?,
+                at_rest: number == 2,
             }),
-            false => None,
         },
     })
 }
@@ -311,7 +347,23 @@ fn take_segment(take: &mut Take<'_>) -> Result<SegmentInfo, FormatError> {
         2 => SegmentState::Active,
         _ => SegmentState::Sealed(Summary::take(take)?),
     };
-    Ok(SegmentInfo { number, id, state })
+    Ok(SegmentInfo { number, id, state, key: 0 })
+}
+
+fn put_key(put: &mut Put, key: &WrappedKey) {
+    put.u32(key.generation).u64(key.created.0).u8(u8::from(key.bases));
+    put.bytes(&key.check).bytes(&key.salt).bytes(&key.sealed);
+}
+
+fn take_key(take: &mut Take<'_>) -> Result<WrappedKey, FormatError> {
+    Ok(WrappedKey {
+        generation: take.u32_if("key generation", |value| value != 0)?,
+        created: WallTime(take.u64()?),
+        bases: take.kind("key flags", flag)?,
+        check: take.array()?,
+        salt: take.array()?,
+        sealed: take.array()?,
+    })
 }
 
 fn put_policy(put: &mut Put, policy: &Policy) {

@@ -22,7 +22,7 @@ pub(crate) fn full() -> Manifest {
         added: Lsn(0),
         removed: Some(Lsn(80)),
         stopped: Some(SourceFacts { size: 1, inode: 2, modified: 3, changed: 4 }),
-        base: Some(BaseInfo { lsn: Lsn(4), generation: 2, size: 1 << 30, root: [9; 32] }),
+        base: Some(BaseInfo { lsn: Lsn(4), generation: 2, size: 1 << 30, root: [9; 32], at_rest: true }),
     });
     manifest.timelines.push(TimelineInfo {
         id: timeline,
@@ -58,10 +58,19 @@ pub(crate) fn full() -> Manifest {
     };
     let id = |n| SegmentId::new([n; 16]).unwrap();
     manifest.segments = vec![
-        SegmentInfo { number: 6, id: id(6), state: SegmentState::Sealed(summary) },
-        SegmentInfo { number: 7, id: id(7), state: SegmentState::Active },
-        SegmentInfo { number: 8, id: id(8), state: SegmentState::Prepared },
+        SegmentInfo { number: 6, id: id(6), state: SegmentState::Sealed(summary), key: 0 },
+        SegmentInfo { number: 7, id: id(7), state: SegmentState::Active, key: 3 },
+        SegmentInfo { number: 8, id: id(8), state: SegmentState::Prepared, key: 9 },
     ];
+    let key = |generation, bases| WrappedKey {
+        generation,
+        created: WallTime(3),
+        bases,
+        check: [1; 8],
+        salt: [generation as u8; 16],
+        sealed: [4; 48],
+    };
+    manifest.keys = vec![key(2, true), key(3, false), key(9, false)];
     manifest.sessions.push(SessionInfo {
         name: "test".into(),
         timeline,
@@ -127,6 +136,28 @@ fn every_flipped_byte_is_noticed() {
     for length in 0..bytes.len() {
         assert!(Manifest::decode(&bytes[..length]).is_err(), "length {length}");
     }
+}
+
+#[test]
+fn a_replica_key_goes_when_nothing_is_sealed_by_it() {
+    let mut manifest = full();
+    let left = |manifest: &Manifest| manifest.keys.iter().map(|key| key.generation).collect::<Vec<_>>();
+    manifest.drop_unused_keys();
+    assert_eq!(left(&manifest), [2, 3, 9], "one of a base, one of a segment, the newest");
+    manifest.segments.clear();
+    manifest.drop_unused_keys();
+    assert_eq!(left(&manifest), [2, 9]);
+}
+
+#[test]
+fn keys_out_of_order_and_segments_without_their_key_are_refused() {
+    let refused = |manifest: &Manifest| Manifest::decode(&manifest.encode()).unwrap_err().to_string();
+    let mut manifest = full();
+    manifest.keys.swap(0, 1);
+    assert!(refused(&manifest).contains("key generation"));
+    let mut manifest = full();
+    manifest.segments[1].key = 4;
+    assert!(refused(&manifest).contains("sealed segment"));
 }
 
 #[test]

@@ -3,12 +3,14 @@
 use super::{Effect, IndexRun, Options, Purpose, Writer};
 use crate::frame::{EncodedFrame, FrameError, FrameHead};
 use crate::journal::effect::FileId;
+use crate::journal::event;
 use crate::journal::footer;
 use crate::journal::index::{ActiveIndex, LSN_SPAN, Place};
 use crate::journal::layout::{ENVELOPE_BYTES, Envelope, FRAMES_AT, OPENING_AT, Opening, SegmentHeader, stride};
 use crate::journal::manifest::{Generation, SegmentInfo, SegmentState, segment_name};
 use crate::journal::snapshot::SegmentView;
 use crate::media;
+use crate::trust::{FileKey, TAG_BYTES};
 use crate::types::{ClockEpoch, GroupId, Lsn, MonoTime, SECTOR, SegmentId, Timeline};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -22,6 +24,9 @@ pub(super) struct Segment {
     pub(super) number: u64,
     pub(super) id: SegmentId,
     pub(super) file: FileId,
+    /// The generation of the replica key that it is sealed by at rest, and its own keys; 0 and none: it is not.
+    pub(super) key: u32,
+    file_key: Option<Arc<FileKey>>,
     pub(super) timeline: Option<Timeline>,
     /// The last LSN before this segment.
     pub(super) prev_lsn: Lsn,
@@ -47,11 +52,13 @@ pub(super) struct Before {
 }
 
 impl Segment {
-    fn new(number: u64, id: SegmentId, file: FileId) -> Self {
+    fn new(number: u64, id: SegmentId, file: FileId, key: u32, file_key: Option<FileKey>) -> Self {
         Self {
             number,
             id,
             file,
+            key,
+            file_key: file_key.map(Arc::new),
             timeline: None,
             prev_lsn: Lsn::ZERO,
             first_lsn: None,
@@ -74,7 +81,8 @@ impl Segment {
         let (entries, chunks) = (self.entries + records, u64::from(self.chunks) + chunks);
         let footer = footer::bound(entries, chunks, u64::from(self.frames) + 1, self.events + notes);
         let head_bytes = u64::from(head.info.head_bytes);
-        let frame = stride(self.offset, head_bytes, head_bytes + u64::from(head.info.body_bytes));
+        let tags = if self.key == 0 { 0 } else { (head.chunks.len() * TAG_BYTES) as u64 };
+        let frame = stride(self.offset, head_bytes, head_bytes + u64::from(head.info.body_bytes) + tags);
         let span = head.info.last_lsn.0 - self.first_lsn.unwrap_or(head.info.first_lsn).0;
         let small = self.offset + frame + footer <= options.segment_bytes && entries <= options.segment_records;
         // An empty segment takes any frame: a file may grow past what was reserved.
@@ -98,11 +106,14 @@ impl Segment {
         frame: &EncodedFrame,
         before: Before,
     ) -> Result<(u64, Vec<Bytes>, IndexRun), FrameError> {
-        let info = &frame.info;
-        let place = Place { offset: self.offset, first_chunk: self.chunks, new_epoch: self.epoch != Some(info.epoch) };
         // Only frames with notes are looked into, and those come every few seconds.
         let body = if head.chunks.iter().any(|chunk| chunk.notes) { frame.body.concat() } else { Vec::new() };
-        let run = IndexRun::of_frame(head, &body, place)?;
+        let events = event::of_frame(head, &body, self.epoch != Some(frame.info.epoch))?;
+        // Sealing is the last that can fail: numbers that were sealed under are taken.
+        let sealed = self.file_key.as_deref().map(|key| frame.sealed(head, key, self.chunks)).transpose()?;
+        let (head, frame) = sealed.as_ref().map_or((head, frame), |(head, frame)| (head, frame));
+        let info = &frame.info;
+        let run = IndexRun::of_frame(head, events, Place { offset: self.offset, first_chunk: self.chunks });
         let envelope = Envelope {
             id: self.id,
             sequence: self.frames + 1,
@@ -155,7 +166,7 @@ impl Segment {
     pub(super) fn view(&self) -> Option<SegmentView> {
         let runs = self.index.runs();
         let timeline = self.timeline.filter(|_| !runs.is_empty())?;
-        Some(SegmentView::active(self.number, self.id, timeline, self.prev_lsn, runs))
+        Some(SegmentView::active((self.number, self.id, self.key), timeline, self.prev_lsn, runs))
     }
 }
 
@@ -241,8 +252,8 @@ impl Writer {
 
     /// Makes the prepared segment the active one, if there is one whose name is durable.
     pub(super) fn activate(&mut self, timeline: Timeline) -> bool {
-        let Prepare::Naming(_, generation) = &self.prepare else { return false };
-        if *generation > self.manifest_durable() {
+        let Prepare::Naming(segment, generation) = &self.prepare else { return false };
+        if *generation > self.manifest_durable() || segment.key != self.key {
             return false;
         }
         let Prepare::Naming(mut segment, _) = std::mem::replace(&mut self.prepare, Prepare::None) else { return false };
@@ -270,7 +281,7 @@ impl Writer {
         let wanted = match &self.prepare {
             Prepare::None => self.active.as_ref().is_none_or(|segment| segment.wants_next(&self.options)),
             Prepare::Waiting(deadline) => *deadline <= now,
-            Prepare::Naming(..) if self.closing => {
+            Prepare::Naming(segment, _) if self.closing || segment.key != self.key => {
                 let Prepare::Naming(segment, _) = std::mem::replace(&mut self.prepare, Prepare::None) else { return };
                 self.drop_prepared(&segment);
                 return;
@@ -294,7 +305,9 @@ impl Writer {
         };
         let (number, file) = (self.manifest.next_segment, self.new_file());
         // The number is taken in memory only: if this fails the file is not named and the number is free again.
-        self.prepare = Prepare::Creating(Segment::new(number, id, file));
+        // A key that was taken is on the ring.
+        let file_key = if self.key == 0 { None } else { self.keys.segment(self.key, id).ok() };
+        self.prepare = Prepare::Creating(Segment::new(number, id, file, self.key, file_key));
         let name = media::join(&self.options.directory, &segment_name(number));
         let (preallocate, keep_free) = (self.options.segment_bytes, self.options.keep_free_bytes);
         self.issue(Effect::Create { file, name, preallocate, keep_free, replace: true }, Purpose::Prepare);
@@ -323,7 +336,8 @@ impl Writer {
     pub(super) fn prepare_completed(&mut self) {
         let (next, effect) = match std::mem::replace(&mut self.prepare, Prepare::None) {
             Prepare::Creating(segment) => {
-                let header = SegmentHeader { replica: self.manifest.replica, id: segment.id, number: segment.number };
+                let Segment { id, number, key, .. } = segment;
+                let header = SegmentHeader { replica: self.manifest.replica, id, number, key };
                 let (file, data) = (segment.file, vec![header.encode().into()]);
                 (Prepare::Writing(segment), Effect::Write { file, offset: 0, data })
             }
@@ -334,10 +348,14 @@ impl Writer {
             Prepare::Syncing(segment) => {
                 (Prepare::SyncingDirectory(segment), Effect::SyncDir { name: self.options.directory.clone() })
             }
+            // Made under a key that was replaced since: nothing names it, and the next file takes its place.
+            Prepare::SyncingDirectory(segment) if segment.key != self.key => {
+                return self.issue(Effect::Close { file: segment.file }, Purpose::Remove);
+            }
             Prepare::SyncingDirectory(segment) => {
-                let (number, id) = (segment.number, segment.id);
+                let (number, id, key) = (segment.number, segment.id, segment.key);
                 self.manifest.next_segment = number + 1;
-                self.manifest.segments.push(SegmentInfo { number, id, state: SegmentState::Prepared });
+                self.manifest.segments.push(SegmentInfo { number, id, state: SegmentState::Prepared, key });
                 let generation = self.catalog.touch(&mut self.manifest);
                 self.prepare = Prepare::Naming(segment, generation);
                 return;
@@ -380,7 +398,8 @@ impl Writer {
             frames_end: segment.offset,
             plain_bytes: segment.plain_bytes,
         };
-        let (data, summary) = footer::encode(&IndexRun::merge(&segment.index.runs()), &facts);
+        let (data, summary) =
+            footer::encode(&IndexRun::merge(&segment.index.runs()), &facts, segment.file_key.as_deref());
         let (file, number, offset) = (segment.file, segment.number, segment.offset);
         debug_assert!(offset.is_multiple_of(SECTOR));
         sealing.step = SealStep::Writing;

@@ -91,6 +91,9 @@ pub enum Refusal {
     /// The frame is not one.
     #[error("frame is damaged: {0}")]
     Damaged(#[from] FrameError),
+    /// The store is sealed at rest, and nobody has given the writer a key to seal with.
+    #[error("the journal is sealed at rest, and no key to seal with was given")]
+    NoKey,
     /// The journal is closed, or closing.
     #[error("the journal is closed")]
     Closed,
@@ -113,6 +116,7 @@ pub struct Refused {
 pub struct Appended {
     pub(in crate::journal) segment: u64,
     pub(in crate::journal) id: SegmentId,
+    pub(in crate::journal) key: u32,
     pub(in crate::journal) timeline: Timeline,
     pub(in crate::journal) prev_lsn: Lsn,
     pub(in crate::journal) run: Arc<IndexRun>,

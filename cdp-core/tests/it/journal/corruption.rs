@@ -8,9 +8,9 @@ use cdp_core::types::*;
 use std::sync::Arc;
 
 /// A store with several segments; the last one is sealed only if `clean`.
-fn store(clean: bool) -> (Memory, Source, Lsn) {
+fn store(clean: bool, at_rest: &AtRest) -> (Memory, Source, Lsn) {
     let storage = Memory::new();
-    let mut rig = Rig::create(Arc::new(storage.clone()));
+    let mut rig = Rig::create_at_rest(Arc::new(storage.clone()), at_rest);
     let mut source = Source::new(11, timeline(1));
     source.size = 256 << 10;
     rig.start(timeline(1), None, Lsn::ZERO);
@@ -134,14 +134,20 @@ fn read_right(reader: &Arc<Reader>, snapshot: &Snapshot, source: &Source, lsn: L
 
 #[test]
 fn damage_to_a_stopped_store_is_noticed_and_never_gives_a_wrong_byte() {
-    let (intact, source, durable) = store(true);
+    AtRest::both().iter().for_each(damage_is_noticed);
+}
+
+fn damage_is_noticed(at_rest: &AtRest) {
+    let (intact, source, durable) = store(true, at_rest);
+    let whole = read_manifest(&intact).unwrap();
     let rounds: u64 = std::env::var("CDP_CORRUPTIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
+    let rounds = if at_rest.key.is_some() { rounds / 3 } else { rounds };
     for seed in 0..rounds {
         let mut dice = Dice(seed);
         let storage = copy(&intact);
         let (what, changed) = damage(&storage, &mut dice);
-        let reader = Arc::new(Reader::new(Arc::new(storage.clone()), DIRECTORY, 1 << 20));
-        let noticed = match open(&storage, DIRECTORY, None) {
+        let reader = at_rest.reader(Arc::new(storage.clone()), &whole);
+        let noticed = match at_rest.open(&storage, None) {
             Err(_) => true,
             Ok(opened) => {
                 let snapshot = opened.snapshot();
@@ -155,7 +161,7 @@ fn damage_to_a_stopped_store_is_noticed_and_never_gives_a_wrong_byte() {
         };
         assert_eq!(noticed, changed, "seed {seed}: {what}");
         // Who only looks gets what is good, and never a wrong byte.
-        if let Ok(looked) = look(&storage, DIRECTORY, None) {
+        if let Ok(looked) = at_rest.look(&storage, None) {
             read_right(&reader, &looked.snapshot, &source, looked.snapshot.written(), &what);
         }
     }
@@ -163,15 +169,20 @@ fn damage_to_a_stopped_store_is_noticed_and_never_gives_a_wrong_byte() {
 
 #[test]
 fn damage_to_what_was_not_sealed_is_refused_or_was_never_acknowledged() {
-    let (intact, source, durable) = store(false);
+    AtRest::both().iter().for_each(damage_is_refused);
+}
+
+fn damage_is_refused(at_rest: &AtRest) {
+    let (intact, source, durable) = store(false, at_rest);
+    let whole = read_manifest(&intact).unwrap();
     let (mut refused, mut told) = (0, 0);
     for seed in 1000..1300 {
         let mut dice = Dice(seed);
         let storage = copy(&intact);
         let (what, _) = damage(&storage, &mut dice);
-        let reader = Arc::new(Reader::new(Arc::new(storage.clone()), DIRECTORY, 1 << 20));
+        let reader = at_rest.reader(Arc::new(storage.clone()), &whole);
         // The peer remembers what was acknowledged: then nothing of it can go unnoticed.
-        match open(&storage, DIRECTORY, Some(durable)) {
+        match at_rest.open(&storage, Some(durable)) {
             Ok(opened) => {
                 assert!(opened.durable.lsn() >= durable, "{what}");
                 read_right(&reader, &opened.snapshot(), &source, durable, &what);
@@ -180,7 +191,7 @@ fn damage_to_what_was_not_sealed_is_refused_or_was_never_acknowledged() {
                 refused += 1;
                 assert!(damage.good < damage.acknowledged && damage.acknowledged >= durable, "{what}: {damage}");
                 // Who only looks is told the same before anybody takes the store over; of frames' bodies, when it reads them.
-                let looked = look(&storage, DIRECTORY, Some(durable)).unwrap();
+                let looked = at_rest.look(&storage, Some(durable)).unwrap();
                 told += usize::from(looked.damage.is_some());
                 let at_least =
                     looked.damage.is_none_or(|told| told.good >= damage.good && told.acknowledged >= durable);

@@ -15,6 +15,8 @@ use std::sync::LazyLock;
 
 /// A store with a segment of two frames and some events.
 const STORE: &str = include_str!("golden-v1.txt");
+/// The same store, sealed at rest.
+const STORE_AT_REST: &str = include_str!("golden-at-rest-v1.txt");
 /// A base that was merged into.
 const BASES: &str = include_str!("golden-bases-v1.txt");
 /// A run of the levelled index, and the manifest's entry of it.
@@ -109,6 +111,7 @@ fn activity_log() -> Vec<u8> {
 static EXAMPLES: LazyLock<Vec<(Decoder, Vec<Vec<u8>>)>> = LazyLock::new(|| {
     let (segment, run) = (file(STORE, ".seg"), file(RUN, "file"));
     let trailer = segment.len() - 512;
+    let at_rest = file(STORE_AT_REST, ".seg");
     let blocks = |bytes: &[u8], of_run: bool| {
         let blocks = pieces(bytes, BLOCK_MAGIC, 4096).into_iter();
         blocks.filter(|block| [6, 7].contains(&block[36]) == of_run).collect::<Vec<_>>()
@@ -122,16 +125,23 @@ static EXAMPLES: LazyLock<Vec<(Decoder, Vec<Vec<u8>>)>> = LazyLock::new(|| {
             let examples = match decoder {
                 Decoder::Frame => [frames(&segment), vec![rich.clone()]].concat(),
                 Decoder::Note => notes(&rich),
-                Decoder::SegmentHeader => pieces(&segment, b"CDPSEGM\x01", 512),
+                Decoder::SegmentHeader => {
+                    [&segment, &at_rest].into_iter().flat_map(|bytes| pieces(bytes, b"CDPSEGM\x01", 512)).collect()
+                }
                 Decoder::Opening => pieces(&segment, b"CDPOPEN\x01", 512),
                 Decoder::Envelope => pieces(&segment, b"CDPENVL\x01", 64),
-                Decoder::FooterBlock => [blocks(&segment, false), blocks(&run, false)].concat(),
+                Decoder::FooterBlock => {
+                    [blocks(&segment, false), blocks(&at_rest, false), blocks(&run, false)].concat()
+                }
                 Decoder::Events => frames(&segment[footer..]),
                 Decoder::Trailer => vec![segment[trailer..].to_vec()],
                 Decoder::RunHeader => pieces(&run, b"CDPRUNH\x01", 512),
                 Decoder::RunBlock => blocks(&run, true),
                 Decoder::RunTrailer => pieces(&run, b"CDPRUNT\x01", 512),
-                Decoder::Manifest => vec![file(STORE, MANIFEST_NAME), super::levels::manifest_with_runs()],
+                Decoder::Manifest => {
+                    let stores = [STORE, STORE_AT_REST].map(|store| file(store, MANIFEST_NAME));
+                    stores.into_iter().chain([super::levels::manifest_with_runs()]).collect()
+                }
                 Decoder::SidecarPage => vec![sum[8192..12288].to_vec(), sum[12288..].to_vec()],
                 Decoder::DigestTable => vec![file(BASES, ".dig0"), file(BASES, ".dig1")],
                 Decoder::Rests => vec![file(BASES, "merge.rests")],

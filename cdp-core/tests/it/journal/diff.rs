@@ -11,6 +11,7 @@ use cdp_core::replica::diff::{Change, Diff, DiffError};
 use cdp_core::replica::digest::{Digest, digest};
 use cdp_core::replica::session::{Session, SessionOptions, create};
 use cdp_core::replica::{Bases, ReplicaView, ViewDisk};
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::*;
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -282,7 +283,12 @@ fn sessions_differ_from_the_trunk_and_from_each_other() {
     let fork = scene.moments[30].clone();
     let now = |step: u64| Now { wall: WallTime(1_700_000_000_000_000_000 + step), mono: MonoTime(step) };
     let open = |number: u8, stores: &Arc<dyn Storage>, life: u8| {
-        let options = SessionOptions { moment: scene.view(&fork), keep_free_bytes: 0, compression: Compression::None };
+        let options = SessionOptions {
+            moment: scene.view(&fork),
+            keep_free_bytes: 0,
+            compression: Compression::None,
+            keys: KeyHolder::default(),
+        };
         let mut drawn = 0;
         let ids = move || {
             drawn += 1;

@@ -48,16 +48,22 @@ struct World {
     done: BTreeMap<&'static str, u32>,
 }
 
+/// Sealed at rest where the store is.
+fn base_writer(rig: &Rig, disk: DiskId) -> BaseWriter {
+    let writer = BaseWriter::create(rig.storage.as_ref(), replica_id(), disk, SIZE).unwrap();
+    if rig.at_rest.key.is_some() { writer.at_rest(&rig.keys).unwrap() } else { writer }
+}
+
 impl World {
-    fn new(storage: Arc<dyn Storage>, seed: u64) -> Self {
-        let mut rig = Rig::create(Arc::clone(&storage));
+    fn new(storage: Arc<dyn Storage>, seed: u64, at_rest: &AtRest) -> Self {
+        let mut rig = Rig::create_at_rest(Arc::clone(&storage), at_rest);
         let mut disks = BTreeMap::new();
         for number in 1..=2 {
             let content = Arc::new(vec![number as u8; SIZE as usize]);
-            let mut writer = BaseWriter::create(storage.as_ref(), replica_id(), disk(number), SIZE).unwrap();
+            let mut writer = base_writer(&rig, disk(number));
             writer.data(&content, Lsn::ZERO).unwrap();
             let root = writer.finish(storage.as_ref(), Lsn::ZERO).unwrap();
-            let base = BaseInfo { lsn: Lsn::ZERO, generation: root.generation, size: SIZE, root: root.digest };
+            let base = root.named(Lsn::ZERO);
             rig.writer.edit(|manifest| manifest.disks.push(info(number, Lsn::ZERO, Some(base))));
             disks.insert(number, Disk { content, copy: None, complete: true });
         }
@@ -140,7 +146,7 @@ impl World {
         let content: Vec<u8> = (0..SIZE).map(|at| (at >> 10) as u8 ^ noise).collect();
         let note = Note::DiskAdded { name: format!("disk{number}"), size: SIZE };
         let from = self.source.note(RecordKind::DiskAdded, Some(number), note);
-        let copy = BaseWriter::create(self.rig.storage.as_ref(), replica_id(), disk(number), SIZE).unwrap();
+        let copy = base_writer(&self.rig, disk(number));
         self.disks.insert(number, Disk { content: Arc::new(content), copy: Some(copy), complete: false });
         self.note_state();
         let reason = ResyncReason::Seeding;
@@ -168,7 +174,7 @@ impl World {
             }
             let root = copy.finish(storage.as_ref(), lsn).unwrap();
             disk_now.complete = true;
-            let base = BaseInfo { lsn: Lsn::ZERO, generation: root.generation, size: root.size, root: root.digest };
+            let base = root.named(Lsn::ZERO);
             self.rig.writer.edit(|manifest| {
                 let named = manifest.disks.iter_mut().filter(|info| info.id == disk(number));
                 named.for_each(|info| info.base = Some(base));
@@ -324,7 +330,7 @@ impl World {
         let mut dice = Dice(self.dice.next());
         let space = manifest.kept.last().map(|kept| {
             let ids = Box::new(move || std::array::from_fn(|_| dice.next() as u8));
-            Space::open(storage.as_ref(), kept.number, 0, ids, NOW)
+            Space::open(storage.as_ref(), kept.number, 0, (&self.rig.keys, ids), NOW)
         });
         let space = space.transpose().map_err(|e| e.to_string())?;
         let path = replica.path(to.timeline, to.lsn).map_err(|e| e.to_string())?;
@@ -347,7 +353,8 @@ impl World {
 
     fn load(&self) -> Replica {
         let (manifest, snapshot) = (self.rig.writer.manifest().clone(), self.rig.writer.snapshot());
-        Replica::load(Arc::clone(&self.rig.storage), manifest, snapshot, self.rig.writer.durable().lsn()).unwrap()
+        let (storage, keys) = (Arc::clone(&self.rig.storage), Arc::clone(&self.rig.keys));
+        Replica::load_with(storage, manifest, snapshot, self.rig.writer.durable().lsn(), keys).unwrap()
     }
 
     fn check(&mut self) {
@@ -400,8 +407,8 @@ fn info(number: u16, added: Lsn, base: Option<BaseInfo>) -> DiskInfo {
 #[test]
 fn every_moment_has_the_disks_that_it_had() {
     let mut done = BTreeMap::new();
-    for seed in 0..2 {
-        let mut world = World::new(Arc::new(Memory::new()), seed);
+    for (seed, at_rest) in (0..2).zip(AtRest::both().iter().cycle()) {
+        let mut world = World::new(Arc::new(Memory::new()), seed, at_rest);
         for step in 0..180 {
             world.step();
             match world.dice.below(40) {
@@ -429,7 +436,8 @@ fn every_moment_has_the_disks_that_it_had() {
 /// merge is done to its end. Gives how many effects the merge has.
 fn story(seed: u64, cut: Option<u64>) -> Result<u64, String> {
     let power = SimDisk::new();
-    let mut world = World::new(Arc::new(power.clone()), seed);
+    let at_rest = &AtRest::both()[0];
+    let mut world = World::new(Arc::new(power.clone()), seed, at_rest);
     for step in 0..70 {
         world.step();
         if step == 30 {

@@ -9,6 +9,13 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 const GOLDEN: &str = include_str!("golden-v1.txt");
+/// The same store, sealed at rest.
+const GOLDEN_AT_REST: &str = include_str!("golden-at-rest-v1.txt");
+
+fn goldens() -> [(AtRest, &'static str, &'static str); 2] {
+    let [plain, sealed] = AtRest::both();
+    [(plain, GOLDEN, "golden-v1.txt"), (sealed, GOLDEN_AT_REST, "golden-at-rest-v1.txt")]
+}
 
 fn play(source: &mut Source) {
     source.write(1, Extent::new(4096, 1024), 3);
@@ -18,9 +25,9 @@ fn play(source: &mut Source) {
     source.note(RecordKind::Mark, None, Note::Mark(Mark { label: "before".into(), ..Mark::default() }));
 }
 
-fn store() -> (Memory, Source) {
+fn store(at_rest: &AtRest) -> (Memory, Source) {
     let storage = Memory::new();
-    let mut rig = Rig::create(Arc::new(storage.clone()));
+    let mut rig = Rig::create_at_rest(Arc::new(storage.clone()), at_rest);
     let mut source = Source::new(1, timeline(1));
     rig.start(timeline(1), None, Lsn::ZERO);
     play(&mut source);
@@ -80,19 +87,32 @@ pub(super) fn compare(name: &str, found: &str, golden: &str) {
 
 #[test]
 fn version_1_is_written_as_it_was() {
-    let storage = store().0;
-    let segments = storage.list(DIRECTORY).unwrap().into_iter().map(|name| format!("{DIRECTORY}/{name}"));
-    let names: Vec<_> = segments.chain([MANIFEST_NAME.to_owned()]).collect();
-    compare("golden-v1.txt", &dump(&storage, &names), GOLDEN);
+    for (at_rest, golden, name) in goldens() {
+        let storage = store(&at_rest).0;
+        let segments = storage.list(DIRECTORY).unwrap().into_iter().map(|name| format!("{DIRECTORY}/{name}"));
+        let names: Vec<_> = segments.chain([MANIFEST_NAME.to_owned()]).collect();
+        compare(name, &dump(&storage, &names), golden);
+    }
 }
 
 #[test]
 fn version_1_is_read_as_it_was() {
-    let storage = load(GOLDEN);
-    let source = store().1;
-    let opened = open(&storage, DIRECTORY, Some(source.lsn)).unwrap();
+    for (at_rest, golden, _) in goldens() {
+        let storage = load(golden);
+        read_it(&storage, &at_rest);
+        let words = inspect(storage.open("journal/0000000000000001.seg", false).unwrap().as_ref()).unwrap().unwrap();
+        assert_eq!(words.contains("sealed at rest by the replica key of generation 1"), at_rest.key.is_some());
+        let words = inspect(storage.open(MANIFEST_NAME, false).unwrap().as_ref()).unwrap().unwrap();
+        assert_eq!(words.contains("replica key 1, wrapped, of 1\n"), at_rest.key.is_some(), "{words}");
+        assert_eq!(words.contains(", at rest under key 1"), at_rest.key.is_some());
+    }
+}
+
+fn read_it(storage: &Memory, at_rest: &AtRest) {
+    let source = store(at_rest).1;
+    let opened = at_rest.open(storage, Some(source.lsn)).unwrap();
     assert_eq!(opened.repairs, []);
-    let reader = Arc::new(Reader::new(Arc::new(storage.clone()), DIRECTORY, 1 << 20));
+    let reader = at_rest.reader(Arc::new(storage.clone()), &opened.manifest);
     let snapshot = opened.snapshot();
     for (lsn, ..) in &source.model.history {
         let elements = [(timeline(1), *lsn)];

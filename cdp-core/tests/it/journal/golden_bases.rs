@@ -8,13 +8,14 @@ use cdp_core::journal::*;
 use cdp_core::media::{Memory, Storage};
 use cdp_core::replica::base::{Base, BaseError, BaseWriter};
 use cdp_core::replica::merge::{Merge, expect_torn};
-use cdp_core::replica::sidecar::{PAGE_COVERS, Root};
+use cdp_core::replica::sidecar::{Layout, Root};
 use cdp_core::replica::{BaseFile, Bases};
 use cdp_core::types::*;
 use std::sync::Arc;
 
 const GOLDEN: &str = include_str!("golden-bases-v1.txt");
 /// A page of checksums that is absent, and one for a few blocks, the last of which is not whole.
+const PAGE_COVERS: u64 = Layout::Plain.covers();
 const SIZE: u64 = PAGE_COVERS + 3 * BLOCK + 512;
 
 /// Up to where is merged: all records.
@@ -71,7 +72,7 @@ fn merged() -> (Memory, [Root; 2]) {
     writer.zeros(PAGE_COVERS, Lsn::ZERO).unwrap();
     writer.data(&content[PAGE_COVERS as usize..], Lsn::ZERO).unwrap();
     let old = writer.finish(storage.as_ref(), Lsn::ZERO).unwrap();
-    let base = BaseInfo { lsn: Lsn::ZERO, generation: old.generation, size: SIZE, root: old.digest };
+    let base = old.named(Lsn::ZERO);
     rig.writer.edit(|manifest| {
         manifest.disks.push(DiskInfo {
             id: disk(1),
@@ -118,7 +119,7 @@ fn golden() -> (Memory, [Root; 2]) {
         let words: Vec<_> = line.split(' ').collect();
         let byte = |at: usize| u8::from_str_radix(&words[3][at * 2..at * 2 + 2], 16).unwrap();
         let digest = std::array::from_fn(byte);
-        Root { generation: words[1].parse().unwrap(), size: words[2].parse().unwrap(), digest }
+        Root { generation: words[1].parse().unwrap(), size: words[2].parse().unwrap(), digest, layout: Layout::Plain }
     });
     (load(files), std::array::from_fn(|_| roots.next().unwrap()))
 }

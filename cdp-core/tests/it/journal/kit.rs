@@ -4,7 +4,9 @@ use bytes::Bytes;
 use cdp_core::frame::{Compression, EncodedFrame, Encoder, Note, Part, Payload, RawFrame, RecordKind};
 use cdp_core::journal::*;
 use cdp_core::media::Storage;
+use cdp_core::trust::{KeyHolder, Keyring, NewKey, Recorder, SealCall, WrappingKey};
 use cdp_core::types::*;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub(crate) const DIRECTORY: &str = "journal";
@@ -48,8 +50,70 @@ pub(crate) fn options() -> Options {
     }
 }
 
+/// How a store of a test is sealed at rest, and every seal that was made for it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AtRest {
+    pub(crate) key: Option<WrappingKey>,
+    pub(crate) recorder: Recorder,
+}
+
+impl AtRest {
+    pub(crate) fn sealed() -> Self {
+        Self { key: Some(WrappingKey::parse(&[0x77; 32]).unwrap()), recorder: Recorder::default() }
+    }
+
+    pub(crate) fn both() -> [Self; 2] {
+        [Self::default(), Self::sealed()]
+    }
+
+    pub(crate) fn holder(&self) -> KeyHolder {
+        KeyHolder::from(self.key.clone()).recorded(self.recorder.clone())
+    }
+
+    /// The keys of a manifest; none where nothing is sealed.
+    pub(crate) fn keys(&self, manifest: &Manifest) -> Arc<Keyring> {
+        self.holder().unlock(manifest.replica, &manifest.keys).unwrap()
+    }
+
+    /// A store that was made just now, as who opens it finds it.
+    pub(crate) fn made(&self, opened: Opened) -> Opened {
+        if self.key.is_none() { opened } else { Opened { keys: self.keys(&opened.manifest), ..opened } }
+    }
+
+    pub(crate) fn open(&self, storage: &dyn Storage, witness: Option<Lsn>) -> Result<Opened, OpenError> {
+        open_with(storage, DIRECTORY, witness, &self.holder())
+    }
+
+    pub(crate) fn look(&self, storage: &dyn Storage, witness: Option<Lsn>) -> Result<Looked, OpenError> {
+        look_with(storage, DIRECTORY, witness, &self.holder())
+    }
+
+    pub(crate) fn reader(&self, storage: Arc<dyn Storage>, manifest: &Manifest) -> Arc<Reader> {
+        Arc::new(Reader::new(storage, DIRECTORY, 1 << 20).with_keys(self.keys(manifest)))
+    }
+
+    /// A replica key, drawn from these dice.
+    pub(crate) fn draw(&self, replica: ReplicaId, dice: &mut Dice) -> Option<NewKey> {
+        self.holder().draw(replica, &mut || std::array::from_fn(|_| dice.next() as u8), WallTime(1))
+    }
+
+    /// That no nonce was used twice with a key, but for the same bytes; gives how many seals there were.
+    pub(crate) fn check(&self) -> Result<usize, String> {
+        let mut seen = BTreeMap::new();
+        let calls = self.recorder.calls();
+        for SealCall { key, nonce, plain } in &calls {
+            if *seen.entry((*key, *nonce)).or_insert(*plain) != *plain {
+                return Err(format!("two contents under nonce {nonce:?} of {key:?}"));
+            }
+        }
+        Ok(calls.len())
+    }
+}
+
 /// A journal with the in-order driver.
 pub(crate) struct Rig {
+    pub(crate) at_rest: AtRest,
+    pub(crate) keys: Arc<Keyring>,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) writer: Writer,
     pub(crate) executor: Executor,
@@ -59,9 +123,13 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn create(storage: Arc<dyn Storage>) -> Self {
+        Self::create_at_rest(storage, &AtRest::default())
+    }
+
+    pub(crate) fn create_at_rest(storage: Arc<dyn Storage>, at_rest: &AtRest) -> Self {
         let manifest = Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test");
         let opened = create(storage.as_ref(), manifest).unwrap();
-        Self::on(storage, opened, 1)
+        Self::with_at_rest(storage, opened, 1, options(), at_rest)
     }
 
     pub(crate) fn on(storage: Arc<dyn Storage>, opened: Opened, seed: u64) -> Self {
@@ -69,6 +137,16 @@ impl Rig {
     }
 
     pub(crate) fn with(storage: Arc<dyn Storage>, opened: Opened, seed: u64, options: Options) -> Self {
+        Self::with_at_rest(storage, opened, seed, options, &AtRest::default())
+    }
+
+    pub(crate) fn with_at_rest(
+        storage: Arc<dyn Storage>,
+        opened: Opened,
+        seed: u64,
+        options: Options,
+        at_rest: &AtRest,
+    ) -> Self {
         let mut dice = Dice(seed);
         let ids = Box::new(move || {
             let (a, b) = (dice.next(), dice.next());
@@ -78,8 +156,25 @@ impl Rig {
             id
         });
         let repairs = opened.repairs.clone();
+        let opened = at_rest.made(opened);
+        let keys = Arc::clone(&opened.keys);
         let writer = Writer::new(opened, options, ids);
-        Self { executor: Executor::new(Arc::clone(&storage)), storage, writer, now: MonoTime(1), repairs }
+        let (at_rest, executor) = (at_rest.clone(), Executor::new(Arc::clone(&storage)));
+        let mut rig = Self { at_rest, keys, executor, storage, writer, now: MonoTime(1), repairs };
+        rig.rotate(seed ^ 0x5ea1);
+        rig
+    }
+
+    /// Takes a new replica key, if the store is sealed at rest.
+    pub(crate) fn rotate(&mut self, seed: u64) {
+        if let Some(key) = self.at_rest.draw(self.writer.manifest().replica, &mut Dice(seed)) {
+            self.writer.seal_at_rest(key).unwrap();
+        }
+    }
+
+    pub(crate) fn open_at_rest(storage: Arc<dyn Storage>, seed: u64, at_rest: &AtRest) -> Result<Self, OpenError> {
+        let opened = at_rest.open(storage.as_ref(), None)?;
+        Ok(Self::with_at_rest(storage, opened, seed, options(), at_rest))
     }
 
     pub(crate) fn open(storage: Arc<dyn Storage>, seed: u64) -> Result<Self, OpenError> {
@@ -142,7 +237,8 @@ impl Rig {
     }
 
     pub(crate) fn reader(&self) -> Arc<Reader> {
-        Arc::new(Reader::new(Arc::clone(&self.storage), DIRECTORY, 1 << 20))
+        let reader = Reader::new(Arc::clone(&self.storage), DIRECTORY, 1 << 20);
+        Arc::new(reader.with_keys(Arc::clone(&self.keys)))
     }
 }
 
@@ -226,6 +322,15 @@ impl Source {
         let data: Bytes =
             (0..extent.length).map(|at| if random { noise.next() as u8 } else { fill ^ (at >> 9) as u8 }).collect();
         let payload = Payload::new(extent.offset, data.clone()).unwrap();
+        let (lsn, time) = self.stamp();
+        self.parts.extend(payload.into_parts(RecordKind::Write, disk(number), lsn, time));
+        self.model.history.push((lsn, self.timeline, number, extent, Some(data)));
+    }
+
+    /// A write of these bytes.
+    pub(crate) fn bytes(&mut self, number: u16, offset: u64, bytes: &[u8]) {
+        let (data, extent) = (Bytes::copy_from_slice(bytes), Extent::new(offset, bytes.len() as u64));
+        let payload = Payload::new(offset, data.clone()).unwrap();
         let (lsn, time) = self.stamp();
         self.parts.extend(payload.into_parts(RecordKind::Write, disk(number), lsn, time));
         self.model.history.push((lsn, self.timeline, number, extent, Some(data)));

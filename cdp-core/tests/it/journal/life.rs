@@ -124,8 +124,12 @@ fn frames_that_do_not_follow_are_refused() {
 
 #[test]
 fn times_and_events_come_back() {
+    AtRest::both().iter().for_each(times_and_events_of);
+}
+
+fn times_and_events_of(at_rest: &AtRest) {
     let storage = Arc::new(Memory::new());
-    let mut rig = Rig::create(storage.clone());
+    let mut rig = Rig::create_at_rest(storage.clone(), at_rest);
     let mut source = Source::new(4, timeline(1));
     rig.start(timeline(1), None, Lsn::ZERO);
     let mut marks = Vec::new();
@@ -175,12 +179,12 @@ fn times_and_events_come_back() {
     };
     check(&rig.reader(), &rig.writer.snapshot());
     // As another process sees it while the owner writes, and after a clean stop.
-    let looked = look(storage.as_ref(), DIRECTORY, Some(source.lsn)).unwrap();
+    let looked = at_rest.look(storage.as_ref(), Some(source.lsn)).unwrap();
     assert_eq!(looked.damage, None);
     check(&rig.reader(), &looked.snapshot);
     rig.close();
-    let opened = open(storage.as_ref(), DIRECTORY, Some(source.lsn)).unwrap();
-    check(&Reader::new(storage, DIRECTORY, 1 << 20), &opened.snapshot());
+    let opened = at_rest.open(storage.as_ref(), Some(source.lsn)).unwrap();
+    check(&at_rest.reader(storage, &opened.manifest), &opened.snapshot());
 }
 
 #[test]

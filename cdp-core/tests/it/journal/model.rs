@@ -35,8 +35,9 @@ fn check(rig: &Rig, source: &Source, path_of: impl Fn(Lsn) -> Vec<(Timeline, Lsn
 #[test]
 fn restore_at_every_lsn_equals_the_model() {
     for seed in 0..4 {
+        let at_rest = &AtRest::both()[seed as usize % 2];
         let storage = Arc::new(Memory::new());
-        let mut rig = Rig::create(storage.clone());
+        let mut rig = Rig::create_at_rest(storage.clone(), at_rest);
         let mut source = Source::new(seed, timeline(1));
         rig.start(timeline(1), None, Lsn::ZERO);
         let mut dice = Dice(seed + 100);
@@ -57,7 +58,7 @@ fn restore_at_every_lsn_equals_the_model() {
         // After a clean stop, on a new timeline that forks where the old one ended.
         rig.close();
         let fork = source.lsn;
-        let mut rig = Rig::open(storage, seed + 50).unwrap();
+        let mut rig = Rig::open_at_rest(storage, seed + 50, at_rest).unwrap();
         assert_eq!(rig.repairs, []);
         assert_eq!(rig.writer.durable().lsn(), fork);
         check(&rig, &source, first, fork, seed + 1);
@@ -73,12 +74,17 @@ fn restore_at_every_lsn_equals_the_model() {
         let verified = rig.reader().verify(&rig.writer.snapshot(), |_| true);
         assert_eq!(verified.findings, []);
         assert!(verified.records >= source.model.history.len() as u64);
+        assert_eq!(at_rest.check().unwrap() > 100, at_rest.key.is_some());
     }
 }
 
 #[test]
 fn a_live_view_follows_every_append() {
-    let mut rig = Rig::create(Arc::new(Memory::new()));
+    AtRest::both().iter().for_each(a_live_view_follows);
+}
+
+fn a_live_view_follows(at_rest: &AtRest) {
+    let mut rig = Rig::create_at_rest(Arc::new(Memory::new()), at_rest);
     let mut source = Source::new(9, timeline(1));
     rig.start(timeline(1), None, Lsn::ZERO);
     (0..20).for_each(|_| source.any());

@@ -33,6 +33,8 @@ struct Life {
     ids: u64,
     /// Moments are looked at in the midst of merges too.
     looks: bool,
+    /// A merge is left where it has written everything and is not named.
+    stops: bool,
 }
 
 /// What the life does next; made of dice before it begins, so that every run does the same.
@@ -58,8 +60,8 @@ fn script(seed: u64, length: u64) -> Vec<Step> {
 }
 
 impl Life {
-    fn new(storage: Arc<dyn Storage>, seed: u64) -> Self {
-        let mut rig = Rig::create(Arc::clone(&storage));
+    fn new(storage: Arc<dyn Storage>, seed: u64, at_rest: &AtRest) -> Self {
+        let mut rig = Rig::create_at_rest(Arc::clone(&storage), at_rest);
         let mut dice = Dice(seed);
         let mut first = Vec::new();
         let replica = rig.writer.manifest().replica;
@@ -71,12 +73,15 @@ impl Life {
                 content[at as usize..end as usize].fill(1 + dice.below(250) as u8);
             }
             let mut writer = BaseWriter::create(storage.as_ref(), replica, disk(number), SIZE).unwrap();
+            if at_rest.key.is_some() {
+                writer = writer.at_rest(&rig.keys).unwrap();
+            }
             for (at, piece) in (0..).step_by(64 << 10).zip(content.chunks(64 << 10)) {
                 assert_eq!(writer.position(), at);
                 writer.data(piece, Lsn::ZERO).unwrap();
             }
             let root = writer.finish(storage.as_ref(), Lsn::ZERO).unwrap();
-            let base = BaseInfo { lsn: Lsn::ZERO, generation: root.generation, size: SIZE, root: root.digest };
+            let base = root.named(Lsn::ZERO);
             let info = DiskInfo {
                 id: disk(number),
                 name: format!("disk{number}"),
@@ -95,13 +100,14 @@ impl Life {
         let mut source = Source::new(seed, timeline(1));
         source.size = SIZE / BLOCK * BLOCK;
         source.note(RecordKind::TimelineStart, None, Note::TimelineStart { parent: None, fork: Lsn::ZERO });
-        Self { rig, source, first, pinned: BTreeSet::new(), ids: seed, looks: false }
+        Self { rig, source, first, pinned: BTreeSet::new(), ids: seed, looks: false, stops: false }
     }
 
     fn replica(&self) -> Result<Replica, String> {
         let (writer, storage) = (&self.rig.writer, Arc::clone(&self.rig.storage));
         let safe = writer.durable().lsn();
-        Replica::load(storage, writer.manifest().clone(), writer.snapshot(), safe).map_err(|e| e.to_string())
+        let keys = Arc::clone(&self.rig.keys);
+        Replica::load_with(storage, writer.manifest().clone(), writer.snapshot(), safe, keys).map_err(|e| e.to_string())
     }
 
     /// The effects that were wished for are done, unless the power went.
@@ -220,7 +226,8 @@ impl Life {
         let manifest = self.rig.writer.manifest().clone();
         let newest = manifest.kept.last().map(|kept| kept.number);
         let ids = self.ids();
-        let space = newest.map(|number| Space::open(storage.as_ref(), number, 0, ids, now())).transpose();
+        let space =
+            newest.map(|number| Space::open(storage.as_ref(), number, 0, (&self.rig.keys, ids), now())).transpose();
         let space = space.map_err(|e| e.to_string())?;
         let path = replica.path(to.timeline, to.lsn).map_err(|e| e.to_string())?;
         let mut merge =
@@ -229,6 +236,9 @@ impl Life {
             if self.looks {
                 self.check(&mut Dice(self.ids), 1).map_err(|why| format!("in the midst of a merge: {why}"))?;
             }
+        }
+        if self.stops {
+            return Err("stopped".to_owned());
         }
         let bases = merge.finish(now()).map_err(|e| e.to_string())?;
         retention::end(&mut self.rig.writer, &bases);
@@ -308,19 +318,20 @@ impl Life {
 
     /// After a crash: what is there is taken over, and goes on on a timeline of its own.
     fn recover(self, found: Arc<dyn Storage>) -> Result<Self, String> {
-        let opened = open(found.as_ref(), DIRECTORY, None).map_err(|e| e.to_string())?;
+        let at_rest = self.rig.at_rest.clone();
+        let opened = at_rest.open(found.as_ref(), None).map_err(|e| e.to_string())?;
         let parent = opened.manifest.timelines.last().map(|info| info.id);
         let durable = opened.durable.lsn();
         retention::clean_up(found.as_ref(), &opened.manifest).map_err(|e| e.to_string())?;
-        let rig = Rig::on(found, opened, self.ids + 77);
-        let Self { mut source, first, pinned, ids, looks, .. } = self;
+        let rig = Rig::with_at_rest(found, opened, self.ids + 77, options(), &at_rest);
+        let Self { mut source, first, pinned, ids, looks, stops, .. } = self;
         source.model.history.retain(|record| record.0 <= durable);
         source.stamps.retain(|(lsn, _)| *lsn <= durable);
         let number = rig.writer.manifest().timelines.last().map_or(0, |info| info.number) + 1;
         let next = timeline(number as u8);
         source.fork(next, durable.max(source.lsn));
         source.note(RecordKind::TimelineStart, None, Note::TimelineStart { parent, fork: durable });
-        let mut life = Self { rig, source, first, pinned, ids, looks };
+        let mut life = Self { rig, source, first, pinned, ids, looks, stops };
         let info = TimelineInfo {
             id: next,
             number,
@@ -341,8 +352,8 @@ impl Life {
 fn every_moment_that_is_kept_reads_as_it_did() {
     let mut kept = 0;
     for seed in 0..3 {
-        let mut dice = Dice(seed);
-        let mut life = Life::new(Arc::new(SimDisk::new()), seed);
+        let (mut dice, at_rest) = (Dice(seed), &AtRest::both()[seed as usize % 2]);
+        let mut life = Life::new(Arc::new(SimDisk::new()), seed, at_rest);
         life.looks = true;
         for step in script(seed, 20) {
             life.play(step)
@@ -350,15 +361,16 @@ fn every_moment_that_is_kept_reads_as_it_did() {
                 .unwrap_or_else(|why| panic!("seed {seed}, {step:?}: {why}"));
         }
         kept += life.rig.writer.manifest().next_kept - 1;
+        at_rest.check().unwrap();
     }
     assert!(kept > 0, "nothing is kept");
 }
 
 /// One life, whose power goes at the `cut`-th effect; then what is left of its script. Gives how many effects it has.
-fn story(seed: u64, cut: Option<u64>) -> Result<u64, String> {
+fn story(seed: u64, cut: Option<u64>, at_rest: &AtRest) -> Result<u64, String> {
     let mut dice = Dice(seed ^ cut.unwrap_or(0));
     let disk = SimDisk::new();
-    let mut life = Life::new(Arc::new(disk.clone()), seed);
+    let mut life = Life::new(Arc::new(disk.clone()), seed, at_rest);
     let before = disk.effects();
     if let Some(cut) = cut {
         disk.cut_at(before + cut);
@@ -383,7 +395,7 @@ fn story(seed: u64, cut: Option<u64>) -> Result<u64, String> {
         life.play(step).map_err(|why| format!("going on with {step:?}: {why}"))?;
     }
     life.check(&mut dice, 1).map_err(|why| format!("after it: {why}"))?;
-    Ok(effects)
+    at_rest.check().map(|_| effects)
 }
 
 /// So many cuts of each life, evenly, or all (`CDP_LIFE_CUTS=0`); so many lives (`CDP_LIFE_SEEDS`).
@@ -392,15 +404,78 @@ fn a_cut_at_any_effect_of_a_life_changes_no_moment() {
     let number = |name: &str, usual| std::env::var(name).map_or(usual, |text| text.parse().expect("a number"));
     let (seeds, cuts) = (number("CDP_LIFE_SEEDS", 1), number("CDP_LIFE_CUTS", 25));
     let mut points = 0;
-    for seed in 0..seeds {
-        let effects = story(seed, None).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    for (seed, sealed) in (0..seeds).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let told = |cut| story(seed, cut, &if sealed { AtRest::sealed() } else { AtRest::default() });
+        let effects = told(None).unwrap_or_else(|why| panic!("seed {seed}, sealed {sealed}: {why}"));
         let stride = effects.checked_div(cuts).unwrap_or(1).max(1);
         for cut in (1 + seed % stride..=effects).step_by(stride as usize) {
-            story(seed, Some(cut)).unwrap_or_else(|why| panic!("seed {seed}, cut {cut}: {why}"));
+            told(Some(cut)).unwrap_or_else(|why| panic!("seed {seed}, sealed {sealed}, cut {cut}: {why}"));
             points += 1;
         }
     }
     println!("{points} crash points");
+}
+
+/// Every file of the directory, also of the stores inside it.
+fn contents(storage: &SimDisk) -> Vec<(String, Vec<u8>)> {
+    let of = |directory: &str| {
+        let prefix = if directory.is_empty() { String::new() } else { format!("{directory}/") };
+        let names = storage.list(directory).unwrap_or_default().into_iter();
+        names.map(|name| format!("{prefix}{name}")).collect::<Vec<_>>()
+    };
+    let mut names: Vec<_> = of("").into_iter().chain(of("journal")).chain(of("base")).collect();
+    names.extend(of("kept").iter().flat_map(|directory| of(directory)));
+    let read = |name: String| {
+        let file = storage.open(&name, false).ok()?;
+        let mut bytes = vec![0; file.len().ok()? as usize];
+        file.read_exact_at(0, &mut bytes).ok()?;
+        Some((name, bytes))
+    };
+    names.into_iter().filter_map(read).collect()
+}
+
+/// Blocks that say a secret are in a base, then changed in parts while their moment is kept: nothing of it is plain in any file, in
+/// the midst of the merge too; and a block that is torn then is read from where the merge keeps it.
+#[test]
+fn what_a_merge_keeps_is_sealed_and_used_when_a_block_is_torn() {
+    for at_rest in AtRest::both() {
+        let disk_of_test = SimDisk::new();
+        let mut life = Life::new(Arc::new(disk_of_test.clone()), 3, &at_rest);
+        let secret = |number: u64| [b'a' + number as u8; 64];
+        (0..10).for_each(|number| life.source.bytes(1, number * 8 * BLOCK, &secret(number).repeat(64)));
+        life.write(1).unwrap();
+        let first = life.source.lsn;
+        life.advance(first).unwrap();
+        let timeline = life.source.timeline;
+        let pin = PinInfo { label: String::new(), timeline, lsn: first, created: WallTime(1) };
+        life.rig.writer.edit(|manifest| manifest.pins.push(pin));
+        life.pinned.insert(first);
+        (0..10).for_each(|number| life.source.bytes(1, number * 8 * BLOCK + SECTOR, &[7; SECTOR as usize]));
+        life.write(1).unwrap();
+        let upto = life.source.lsn;
+        // As an owner does it, up to where the merge has written everything and the manifest does not say so.
+        life.stops = true;
+        life.advance(upto).unwrap_err();
+        let said = |life: &Life| {
+            let files = contents(&disk_of_test);
+            let windows = files.iter().flat_map(|(_, bytes)| bytes.windows(64));
+            let found = windows.filter(|window| (0..10).any(|number| *window == secret(number)));
+            let (found, kept) = (found.count(), life.rig.writer.manifest().kept.len());
+            assert_eq!((found > 0, kept), (at_rest.key.is_none(), 1));
+        };
+        said(&life);
+        let image = disk_of_test.open("base/1.img", true).unwrap();
+        for number in 0..10 {
+            let at = number * 8 * BLOCK + if at_rest.key.is_some() { 0 } else { SECTOR };
+            image.write_all_at(at, &[0x5a; 8]).unwrap();
+        }
+        life.check(&mut Dice(1), 4).unwrap();
+        life.stops = false;
+        life.advance(upto).unwrap();
+        said(&life);
+        life.check(&mut Dice(2), 4).unwrap();
+        at_rest.check().unwrap();
+    }
 }
 
 /// Every file of a store, whatever directory it is in.
@@ -417,9 +492,11 @@ fn files(storage: &Memory) -> Vec<String> {
 /// What is read of a damaged store: the right bytes, or an error.
 fn read_damaged(life: &Life, storage: &Memory, moments: &BTreeSet<Lsn>) -> Result<(), String> {
     let storage: Arc<dyn Storage> = Arc::new(storage.clone());
-    let Ok(looked) = look(storage.as_ref(), DIRECTORY, None) else { return Ok(()) };
+    let Ok(looked) = life.rig.at_rest.look(storage.as_ref(), None) else { return Ok(()) };
     let safe = looked.snapshot.durable().lsn();
-    let Ok(replica) = Replica::load(storage, looked.manifest, looked.snapshot, safe) else { return Ok(()) };
+    let Ok(replica) = Replica::load_with(storage, looked.manifest, looked.snapshot, safe, looked.keys) else {
+        return Ok(());
+    };
     for lsn in moments {
         let timeline = life.timeline_of(*lsn);
         let offered = replica.catalogue().branch(timeline).is_some_and(|branch| branch.is_restorable(*lsn));
@@ -436,8 +513,12 @@ fn read_damaged(life: &Life, storage: &Memory, moments: &BTreeSet<Lsn>) -> Resul
 
 #[test]
 fn whatever_is_done_to_any_file_no_wrong_byte_is_given() {
+    AtRest::both().iter().for_each(no_wrong_byte_is_given);
+}
+
+fn no_wrong_byte_is_given(at_rest: &AtRest) {
     let storage = Memory::new();
-    let mut life = Life::new(Arc::new(storage.clone()), 2);
+    let mut life = Life::new(Arc::new(storage.clone()), 2, at_rest);
     let mut steps = Dice(3);
     while life.rig.writer.manifest().kept.len() < 2 {
         for step in [Step::Write(40), Step::Pin(steps.next()), Step::Merge(steps.next())] {

@@ -40,7 +40,10 @@ impl Scene {
     fn run(&self) -> Result<Option<Root>, MediaError> {
         let (replica, disk) = Self::ids();
         let (progress, stop) = (&self.progress, &self.stop);
-        run(&self.storage, &Seed { replica, disk, source: &self.device, lsn: &|| Lsn(3), reserve: 0, progress, stop })
+        run(
+            &self.storage,
+            &Seed { replica, disk, source: &self.device, lsn: &|| Lsn(3), reserve: 0, keys: None, progress, stop },
+        )
     }
 
     fn check(&self, root: Root, context: &str) {

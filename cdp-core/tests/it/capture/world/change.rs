@@ -28,7 +28,9 @@ impl World {
         match self.rng.below(4) {
             0 if there < DISKS => self.add_disk(),
             // One that is being copied may leave too.
-            1 if there > 1 && self.filter.remove_disk(spec(disk, 0).id).is_ok() => drop(self.changing.insert(disk)),
+            1 if there > 1 && self.filter.remove_disk(spec(disk, 0).id).is_ok() => {
+                self.changing.insert(disk);
+            }
             2 if free => self.grow_disk(disk),
             3 if free => {
                 let to = self.rng.between(1, self.sizes[disk] as u64 - 1) * SECTOR;

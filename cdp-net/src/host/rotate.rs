@@ -1,0 +1,53 @@
+//! Rotating the wrapping key of a replica that is sealed at rest.
+
+use super::document;
+use crate::owner::{Owner, is_owned};
+use crate::random::identity;
+use crate::report::{Problem, ProblemClass};
+use cdp_core::journal::{self, OpenError};
+use cdp_core::media::Storage;
+use cdp_core::replica::kept::KEPT_DIRECTORY;
+use cdp_core::trust::{KeyHolder, WrappingKey};
+use std::sync::Arc;
+
+/// Wraps all replica keys with another wrapping key: those of the stores inside the replica's directory first, its own last. Cut
+/// short, it is done by being asked for again with the same keys. The owner holds the directory and has nothing of it open.
+///
+/// # Errors
+/// When the replica is not sealed, a session is being written, or the old key is not its own.
+pub fn rotate_key(
+    owner: &Owner,
+    storage: &Arc<dyn Storage>,
+    old: &KeyHolder,
+    new: &WrappingKey,
+) -> Result<(), Problem> {
+    let failed = |error: OpenError| document::unreadable(&error.into());
+    let manifest = journal::read_manifest(storage.as_ref()).map_err(failed)?;
+    if manifest.keys.is_empty() {
+        let message = "the replica is not sealed at rest: it has no key to rotate";
+        return Err(Problem::new(ProblemClass::Refused, "not-sealed", message));
+    }
+    for directory in stores(storage.as_ref()) {
+        if is_owned(&owner.dir().join(&directory)).unwrap_or(false) {
+            let message = "a session of the replica is open, and who writes there has the old key";
+            return Err(Problem::new(ProblemClass::Refused, "session-open", message).hint("end that mount first"));
+        }
+        let store = storage.sub(&directory).map_err(|error| failed(error.into()))?;
+        match journal::rewrap(store.as_ref(), old, new, &mut identity) {
+            // Made, and not yet named: nothing is in it.
+            Err(OpenError::NoStore { .. }) => {}
+            done => drop(done.map_err(failed)?),
+        }
+    }
+    journal::rewrap(storage.as_ref(), old, new, &mut identity).map_err(failed)?;
+    Ok(())
+}
+
+/// The directories of sessions and of kept moments.
+fn stores(storage: &dyn Storage) -> Vec<String> {
+    let inside = |directory: &str| {
+        let names = storage.list(directory).unwrap_or_default();
+        names.into_iter().map(|name| format!("{directory}/{name}")).collect::<Vec<_>>()
+    };
+    [super::SESSIONS_DIRECTORY, KEPT_DIRECTORY].into_iter().flat_map(inside).collect()
+}
