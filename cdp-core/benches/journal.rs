@@ -14,6 +14,8 @@ mod frames;
 mod index;
 #[path = "journal/ingest.rs"]
 mod ingest;
+#[path = "journal/merge.rs"]
+mod merge;
 #[path = "journal/read.rs"]
 mod read;
 #[path = "journal/sparse.rs"]
@@ -43,12 +45,13 @@ const QUICK: Plan = Plan { rounds: 3, bytes: 128 << 20, fewer: 10, reads: 200 };
 type RowFn = fn(&Plan) -> Result<(), Failure>;
 
 /// Rows of the table by id, in the order in which they run.
-const ROWS: [(&str, RowFn); 9] = [
+const ROWS: [(&str, RowFn); 10] = [
     ("ingest-file", ingest::file),
     ("ingest-memory", ingest::memory),
     ("ingest-zstd", ingest::zstd),
     ("read-random", read::random),
     ("read-sequential", read::sequential),
+    ("merge", merge::merge),
     ("open-view", index::open_view),
     ("first-touch", index::first_touch),
     ("index", index::size),
