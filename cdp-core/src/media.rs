@@ -274,6 +274,9 @@ pub trait File: Send + Sync + fmt::Debug {
     /// `Io`.
     fn next_data(&self, offset: u64) -> Result<Option<Extent>>;
 
+    /// A hint that a range is read soon: it may be fetched meanwhile. Does nothing where nothing is gained.
+    fn will_need(&self, _: Extent) {}
+
     /// Path for messages.
     fn path(&self) -> &str;
 

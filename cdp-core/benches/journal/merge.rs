@@ -114,6 +114,16 @@ fn by_hand(directory: &Path, pool: &Bytes, written: &[bool]) -> Result<f64, Fail
     Ok(begin.elapsed().as_secs_f64())
 }
 
+/// Nothing of the segments is in memory: either side reads them from media, whoever is first.
+fn forget_cached(directory: &Path) -> Result<(), Failure> {
+    for entry in std::fs::read_dir(directory.join(DIRECTORY))? {
+        let file = std::fs::File::open(entry?.path())?;
+        file.sync_data()?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    }
+    Ok(())
+}
+
 /// `merge`: MB/s of segments that are merged, against reading them and writing what is left of them.
 pub(crate) fn merge(plan: &Plan) -> Result<(), Failure> {
     let (pool, scratch) = (noise(64 << 20), Scratch::new()?);
@@ -122,7 +132,9 @@ pub(crate) fn merge(plan: &Plan) -> Result<(), Failure> {
         let path = scratch.path(&format!("replica-{round}"));
         let storage: Arc<dyn Storage> = Arc::new(Disk::create(&path)?);
         let (mut rig, written) = made(&storage, &pool, plan.bytes)?;
+        forget_cached(&path)?;
         limit.push(plan.bytes as f64 / 1e6 / by_hand(&path, &pool, &written)?);
+        forget_cached(&path)?;
         found.push(plan.bytes as f64 / 1e6 / ours(&storage, &mut rig)?);
         drop((rig, storage));
         std::fs::remove_dir_all(path)?;

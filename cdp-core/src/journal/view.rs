@@ -18,6 +18,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, OnceLock, PoisonError, RwLock};
 
+/// Places of a segment that are so near to each other, in bytes, are fetched together with what lies between.
+const NEAR: u64 = 64 << 10;
+
 /// One timeline of a path.
 #[derive(Clone, Debug)]
 pub struct PathElement {
@@ -271,6 +274,37 @@ impl View {
             }
         }
         together.read(&parts, out)
+    }
+
+    /// Tells the media what of the journal a read of the range will ask for, in the order of its places there.
+    ///
+    /// # Errors
+    /// When an index cannot be read or does not verify.
+    pub fn will_need(&self, disk: DiskId, range: Extent) -> Result<(), ReadError> {
+        let mut spans = Vec::new();
+        self.runs(disk, range, |_, span| spans.extend(span.filter(|span| span.what() == What::Data).copied()))?;
+        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let part = |source: u32| parts[source as usize].read().unwrap_or_else(PoisonError::into_inner);
+        let mut places = Vec::with_capacity(spans.len());
+        for span in spans {
+            let (row, place) = part(span.source).locate(&span.entry)?;
+            let packed = row.compressed || row.sealed;
+            let length = if packed { row.stored_length.into() } else { whole(&span.entry).length };
+            places.push((span.source, place, length));
+        }
+        places.sort_unstable();
+        let mut wanted: Vec<(u32, Extent)> = Vec::new();
+        for (source, offset, length) in places {
+            match wanted.last_mut().filter(|(last, extent)| *last == source && extent.end() + NEAR >= offset) {
+                Some((_, extent)) => extent.length = extent.length.max(offset + length - extent.offset),
+                None => wanted.push((source, Extent::new(offset, length))),
+            }
+        }
+        for (source, extent) in wanted {
+            let part = part(source);
+            part.reader.file(part.segment.number, part.segment.id)?.will_need(extent);
+        }
+        Ok(())
     }
 
     /// Calls `each` for the runs of `range` in order.

@@ -299,6 +299,11 @@ impl File for DiskFile {
         }
     }
 
+    fn will_need(&self, range: Extent) {
+        // Only a hint: who reads finds out what is wrong.
+        let _ = fs::fadvise(&self.fd, range.offset, std::num::NonZero::new(range.length), fs::Advice::WillNeed);
+    }
+
     fn next_data(&self, offset: u64) -> Result<Option<Extent>> {
         let failed = |e| self.error(e, Operation::Seek, offset);
         let length = self.len()?;

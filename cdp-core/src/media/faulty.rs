@@ -195,6 +195,9 @@ impl File for FaultyFile {
         self.check(Operation::Punch, range.offset, range.length)?;
         self.inner.punch(range)
     }
+    fn will_need(&self, range: Extent) {
+        self.inner.will_need(range);
+    }
     fn next_data(&self, offset: u64) -> Result<Option<Extent>> {
         self.check(Operation::Seek, offset, 0)?;
         self.inner.next_data(offset)

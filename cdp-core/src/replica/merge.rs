@@ -40,6 +40,8 @@ pub(super) const REST_BYTES: usize = 32;
 pub(super) const COPY_BYTES: usize = 64;
 /// What is read of [`RESTS`] at once, in bytes.
 const WINDOW: usize = 1 << 20;
+/// The media are told this long ahead, in bytes of the disk, what of the journal will be read: its places there are all over.
+const AHEAD: u64 = 64 << 20;
 const SECTORS: u64 = BLOCK / SECTOR;
 
 /// Why a merge cannot go on. Nothing is lost: the next start does it again.
@@ -211,6 +213,8 @@ struct Work {
     digests: Vec<PageDigest>,
     /// The next page.
     page: u64,
+    /// What the media were told will be needed: everything before this byte of the disk.
+    announced: u64,
 }
 
 /// What is written together.
@@ -281,6 +285,7 @@ impl Merge {
         let mut batch = Batch::default();
         let rests = RestsAt { file: &self.rests, offset: self.rests_bytes };
         while batch.bytes < budget && work.page < work.digests.len() as u64 {
+            work.announce(&self.view)?;
             let changed = work.gather(&self.view, self.bases.as_ref(), self.info.lsn, &mut batch, &rests)?;
             if let Some(kept) = &self.kept {
                 for range in changed {
@@ -348,7 +353,18 @@ impl Work {
         let mut digests = base.digests().to_vec();
         digests.resize(base.layout().pages(size) as usize, PageDigest::Absent);
         let (base, seed) = (Arc::clone(base), Seed::new(replica, disk));
-        Ok(Self { disk, base, image, sidecar, seed, sealer: None, size, digests, page: 0 })
+        Ok(Self { disk, base, image, sidecar, seed, sealer: None, size, digests, page: 0, announced: 0 })
+    }
+
+    /// Has fetched, while other pages are worked out, what those that follow will read.
+    fn announce(&mut self, view: &View) -> Result<(), MergeError> {
+        let at = self.page * self.base.layout().covers();
+        while self.announced < (at + AHEAD).min(self.size) {
+            let range = Extent::new(self.announced, (AHEAD / 4).min(self.size - self.announced));
+            view.will_need(self.disk, range)?;
+            self.announced = range.end();
+        }
+        Ok(())
     }
 
     /// Works out the next page: what its blocks become, and what is to be written for that. Gives the runs of blocks that change.

@@ -147,6 +147,9 @@ impl File for PatientFile {
     fn punch(&self, range: Extent) -> Result<()> {
         self.inner.punch(range)
     }
+    fn will_need(&self, range: Extent) {
+        self.inner.will_need(range);
+    }
     fn next_data(&self, offset: u64) -> Result<Option<Extent>> {
         self.inner.next_data(offset)
     }
