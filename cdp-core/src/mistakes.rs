@@ -31,24 +31,6 @@ pub enum Mistake {
 }
 
 #[cfg(feature = "mistakes")]
-impl Mistake {
-    /// All of them.
-    pub const ALL: [Self; 11] = [
-        Self::KeptNotFlushed,
-        Self::RestsNotSynced,
-        Self::PagesInPlace,
-        Self::BasesNotSynced,
-        Self::SegmentsRemovedEarly,
-        Self::FooterNotSynced,
-        Self::ManifestNotSynced,
-        Self::SyncCoversMore,
-        Self::GapsPassed,
-        Self::KeyUsedAgain,
-        Self::RunNotSynced,
-    ];
-}
-
-#[cfg(feature = "mistakes")]
 std::thread_local! {
     static MADE: std::cell::Cell<Option<Mistake>> = const { std::cell::Cell::new(None) };
 }

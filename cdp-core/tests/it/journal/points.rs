@@ -213,8 +213,10 @@ fn story(told: &Told, mut found: Found, mut dice: Dice) -> Outcome<u64> {
         life.merge_any().map_err(|why| format!("a merge after it: {why}"))?;
         check(&life, &mut dice, all).map_err(|why| format!("after a merge after it: {why}"))?;
     }
-    if at_rest.key.is_some() {
-        add_seals(&mut told.seals.clone(), &at_rest)?;
+    let mut seals = Seals::new();
+    add_seals(&mut seals, &at_rest)?;
+    if let Some((name, _)) = seals.iter().find(|(name, plain)| told.seals.get(*name).is_some_and(|was| was != *plain)) {
+        return Err(format!("two contents under nonce {:?} of {:?}, before and after a start", name.1, name.0));
     }
     Ok(1 + u64::from(again))
 }

@@ -78,7 +78,7 @@ impl Step {
     }
 
     fn write(dice: &mut Dice) -> Self {
-        Self::Write { records: 1 + dice.below(4), roll: dice.below(3) > 0, wait: dice.below(3) > 0 }
+        Self::Write { records: 1 + dice.below(4), roll: dice.below(3) == 0, wait: dice.below(2) == 0 }
     }
 
     /// A life's steps: nothing of what there is is left out, and the order is the seed's.
@@ -96,10 +96,15 @@ impl Step {
             steps.clear();
         }
         for step in rest {
-            steps.extend([Self::write(dice), step]);
+            steps.extend([Self::write(dice), Self::write(dice), step]);
         }
         steps
     }
+}
+
+/// The next segment is there before one is full.
+fn small_segments() -> Options {
+    Options { segment_records: 8, ..options() }
 }
 
 /// A life; see the module's text.
@@ -112,6 +117,8 @@ pub(super) struct Life {
     pub(super) overlay: Option<Overlay>,
     source: Source,
     dice: Dice,
+    /// Effects that were begun: at most four, those that were carried out with what came of that.
+    flying: Vec<(EffectId, Effect, Option<cdp_core::journal::Outcome>)>,
     /// How often each of the things was done.
     pub(super) done: BTreeMap<&'static str, u32>,
 }
@@ -123,10 +130,21 @@ impl Life {
         let storage: Arc<dyn Storage> = Arc::new(disk.clone());
         let manifest = Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test");
         let opened = create(storage.as_ref(), manifest).unwrap();
-        let rig = Rig::with_at_rest(storage, opened, seed + 1, options(), at_rest);
+        let rig = Rig::with_at_rest(storage, opened, seed + 1, small_segments(), at_rest);
         let (source, dice) = (Source::new(seed, timeline(1)), Dice(seed ^ 0x11fe));
         let (past, belief, beliefs) = (Past::default(), Belief::default(), Vec::new());
-        let mut life = Self { disk, rig, past, belief, beliefs, overlay: None, source, dice, done: BTreeMap::new() };
+        let mut life = Self {
+            disk,
+            rig,
+            past,
+            belief,
+            beliefs,
+            overlay: None,
+            source,
+            dice,
+            flying: Vec::new(),
+            done: BTreeMap::new(),
+        };
         for number in 1..=2 {
             let content = Arc::new(content(&mut life.dice, size + u64::from(number) * SECTOR));
             let base = life.copy(number, &content, Lsn::ZERO).unwrap();
@@ -160,13 +178,14 @@ impl Life {
         let overlay = overlay.filter(|overlay| opened.manifest.sessions.contains(&overlay.info)).cloned();
         let flushed = if overlay.is_some() { belief.flushed } else { 0 };
         let last_lsn = opened.last_lsn;
-        let rig = Rig::with_at_rest(storage, opened, seed, options(), at_rest);
+        let rig = Rig::with_at_rest(storage, opened, seed, small_segments(), at_rest);
         let mut source = Source::new(seed, last.map_or(timeline(1), |(id, _)| id));
         source.lsn = last_lsn.max(durable);
         source.time += 1_000_000_000_000;
         let (past, belief) = (past.upto(durable), Belief { flushed, ..belief });
         let (disk, dice, beliefs) = (found.clone(), Dice(seed ^ 0xa17e), Vec::new());
-        let mut life = Self { disk, rig, past, belief, beliefs, overlay, source, dice, done: BTreeMap::new() };
+        let mut life =
+            Self { disk, rig, past, belief, beliefs, overlay, source, dice, flying: Vec::new(), done: BTreeMap::new() };
         life.take_over()?;
         let next = timeline(last.map_or(1, |(_, number)| number + 1) as u8);
         life.source.fork(next, durable);
@@ -218,25 +237,21 @@ impl Life {
         self.beliefs.push(self.belief.clone());
     }
 
-    /// A driver that has up to four effects under way and completes them in any order; so many rounds.
+    /// A driver that has up to four effects under way, carries each out at once or late, and completes them in any order; so many
+    /// rounds, after which some may still be under way.
     fn drive(&mut self, rounds: u64) -> Outcome<()> {
-        let mut batch = Vec::new();
         for _ in 0..rounds {
             let most = 1 + self.dice.below(4) as usize;
-            while batch.len() < most {
-                let Some(effect) = self.rig.writer.poll(self.rig.now) else { break };
-                batch.push(effect);
+            while self.flying.len() < most {
+                let Some((id, effect)) = self.rig.writer.poll(self.rig.now) else { break };
+                let outcome = (self.dice.below(2) == 0).then(|| self.rig.executor.run(&effect));
+                self.flying.push((id, effect, outcome));
             }
-            if batch.is_empty() {
+            if self.flying.is_empty() {
                 break;
             }
-            let (id, effect) = batch.swap_remove(self.dice.below(batch.len() as u64) as usize);
-            let outcome = self.rig.executor.run(&effect);
-            self.rig.writer.completed(self.rig.now, id, outcome);
-            self.note();
-        }
-        for (id, effect) in batch {
-            let outcome = self.rig.executor.run(&effect);
+            let (id, effect, outcome) = self.flying.swap_remove(self.dice.below(self.flying.len() as u64) as usize);
+            let outcome = outcome.unwrap_or_else(|| self.rig.executor.run(&effect));
             self.rig.writer.completed(self.rig.now, id, outcome);
             self.note();
         }
@@ -285,7 +300,12 @@ impl Life {
                     self.rig.writer.roll();
                     self.did("sealed");
                 }
-                if wait { self.flush() } else { self.drive(4) }
+                if wait {
+                    return self.flush();
+                }
+                self.rig.writer.request_sync();
+                let rounds = self.dice.below(4);
+                self.drive(rounds)
             }
             Step::Pin => self.pin(),
             Step::Unpin => self.unpin(),
