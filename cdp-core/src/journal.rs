@@ -23,6 +23,7 @@ mod layout;
 mod level;
 mod manifest;
 mod reader;
+mod rebuilt;
 mod records;
 mod recover;
 mod region;
@@ -42,7 +43,8 @@ pub use frontier::Frontier;
 pub use inspect::inspect;
 pub use layout::{Envelope, Opening, SegmentHeader, Summary};
 pub use level::{
-    IndexMerge, IndexMergeError, IndexMergeTask, IndexPlan, PlanError, RegionRange, RunInfo, RunTotals, run_name,
+    EmptyTask, IndexEmptying, IndexMerge, IndexMergeError, IndexMergeTask, IndexPlan, PlanError, RegionRange, RunInfo,
+    RunTotals, run_name,
 };
 pub use manifest::{
     Arrival, BaseInfo, DiskInfo, Generation, KeptInfo, LayerInfo, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, PinInfo,

@@ -162,6 +162,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `NotFound`, `NotAFile`, `ReadOnly`.
     fn open(&self, name: &str, write: bool) -> Result<Arc<dyn File>>;
 
+    /// Length of a file in bytes, without opening it where that is cheaper.
+    ///
+    /// # Errors
+    /// As [`Storage::open`].
+    fn length(&self, name: &str) -> Result<u64> {
+        self.open(name, false)?.len()
+    }
+
     /// Gives a file another name in one step; what had the name is replaced.
     ///
     /// # Errors

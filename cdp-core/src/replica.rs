@@ -28,10 +28,11 @@ pub use view::{Bases, Ground, Renew, ReplicaView, Run, ViewDisk};
 
 use self::base::{Base, BaseError};
 use self::catalogue::{Branch, Catalogue, Role};
-use crate::journal::{Damage, Manifest, PathElement, ReadError, Reader, Snapshot, TimelineRole, TimelineState};
+use crate::journal::{Damage, Event, Manifest, PathElement, ReadError, Reader, Snapshot, TimelineRole, TimelineState};
 use crate::media::{MediaError, Storage};
 use crate::trust::Keyring;
 use crate::types::{Lsn, Timeline};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Directory of the trunk's segments inside the replica's.
@@ -285,7 +286,10 @@ fn add_branches(
     reader: &Reader,
     safe: Lsn,
 ) -> Result<(), ReplicaError> {
-    let mut events = reader.events(snapshot)?;
+    let mut events: BTreeMap<Timeline, Vec<Event>> = BTreeMap::new();
+    for event in reader.events(snapshot)? {
+        events.entry(event.timeline).or_default().push(event);
+    }
     let oldest = manifest.oldest();
     for info in &manifest.timelines {
         let past = info.parent.and_then(|parent| catalogue.branch(parent)?.last());
@@ -293,9 +297,7 @@ fn add_branches(
         if let Some(oldest) = oldest.filter(|oldest| oldest.timeline == info.id) {
             branch.begin_at(&oldest);
         }
-        let (own, others): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.timeline == info.id);
-        events = others;
-        own.into_iter().for_each(|event| branch.handle(event));
+        events.remove(&info.id).into_iter().flatten().for_each(|event| branch.handle(event));
         // Segment by segment, so that each clock epoch's span ends with the stamp of its own last record.
         let mut frontiers = reader.frontiers(snapshot, info.id)?;
         let ends_at = frontiers.last().map(|last| last.settled.min(safe));

@@ -86,6 +86,8 @@ pub enum Notice {
     Filter(capture::Event),
     /// The replica's side cannot go on; the guest can.
     ReplicaFailed(String),
+    /// The journal's index cannot be kept as it should be. Nothing is lost; views may be slow to open.
+    IndexTrouble(String),
     /// It shows that the journal's bound will cut the window, or that it will not after all.
     History(report::History),
 }
@@ -137,6 +139,8 @@ struct Shared {
     host: Arc<Host>,
     pump: Arc<PumpStore>,
     failure: Arc<Failure>,
+    /// The first thing that went wrong with the journal's index.
+    index: Arc<Failure>,
     stored: Arc<Stored>,
     /// How large segments are made where the policy has no smaller bound.
     segment_bytes: u64,

@@ -221,6 +221,12 @@ impl Teller {
                 let reason = format!("{why}; the disks are served on, a restart takes the protection up again");
                 self.state(protector, State::ReplicaLost, Some(reason), events);
             }
+            Notice::IndexTrouble(why) => {
+                let reason = format!(
+                    "the journal's index cannot be kept in order ({why}): nothing is lost, but opening a moment may be slow"
+                );
+                self.state(protector, protector.state(), Some(reason), events);
+            }
             Notice::History(history) => events(ProtectEvent::History { history: history.clone() }),
             _ => {}
         }

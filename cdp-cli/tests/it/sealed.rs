@@ -1,6 +1,8 @@
 //! Replicas that are sealed at rest: nobody reads them without the key, and whoever has it has everything.
 
 use crate::support::{Answer, Guest, Place, Running, Scene, cdp, client, command, hash, restore, wait_for};
+use cdp_core::journal::read_manifest;
+use cdp_core::media::Disk;
 use std::path::{Path, PathBuf};
 
 fn text(path: &Path) -> &str {
@@ -187,6 +189,14 @@ fn keys_that_are_none_and_replicas_that_have_none_are_refused_by_name() {
     let more = ["--key-file", text(&good)];
     let (status, last) = Running::try_protect(&[&source], &replica, &place.socket("nbd"), &more).err().unwrap();
     assert_eq!((status, last["error"]["code"].as_str()), (4, Some("not-sealed")), "{last}");
+    // A wrap that is damaged behind a right checksum is told from a key that is another.
+    let sealed = place.path("sealed");
+    Running::protect(&[&source], &sealed, &place.socket("nbd"), &more).protecting().stop_clean();
+    let storage = Disk::open(&sealed).unwrap();
+    let mut manifest = read_manifest(&storage).unwrap();
+    manifest.keys.iter_mut().for_each(|key| key.sealed[3] ^= 1);
+    std::fs::write(sealed.join("MANIFEST"), manifest.encode()).unwrap();
+    restore_with(&sealed, &good, &place.path("out.img")).failed(5, "key-damaged");
     // Where nothing is sealed a key does no harm.
     restore_with(&replica, &good, &place.path("out.img")).done();
     assert_eq!(hash(&place.path("out.img")), hash(&source));

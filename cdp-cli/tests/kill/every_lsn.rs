@@ -215,6 +215,7 @@ fn every_lsn_that_was_called_durable_holds_the_writes_up_to_it() {
     let mut drill = Drill::new(seed);
     let (directory, source) = (drill.path("replica"), drill.path("disk"));
     drill.check(&[Found::Nothing]);
+    let mut recognised = 0;
     for kill in 1..=kills {
         let mut protection = drill.start();
         let uri = protection.ready();
@@ -246,6 +247,8 @@ fn every_lsn_that_was_called_durable_holds_the_writes_up_to_it() {
             "kill {kill}: {sent} ops were sent, {} answers; looked at {lsns} LSNs with {writes} writes, {unsettled} unsettled",
             told.given.len()
         );
-        assert!(writes > 0, "nothing was durable");
+        // On a busy machine a kill may come before anything was durable, not all of them.
+        recognised += writes;
     }
+    assert!(recognised > 0, "nothing was durable");
 }

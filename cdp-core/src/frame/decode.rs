@@ -13,6 +13,7 @@ use crate::types::{
     SECTOR, Timeline, WRITE_MAX, WallTime,
 };
 use bytes::Bytes;
+use std::cell::RefCell;
 use zerocopy::FromBytes;
 
 /// The most chunks a frame may have.
@@ -322,9 +323,21 @@ pub(super) fn verify_chunk(chunk: &ChunkInfo, stored: &[u8]) -> Result<(), Frame
     Ok(())
 }
 
+thread_local! {
+    /// Making one costs as much as inflating a few KiB; what it did before is nothing to the next chunk.
+    static INFLATER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
 pub(super) fn inflate(chunk: &ChunkInfo, stored: &[u8], plain: &mut [u8]) -> Result<(), FrameError> {
-    // The output is bounded by the slice: a bomb ends in an error, not in memory.
-    match zstd::bulk::decompress_to_buffer(stored, plain) {
+    let inflated = INFLATER.with_borrow_mut(|inflater| {
+        let inflater = match inflater {
+            Some(inflater) => inflater,
+            None => inflater.insert(zstd::bulk::Decompressor::new()?),
+        };
+        // The output is bounded by the slice: a bomb ends in an error, not in memory.
+        inflater.decompress_to_buffer(stored, plain)
+    });
+    match inflated {
         Ok(length) if length == chunk.plain_length as usize => Ok(()),
         _ => Err(FrameError::Inflate { chunk: chunk.number, expected: chunk.plain_length }),
     }

@@ -1,9 +1,10 @@
 //! The in-order driver: carries out a writer's effects one after another. For tests, simulation, and whoever has no threads.
 
-use super::effect::{Effect, FileId, Outcome};
+use super::effect::{Effect, EffectId, FileId, Outcome};
 use super::writer::Writer;
 use crate::media::{File, MediaError, MediaErrorKind, Operation, Storage};
 use crate::types::{Extent, MonoTime};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -90,10 +91,58 @@ impl Executor {
     }
 }
 
-/// Carries out everything that the writer wants now, in the order it wants it.
+/// Bytes of writes that are made one, about: a large write costs media less than many small ones.
+const GATHER_BYTES: u64 = 4 << 20;
+
+/// Writes that follow each other in a file.
+#[derive(Default)]
+struct Gathered {
+    ids: Vec<EffectId>,
+    write: Option<(FileId, u64, Vec<Bytes>)>,
+    bytes: u64,
+}
+
+impl Gathered {
+    /// Takes a write that goes on where the others end, or is the first; any other effect is given back.
+    fn take(&mut self, id: EffectId, effect: Effect) -> Option<Effect> {
+        let bytes = effect.bytes();
+        let Effect::Write { file, offset, data } = effect else { return Some(effect) };
+        match &mut self.write {
+            None => self.write = Some((file, offset, data)),
+            Some((of, from, held)) if *of == file && *from + self.bytes == offset && self.bytes < GATHER_BYTES => {
+                held.extend(data);
+            }
+            Some(_) => return Some(Effect::Write { file, offset, data }),
+        }
+        self.ids.push(id);
+        self.bytes += bytes;
+        None
+    }
+}
+
+/// Carries out everything that the writer wants now, in the order it wants it; writes that follow each other as one.
 pub fn drain(writer: &mut Writer, executor: &Executor, now: MonoTime) {
-    while let Some((id, effect)) = writer.poll(now) {
+    let mut gathered = Gathered::default();
+    loop {
+        let next = writer.poll(now);
+        let ended = next.is_none();
+        let Some((id, effect)) = next.and_then(|(id, effect)| Some((id, gathered.take(id, effect)?))) else {
+            if ended && !flush(writer, executor, now, &mut gathered) {
+                return;
+            }
+            continue;
+        };
+        flush(writer, executor, now, &mut gathered);
         let outcome = executor.run(&effect);
         writer.completed(now, id, outcome);
     }
+}
+
+/// Makes the write; whether there was one.
+fn flush(writer: &mut Writer, executor: &Executor, now: MonoTime, gathered: &mut Gathered) -> bool {
+    let Gathered { ids, write, .. } = std::mem::take(gathered);
+    let Some((file, offset, data)) = write else { return false };
+    let outcome = executor.run(&Effect::Write { file, offset, data });
+    ids.into_iter().for_each(|id| writer.completed(now, id, outcome.clone()));
+    true
 }

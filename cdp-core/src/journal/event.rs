@@ -51,13 +51,15 @@ pub(super) fn of_frame(head: &FrameHead, body: &[u8], new_epoch: bool) -> Result
     if chosen.is_empty() {
         return Ok(Vec::new());
     }
-    let mut notes = head.notes(body)?;
-    let event = |(record, kind): (&RecordInfo, RecordKind)| {
-        let note = notes.iter().position(|(noted, _)| noted.lsn == record.lsn).map(|at| notes.swap_remove(at).1);
+    // Both in the order of records.
+    let mut notes = head.notes(body)?.into_iter().peekable();
+    let mut event = |(record, kind): (&RecordInfo, RecordKind)| {
+        while notes.next_if(|(noted, _)| noted.lsn < record.lsn).is_some() {}
+        let note = notes.next_if(|(noted, _)| noted.lsn == record.lsn).map(|(_, note)| note);
         let stamp = Stamp { epoch: head.info.epoch, time: record.time };
         Event { timeline: head.info.timeline, lsn: record.lsn, stamp, kind, disk: record.disk, note }
     };
-    Ok(chosen.into_iter().map(event).collect())
+    Ok(chosen.into_iter().map(&mut event).collect())
 }
 
 /// The events of a frame as it stands in a segment whose chunks before it are `first_chunk`; of one that is sealed at rest none,
@@ -110,6 +112,20 @@ pub(super) fn encode(group: GroupId, events: &[Event]) -> Vec<u8> {
         frame.body.iter().for_each(|piece| bytes.extend_from_slice(piece));
     }
     bytes
+}
+
+/// The events of one segment, all of one timeline, in the order of LSNs, as its footer has them. The key is that of a segment that
+/// is sealed at rest.
+pub(super) fn decode_stored(bytes: &[u8], timeline: Timeline, key: Option<&FileKey>) -> Result<Vec<Event>, FrameError> {
+    let mut events = match key.filter(|_| !bytes.is_empty()) {
+        Some(key) => decode(&key.open_events(bytes).map_err(|_| FrameError::NotOpened { chunk: 0 })?)?,
+        None => decode(bytes)?,
+    };
+    if let Some(event) = events.iter().find(|event| event.timeline != timeline) {
+        return Err(FrameError::Field { field: "timeline", value: event.lsn.0 });
+    }
+    events.sort_by_key(|event| event.lsn);
+    Ok(events)
 }
 
 /// Events back from bytes.

@@ -1,12 +1,11 @@
 //! A sealed segment's footer: everything that its readers need besides the chunks, in blocks that verify on their own.
 
 use super::bytes::{FormatError, Put, Take};
-use super::event::{self, Event};
+use super::event;
 use super::index::{CHUNK_ROW_BYTES, ChunkRow, ENTRY_BYTES, Entry, FRAME_ROW_BYTES, FrameRow, IndexRun};
 use super::layout::{
     BLOCK_BYTES, BLOCK_HEADER_BYTES, BlockKind, FIXED_BYTES, Summary, decode_block, encode_block, encode_trailer,
 };
-use crate::frame::FrameError;
 use crate::trust::FileKey;
 use crate::types::{GroupId, Lsn, SECTOR, SegmentId, Stamp, Timeline};
 use bytes::Bytes;
@@ -60,13 +59,16 @@ struct Blocks {
     id: SegmentId,
     number: u32,
     out: Vec<Bytes>,
+    /// Over what stays when the index is emptied.
     crc: u32,
 }
 
 impl Blocks {
     fn add(&mut self, kind: BlockKind, disk: u16, entries: &[u8], count: usize) {
         let block = encode_block(self.id, self.number, kind, disk, entries, count as u16);
-        self.crc = crc32c::crc32c_append(self.crc, &block);
+        if !kind.is_index() {
+            self.crc = crc32c::crc32c_append(self.crc, &block);
+        }
         self.number += 1;
         self.out.push(block.into());
     }
@@ -169,7 +171,12 @@ pub(super) fn decode_entries(
     let kind = if wide { BlockKind::Wide } else { BlockKind::Narrow };
     let (disk, body) = decode_block(bytes, id, number, kind, ENTRY_BYTES)?;
     let mut take = Take::new("index block", body);
-    (0..body.len() / ENTRY_BYTES).map(|_| Entry::take(&mut take, disk, base, wide)).collect()
+    let count = body.len() / ENTRY_BYTES;
+    let mut entries = Vec::with_capacity(count);
+    for _ in 0..count {
+        entries.push(Entry::take(&mut take, disk, base, wide)?);
+    }
+    Ok(entries)
 }
 
 /// The rows of one block of another kind.
@@ -184,12 +191,4 @@ pub(super) fn decode_rows<T>(
     let (_, body) = decode_block(bytes, id, number, kind, row_bytes)?;
     let mut take = Take::new("footer rows", body);
     (0..body.len() / row_bytes).map(|_| take_row(&mut take)).collect()
-}
-
-/// The events behind the blocks. The key is that of a segment that is sealed at rest.
-pub(super) fn decode_events(bytes: &[u8], key: Option<&FileKey>) -> Result<Vec<Event>, FrameError> {
-    match key.filter(|_| !bytes.is_empty()) {
-        Some(key) => event::decode(&key.open_events(bytes).map_err(|_| FrameError::NotOpened { chunk: 0 })?),
-        None => event::decode(bytes),
-    }
 }

@@ -78,8 +78,14 @@ impl Entry {
     }
 
     pub(super) fn take(take: &mut Take<'_>, disk: u16, base: u64, wide: bool) -> Result<Self, FormatError> {
-        let packed = take.u64()?;
-        let delta = packed >> 56 << 32 | u64::from(take.u32()?);
+        // At once, and then without looking for the end: there are millions of them.
+        let bytes: [u8; ENTRY_BYTES] = take.array()?;
+        let [packed, low, last] = [&bytes[..8], &bytes[8..12], &bytes[12..]].map(|field| {
+            let mut whole = [0; 8];
+            whole[..field.len()].copy_from_slice(field);
+            u64::from_le_bytes(whole)
+        });
+        let delta = packed >> 56 << 32 | low;
         let what = match packed >> 54 & 3 {
             1 => What::Data,
             2 => What::Zero,
@@ -90,12 +96,34 @@ impl Entry {
         let sector = packed & ((1 << 41) - 1);
         let mut entry = Self { disk, sector, lsn, sectors: 0, crc: 0, chunk: 0, at: (packed >> 41 & 127) as u8, what };
         if wide {
-            entry.sectors = take.u64_if("sectors", |value| value > NARROW_SECTORS && value <= (1 << 41))?;
+            if last <= NARROW_SECTORS || last > (1 << 41) {
+                return Err(take.field("sectors", last));
+            }
+            entry.sectors = last;
         } else {
             entry.sectors = (packed >> 48 & 63) + 1;
-            (entry.chunk, entry.crc) = (take.u32()?, take.u32()?);
+            (entry.chunk, entry.crc) = (last as u32, (last >> 32) as u32);
         }
         Ok(entry)
+    }
+}
+
+/// What a set of entries is, whatever their order: how many there are, and the sum of a hash of each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct EntrySum {
+    count: u64,
+    sum: u128,
+}
+
+impl EntrySum {
+    pub(super) fn add(&mut self, entry: &Entry) {
+        let Entry { disk, sector, lsn, sectors, crc, chunk, at, what } = *entry;
+        let mut put = Put(Vec::with_capacity(48));
+        put.u16(disk).u64(sector).u64(lsn).u64(sectors).u32(crc).u32(chunk).u8(at).u8(what as u8);
+        let mut half = [0; 16];
+        half.copy_from_slice(&blake3::hash(&put.0).as_bytes()[..16]);
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(u128::from_le_bytes(half));
     }
 }
 
@@ -362,6 +390,10 @@ impl ActiveIndex {
             }
             run = Arc::new(IndexRun::merge(&std::mem::take(&mut self.levels[level])));
         }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.levels.is_empty()
     }
 
     /// All runs, in order.

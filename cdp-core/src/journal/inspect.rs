@@ -50,9 +50,15 @@ fn write_manifest(manifest: &Manifest, length: u64, out: &mut String) -> std::fm
             "disk {} {:?}, {} bytes, source {:?}, from LSN {}",
             disk.id, disk.name, disk.size, disk.source, disk.added
         )?;
+        if let Some(end) = disk.removed {
+            writeln!(out, "  gone from LSN {end} on")?;
+        }
         if let Some(base) = &disk.base {
             writeln!(out, "  base at LSN {}, generation {}, {} bytes", base.lsn, base.generation, base.size)?;
         }
+    }
+    for resizing in &manifest.resizing {
+        writeln!(out, "disk {} may have {} bytes soon", resizing.disk, resizing.size)?;
     }
     for timeline in &manifest.timelines {
         let state = if timeline.state == TimelineState::Open { "open" } else { "closed" };
@@ -84,7 +90,8 @@ fn write_manifest(manifest: &Manifest, length: u64, out: &mut String) -> std::fm
         writeln!(out, "index run {} {}", run.number, run.id)?;
         level::write_run(run, out)?;
         level::write_totals(&run.totals, out)?;
-        writeln!(out, "  in {} ranges of regions", run.regions.len())?;
+        let emptied = if run.emptied { ", footers emptied" } else { "" };
+        writeln!(out, "  in {} ranges of regions{emptied}", run.regions.len())?;
     }
     manifest
         .sessions

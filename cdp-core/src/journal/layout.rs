@@ -4,7 +4,7 @@
 
 use super::bytes::{FormatError, PREFIX, Put, Take};
 use crate::buffer::PAGE;
-use crate::types::{ClockEpoch, GroupId, Lsn, ReplicaId, SECTOR, SegmentId, Stamp, Timeline, WallTime};
+use crate::types::{ClockEpoch, Extent, GroupId, Lsn, ReplicaId, SECTOR, SegmentId, Stamp, Timeline, WallTime};
 
 /// Version of every block of a segment.
 pub(super) const VERSION: u16 = 1;
@@ -199,6 +199,11 @@ pub(super) enum BlockKind {
 }
 
 impl BlockKind {
+    /// Whether blocks of this kind go from a footer once a run has what they hold.
+    pub(super) fn is_index(self) -> bool {
+        matches!(self, Self::Narrow | Self::Wide | Self::Fences)
+    }
+
     fn from_number(number: u8) -> Option<Self> {
         let footer = [Self::Narrow, Self::Wide, Self::Fences, Self::Chunks, Self::Frames];
         footer.into_iter().chain([Self::Segments, Self::Tops]).find(|kind| *kind as u8 == number)
@@ -290,7 +295,7 @@ pub struct Summary {
     pub blocks: [u32; 5],
     /// Bytes of the events, which follow the blocks.
     pub events_bytes: u32,
-    /// CRC32C over blocks and events.
+    /// CRC32C over the blocks of chunks and frames and the events.
     pub footer_crc: u32,
 }
 
@@ -361,6 +366,11 @@ impl Summary {
     /// All footer blocks.
     pub(super) fn block_count(&self) -> u64 {
         self.blocks.iter().map(|count| u64::from(*count)).sum()
+    }
+    /// The blocks that are emptied once a run has what they hold.
+    pub(super) fn index_extent(&self) -> Extent {
+        let count: u64 = self.blocks[..3].iter().map(|count| u64::from(*count)).sum();
+        Extent::new(self.frames_end, count * BLOCK_BYTES as u64)
     }
     /// Where events begin.
     pub(super) fn events_at(&self) -> u64 {

@@ -1,12 +1,15 @@
 //! The levelled index: runs that hold the entries of many segments in one sorted file, so that a region's map is made from
 //! few of them however long the journal is.
 //!
-//! A segment's own footer is level 0; a run of level k holds the entries of eight neighbours of level k - 1, all of one
-//! timeline. Runs only repeat what footers say: one that is missing or damaged costs time, never data.
+//! A segment's own footer is level 0; a run of level k holds the entries and events of eight neighbours of level k - 1, all of
+//! one timeline. Footers give their entries up once a run has them. Runs only repeat what frames say: one that is missing or
+//! damaged costs time, never data.
 
 mod check;
 mod codec;
 mod cursor;
+mod empty;
+mod events;
 #[cfg(feature = "fuzzing")]
 pub(in crate::journal) mod fuzz;
 mod merge;
@@ -18,17 +21,18 @@ mod tests;
 mod words;
 mod write;
 
+pub use empty::{EmptyTask, IndexEmptying};
 pub use merge::{IndexMerge, IndexMergeError, IndexMergeTask};
 pub use plan::{IndexPlan, PlanError};
 
-pub(super) use codec::{put_info, take_info};
+pub(super) use codec::{SegmentRow, put_info, take_info};
 pub(super) use read::Tables;
 pub(super) use recover::{Fault, drop_unsound};
 pub(super) use words::{describe, write_run, write_totals};
 
 use super::layout::{BLOCK_BYTES, FIXED_BYTES};
 use super::region::REGION;
-use crate::types::{DiskId, Lsn, SegmentId, Timeline};
+use crate::types::{DiskId, Lsn, SECTOR, SegmentId, Timeline};
 
 /// How many neighbours become one of the next level.
 pub(super) const FAN_OUT: usize = 8;
@@ -79,6 +83,8 @@ pub struct RunInfo {
     pub chunks: u32,
     /// What was written.
     pub totals: RunTotals,
+    /// The footers of its segments have their indexes emptied, durably.
+    pub emptied: bool,
     /// Where it has anything, sorted.
     pub regions: Vec<RegionRange>,
 }
@@ -94,6 +100,8 @@ pub struct RunTotals {
     pub blocks: [u32; 5],
     /// CRC32C over the blocks of segments and of tops.
     pub table_crc: u32,
+    /// Bytes of the events, without padding.
+    pub events_bytes: u64,
 }
 
 impl RunInfo {
@@ -121,10 +129,15 @@ impl RunInfo {
 }
 
 impl RunTotals {
-    /// Length of a file with so many blocks.
-    pub(super) fn bytes_of(blocks: &[u32; 5]) -> u64 {
+    /// Where the events begin behind so many blocks.
+    pub(super) fn events_at(blocks: &[u32; 5]) -> u64 {
         let count: u64 = blocks.iter().map(|count| u64::from(*count)).sum();
-        BLOCKS_AT + count * BLOCK_BYTES as u64 + FIXED_BYTES as u64
+        BLOCKS_AT + count * BLOCK_BYTES as u64
+    }
+
+    /// Length of a file with so many blocks and bytes of events.
+    pub(super) fn bytes_of(blocks: &[u32; 5], events_bytes: u64) -> u64 {
+        Self::events_at(blocks) + events_bytes.next_multiple_of(SECTOR) + FIXED_BYTES as u64
     }
 }
 
@@ -141,6 +154,6 @@ pub(super) fn block_at(number: u32) -> u64 {
 
 /// The regions of an entry, first and last.
 pub(super) fn regions_of(entry: &super::index::Entry) -> (u32, u32) {
-    let sectors = REGION / crate::types::SECTOR;
+    let sectors = REGION / SECTOR;
     ((entry.sector / sectors) as u32, ((entry.end() - 1) / sectors) as u32)
 }

@@ -390,6 +390,12 @@ impl Manifest {
         self.keys.retain(stays);
     }
 
+    /// The run of the levelled index that holds a segment.
+    pub(super) fn run_of(&self, segment: u64) -> Option<&Arc<RunInfo>> {
+        let at = self.runs.partition_point(|run| run.last_segment < segment);
+        self.runs.get(at).filter(|run| run.covers(segment))
+    }
+
     /// A number that no disk of this group ever had; `None` when all were used, or no more disks can be listed.
     #[must_use]
     pub fn free_disk(&self) -> Option<DiskId> {

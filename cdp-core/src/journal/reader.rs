@@ -2,11 +2,11 @@
 
 use super::bytes::FormatError;
 use super::cache::Cache;
-use super::event::Event;
+use super::event::{self, Event};
 use super::footer::{self, FENCE_BYTES, Fence, per_block};
-use super::index::{CHUNK_ROW_BYTES, ChunkRow, Entry, FRAME_ROW_BYTES, FrameRow};
+use super::index::{CHUNK_ROW_BYTES, ChunkRow, Entry, FRAME_ROW_BYTES, FrameRow, IndexRun};
 use super::layout::{BLOCK_BYTES, BlockKind, ENVELOPE_BYTES, Envelope, FIXED_BYTES, SegmentHeader, Summary, foreign};
-use super::level::Tables;
+use super::level::{SegmentRow, Tables};
 use super::manifest::segment_name;
 use super::snapshot::{Content, SegmentView, Snapshot};
 use crate::frame::{self, FrameError, FrameHead, RawFrame};
@@ -14,7 +14,8 @@ use crate::media::{self, File, MediaError, Storage};
 use crate::trust::{FileKey, KeyError, Keyring};
 use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
 use bytes::Bytes;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, Weak};
 
 /// Why something of a journal cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -119,9 +120,12 @@ type BlockKey = (SegmentId, u32);
 pub struct Reader {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) directory: String,
-    /// Of runs too: ids are never used again.
     pub(super) files: Cache<SegmentId, Arc<dyn File>>,
+    /// Files of runs that somebody reads: as many as the runs of the views that there are.
+    pub(super) run_files: Mutex<BTreeMap<SegmentId, Weak<dyn File>>>,
     pub(super) tables: Cache<SegmentId, Arc<Tables>>,
+    /// Indexes that footers do not have.
+    pub(super) rebuilt: Cache<SegmentId, Arc<IndexRun>>,
     fences: Cache<SegmentId, Arc<Vec<Fence>>>,
     rows: Cache<BlockKey, Arc<Vec<ChunkRow>>>,
     chunks: Cache<BlockKey, Bytes>,
@@ -134,14 +138,17 @@ const FILES_MAX: u64 = 256;
 
 impl Reader {
     /// A reader of the journal in `directory` of `storage`. Decoded chunks take at most `cache_bytes` of memory, tables
-    /// three eighths more; at most 256 files are open.
+    /// half as much more, and as much again what is made from frames because a footer and its run are lost. At most 256 files of
+    /// segments are open, and those of the runs that its views read.
     #[must_use]
     pub fn new(storage: Arc<dyn Storage>, directory: &str, cache_bytes: u64) -> Self {
         Self {
             storage,
             directory: directory.to_owned(),
             files: Cache::new(FILES_MAX),
+            run_files: Mutex::default(),
             tables: Cache::new(cache_bytes / 8),
+            rebuilt: Cache::new(cache_bytes),
             fences: Cache::new(cache_bytes / 8),
             rows: Cache::new(cache_bytes / 8),
             chunks: Cache::new(cache_bytes),
@@ -225,18 +232,18 @@ impl Reader {
         })
     }
 
-    /// Calls `each` for every index entry of the disk that shares a byte with `range`.
+    /// Every index entry of the disk that shares a byte with `range`, as the segment's own index says it.
     pub(super) fn overlapping(
         &self,
         segment: &SegmentView,
         disk: DiskId,
         range: Extent,
-        mut each: impl FnMut(&Entry),
-    ) -> Result<(), ReadError> {
+    ) -> Result<Vec<Entry>, ReadError> {
+        let mut found = Vec::new();
         let summary = match &segment.content {
             Content::Active(runs) => {
-                runs.iter().for_each(|run| run.overlapping(disk, range, &mut each));
-                return Ok(());
+                runs.iter().for_each(|run| run.overlapping(disk, range, |entry| found.push(*entry)));
+                return Ok(found);
             }
             Content::Sealed(summary) => summary,
         };
@@ -260,10 +267,22 @@ impl Reader {
             let entries = self.blocks(segment, summary, kind, blocks, |bytes, number| {
                 footer::decode_entries(bytes, segment.id, number, wide, base)
             })?;
-            entries.iter().filter(|entry| entry.sector < end && entry.end() > start).for_each(&mut each);
+            found.extend(entries.into_iter().filter(|entry| entry.sector < end && entry.end() > start));
             index = stop;
         }
-        Ok(())
+        Ok(found)
+    }
+
+    /// The same from the segment's frames.
+    pub(super) fn rebuilt_overlapping(
+        &self,
+        segment: &SegmentView,
+        disk: DiskId,
+        range: Extent,
+    ) -> Result<Vec<Entry>, ReadError> {
+        let mut found = Vec::new();
+        self.rebuilt(segment)?.overlapping(disk, range, |entry| found.push(*entry));
+        Ok(found)
     }
 
     /// Where a chunk is.
@@ -366,33 +385,72 @@ impl Reader {
 
     /// The events of one segment.
     pub(super) fn segment_events(&self, segment: &SegmentView) -> Result<Vec<Event>, ReadError> {
-        let key = self.file_key(segment)?;
         match &segment.content {
             Content::Active(runs) => Ok(runs.iter().flat_map(|run| run.events.iter().cloned()).collect()),
-            Content::Sealed(summary) => {
-                let offset = summary.events_at();
-                let bytes = self.read(segment, offset, summary.events_bytes as usize)?;
-                let failed = |source| ReadError::Frame { segment: segment.number, offset, source };
-                let mut events = footer::decode_events(&bytes, key.as_deref()).map_err(failed)?;
-                if events.iter().any(|event| event.timeline != segment.timeline) {
-                    return Err(failed(FrameError::Field { field: "timeline", value: segment.number }));
+            Content::Sealed(summary) => match self.footer_events(segment, summary) {
+                Ok((_, events)) => Ok(events),
+                // Without its key the frames say no more than the footer.
+                Err(error @ ReadError::AtRest { .. }) => Err(error),
+                Err(_) => {
+                    let mut events = self.rebuilt(segment)?.events.clone();
+                    events.sort_by_key(|event| event.lsn);
+                    Ok(events)
                 }
-                events.sort_by_key(|event| event.lsn);
-                Ok(events)
-            }
+            },
+        }
+    }
+
+    /// The events of a sealed segment's footer, as bytes too.
+    pub(super) fn footer_events(
+        &self,
+        segment: &SegmentView,
+        summary: &Summary,
+    ) -> Result<(Vec<u8>, Vec<Event>), ReadError> {
+        let offset = summary.events_at();
+        let key = self.file_key(segment)?;
+        let bytes = self.read(segment, offset, summary.events_bytes as usize)?;
+        let events = event::decode_stored(&bytes, segment.timeline, key.as_deref());
+        let events = events.map_err(|source| ReadError::Frame { segment: segment.number, offset, source })?;
+        Ok((bytes, events))
+    }
+
+    /// The bytes of a sealed segment's events, as its footer has them.
+    pub(super) fn event_bytes(&self, segment: &SegmentView, summary: &Summary) -> Result<Vec<u8>, ReadError> {
+        match self.footer_events(segment, summary) {
+            Ok((bytes, _)) => Ok(bytes),
+            // What is sealed at rest is not written again in plain.
+            Err(error) if segment.key != 0 => Err(error),
+            Err(_) => Ok(event::encode(summary.group, &self.rebuilt(segment)?.events)),
         }
     }
 
     /// Marks, gaps, resyncs, clock epochs, changes of disks and starts of timelines, in the order of segments and LSNs: what
-    /// a catalogue is made of. Reads no data.
+    /// a catalogue is made of. Reads no data: runs, and the footers of segments that are in none.
     ///
     /// # Errors
-    /// When a footer cannot be read or does not verify.
+    /// When a segment's events cannot be read.
     pub fn events(&self, snapshot: &Snapshot) -> Result<Vec<Event>, ReadError> {
         let mut events = Vec::new();
-        for segment in snapshot.segments() {
-            events.extend(self.segment_events(segment)?);
+        let mut segments = snapshot.segments();
+        let alone = |segments: &[Arc<SegmentView>], events: &mut Vec<Event>| -> Result<(), ReadError> {
+            segments.iter().try_for_each(|segment| {
+                events.extend(self.segment_events(segment)?);
+                Ok(())
+            })
+        };
+        for run in snapshot.runs() {
+            let (before, rest) = segments.split_at(segments.partition_point(|s| s.number < run.first_segment));
+            let (of_run, rest) = rest.split_at(rest.partition_point(|segment| segment.number <= run.last_segment));
+            segments = rest;
+            alone(before, &mut events)?;
+            let there =
+                |row: &SegmentRow| of_run.binary_search_by_key(&row.number, |s| s.number).ok().map(|at| &*of_run[at]);
+            match self.run_events(run, there) {
+                Ok(found) => events.extend(found),
+                Err(_) => alone(of_run, &mut events)?,
+            }
         }
+        alone(segments, &mut events)?;
         Ok(events)
     }
 }

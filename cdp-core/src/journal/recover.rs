@@ -399,7 +399,10 @@ fn examine(
     let mut before = Before { last: manifest.floor, id: None, frames: 0, connected: true };
     for info in &manifest.segments {
         let found = match info.summary() {
-            Some(summary) => examine_sealed(storage, directory, info, summary)?,
+            Some(summary) => {
+                let in_run = manifest.run_of(info.number).is_some();
+                examine_sealed(storage, directory, info, summary, in_run)?
+            }
             None => examine_unsealed(storage, directory, info, keys, depth, &before)?,
         };
         let id = Some(info.id);
@@ -434,13 +437,33 @@ fn open_checked(storage: &dyn Storage, directory: &str, info: &SegmentInfo) -> R
     Ok(file)
 }
 
+fn check_length(
+    storage: &dyn Storage,
+    directory: &str,
+    info: &SegmentInfo,
+    summary: &Summary,
+) -> Result<(), ReadError> {
+    let length = storage.length(&media::join(directory, &segment_name(info.number)))?;
+    if length >= summary.file_bytes {
+        return Ok(());
+    }
+    let (what, expected) = ("segment", summary.file_bytes);
+    let source = FormatError::Short { what, expected, found: length };
+    Err(ReadError::Format { segment: info.number, offset: length, source })
+}
+
 fn examine_sealed(
     storage: &dyn Storage,
     directory: &str,
     info: &SegmentInfo,
     summary: &Summary,
+    in_run: bool,
 ) -> Result<Found, OpenError> {
     let check = || {
+        // What is in a run was read whole since it was sealed: there are few of the others, however long the journal is.
+        if in_run {
+            return check_length(storage, directory, info, summary);
+        }
         let file = open_checked(storage, directory, info)?;
         let offset = summary.trailer_at();
         let mut bytes = [0; FIXED_BYTES];

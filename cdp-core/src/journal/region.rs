@@ -1,13 +1,17 @@
-//! What 64 MiB of a disk read as at one moment: runs that do not overlap, found newest first.
+//! What 8 MiB of a disk read as at one moment: runs that do not overlap, found newest first.
 
 use super::index::{Entry, What};
 use crate::types::{Extent, SECTOR};
 use std::collections::BTreeMap;
 
-/// Bytes of a disk that one map stands for.
+/// Bytes of a disk that the manifest says of a run whether it has anything in them.
 pub(super) const REGION: u64 = 64 << 20;
-/// Sectors of a region.
-const SECTORS: u64 = REGION / SECTOR;
+/// Bytes of a disk that one map stands for: so few that the first read does not wait for what the others need.
+pub(super) const MAP: u64 = 8 << 20;
+/// Sectors of a map.
+const SECTORS: u64 = MAP / SECTOR;
+
+const _: () = assert!(REGION.is_multiple_of(MAP));
 /// What one run takes in memory, about.
 pub(super) const SPAN_BYTES: u64 = 96;
 
@@ -22,7 +26,7 @@ pub(super) struct Span {
     pub(super) entry: Entry,
 }
 
-/// A region at one moment.
+/// A stretch of a disk at one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RegionMap {
     spans: BTreeMap<u32, Span>,
@@ -55,7 +59,7 @@ impl RegionMap {
 
     /// Calls `each` for the runs inside `range` (bytes of the disk, inside the region) in order, gaps too.
     pub(super) fn pieces(&self, region: u64, range: Extent, mut each: impl FnMut(Extent, Option<&Span>)) {
-        let base = region * REGION;
+        let base = region * MAP;
         let (from, to) = (((range.offset - base) / SECTOR) as u32, (range.end() - base).div_ceil(SECTOR) as u32);
         let bytes = |start: u32, end: u32| {
             let whole = Extent::new(base + u64::from(start) * SECTOR, u64::from(end - start) * SECTOR);
@@ -129,6 +133,17 @@ impl RegionBuilder {
         }
     }
 
+    /// Lays entries of any order under everything that is there, the newest of them on top.
+    pub(super) fn fill_all(&mut self, entries: &[(u32, Entry)]) {
+        // Places are sorted, not entries: they are a quarter as long.
+        let mut newest: Vec<_> = entries.iter().zip(0u32..).map(|((_, entry), at)| (entry.lsn, at)).collect();
+        newest.sort_unstable_by_key(|(lsn, _)| std::cmp::Reverse(*lsn));
+        for (_, at) in newest {
+            let (source, entry) = &entries[at as usize];
+            self.fill(*source, entry);
+        }
+    }
+
     /// The map.
     pub(super) fn finish(self) -> RegionMap {
         let mut at = 0;
@@ -163,7 +178,7 @@ mod tests {
 
     fn flat(map: &RegionMap) -> Vec<u64> {
         let mut lsns = Vec::new();
-        map.pieces(1, Extent::new(REGION, 64 * SECTOR), |run, span| {
+        map.pieces(1, Extent::new(MAP, 64 * SECTOR), |run, span| {
             lsns.extend(std::iter::repeat_n(span.map_or(0, |span| span.entry.lsn), (run.length / SECTOR) as usize));
         });
         lsns
@@ -176,7 +191,11 @@ mod tests {
             let at = |(lsn, (sector, sectors)): (usize, &(u64, u64))| entry(SECTORS - 5 + sector, *sectors, lsn as u64 + 1);
             let entries: Vec<_> = writes.iter().enumerate().map(at).collect();
             let (mut under, mut over) = (RegionBuilder::new(1), RegionMap::default());
-            entries.iter().rev().for_each(|entry| under.fill(0, entry));
+            // In two halves, the newer first, as from two runs.
+            let (older, newer) = entries.split_at(entries.len() / 2);
+            for half in [newer, older] {
+                under.fill_all(&half.iter().map(|entry| (0, *entry)).collect::<Vec<_>>());
+            }
             let under = under.finish();
             entries.iter().for_each(|entry| over.cover(1, 0, entry));
             let mut array = vec![0u64; 256];

@@ -63,6 +63,8 @@ struct Inner {
     timelines: Vec<TimelineInfo>,
     segments: Vec<Arc<SegmentView>>,
     runs: Vec<Arc<RunInfo>>,
+    /// All that the manifest names.
+    named: Vec<Arc<RunInfo>>,
     durable: DurableLsn,
     written: Lsn,
     settled: Lsn,
@@ -94,7 +96,8 @@ impl Snapshot {
             named(end) - named(first) == shown(end) - shown(first)
         };
         let runs = manifest.runs.iter().filter(whole).cloned().collect();
-        Self(Arc::new(Inner { group, timelines, segments, runs, durable, written, settled }))
+        let named = manifest.runs.clone();
+        Self(Arc::new(Inner { group, timelines, segments, runs, named, durable, written, settled }))
     }
 
     /// Whose write order.
@@ -143,6 +146,12 @@ impl Snapshot {
     /// dropped.
     pub(super) fn runs(&self) -> &[Arc<RunInfo>] {
         &self.0.runs
+    }
+
+    /// The run that holds a segment's index, whether or not all of its segments are here.
+    pub(super) fn run_of(&self, segment: u64) -> Option<&Arc<RunInfo>> {
+        let at = self.0.named.partition_point(|run| run.last_segment < segment);
+        self.0.named.get(at).filter(|run| run.covers(segment))
     }
 
     pub(super) fn of(&self, timeline: Timeline) -> impl Iterator<Item = &Arc<SegmentView>> {

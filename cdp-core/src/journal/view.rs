@@ -1,17 +1,18 @@
 //! A disk as it was at one moment: base below, journals above, found by index, verified byte by byte.
 //!
 //! A view is opened on a *path*: for each timeline from the root to the moment, the journal that holds it and the LSN up to
-//! which it counts. Opening reads nothing. What a region of 64 MiB reads as is worked out at its first touch, newest
+//! which it counts. Opening reads nothing. What 8 MiB of a disk read as is worked out at the first touch, newest
 //! first, from runs of the levelled index where there are any and from segments else, and kept within a bound. Many threads may read at once.
 
 use super::cache::Cache;
-use super::index::{ActiveIndex, Entry, IndexRun, What};
+use super::index::{ActiveIndex, ChunkRow, Entry, IndexRun, What};
 use super::level::{RunInfo, Tables};
 use super::reader::{ReadError, Reader};
-use super::region::{REGION, RegionBuilder, RegionMap, Span};
+use super::region::{MAP, REGION, RegionBuilder, RegionMap, Span};
 use super::snapshot::{Content, SegmentView, Snapshot};
 use super::writer::Appended;
 use crate::frame::FrameError;
+use crate::media::File;
 use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -101,6 +102,8 @@ struct Run {
     /// Of each segment of its table the place among the view's parts, once that was asked; none where it was dropped.
     places: OnceLock<Vec<Option<u32>>>,
     upto: Lsn,
+    /// Keeps its file open: what a later merge replaces is removed, and read on by those who have it open.
+    file: OnceLock<Arc<dyn File>>,
     /// It cannot be read: the segments say the same.
     unsound: AtomicBool,
 }
@@ -108,15 +111,17 @@ struct Run {
 /// A map and the lock under which it is made and kept up to date.
 type Region = Arc<RwLock<Option<RegionMap>>>;
 
+/// The segments of a view; readers share the list, however long it is.
+type Parts = Arc<Vec<Arc<RwLock<Part>>>>;
+
 /// The disks of a group as they were at one moment.
 #[derive(Debug)]
 pub struct View {
     /// From the oldest to the newest.
-    parts: RwLock<Vec<Arc<RwLock<Part>>>>,
+    parts: RwLock<Parts>,
     /// By the place after the last of their parts.
-    runs: BTreeMap<usize, Run>,
-    /// Runs are opened when the first region is made, all of them: what a later merge replaces is removed, and read on by those
-    /// who have it open.
+    runs: RwLock<BTreeMap<usize, Arc<Run>>>,
+    /// Runs are opened when the first region is made, all of them.
     opened: Once,
     regions: Cache<(u16, u64), Region>,
 }
@@ -142,8 +147,7 @@ impl View {
                 if !numbers.is_empty() {
                     let (reader, info, upto) = (Arc::clone(&element.reader), Arc::clone(info), element.upto);
                     let end = first + numbers.len();
-                    let (places, unsound) = (OnceLock::new(), AtomicBool::new(false));
-                    runs.insert(end, Run { reader, info, first, parts: numbers, places, upto, unsound });
+                    runs.insert(end, Arc::new(Run::new(reader, info, first, numbers, upto)));
                 }
             }
             for segment in segments() {
@@ -155,7 +159,8 @@ impl View {
                 })));
             }
         }
-        Ok(Self { parts: RwLock::new(parts), runs, opened: Once::new(), regions: Cache::new(regions_bytes) })
+        let (parts, runs) = (RwLock::new(Arc::new(parts)), RwLock::new(runs));
+        Ok(Self { parts, runs, opened: Once::new(), regions: Cache::new(regions_bytes) })
     }
 
     /// Shows a frame that was appended after the view was opened: the view now is of that frame's last record. For writable
@@ -166,7 +171,7 @@ impl View {
             let mut map = region.write().unwrap_or_else(PoisonError::into_inner);
             let Some(map) = map.as_mut() else { continue };
             let Some(disk) = DiskId::new(disk) else { continue };
-            let range = Extent::new(number * REGION, REGION);
+            let range = Extent::new(number * MAP, MAP);
             let mut entries = Vec::new();
             appended.run.overlapping(disk, range, |entry| entries.push(*entry));
             entries.sort_by_key(|entry| entry.lsn);
@@ -183,7 +188,8 @@ impl View {
             let Appended { segment, id, key, timeline, prev_lsn, .. } = *appended;
             let segment = Arc::new(SegmentView::active((segment, id, key), timeline, prev_lsn, Vec::new()));
             let (reader, live) = (Arc::clone(reader), ActiveIndex::default());
-            parts.push(Arc::new(RwLock::new(Part { reader, segment, live, upto: Lsn(u64::MAX) })));
+            let part = Part { reader, segment, live, upto: Lsn(u64::MAX) };
+            Arc::make_mut(&mut parts).push(Arc::new(RwLock::new(part)));
         }
         let source = parts.len() - 1;
         let mut part = parts[source].write().unwrap_or_else(PoisonError::into_inner);
@@ -239,31 +245,40 @@ impl View {
         let mut runs = Vec::new();
         self.runs(disk, Extent::new(offset, out.len() as u64), |extent, span| runs.push((extent, span.copied())))?;
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut rest = out;
+        let mut together = Together::default();
         for (extent, span) in runs {
-            let (buffer, after) = rest.split_at_mut(extent.length as usize);
-            rest = after;
+            let at = (extent.offset - offset) as usize;
+            let of_out = at..at + extent.length as usize;
             match span {
                 None => {
                     let failed = |source| ReadError::Below { disk, offset: extent.offset, source };
-                    below.read(disk, extent.offset, buffer).map_err(failed)?;
+                    below.read(disk, extent.offset, &mut out[of_out]).map_err(failed)?;
                 }
-                Some(span) if span.what() != What::Data => buffer.fill(0),
+                Some(span) if span.what() != What::Data => out[of_out].fill(0),
                 Some(span) => {
-                    let part = parts[span.source as usize].read().unwrap_or_else(PoisonError::into_inner);
-                    part.read(extent, &span.entry, buffer)?;
+                    let part = || parts[span.source as usize].read().unwrap_or_else(PoisonError::into_inner);
+                    let (row, place) = part().locate(&span.entry)?;
+                    if !row.compressed && !row.sealed && extent == whole(&span.entry) {
+                        if !together.goes_on(span.source, place, at) {
+                            together.read(&parts, out)?;
+                            together = Together::begin(span.source, place, at);
+                        }
+                        together.entries.push(span.entry);
+                    } else {
+                        part().read(extent, &span.entry, &row, &mut out[of_out])?;
+                    }
                 }
             }
         }
-        Ok(())
+        together.read(&parts, out)
     }
 
     /// Calls `each` for the runs of `range` in order.
     fn runs(&self, disk: DiskId, range: Extent, mut each: impl FnMut(Extent, Option<&Span>)) -> Result<(), ReadError> {
         let mut rest = range;
         while !rest.is_empty() {
-            let number = rest.offset / REGION;
-            let end = ((number + 1) * REGION).min(rest.end());
+            let number = rest.offset / MAP;
+            let end = ((number + 1) * MAP).min(rest.end());
             let here = Extent::new(rest.offset, end - rest.offset);
             let region = self.region(disk, number)?;
             let map = region.read().unwrap_or_else(PoisonError::into_inner);
@@ -275,7 +290,7 @@ impl View {
         Ok(())
     }
 
-    /// The map of a region, made if it is not there.
+    /// The map of a stretch of the disk, made if it is not there.
     fn region(&self, disk: DiskId, number: u64) -> Result<Region, ReadError> {
         let key = (disk.get(), number);
         let region = self.regions.get_or(key, || Ok::<_, ReadError>((Region::default(), 256)))?;
@@ -294,52 +309,94 @@ impl View {
 
     fn build(&self, disk: DiskId, number: u64) -> Result<RegionMap, ReadError> {
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let range = Extent::new(number * REGION, REGION);
+        let range = Extent::new(number * MAP, MAP);
         let mut map = RegionBuilder::new(number);
-        self.opened.call_once(|| self.runs.values().for_each(Run::open));
+        let runs = || self.runs.read().unwrap_or_else(PoisonError::into_inner);
+        self.opened.call_once(|| runs().values().for_each(|run| run.open()));
         let mut at = parts.len();
         while at > 0 && !map.is_full() {
-            if let Some(run) = self.runs.get(&at)
-                && run.fill(disk, number, &mut map)
-            {
+            let run = runs().get(&at).cloned();
+            if let Some(run) = run.filter(|run| run.fill(disk, number, &mut map)) {
                 at = run.first;
                 continue;
             }
-            at -= 1;
-            let mut entries: Vec<Entry> = Vec::new();
-            let part = parts[at].read().unwrap_or_else(PoisonError::into_inner);
-            let upto = part.upto.0;
-            let mut take = |entry: &Entry| entries.extend((entry.lsn <= upto).then_some(*entry));
-            part.reader.overlapping(&part.segment, disk, range, &mut take)?;
-            part.live.runs().iter().for_each(|run: &Arc<IndexRun>| run.overlapping(disk, range, &mut take));
+            let part = parts[at - 1].read().unwrap_or_else(PoisonError::into_inner);
+            let found = part.reader.overlapping(&part.segment, disk, range);
+            let (segment, live) = (Arc::clone(&part.segment), part.live.runs());
+            let (reader, upto) = (Arc::clone(&part.reader), part.upto.0);
             drop(part);
-            entries.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.lsn));
-            entries.iter().for_each(|entry| map.fill(at as u32, entry));
+            let mut entries = match found {
+                Ok(entries) => entries,
+                // Its footer was emptied since, or is damaged: a run that was made in between has it, or its frames do.
+                Err(_) => match self.adopt(&parts, at - 1).filter(|run| run.fill(disk, number, &mut map)) {
+                    Some(run) => {
+                        at = run.first;
+                        continue;
+                    }
+                    None => reader.rebuilt_overlapping(&segment, disk, range)?,
+                },
+            };
+            at -= 1;
+            live.iter().for_each(|run: &Arc<IndexRun>| run.overlapping(disk, range, |entry| entries.push(*entry)));
+            let counts = entries.iter().filter(|entry| entry.lsn <= upto);
+            map.fill_all(&counts.map(|entry| (at as u32, *entry)).collect::<Vec<_>>());
         }
         Ok(map.finish())
+    }
+
+    /// Looks for a run that was made after the view was opened and holds a part's index, and reads it from now on. It may hold
+    /// more: what lies behind the view's moment is passed over, what lies before is laid under what is there.
+    fn adopt(&self, parts: &[Arc<RwLock<Part>>], at: usize) -> Option<Arc<Run>> {
+        let of = |at: usize| {
+            let part = parts[at].read().unwrap_or_else(PoisonError::into_inner);
+            (Arc::clone(&part.reader), part.segment.number, part.segment.id, part.segment.timeline, part.upto)
+        };
+        let (reader, number, _, timeline, upto) = of(at);
+        let info = reader.run_of_now(number).filter(|run| run.timeline == timeline)?;
+        let holds = |at: &usize| {
+            let (other, number, _, on, to) = of(*at);
+            Arc::ptr_eq(&other, &reader) && (on, to) == (timeline, upto) && info.covers(number)
+        };
+        let first = (0..at).rev().take_while(holds).last().unwrap_or(at);
+        let end = (at..parts.len()).take_while(holds).last().unwrap_or(at) + 1;
+        let numbers = (first..end).map(|at| (of(at).1, of(at).2)).collect();
+        let run = Arc::new(Run::new(reader, info, first, numbers, upto));
+        run.open();
+        if run.unsound.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
+        runs.retain(|_, other| other.first < first || other.first >= end);
+        runs.insert(end, Arc::clone(&run));
+        Some(run)
     }
 }
 
 impl Run {
+    fn new(reader: Arc<Reader>, info: Arc<RunInfo>, first: usize, parts: Vec<(u64, SegmentId)>, upto: Lsn) -> Self {
+        let (places, file, unsound) = (OnceLock::new(), OnceLock::new(), AtomicBool::new(false));
+        Self { reader, info, first, parts, places, upto, file, unsound }
+    }
+
+    /// Opens it for good.
     fn open(&self) {
-        let failed = self.reader.run_file(&self.info).is_err();
-        self.unsound.fetch_or(failed, Ordering::Relaxed);
+        match self.reader.run_file(&self.info).and_then(|file| self.reader.run_tables(&self.info).map(|_| file)) {
+            Ok(file) => drop(self.file.set(file)),
+            Err(_) => self.unsound.store(true, Ordering::Relaxed),
+        }
     }
 
     /// Lays what it has of a region under what is there; whether it could be read.
     fn fill(&self, disk: DiskId, number: u64, map: &mut RegionBuilder) -> bool {
-        if !self.info.touches(disk, number) {
+        if !self.info.touches(disk, number * MAP / REGION) {
             return true;
         }
         if self.unsound.load(Ordering::Relaxed) {
             return false;
         }
-        let Ok(mut entries) = self.entries(disk, Extent::new(number * REGION, REGION)) else {
-            self.unsound.store(true, Ordering::Relaxed);
-            return false;
-        };
-        entries.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.lsn));
-        entries.iter().for_each(|(source, entry)| map.fill(*source, entry));
+        // A damaged block says nothing about the others.
+        let Ok(entries) = self.entries(disk, Extent::new(number * MAP, MAP)) else { return false };
+        map.fill_all(&entries);
         true
     }
 
@@ -382,50 +439,101 @@ impl Run {
     }
 }
 
+/// The bytes of the disk that an entry stands for.
+fn whole(entry: &Entry) -> Extent {
+    Extent::new(entry.sector * SECTOR, entry.sectors * SECTOR)
+}
+
+/// Whole raw parts that follow each other on the disk and in a segment's file: they are read at once, and each is verified.
+#[derive(Debug, Default)]
+struct Together {
+    source: u32,
+    /// Where they begin in the file.
+    offset: u64,
+    /// Where they begin in what is read into.
+    at: usize,
+    entries: Vec<Entry>,
+}
+
+impl Together {
+    fn begin(source: u32, offset: u64, at: usize) -> Self {
+        Self { source, offset, at, entries: Vec::new() }
+    }
+
+    fn length(&self) -> usize {
+        self.entries.iter().map(|entry| (entry.sectors * SECTOR) as usize).sum()
+    }
+
+    fn goes_on(&self, source: u32, offset: u64, at: usize) -> bool {
+        let length = self.length();
+        length > 0 && (self.source, self.offset + length as u64, self.at + length) == (source, offset, at)
+    }
+
+    fn read(&self, parts: &[Arc<RwLock<Part>>], out: &mut [u8]) -> Result<(), ReadError> {
+        if self.entries.is_empty() {
+            return Ok(());
+        }
+        let part = parts[self.source as usize].read().unwrap_or_else(PoisonError::into_inner);
+        let mut left = &mut out[self.at..self.at + self.length()];
+        let mut offset = self.offset;
+        part.reader.file(part.segment.number, part.segment.id)?.read_exact_at(offset, left)?;
+        for entry in &self.entries {
+            let (own, behind) = left.split_at_mut((entry.sectors * SECTOR) as usize);
+            part.verify(entry, own, offset)?;
+            offset += own.len() as u64;
+            left = behind;
+        }
+        Ok(())
+    }
+}
+
 impl Part {
-    /// Fills `out` with the bytes of `extent`, which lies inside the entry's.
-    fn read(&self, extent: Extent, entry: &Entry, out: &mut [u8]) -> Result<(), ReadError> {
-        let whole = Extent::new(entry.sector * SECTOR, entry.sectors * SECTOR);
+    /// The chunk that holds an entry's bytes, and where in the file they are, or the chunk is if it is compressed.
+    fn locate(&self, entry: &Entry) -> Result<(ChunkRow, u64), ReadError> {
         let row = self.chunk_row(entry.chunk)?;
         let at = u64::from(entry.at) * SECTOR;
-        let end = at + whole.length;
-        if row.notes || end > u64::from(row.plain_length) {
+        if row.notes || at + whole(entry).length > u64::from(row.plain_length) {
             return Err(super::reader::dangling(&self.segment, "chunk", u64::from(entry.chunk)));
         }
-        let packed = row.compressed || row.sealed;
-        let offset = row.offset + if packed { 0 } else { at };
+        Ok((row, row.offset + if row.compressed || row.sealed { 0 } else { at }))
+    }
+
+    fn verify(&self, entry: &Entry, bytes: &[u8], offset: u64) -> Result<(), ReadError> {
         let key = self.reader.file_key(&self.segment)?;
-        let expected = key.map_or(entry.crc, |key| key.mask(entry.chunk, at as u32, entry.crc));
-        let verify = |bytes: &[u8]| {
-            let found = crc32c::crc32c(bytes);
-            if found == expected {
-                return Ok(());
-            }
-            let source = FrameError::PartChecksum { lsn: Lsn(entry.lsn), expected, found };
-            Err(ReadError::Frame { segment: self.segment.number, offset, source })
-        };
+        let expected =
+            key.map_or(entry.crc, |key| key.mask(entry.chunk, u32::from(entry.at) * SECTOR as u32, entry.crc));
+        let found = crc32c::crc32c(bytes);
+        if found == expected {
+            return Ok(());
+        }
+        let source = FrameError::PartChecksum { lsn: Lsn(entry.lsn), expected, found };
+        Err(ReadError::Frame { segment: self.segment.number, offset, source })
+    }
+
+    /// Fills `out` with the bytes of `extent`, which lies inside the entry's.
+    fn read(&self, extent: Extent, entry: &Entry, row: &ChunkRow, out: &mut [u8]) -> Result<(), ReadError> {
+        let whole = whole(entry);
         let inside = (extent.offset - whole.offset) as usize;
-        if packed {
-            let plain = self.reader.chunk(&self.segment, entry.chunk, &row)?;
-            let part = &plain[at as usize..end as usize];
-            verify(part)?;
+        let at = u64::from(entry.at) * SECTOR;
+        if row.compressed || row.sealed {
+            let plain = self.reader.chunk(&self.segment, entry.chunk, row)?;
+            let part = &plain[at as usize..(at + whole.length) as usize];
+            self.verify(entry, part, row.offset)?;
             out.copy_from_slice(&part[inside..inside + out.len()]);
             return Ok(());
         }
         // Stored bytes are plain ones: the part's own checksum is enough, and nothing else of the chunk is read.
-        let file = self.reader.file(self.segment.number, self.segment.id)?;
-        if extent == whole {
-            file.read_exact_at(offset, out)?;
-            return verify(out);
-        }
         let mut part = vec![0; whole.length as usize];
-        file.read_exact_at(offset, &mut part)?;
-        verify(&part)?;
+        self.reader.file(self.segment.number, self.segment.id)?.read_exact_at(row.offset + at, &mut part)?;
+        self.verify(entry, &part, row.offset + at)?;
         out.copy_from_slice(&part[inside..inside + out.len()]);
         Ok(())
     }
 
-    fn chunk_row(&self, chunk: u32) -> Result<super::index::ChunkRow, ReadError> {
+    fn chunk_row(&self, chunk: u32) -> Result<ChunkRow, ReadError> {
+        if self.live.is_empty() {
+            return self.reader.chunk_row(&self.segment, chunk);
+        }
         let runs = self.live.runs();
         let live = runs.iter().rev().find(|run| run.first_chunk <= chunk && !run.chunks.is_empty());
         match live.and_then(|run| run.chunks.get((chunk - run.first_chunk) as usize)) {

@@ -32,7 +32,7 @@ use crate::media::{MediaError, Operation};
 use crate::mistakes::{self, Mistake};
 use crate::trust::Keyring;
 use crate::types::{DurableLsn, Lsn, MonoTime, SegmentId, Timeline};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// The smallest segments, in bytes.
@@ -79,6 +79,10 @@ pub struct Writer {
     whole: Lsn,
     /// A write that the last frame has not all parts of, and the next part's index.
     unfinished: Option<(Lsn, u16)>,
+    /// When the runs that were published here are durably named.
+    named: BTreeMap<u64, Generation>,
+    /// Segments that no merge of the index can read.
+    unmerged: BTreeSet<u64>,
     closing: bool,
     failed: Option<MediaError>,
 }
@@ -131,6 +135,8 @@ impl Writer {
             active: None,
             prepare: segments::Prepare::None,
             sealing: VecDeque::new(),
+            named: BTreeMap::new(),
+            unmerged: BTreeSet::new(),
             closing: false,
             failed: None,
         }

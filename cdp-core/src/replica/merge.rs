@@ -441,9 +441,13 @@ impl Work {
             && let Some(old) = self.base.page(number)?
         {
             page = (*old).clone();
-            known = (self.base.size().div_ceil(BLOCK) - number * layout.blocks()).min(layout.blocks());
+            // Of a base that stays as long as it is, its last page stays as it is too.
+            let there = self.base.size().div_ceil(BLOCK) - number * layout.blocks();
+            known = if self.ends_in(number) { there } else { layout.blocks() };
         }
-        for place in known..layout.blocks() {
+        // Of a page that is there, what lies behind the disk's end stays as it is.
+        let end = if known == 0 { layout.blocks() } else { self.size.div_ceil(BLOCK) - number * layout.blocks() };
+        for place in known..end.min(layout.blocks()) {
             let crc = self.seed.block(number * layout.blocks() + place, Lsn::ZERO, &ZEROS);
             page.set(place as usize, Entry { lsn: Lsn::ZERO, crc, seal: None });
         }

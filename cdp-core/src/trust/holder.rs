@@ -22,7 +22,11 @@ impl std::fmt::Debug for KeyHolder {
 
 impl From<Option<WrappingKey>> for KeyHolder {
     fn from(key: Option<WrappingKey>) -> Self {
-        Self { key: key.map(Arc::new), ..Self::default() }
+        Self {
+            key: key.map(Arc::new),
+            #[cfg(feature = "sim")]
+            recorder: None,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod crash;
 mod decoders;
 mod diff;
 mod disks;
+mod emptied;
 mod golden;
 mod golden_bases;
 mod kit;

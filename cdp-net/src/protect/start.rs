@@ -110,6 +110,7 @@ fn launch(
         host: Arc::clone(&host),
         pump: pump_store,
         failure: Arc::clone(&failure),
+        index: Arc::default(),
         stored: Arc::clone(&stored),
         segment_bytes: options.segment_bytes,
         lack: Arc::clone(&lack),
@@ -171,7 +172,7 @@ fn launch(
     }
     drop(pump_sender);
     let (pump, stop) = (Arc::clone(&shared.pump), Arc::clone(&shared.stop));
-    let levels = Levels { pump, storage: Arc::clone(&storage), stop };
+    let levels = Levels { pump, storage: Arc::clone(&storage), stop, trouble: Arc::clone(&shared.index) };
     threads.spawn("cdp-index", move || levels.run(&manifests))?;
     let for_log = Arc::clone(&engine);
     threads.spawn("cdp-log", move || log_file::run(&log, &log_work, &for_log))?;
@@ -252,7 +253,7 @@ fn run_events(
     trusted: &Sender<()>,
     notices: &dyn Fn(Notice),
 ) {
-    let mut failed = false;
+    let (mut failed, mut index_told) = (false, false);
     loop {
         let event = match events.recv_timeout(PLACE_LOOK) {
             Ok(event) => Some(event),
@@ -279,6 +280,10 @@ fn run_events(
         if let Some(why) = shared.failure.get().filter(|_| !failed) {
             failed = true;
             notices(Notice::ReplicaFailed(why));
+        }
+        if let Some(why) = shared.index.get().filter(|_| !index_told) {
+            index_told = true;
+            notices(Notice::IndexTrouble(why));
         }
     }
 }

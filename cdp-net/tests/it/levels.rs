@@ -2,13 +2,15 @@
 
 use super::protect::{Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
+use cdp_core::journal::{read_manifest, segment_name};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
-use cdp_net::protect::{ProtectOptions, Protector};
+use cdp_net::protect::{Notice, ProtectOptions, Protector};
 use cdp_net::verify::verify;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 fn index_files(place: &Place) -> Vec<PathBuf> {
@@ -20,8 +22,12 @@ fn index_files(place: &Place) -> Vec<PathBuf> {
 }
 
 fn start(place: &Place) -> Protector {
+    start_with(place, |_| {})
+}
+
+fn start_with(place: &Place, notices: impl Fn(Notice) + Send + 'static) -> Protector {
     let options = ProtectOptions { segment_bytes: 1 << 20, ..place.options(&["disk"]) };
-    let protector = Protector::start(&options, |_| {}).unwrap();
+    let protector = Protector::start(&options, notices).unwrap();
     seeded(&protector);
     protector
 }
@@ -51,6 +57,7 @@ fn runs_are_made_beside_the_guest_and_survive_a_stop_and_their_loss() {
     protector.mark(&label("late")).unwrap();
     let runs = |protector: &Protector| protector.host().replica().manifest().runs.len();
     wait_for("both runs to be named", || runs(&protector) >= 2);
+    wait_for("footers to be emptied", || protector.host().replica().manifest().runs.iter().all(|run| run.emptied));
     assert!(restored(&protector.host().replica(), &When::Label(label("early")), "disk") == early);
     assert!(restored(&protector.host().replica(), &When::Label(label("late")), "disk") == model);
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
@@ -68,4 +75,37 @@ fn runs_are_made_beside_the_guest_and_survive_a_stop_and_their_loss() {
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
     assert!(verify(&storage, None, &KeyHolder::default(), &mut |_, _| {}).unwrap().ok);
     assert!(restored(&place.load(), &When::Latest, "disk") == model);
+}
+
+/// Neither its footer nor its frames say any more where its data is.
+#[test]
+fn a_segment_that_cannot_be_merged_is_told_of_once_and_left_out() {
+    let place = Place::new();
+    let mut model = place.make_source("disk", 32);
+    let protector = start(&place);
+    load(&protector, &mut model, 4, 1);
+    assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
+    let storage: Arc<dyn Storage> = Arc::new(Disk::open(place.replica()).unwrap());
+    let manifest = read_manifest(storage.as_ref()).unwrap();
+    assert!(manifest.runs.is_empty());
+    let segment = manifest.segments[2];
+    let file = storage.open(&format!("journal/{}", segment_name(segment.number)), true).unwrap();
+    file.write_all_at(segment.summary().unwrap().frames_end, &[0x5a; 64]).unwrap();
+    file.write_all_at(4096, &[0x5a; 64]).unwrap();
+    let (sender, told) = channel();
+    let protector = start_with(&place, move |notice| drop(sender.send(notice)));
+    load(&protector, &mut model, 14, 2);
+    let is_trouble = |notice: &Notice| matches!(notice, Notice::IndexTrouble(_));
+    let runs = || protector.host().replica().manifest().runs.clone();
+    wait_for("a run of the others", || !runs().is_empty());
+    assert!(runs().iter().all(|run| run.first_segment > segment.number));
+    let mut notices = Vec::new();
+    wait_for("the word of it", || {
+        notices.extend(told.try_iter().filter(is_trouble));
+        !notices.is_empty()
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    notices.extend(told.try_iter().filter(is_trouble));
+    let expected = format!("segment {} stays out of the levelled index", segment.number);
+    assert!(matches!(&notices[..], [Notice::IndexTrouble(why)] if why.starts_with(&expected)), "{notices:?}");
 }

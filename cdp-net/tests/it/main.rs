@@ -2,6 +2,7 @@
 
 mod dice;
 mod disks;
+mod disks_crash;
 mod every_lsn;
 mod held;
 mod history;

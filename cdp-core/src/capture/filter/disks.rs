@@ -186,6 +186,15 @@ impl Filter {
         if matches!(self.life, Life::Closed { .. }) { Err(OptionsError::Closed) } else { Ok(()) }
     }
 
+    /// Whether nothing has to be read again of what guests see: what disks have grown by may take longer, and fail.
+    pub(super) fn is_mended(&self) -> bool {
+        let inside = |at: usize| Extent::new(0, self.disks[at].size);
+        match self.changes.reads() {
+            false => self.mend.is_idle(),
+            true => (0..self.disks.len()).all(|at| !self.mend.concerns(at, inside(at))),
+        }
+    }
+
     /// Records the changes that wait for nothing any more.
     pub(super) fn settle_disks(&mut self, now: Now) {
         if !self.changes.is_pending() {

@@ -151,7 +151,7 @@ impl Filter {
     pub(super) fn try_close_bracket(&mut self, now: Now) {
         let Some(Bracket { bytes_read, bytes_changed, .. }) = self.bracket else { return };
         let tracked = self.order.tracked_count() > 0;
-        if self.gap.is_some() || self.seeding || tracked || !self.mend.is_idle() {
+        if self.gap.is_some() || self.seeding || tracked || !self.is_mended() {
             return;
         }
         self.bracket = None;

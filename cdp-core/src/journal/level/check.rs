@@ -1,23 +1,22 @@
-//! Verifying runs: every byte, and that they say what the footers of their segments say.
+//! Verifying runs: every byte, and that they say what the frames of their segments say.
 
 use super::codec::{Top, check_trailer};
-use super::cursor::{Input, Merged};
-use super::read::{broken, field};
-use super::{BLOCKS_AT, RunInfo, block_at, regions_of};
-use crate::journal::index::Entry;
+use super::read::{Tables, broken, field};
+use super::{BLOCKS_AT, RunInfo, RunTotals, block_at, regions_of};
+use crate::journal::index::{Entry, EntrySum};
 use crate::journal::layout::FIXED_BYTES;
 use crate::journal::reader::{ReadError, Reader};
-use crate::journal::snapshot::Snapshot;
+use crate::journal::verify::Seen;
 use crate::types::DiskId;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 /// Bytes of nobody's behind a file's end that are looked at.
 const REST_MAX: u64 = 1 << 20;
 
 impl Reader {
-    /// Reads all of a run and compares it with its segments; gives the bytes that were read. A segment whose footer cannot be
-    /// read is not compared: that is a finding of its own.
-    pub(in crate::journal) fn verify_run(&self, snapshot: &Snapshot, run: &Arc<RunInfo>) -> Result<u64, ReadError> {
+    /// Reads all of a run and compares it with what was seen of its segments; gives the bytes that were read. A segment that could
+    /// not be read whole is not compared: that is a finding of its own.
+    pub(in crate::journal) fn verify_run(&self, run: &RunInfo, seen: &BTreeMap<u64, Seen>) -> Result<u64, ReadError> {
         let file = self.run_file(run)?;
         let mut front = vec![0; BLOCKS_AT as usize];
         file.read_exact_at(0, &mut front)?;
@@ -31,8 +30,9 @@ impl Reader {
         file.read_exact_at(end, &mut rest)?;
         zeros(run, &rest, end)?;
         self.verify_table(run)?;
-        self.verify_entries(run)?;
-        self.compare(snapshot, run)?;
+        let sums = self.verify_entries(run)?;
+        self.verify_events(run, seen)?;
+        compare(run, self.run_tables(run)?.as_ref(), &sums, seen)?;
         Ok(end)
     }
 
@@ -49,9 +49,11 @@ impl Reader {
         if crc == run.totals.table_crc { Ok(()) } else { Err(field(run, block_at(0), "table_crc", crc.into())) }
     }
 
-    /// That fences and tops say what is in their blocks, that nothing lies between them, and that everything is in order.
-    fn verify_entries(&self, run: &RunInfo) -> Result<(), ReadError> {
+    /// That fences and tops say what is in their blocks, that nothing lies between them, and that everything is in order; gives
+    /// what there is of each segment.
+    fn verify_entries(&self, run: &RunInfo) -> Result<Vec<EntrySum>, ReadError> {
         let tables = self.run_tables(run)?;
+        let mut sums = vec![EntrySum::default(); tables.segments.len()];
         let (mut next, mut entries, mut last) = (run.totals.blocks[0], 0, None);
         for top in &tables.tops {
             if top.fences - u32::from(top.count) != next {
@@ -66,6 +68,9 @@ impl Reader {
                 }
                 for entry in &found {
                     self.verify_entry(run, top, entry, next)?;
+                    let of = tables.segment_of(entry);
+                    let (at, chunk) = of.ok_or_else(|| field(run, block_at(next), "chunk", entry.chunk.into()))?;
+                    sums[at].add(&Entry { chunk, ..*entry });
                     let key = (top.wide, entry.key());
                     if last.replace(key).is_some_and(|last| last > key) {
                         return Err(field(run, block_at(next), "order", entry.lsn));
@@ -83,7 +88,7 @@ impl Reader {
         if next != run.tops_at() || entries != run.totals.entries {
             return Err(field(run, block_at(next), "entries", entries));
         }
-        Ok(())
+        Ok(sums)
     }
 
     fn verify_entry(&self, run: &RunInfo, top: &Top, entry: &Entry, block: u32) -> Result<(), ReadError> {
@@ -95,50 +100,37 @@ impl Reader {
         Ok(())
     }
 
-    /// That the run has exactly the entries of the segments that are left of it.
-    fn compare(&self, snapshot: &Snapshot, run: &Arc<RunInfo>) -> Result<(), ReadError> {
+    /// Every byte of the events, and that they are those of the segments' footers.
+    fn verify_events(&self, run: &RunInfo, seen: &BTreeMap<u64, Seen>) -> Result<(), ReadError> {
         let tables = self.run_tables(run)?;
-        let segments = snapshot.segments();
-        let (mut left, mut inputs) = (vec![false; tables.segments.len()], Vec::new());
-        for (row, is_left) in tables.segments.iter().zip(&mut left) {
-            let Ok(at) = segments.binary_search_by_key(&row.number, |segment| segment.number) else { continue };
-            if segments[at].id != row.id {
-                return Err(field(run, block_at(0), "segment", row.number));
+        let mut at = 0;
+        for row in &tables.segments {
+            self.run_event_bytes(run, row, at)?;
+            let events = seen.get(&row.number).map(|seen| (seen.events_bytes, seen.events_crc));
+            if events.is_some_and(|events| events != (row.events_bytes, row.events_crc)) {
+                return Err(field(run, block_at(0), "events of segment", row.number));
             }
-            *is_left = true;
-            inputs.push((Input::Segment(Arc::clone(&segments[at])), row.first_chunk));
+            at += u64::from(row.events_bytes);
         }
-        let mut footers = Merged::new(inputs);
-        let mut run_entries = Merged::new([(Input::Run(Arc::clone(run)), 0)]);
-        for wide in [false, true] {
-            run_entries.start(self, wide)?;
-            if footers.start(self, wide).is_err() {
-                return Ok(());
-            }
-            loop {
-                let found = loop {
-                    let next = run_entries.next(self)?.map(|(entry, _)| entry);
-                    let Some(entry) = next else { break None };
-                    let Some((at, _)) = tables.segment_of(&entry) else {
-                        return Err(field(run, block_at(0), "chunk", entry.chunk.into()));
-                    };
-                    if left[at] {
-                        break Some(entry);
-                    }
-                };
-                let Ok(expected) = footers.next(self) else { return Ok(()) };
-                match (found, expected) {
-                    (None, None) => break,
-                    (Some(found), Some((expected, _))) if found == expected => {}
-                    (found, expected) => {
-                        let lsn = found.map_or(0, |entry| entry.lsn).max(expected.map_or(0, |(entry, _)| entry.lsn));
-                        return Err(field(run, block_at(0), "entry at LSN", lsn));
-                    }
-                }
-            }
-        }
-        Ok(())
+        let end = RunTotals::events_at(&run.totals.blocks) + at;
+        let mut padding = vec![0; (run.trailer_at() - end) as usize];
+        self.run_file(run)?.read_exact_at(end, &mut padding)?;
+        zeros(run, &padding, end)
     }
+}
+
+/// That the run has exactly the entries of the segments that were seen.
+fn compare(run: &RunInfo, tables: &Tables, sums: &[EntrySum], seen: &BTreeMap<u64, Seen>) -> Result<(), ReadError> {
+    for (row, sum) in tables.segments.iter().zip(sums) {
+        match seen.get(&row.number) {
+            Some(seen) if seen.id != row.id => return Err(field(run, block_at(0), "segment", row.number)),
+            Some(seen) if seen.entries != *sum => {
+                return Err(field(run, block_at(0), "entries of segment", row.number));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn zeros(run: &RunInfo, bytes: &[u8], offset: u64) -> Result<(), ReadError> {

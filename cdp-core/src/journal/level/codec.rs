@@ -11,9 +11,11 @@ use crate::types::{DISK_MAX, DiskId, Lsn, ReplicaId, SegmentId, Timeline};
 pub(in crate::journal) const HEADER_MAGIC: [u8; 8] = *b"CDPRUNH\x01";
 pub(in crate::journal) const TRAILER_MAGIC: [u8; 8] = *b"CDPRUNT\x01";
 /// Bytes of a row of the table of segments.
-pub(super) const SEGMENT_ROW_BYTES: usize = 40;
+pub(super) const SEGMENT_ROW_BYTES: usize = 48;
 /// Bytes of a top.
 pub(super) const TOP_BYTES: usize = 32;
+/// The most bytes of events in a run: those of more points than a catalogue can hold.
+const EVENTS_MAX: u64 = 1 << 40;
 /// The most ranges of regions: one for each of more disks than a manifest lists.
 const RANGES_READ_MAX: usize = 1 << 13;
 
@@ -26,11 +28,15 @@ pub(in crate::journal) struct SegmentRow {
     /// Number of its first chunk in the run.
     pub(in crate::journal) first_chunk: u32,
     pub(in crate::journal) chunks: u32,
+    /// Bytes of its events, and their CRC32C.
+    pub(in crate::journal) events_bytes: u32,
+    pub(in crate::journal) events_crc: u32,
 }
 
 impl SegmentRow {
     pub(super) fn put(&self, put: &mut Put) {
         put.u64(self.number).bytes(self.id.bytes()).u64(self.last_lsn.0).u32(self.first_chunk).u32(self.chunks);
+        put.u32(self.events_bytes).u32(self.events_crc);
     }
     pub(super) fn take(take: &mut Take<'_>) -> Result<Self, FormatError> {
         Ok(Self {
@@ -39,6 +45,8 @@ impl SegmentRow {
             last_lsn: Lsn(take.u64()?),
             first_chunk: take.u32()?,
             chunks: take.u32()?,
+            events_bytes: take.u32()?,
+            events_crc: take.u32()?,
         })
     }
 }
@@ -98,7 +106,7 @@ fn take_facts(take: &mut Take<'_>, number: u64, id: SegmentId) -> Result<RunInfo
     let chunks = take.u32()?;
     let _ = take.u32()?;
     let (first_lsn, last_lsn) = (Lsn(first_lsn), Lsn(last_lsn));
-    let (totals, regions) = (RunTotals::default(), Vec::new());
+    let (totals, emptied, regions) = (RunTotals::default(), false, Vec::new());
     Ok(RunInfo {
         number,
         id,
@@ -111,6 +119,7 @@ fn take_facts(take: &mut Take<'_>, number: u64, id: SegmentId) -> Result<RunInfo
         last_lsn,
         chunks,
         totals,
+        emptied,
         regions,
     })
 }
@@ -120,7 +129,7 @@ fn put_totals(put: &mut Put, totals: &RunTotals) {
     totals.blocks.iter().for_each(|count| {
         put.u32(*count);
     });
-    put.u32(totals.table_crc);
+    put.u32(totals.table_crc).u64(totals.events_bytes);
 }
 
 fn take_totals(take: &mut Take<'_>) -> Result<RunTotals, FormatError> {
@@ -129,11 +138,13 @@ fn take_totals(take: &mut Take<'_>) -> Result<RunTotals, FormatError> {
     for count in &mut blocks {
         *count = take.u32()?;
     }
+    let table_crc = take.u32()?;
+    let events_bytes = take.u64_if("events_bytes", |value| value <= EVENTS_MAX)?;
     let all: u64 = blocks.iter().map(|count| u64::from(*count)).sum();
-    if all > u64::from(u32::MAX) || file_bytes != RunTotals::bytes_of(&blocks) {
+    if all > u64::from(u32::MAX) || file_bytes != RunTotals::bytes_of(&blocks, events_bytes) {
         return Err(take.field("file_bytes", file_bytes));
     }
-    Ok(RunTotals { file_bytes, entries, blocks, table_crc: take.u32()? })
+    Ok(RunTotals { file_bytes, entries, blocks, table_crc, events_bytes })
 }
 
 /// The manifest's entry.
@@ -141,7 +152,7 @@ pub(in crate::journal) fn put_info(put: &mut Put, info: &RunInfo) {
     put.u64(info.number).bytes(info.id.bytes());
     put_facts(put, info);
     put_totals(put, &info.totals);
-    put.u32(info.regions.len() as u32);
+    put.u8(1 + u8::from(info.emptied)).u32(info.regions.len() as u32);
     for range in &info.regions {
         put.u16(range.disk).u32(range.first).u32(range.last);
     }
@@ -171,6 +182,7 @@ pub(in crate::journal) fn take_info(take: &mut Take<'_>) -> Result<RunInfo, Form
     let info = take_facts(take, number, id)?;
     let totals = take_totals(take)?;
     check_tables(take, info.segments, &totals)?;
+    let emptied = take.kind("emptied", |number| (1..=2).contains(&number).then_some(number == 2))?;
     let regions = take.list("regions", RANGES_READ_MAX, |take| {
         let disk = take.u16()?;
         let disk = DiskId::new(disk).ok_or_else(|| take.field("disk", u64::from(disk)))?.get();
@@ -182,7 +194,7 @@ pub(in crate::journal) fn take_info(take: &mut Take<'_>) -> Result<RunInfo, Form
     if !regions.windows(2).all(sorted) {
         return Err(take.field("regions", regions.len() as u64));
     }
-    Ok(RunInfo { totals, regions, ..info })
+    Ok(RunInfo { totals, emptied, regions, ..info })
 }
 
 /// The first block of a run's file.
@@ -206,7 +218,7 @@ pub(super) fn decode_header(bytes: &[u8]) -> Result<(ReplicaId, RunInfo), Format
 /// Whether a header is that of the run the manifest names.
 pub(super) fn check_header(bytes: &[u8], info: &RunInfo) -> Result<(), FormatError> {
     let (_, found) = decode_header(bytes)?;
-    let expected = RunInfo { totals: found.totals, regions: Vec::new(), ..info.clone() };
+    let expected = RunInfo { totals: found.totals, emptied: found.emptied, regions: Vec::new(), ..info.clone() };
     if found == expected { Ok(()) } else { Err(foreign("run header", "run", info.id, found.id)) }
 }
 

@@ -1,7 +1,8 @@
-//! The entries of several sorted indexes as one sorted stream, with a few blocks of each in memory.
+//! The entries of several sorted indexes as one sorted stream, with a few blocks of each in memory; all entries of a segment
+//! whose footer has no index.
 
-use super::RunInfo;
 use super::codec::Top;
+use super::{IndexMergeError, RunInfo};
 use crate::journal::footer;
 use crate::journal::index::{Entry, What};
 use crate::journal::layout::{BLOCK_BYTES, BlockKind};
@@ -21,6 +22,16 @@ pub(super) enum Input {
     Run(Arc<RunInfo>),
 }
 
+impl Input {
+    /// A failure to read it as a failure of the merge.
+    pub(super) fn unreadable(&self, source: ReadError) -> IndexMergeError {
+        match self {
+            Self::Segment(segment) => IndexMergeError::Segment { segment: segment.number, source },
+            Self::Run(run) => IndexMergeError::Run { run: run.number, source },
+        }
+    }
+}
+
 /// One input and how far it was read.
 #[derive(Debug)]
 struct Cursor {
@@ -30,18 +41,21 @@ struct Cursor {
     /// Runs of index blocks that were not read yet: first and how many.
     blocks: VecDeque<(u32, u32)>,
     entries: VecDeque<Entry>,
+    /// How many were read.
+    read: usize,
 }
 
 impl Cursor {
-    fn start(&mut self, reader: &Reader, wide: bool) -> Result<(), ReadError> {
+    fn start(&mut self, reader: &Reader, wide: bool) -> Result<(), IndexMergeError> {
         self.entries.clear();
+        self.read = 0;
         self.blocks = match &self.input {
             Input::Segment(segment) => match &segment.content {
                 Content::Sealed(summary) => VecDeque::from([(0, summary.blocks[usize::from(wide)])]),
                 Content::Active(_) => VecDeque::new(),
             },
             Input::Run(run) => {
-                let tables = reader.run_tables(run)?;
+                let tables = reader.run_tables(run).map_err(|source| self.input.unreadable(source))?;
                 let blocks = |top: &Top| (top.fences - u32::from(top.count), u32::from(top.count));
                 tables.tops.iter().filter(|top| top.wide == wide).map(blocks).collect()
             }
@@ -50,7 +64,7 @@ impl Cursor {
     }
 
     /// Reads on when nothing is held; gives the bytes that were read.
-    fn fill(&mut self, reader: &Reader, wide: bool) -> Result<u64, ReadError> {
+    fn fill(&mut self, reader: &Reader, wide: bool) -> Result<u64, IndexMergeError> {
         let mut read = 0;
         while self.entries.is_empty() {
             let Some((first, left)) = self.blocks.pop_front() else { break };
@@ -59,9 +73,22 @@ impl Cursor {
                 self.blocks.push_front((first + count, left - count));
             }
             let mut entries = match &self.input {
-                Input::Segment(segment) => segment_entries(reader, segment, (first, count), wide)?,
-                Input::Run(run) => reader.run_entries(run, (first, count), wide)?,
+                Input::Segment(segment) => match segment_entries(reader, segment, (first, count), wide) {
+                    Ok(entries) => entries,
+                    // The frames say the same, in the same order; all that is left of it at once.
+                    Err(_) => {
+                        self.blocks.clear();
+                        let index = reader.rebuilt(segment).map_err(|source| self.input.unreadable(source))?;
+                        let entries = if wide { &index.wide } else { &index.narrow };
+                        entries.get(self.read..).unwrap_or_default().to_vec()
+                    }
+                },
+                Input::Run(run) => {
+                    let entries = reader.run_entries(run, (first, count), wide);
+                    entries.map_err(|source| self.input.unreadable(source))?
+                }
             };
+            self.read += entries.len();
             for entry in entries.iter_mut().filter(|entry| entry.what == What::Data) {
                 // Numbers past the end of the table are noticed by whoever looks them up.
                 entry.chunk = entry.chunk.saturating_add(self.chunk_base);
@@ -100,13 +127,13 @@ impl Merged {
     pub(super) fn new(inputs: impl IntoIterator<Item = (Input, u32)>) -> Self {
         let cursor = |(input, chunk_base)| {
             let (blocks, entries) = (VecDeque::new(), VecDeque::new());
-            Cursor { input, chunk_base, blocks, entries }
+            Cursor { input, chunk_base, blocks, entries, read: 0 }
         };
         Self { cursors: inputs.into_iter().map(cursor).collect(), next: BinaryHeap::new(), wide: false }
     }
 
     /// Begins with the narrow or with the wide entries; gives the bytes that were read.
-    pub(super) fn start(&mut self, reader: &Reader, wide: bool) -> Result<u64, ReadError> {
+    pub(super) fn start(&mut self, reader: &Reader, wide: bool) -> Result<u64, IndexMergeError> {
         self.next.clear();
         self.wide = wide;
         let mut read = 0;
@@ -117,7 +144,7 @@ impl Merged {
         Ok(read)
     }
 
-    fn queue(&mut self, reader: &Reader, at: usize) -> Result<u64, ReadError> {
+    fn queue(&mut self, reader: &Reader, at: usize) -> Result<u64, IndexMergeError> {
         let cursor = &mut self.cursors[at];
         let read = cursor.fill(reader, self.wide)?;
         self.next.extend(cursor.entries.front().map(|entry| Reverse((entry.key(), at))));
@@ -125,7 +152,7 @@ impl Merged {
     }
 
     /// The next entry, and the bytes that were read for it.
-    pub(super) fn next(&mut self, reader: &Reader) -> Result<Option<(Entry, u64)>, ReadError> {
+    pub(super) fn next(&mut self, reader: &Reader) -> Result<Option<(Entry, u64)>, IndexMergeError> {
         let Some(Reverse((_, at))) = self.next.pop() else { return Ok(None) };
         let Some(entry) = self.cursors[at].entries.pop_front() else { return Ok(None) };
         Ok(Some((entry, self.queue(reader, at)?)))

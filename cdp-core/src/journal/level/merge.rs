@@ -6,7 +6,7 @@
 use super::codec::SegmentRow;
 use super::cursor::{Input, Merged};
 use super::plan::{IndexPlan, Item, PlanError, join};
-use super::write::RunBytes;
+use super::write::{self, RunBytes};
 use super::{BLOCKS_AT, RunInfo, RunTotals, run_name};
 use crate::journal::footer;
 use crate::journal::index::{ENTRY_BYTES, Entry};
@@ -17,6 +17,7 @@ use crate::media::{self, File, MediaError, MediaErrorKind, Operation};
 use crate::mistakes::{self, Mistake};
 use crate::types::{ReplicaId, SegmentId};
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Bytes that are written at once, about, and held.
@@ -42,9 +43,22 @@ pub struct IndexMergeTask {
 /// Why a merge did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexMergeError {
-    /// An input cannot be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
+    /// A segment cannot be read, neither its index nor the frames that it is made of.
+    #[error("segment {segment} stays out of the levelled index: {source}")]
+    Segment {
+        /// Its number.
+        segment: u64,
+        /// Why.
+        source: ReadError,
+    },
+    /// A run cannot be read.
+    #[error("index run {run} cannot be merged: {source}")]
+    Run {
+        /// Its number.
+        run: u64,
+        /// Why.
+        source: ReadError,
+    },
     /// The new file cannot be written.
     #[error(transparent)]
     Media(#[from] MediaError),
@@ -77,6 +91,7 @@ pub enum IndexMergeError {
 enum Phase {
     Create,
     Entries { wide: bool },
+    Events,
     Sync,
     SyncDirectory,
 }
@@ -115,6 +130,10 @@ pub struct IndexMerge {
     info: RunInfo,
     rows: Vec<SegmentRow>,
     inputs: Merged,
+    /// Segments whose events are to be copied: where from, what is known of them, and where in a run's events they begin.
+    events: VecDeque<(Input, SegmentRow, u64)>,
+    /// Keeps the runs that are merged open.
+    _files: Vec<Arc<dyn File>>,
     /// Index entries of all inputs, at most.
     entries: u64,
     phase: Phase,
@@ -124,14 +143,16 @@ pub struct IndexMerge {
 }
 
 impl IndexMerge {
-    /// A merge of what the snapshot has, read through `reader` and written beside it. Reads the tables of runs, no entries.
+    /// A merge of what the snapshot has, read through `reader` and written beside it. Reads the events of segments and the tables
+    /// of runs, no entries.
     ///
     /// # Errors
     /// `Gone` when the snapshot has not all inputs; `Plan` when one run cannot hold them.
     pub fn new(reader: &Arc<Reader>, snapshot: &Snapshot, task: IndexMergeTask) -> Result<Self, IndexMergeError> {
         let gone = |what, number| IndexMergeError::Gone { run: task.number, what, number };
         let (mut items, mut inputs, mut rows, mut entries) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        let mut first_chunk = 0u32;
+        let (mut copies, mut files) = (VecDeque::new(), Vec::new());
+        let (mut first_chunk, mut emptied) = (0u32, task.plan.level > 1);
         for &number in &task.plan.inputs {
             let (item, input) = if task.plan.level == 1 {
                 let segment = snapshot.segments().iter().find(|segment| segment.number == number);
@@ -139,20 +160,35 @@ impl IndexMerge {
                 let Content::Sealed(summary) = &segment.content else { return Err(gone("segment", number)) };
                 entries += u64::from(summary.entries);
                 let (id, last_lsn, chunks) = (segment.id, segment.last_lsn, summary.chunks);
-                rows.push(SegmentRow { number, id, last_lsn, first_chunk, chunks });
-                (Item::of_segment(number, summary), Input::Segment(Arc::clone(segment)))
+                let unreadable = |source| IndexMergeError::Segment { segment: number, source };
+                let events = reader.event_bytes(segment, summary).map_err(unreadable)?;
+                let (events_bytes, events_crc) = (events.len() as u32, crc32c::crc32c(&events));
+                let row = SegmentRow { number, id, last_lsn, first_chunk, chunks, events_bytes, events_crc };
+                rows.push(row);
+                let input = Input::Segment(Arc::clone(segment));
+                copies.push_back((input.clone(), row, 0));
+                (Item::of_segment(number, summary), input)
             } else {
                 let run = snapshot.runs().iter().find(|run| run.number == number);
                 let run = run.ok_or_else(|| gone("index run", number))?;
                 entries += run.totals.entries;
-                let tables = reader.run_tables(run)?;
+                let unreadable = |source| IndexMergeError::Run { run: number, source };
+                // Held open from here on.
+                files.push(reader.run_file(run).map_err(unreadable)?);
+                let tables = reader.run_tables(run).map_err(unreadable)?;
                 let moved = |row: &SegmentRow| SegmentRow {
                     // What does not fit is refused below.
                     first_chunk: row.first_chunk.saturating_add(first_chunk),
                     ..*row
                 };
                 rows.extend(tables.segments.iter().map(moved));
-                (Item::of_run(run), Input::Run(Arc::clone(run)))
+                emptied &= run.emptied;
+                let (input, mut at) = (Input::Run(Arc::clone(run)), 0);
+                for row in &tables.segments {
+                    copies.push_back((input.clone(), *row, at));
+                    at += u64::from(row.events_bytes);
+                }
+                (Item::of_run(run), input)
             };
             inputs.push((input, first_chunk));
             first_chunk = first_chunk.saturating_add(item.chunks);
@@ -174,6 +210,7 @@ impl IndexMerge {
             last_lsn,
             chunks,
             totals: RunTotals::default(),
+            emptied,
             regions: Vec::new(),
         };
         Ok(Self {
@@ -182,6 +219,8 @@ impl IndexMerge {
             info,
             rows,
             inputs: Merged::new(inputs),
+            events: copies,
+            _files: files,
             entries,
             phase: Phase::Create,
             out: None,
@@ -203,6 +242,7 @@ impl IndexMerge {
                 self.phase = Phase::Entries { wide: false };
             }
             Phase::Entries { wide } => self.merge(wide, budget)?,
+            Phase::Events => self.copy_events(budget)?,
             Phase::Sync => {
                 if !mistakes::is(Mistake::RunNotSynced) {
                     self.file()?.file.sync()?;
@@ -245,7 +285,9 @@ impl IndexMerge {
     /// About the most bytes that the file may take.
     fn bound(&self) -> u64 {
         let blocks = self.entries / footer::per_block(ENTRY_BYTES) as u64 + 64;
-        (blocks + blocks / 64) * BLOCK_BYTES as u64 + self.rows.len() as u64 * 64 + BLOCKS_AT + FIXED_BYTES as u64
+        let events: u64 = self.rows.iter().map(|row| u64::from(row.events_bytes)).sum();
+        let tables = self.rows.len() as u64 * 64 + BLOCKS_AT + FIXED_BYTES as u64;
+        (blocks + blocks / 64) * BLOCK_BYTES as u64 + events + tables
     }
 
     fn file(&mut self) -> Result<&mut Output, MediaError> {
@@ -296,7 +338,41 @@ impl IndexMerge {
             self.file()?.write(&data)?;
             self.info = info;
         }
-        self.phase = Phase::Sync;
+        self.phase = Phase::Events;
+        Ok(())
+    }
+
+    /// Copies the events of segments, one after another, then ends the file.
+    fn copy_events(&mut self, budget: u64) -> Result<(), IndexMergeError> {
+        let mut spent = 0;
+        while spent < budget.max(1) {
+            let Some((input, row, at)) = self.events.pop_front() else {
+                let tail = write::tail(&self.info);
+                self.file()?.write(&tail)?;
+                self.phase = Phase::Sync;
+                return Ok(());
+            };
+            let bytes = match &input {
+                Input::Run(run) => self.reader.run_event_bytes(run, &row, at),
+                Input::Segment(segment) => match &segment.content {
+                    Content::Sealed(summary) => self.reader.event_bytes(segment, summary),
+                    Content::Active(_) => Ok(Vec::new()),
+                },
+            };
+            let bytes = bytes.map_err(|source| input.unreadable(source))?;
+            // The table of segments is written: it says what comes here.
+            if bytes.len() != row.events_bytes as usize || crc32c::crc32c(&bytes) != row.events_crc {
+                return Err(IndexMergeError::Gone {
+                    run: self.task.number,
+                    what: "events of segment",
+                    number: row.number,
+                });
+            }
+            spent += bytes.len() as u64;
+            if !bytes.is_empty() {
+                self.file()?.write(&[bytes.into()])?;
+            }
+        }
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use crate::journal::index::LSN_SPAN;
 use crate::journal::layout::Summary;
 use crate::journal::manifest::Manifest;
 use crate::types::{Lsn, Timeline};
+use std::collections::BTreeSet;
 
 /// Eight neighbours that become one run.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -71,12 +72,14 @@ pub(super) fn join(items: &[Item]) -> Result<(Lsn, Lsn, u32), PlanError> {
 
 impl IndexPlan {
     /// The next merge: of the lowest level that has a whole group of neighbours of one timeline, the oldest group that one run
-    /// can hold. None: everything is merged as far as it can be.
+    /// can hold. None: everything is merged as far as it can be. `without`: segments that no merge can read.
     #[must_use]
-    pub fn next(manifest: &Manifest) -> Option<Self> {
+    pub fn next(manifest: &Manifest, without: &BTreeSet<u64>) -> Option<Self> {
         let items = items(manifest);
         let alike = |a: &Item, b: &Item| (a.level, a.timeline) == (b.level, b.timeline);
-        let group = |items: &'_ [Item]| items.windows(FAN_OUT).find(|items| join(items).is_ok()).map(<[Item]>::to_vec);
+        let readable = |item: &Item| item.level > 0 || !without.contains(&item.number);
+        let fits = |items: &&[Item]| items.iter().all(readable) && join(items).is_ok();
+        let group = |items: &'_ [Item]| items.windows(FAN_OUT).find(fits).map(<[Item]>::to_vec);
         let groups = items.chunk_by(alike).filter(|items| items[0].level < LEVEL_MAX).filter_map(group);
         let group = groups.min_by_key(|items| items[0].level)?;
         let inputs = group.iter().map(|item| item.number).collect();

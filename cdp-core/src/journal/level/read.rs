@@ -4,12 +4,12 @@ use super::codec::{SEGMENT_ROW_BYTES, SegmentRow, TOP_BYTES, Top, check_header};
 use super::{RunInfo, block_at, run_name};
 use crate::journal::bytes::{FormatError, Take};
 use crate::journal::footer::{self, FENCE_BYTES, Fence};
-use crate::journal::index::Entry;
+use crate::journal::index::{ENTRY_BYTES, Entry};
 use crate::journal::layout::{BLOCK_BYTES, BlockKind, FIXED_BYTES};
 use crate::journal::reader::{ReadError, Reader};
 use crate::media::{self, File};
 use crate::types::{DiskId, Extent, SECTOR};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, Weak};
 
 /// What is read of a run before its entries.
 #[derive(Debug)]
@@ -28,20 +28,34 @@ pub(super) fn field(run: &RunInfo, offset: u64, field: &'static str, value: u64)
 }
 
 impl Reader {
-    /// Opens a run's file and checks that it is the one meant.
+    /// Opens a run's file and checks that it is the one meant. It is open as long as somebody holds what this gives: a run
+    /// that was replaced is removed, and takes no room once the last view that began with it is gone.
     pub(in crate::journal) fn run_file(&self, run: &RunInfo) -> Result<Arc<dyn File>, ReadError> {
-        self.files.get_or(run.id, || {
-            let file = self.storage.open(&media::join(&self.directory, &run_name(run.number)), false)?;
-            let mut bytes = [0; FIXED_BYTES];
-            file.read_exact_at(0, &mut bytes)?;
-            check_header(&bytes, run).map_err(broken(run, 0))?;
-            // Before the manifest's counts say how much is read of it.
-            let (expected, found) = (run.totals.file_bytes, file.len()?);
-            if found < expected {
-                return Err(broken(run, found)(FormatError::Short { what: "index run", expected, found }));
-            }
-            Ok((file, 1))
-        })
+        // Every step under this lock leaves the table whole.
+        let files = || self.run_files.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = files().get(&run.id).and_then(Weak::upgrade);
+        if let Some(file) = open {
+            return Ok(file);
+        }
+        let file = self.storage.open(&media::join(&self.directory, &run_name(run.number)), false)?;
+        let mut bytes = [0; FIXED_BYTES];
+        file.read_exact_at(0, &mut bytes)?;
+        check_header(&bytes, run).map_err(broken(run, 0))?;
+        // Before the manifest's counts say how much is read of it.
+        let (expected, found) = (run.totals.file_bytes, file.len()?);
+        if found < expected {
+            return Err(broken(run, found)(FormatError::Short { what: "index run", expected, found }));
+        }
+        let mut files = files();
+        files.retain(|_, file| file.strong_count() > 0);
+        files.insert(run.id, Arc::downgrade(&file));
+        Ok(file)
+    }
+
+    /// The run that holds a segment's index now, by the manifest that stands on the media.
+    pub(in crate::journal) fn run_of_now(&self, segment: u64) -> Option<Arc<RunInfo>> {
+        let manifest = crate::journal::read_manifest(self.storage.as_ref()).ok()?;
+        manifest.run_of(segment).cloned()
     }
 
     /// Reads `count` neighbouring blocks and gives what `decode` makes of each.
@@ -53,7 +67,7 @@ impl Reader {
     ) -> Result<Vec<T>, ReadError> {
         let mut bytes = vec![0; count as usize * BLOCK_BYTES];
         self.run_file(run)?.read_exact_at(block_at(first), &mut bytes)?;
-        let mut all = Vec::new();
+        let mut all = Vec::with_capacity(bytes.len() / ENTRY_BYTES);
         for (number, bytes) in (first..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
             all.extend(decode(bytes, number).map_err(broken(run, block_at(number)))?);
         }
@@ -81,15 +95,17 @@ impl Reader {
             let segments = self.run_rows(run, BlockKind::Segments, (0, segments), SEGMENT_ROW_BYTES, take)?;
             let tops_at = run.tops_at();
             let tops = self.run_rows(run, BlockKind::Tops, (tops_at, tops), TOP_BYTES, Top::take)?;
-            let mut chunks = 0u64;
+            let (mut chunks, mut events) = (0u64, 0u64);
             for row in &segments {
                 if u64::from(row.first_chunk) != chunks || !run.covers(row.number) {
                     return Err(field(run, block_at(0), "segment", row.number));
                 }
                 chunks += u64::from(row.chunks);
+                events += u64::from(row.events_bytes);
             }
             let ordered = segments.windows(2).all(|pair| pair[0].number < pair[1].number);
-            if !ordered || segments.len() as u32 != run.segments || chunks != u64::from(run.chunks) {
+            let sums = chunks == u64::from(run.chunks) && events == run.totals.events_bytes;
+            if !ordered || segments.len() as u32 != run.segments || !sums {
                 return Err(field(run, block_at(0), "segments", segments.len() as u64));
             }
             if let Some(top) = tops.iter().find(|top| top.fences >= tops_at) {

@@ -2,16 +2,20 @@
 
 use super::codec::*;
 use super::plan::{Item, join};
-use super::write::{RunBytes, joined};
+use super::write::{RunBytes, joined, tail};
 use super::*;
+use crate::frame::{Mark, Note, RecordKind};
 use crate::journal::bytes::{Put, Take};
+use crate::journal::event::{self, Event};
 use crate::journal::index::{Entry, LSN_SPAN, What};
 use crate::journal::layout::{Summary, VERSION};
 use crate::journal::manifest::{Manifest, SegmentInfo, SegmentState};
 use crate::journal::reader::Reader;
+use crate::journal::snapshot::SegmentView;
 use crate::media::{Memory, Storage};
 use crate::types::*;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -34,6 +38,7 @@ fn info() -> RunInfo {
         last_lsn: Lsn(1000 + (1 << 33)),
         chunks: 12,
         totals: RunTotals::default(),
+        emptied: false,
         regions: Vec::new(),
     }
 }
@@ -41,7 +46,9 @@ fn info() -> RunInfo {
 fn rows() -> [SegmentRow; 2] {
     let row = |number: u8, last, first_chunk, chunks| {
         let (number, id, last_lsn) = (number.into(), id(number), Lsn(last));
-        SegmentRow { number, id, last_lsn, first_chunk, chunks }
+        let events = events_of(number);
+        let (events_bytes, events_crc) = (events.len() as u32, crc32c::crc32c(&events));
+        SegmentRow { number, id, last_lsn, first_chunk, chunks, events_bytes, events_crc }
     };
     [row(4, 2000, 0, 10), row(5, 1000 + (1 << 33), 10, 2)]
 }
@@ -54,12 +61,27 @@ fn wide(disk: u16, sector: u64, lsn: u64, sectors: u64) -> Entry {
     Entry { disk, sector, lsn, sectors, crc: 0, chunk: 0, at: 0, what: What::Discard }
 }
 
+/// A mark in each segment, at its last LSN.
+fn event(number: u64) -> Event {
+    let lsn = if number == 4 { 2000 } else { 1000 + (1 << 33) };
+    let stamp = Stamp { epoch: ClockEpoch(1), time: WallTime(77) };
+    let mark = Note::Mark(Mark { label: format!("in {number}"), ..Mark::default() });
+    let (timeline, lsn) = (Timeline::new([3; 16]).unwrap(), Lsn(lsn));
+    Event { timeline, lsn, stamp, kind: RecordKind::Mark, disk: None, note: Some(mark) }
+}
+
+fn events_of(number: u64) -> Vec<u8> {
+    event::encode(GroupId::new([7; 16]).unwrap(), &[event(number)])
+}
+
 /// The run's file in a store, and what the manifest would say of it.
 fn written(entries: &[Entry]) -> (Memory, Arc<RunInfo>) {
     let mut run = RunBytes::begin(ReplicaId::new([5; 16]).unwrap(), info(), &rows());
     entries.iter().for_each(|entry| run.add(*entry));
     let held = run.held();
-    let (bytes, info) = run.finish();
+    let (mut bytes, info) = run.finish();
+    bytes.extend(rows().map(|row| events_of(row.number).into()));
+    bytes.extend(tail(&info));
     let storage = Memory::new();
     storage.create(&run_name(info.number)).unwrap().write_at(0, &bytes).unwrap();
     let length: u64 = bytes.iter().map(|piece| piece.len() as u64).sum();
@@ -141,6 +163,30 @@ fn a_run_says_of_each_entry_which_segment_it_is_of() {
     assert_eq!(tables.segment_of(&narrow(1, 0, 1000, 12)), None);
     assert_eq!(tables.segment_of(&wide(1, 0, 2001, 100)), Some((1, 0)));
     assert_eq!(tables.segment_of(&wide(1, 0, u64::MAX, 100)), None);
+}
+
+#[test]
+fn events_come_back_as_those_of_the_segments_that_are_asked_for() {
+    let (storage, info) = written(&small());
+    let reader = Reader::new(Arc::new(storage), "", 1 << 20);
+    let plain = plain_segment();
+    assert_eq!(reader.run_events(&info, |_| Some(&plain)).unwrap(), [event(4), event(5)]);
+    assert_eq!(reader.run_events(&info, |row| Some(&plain).filter(|_| row.number == 5)).unwrap(), [event(5)]);
+    assert_eq!(reader.run_events(&info, |_| None).unwrap(), []);
+    let tables = reader.run_tables(&info).unwrap();
+    let second = reader.run_event_bytes(&info, &tables.segments[1], events_of(4).len() as u64).unwrap();
+    assert_eq!(second, events_of(5));
+    assert!(reader.run_event_bytes(&info, &tables.segments[1], 0).is_err(), "bytes of another segment");
+}
+
+#[test]
+fn a_segment_that_no_merge_can_read_is_merged_around() {
+    let all = manifest(&[1; 20], None);
+    let next = |without: &[u64]| IndexPlan::next(&all, &without.iter().copied().collect()).map(|plan| plan.inputs[0]);
+    assert_eq!(next(&[]), Some(1));
+    assert_eq!(next(&[3]), Some(4));
+    assert_eq!(next(&[3, 11]), Some(12));
+    assert_eq!(next(&[7, 14]), None);
 }
 
 #[test]
@@ -227,9 +273,13 @@ fn publish(manifest: &mut Manifest, plan: &IndexPlan, number: u64) {
     manifest.runs.sort_by_key(|run| run.first_segment);
 }
 
+fn none() -> BTreeSet<u64> {
+    BTreeSet::new()
+}
+
 fn plans(manifest: &mut Manifest) -> Vec<IndexPlan> {
     let mut plans = Vec::new();
-    while let Some(plan) = IndexPlan::next(manifest) {
+    while let Some(plan) = IndexPlan::next(manifest, &none()) {
         publish(manifest, &plan, 100 + plans.len() as u64);
         plans.push(plan);
     }
@@ -238,13 +288,13 @@ fn plans(manifest: &mut Manifest) -> Vec<IndexPlan> {
 
 #[test]
 fn whole_groups_of_one_timeline_are_merged_up_to_the_top() {
-    assert_eq!(IndexPlan::next(&manifest(&[1; 7], None)), None);
-    let plan = IndexPlan::next(&manifest(&[1; 9], None)).unwrap();
+    assert_eq!(IndexPlan::next(&manifest(&[1; 7], None), &none()), None);
+    let plan = IndexPlan::next(&manifest(&[1; 9], None), &none()).unwrap();
     assert_eq!(plan, IndexPlan { level: 1, inputs: (1..=8).collect() });
     // Four of one timeline and nine of another.
     let mut timelines = vec![1; 4];
     timelines.extend([2; 9]);
-    let plan = IndexPlan::next(&manifest(&timelines, None)).unwrap();
+    let plan = IndexPlan::next(&manifest(&timelines, None), &none()).unwrap();
     assert_eq!(plan.inputs, (5..=12).collect::<Vec<_>>());
     // 200 segments: 25 of level 1, of which 24 make 3 of level 2.
     let mut all = manifest(&[1; 200], None);
@@ -290,7 +340,7 @@ proptest! {
         }
         let mut put = Put::default();
         let blocks = [1, 1, 0, 1, 1];
-        let totals = RunTotals { file_bytes: RunTotals::bytes_of(&blocks), blocks, ..RunTotals::default() };
+        let totals = RunTotals { file_bytes: RunTotals::bytes_of(&blocks, 0), blocks, ..RunTotals::default() };
         put_info(&mut put, &RunInfo { totals, ..info.clone() });
         let back = take_info(&mut Take::new("run", &put.0)).unwrap();
         prop_assert_eq!(back.regions, info.regions);
@@ -329,9 +379,15 @@ proptest! {
             expected.sort();
             found.sort();
             prop_assert_eq!(found, expected);
-            // Zeros behind the header, or the trailer, which only a start and `verify` look at.
+            // Zeros behind the header, events, or the trailer, which only a start and `verify` look at.
             let at = at as u64;
-            prop_assert!((512..BLOCKS_AT).contains(&at) || at >= info.trailer_at());
+            let events_at = RunTotals::events_at(&info.totals.blocks);
+            prop_assert!((512..BLOCKS_AT).contains(&at) || at >= events_at);
+        }
+        let plain = plain_segment();
+        match reader.run_events(&info, |_| Some(&plain)) {
+            Ok(found) => prop_assert_eq!(found, vec![event(4), event(5)]),
+            Err(_) => prop_assert!(at < BLOCKS_AT as usize + 4096 || at as u64 >= info.totals.file_bytes - 8192),
         }
     }
 }
@@ -341,7 +397,8 @@ proptest! {
 fn a_run_whose_tables_are_longer_than_it_needs_is_refused() {
     let (_, info) = written(&small());
     let taken = |blocks: [u32; 5]| {
-        let totals = RunTotals { file_bytes: RunTotals::bytes_of(&blocks), blocks, ..info.totals };
+        let totals =
+            RunTotals { file_bytes: RunTotals::bytes_of(&blocks, info.totals.events_bytes), blocks, ..info.totals };
         let mut put = Put::default();
         put_info(&mut put, &RunInfo { totals, ..(*info).clone() });
         take_info(&mut Take::new("run", &put.0))
@@ -368,4 +425,10 @@ fn a_run_whose_file_is_shorter_than_the_manifest_says_is_not_read() {
     let reader = Reader::new(Arc::new(storage), "", 1 << 20);
     let error = reader.run_tables(&info).unwrap_err().to_string();
     assert!(error.contains("cut short"), "{error}");
+}
+
+/// A segment that is not sealed at rest: of any, for who asks only that.
+fn plain_segment() -> SegmentView {
+    let (id, timeline) = (SegmentId::new([9; 16]).unwrap(), Timeline::new([9; 16]).unwrap());
+    SegmentView::active((9, id, 0), timeline, Lsn::ZERO, Vec::new())
 }

@@ -35,8 +35,11 @@ pub(in crate::journal) fn describe(
         for (number, block) in (0..).zip(table.chunks_exact(BLOCK_BYTES)) {
             match decode_rows(block, info.id, number, BlockKind::Segments, SEGMENT_ROW_BYTES, SegmentRow::take) {
                 Ok(rows) => rows.iter().try_for_each(|row| {
-                    let SegmentRow { number, id, last_lsn, first_chunk, chunks } = row;
-                    writeln!(out, "  segment {number} {id}, to LSN {last_lsn}, {chunks} chunks from {first_chunk}")
+                    let SegmentRow { number, id, last_lsn, first_chunk, chunks, events_bytes, .. } = row;
+                    writeln!(
+                        out,
+                        "  segment {number} {id}, to LSN {last_lsn}, {chunks} chunks from {first_chunk}, {events_bytes} bytes of events"
+                    )
                 })?,
                 Err(error) => writeln!(out, "  segments: {error}")?,
             }
@@ -66,10 +69,10 @@ pub(in crate::journal) fn write_run(info: &RunInfo, out: &mut String) -> std::fm
 
 /// What a run takes.
 pub(in crate::journal) fn write_totals(totals: &RunTotals, out: &mut String) -> std::fmt::Result {
-    let RunTotals { file_bytes, entries, blocks: [segments, narrow, wide, fences, tops], .. } = totals;
+    let RunTotals { file_bytes, entries, blocks: [segments, narrow, wide, fences, tops], events_bytes, .. } = totals;
     writeln!(
         out,
         "  {entries} entries in {narrow} narrow and {wide} wide blocks, {fences} blocks of fences, {tops} of tops, {segments} of \
-         segments, {file_bytes} bytes"
+         segments, {events_bytes} bytes of events, {file_bytes} bytes"
     )
 }

@@ -6,7 +6,7 @@ use crate::journal::bytes::Put;
 use crate::journal::footer::{FENCE_BYTES, Fence, per_block};
 use crate::journal::index::{ENTRY_BYTES, Entry};
 use crate::journal::layout::{BlockKind, FIXED_BYTES, encode_block};
-use crate::types::ReplicaId;
+use crate::types::{ReplicaId, SECTOR};
 use bytes::Bytes;
 
 /// Places of the kinds in [`RunTotals::blocks`].
@@ -40,6 +40,8 @@ impl RunBytes {
         let (entries, fences, tops) = (Vec::new(), Vec::new(), Vec::new());
         let (narrow, wide) = (Ranges::default(), Ranges::default());
         let held = BLOCKS_AT;
+        let mut info = info;
+        info.totals.events_bytes = segments.iter().map(|row| u64::from(row.events_bytes)).sum();
         let mut run = Self { info, out, held, number: 0, entries, fences, tops, narrow, wide };
         run.table((BlockKind::Segments, SEGMENTS), segments, SEGMENT_ROW_BYTES, SegmentRow::put);
         run
@@ -115,18 +117,25 @@ impl RunBytes {
         std::mem::take(&mut self.out)
     }
 
-    /// The last bytes, and what the manifest keeps.
+    /// The last bytes before the events, and what the manifest keeps.
     pub(super) fn finish(mut self) -> (Vec<Bytes>, RunInfo) {
         self.end_block();
         self.end_group();
         let tops = std::mem::take(&mut self.tops);
         self.table((BlockKind::Tops, TOPS), &tops, TOP_BYTES, Top::put);
-        self.info.totals.file_bytes = RunTotals::bytes_of(&self.info.totals.blocks);
-        self.out.push(encode_trailer(self.info.id, &self.info.totals).into());
+        self.info.totals.file_bytes = RunTotals::bytes_of(&self.info.totals.blocks, self.info.totals.events_bytes);
         let ranges = [self.narrow, self.wide].into_iter().flat_map(|ranges| ranges.0);
         self.info.regions = joined(ranges.collect(), RANGES_MAX);
         (self.out, self.info)
     }
+}
+
+/// What stands behind the events.
+pub(super) fn tail(info: &RunInfo) -> Vec<Bytes> {
+    let events = info.totals.events_bytes;
+    let mut tail = vec![0; (events.next_multiple_of(SECTOR) - events) as usize];
+    tail.extend_from_slice(&encode_trailer(info.id, &info.totals));
+    vec![tail.into()]
 }
 
 /// Ranges of regions, gathered from sorted entries; never more than twice the bound for each disk.

@@ -110,7 +110,14 @@ pub(crate) fn full() -> Manifest {
         first_lsn: Lsn(10 * first_segment),
         last_lsn: Lsn(10 * first_segment + 500),
         chunks: 99,
-        totals: RunTotals { file_bytes: 4096 + 6 * 4096 + 512, entries: 400, blocks: [1, 2, 1, 1, 1], table_crc: 5 },
+        totals: RunTotals {
+            file_bytes: 4096 + 6 * 4096 + 1024 + 512,
+            entries: 400,
+            blocks: [1, 2, 1, 1, 1],
+            table_crc: 5,
+            events_bytes: 700,
+        },
+        emptied: number == 2,
         regions: vec![range(1, 0, 4), range(1, 9, 9), range(2, 0, 0)],
     };
     manifest.next_run = 5;

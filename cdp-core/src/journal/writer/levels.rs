@@ -1,7 +1,7 @@
 //! Runs of the levelled index in the manifest: others make them, the writer names them and lets go of those they replace.
 
 use super::Writer;
-use crate::journal::level::{IndexMergeTask, IndexPlan, RunInfo, run_name};
+use crate::journal::level::{EmptyTask, IndexMergeError, IndexMergeTask, IndexPlan, RunInfo, run_name};
 use crate::journal::manifest::{Generation, SegmentInfo};
 use crate::types::SegmentId;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ impl Writer {
         if self.closing || self.failed.is_some() {
             return None;
         }
-        let plan = IndexPlan::next(&self.manifest)?;
+        let plan = IndexPlan::next(&self.manifest, &self.unmerged)?;
         let id = loop {
             let Some(id) = SegmentId::new((self.ids)()) else { continue };
             let is_new = self.manifest.segments.iter().all(|segment| segment.id != id);
@@ -55,7 +55,52 @@ impl Writer {
         self.manifest.runs.insert(at, Arc::clone(&run));
         let generation = self.catalog.touch(&mut self.manifest);
         gone.into_iter().for_each(|name| self.catalog.remove_at(generation, name));
+        self.named.retain(|number, _| self.manifest.runs.iter().any(|run| run.number == *number));
+        self.named.insert(run.number, generation);
         Some(generation)
+    }
+
+    /// The next footers to be emptied, if there are any: for an [`IndexEmptying`](crate::journal::IndexEmptying), whose end is
+    /// told by [`Writer::emptied`]. Only those that a durable manifest names a run for.
+    #[must_use]
+    pub fn next_emptying(&self) -> Option<EmptyTask> {
+        if self.closing || self.failed.is_some() {
+            return None;
+        }
+        let durable = |run: &&Arc<RunInfo>| {
+            self.named.get(&run.number).is_none_or(|generation| *generation <= self.manifest_durable())
+        };
+        let run = self.manifest.runs.iter().filter(|run| !run.emptied).find(durable)?;
+        let index = |info: &SegmentInfo| Some((info.number, info.id, info.key, info.summary()?.index_extent()));
+        let segments = segments_of(&self.manifest.segments, run).iter().filter_map(index).collect();
+        Some(EmptyTask { run: run.number, segments })
+    }
+
+    /// The footers of all segments of a run are emptied, durably: its manifest's entry says so from now on. None: it is not
+    /// there any more.
+    pub fn emptied(&mut self, number: u64) -> Option<Generation> {
+        let run = self.manifest.runs.iter_mut().find(|run| run.number == number)?;
+        Arc::make_mut(run).emptied = true;
+        Some(self.catalog.touch(&mut self.manifest))
+    }
+
+    /// A merge did not come to its end. A run that cannot be read leaves the manifest, so that its segments are merged again; a
+    /// segment that cannot be read, index and frames, is not asked for again in this writer's life: its neighbours are
+    /// merged without it. Says whether another merge may go better.
+    pub fn merge_failed(&mut self, error: &IndexMergeError) -> bool {
+        match error {
+            IndexMergeError::Segment { segment, .. } => self.unmerged.insert(*segment),
+            IndexMergeError::Run { run, .. } => {
+                let gone = self.take_runs(|other| other.number == *run);
+                let found = !gone.is_empty();
+                if found {
+                    let generation = self.catalog.touch(&mut self.manifest);
+                    gone.into_iter().for_each(|name| self.catalog.remove_at(generation, name));
+                }
+                found
+            }
+            _ => false,
+        }
     }
 
     /// Lets go of runs whose segments were all dropped; gives their files' names.

@@ -221,16 +221,35 @@ impl Rig {
 
     /// Merges the index as far as it goes, a little at a time; how many runs were made.
     pub(crate) fn merge_index(&mut self, budget: u64) -> usize {
+        let mut made = 0;
+        while self.merge_one(budget) {
+            made += 1;
+        }
+        made
+    }
+
+    /// One of those; whether there was one.
+    pub(crate) fn merge_one(&mut self, budget: u64) -> bool {
+        let Some(task) = self.writer.next_index_merge() else { return false };
+        let mut merge = IndexMerge::new(&self.reader(), &self.writer.snapshot(), task).unwrap();
+        let run = loop {
+            if let Some(run) = merge.step(budget).unwrap() {
+                break run;
+            }
+        };
+        assert!(self.writer.publish_run(run).is_some());
+        self.drain();
+        true
+    }
+
+    /// Empties the footers whose indexes runs hold; how many runs say so now.
+    pub(crate) fn empty_footers(&mut self) -> usize {
         let reader = self.reader();
-        for made in 0.. {
-            let Some(task) = self.writer.next_index_merge() else { return made };
-            let mut merge = IndexMerge::new(&reader, &self.writer.snapshot(), task).unwrap();
-            let run = loop {
-                if let Some(run) = merge.step(budget).unwrap() {
-                    break run;
-                }
-            };
-            assert!(self.writer.publish_run(run).is_some());
+        for done in 0.. {
+            let Some(task) = self.writer.next_emptying() else { return done };
+            let mut emptying = IndexEmptying::new(&reader, task);
+            while !emptying.step().unwrap() {}
+            assert!(self.writer.emptied(emptying.run()).is_some());
             self.drain();
         }
         unreachable!()
@@ -279,6 +298,8 @@ pub(crate) struct Source {
     pub(crate) size: u64,
     pub(crate) model: Model,
     pub(crate) stamps: Vec<(Lsn, Stamp)>,
+    /// LSNs of marks, with their timelines.
+    pub(crate) marks: Vec<(Timeline, Lsn)>,
     encoder: Encoder,
     parts: Vec<Part>,
 }
@@ -295,6 +316,7 @@ impl Source {
             size: 1 << 20,
             model: Model::default(),
             stamps: Vec::new(),
+            marks: Vec::new(),
             encoder: Encoder::new(),
             parts: Vec::new(),
         }
@@ -344,6 +366,9 @@ impl Source {
 
     pub(crate) fn note(&mut self, kind: RecordKind, number: Option<u16>, note: Note) -> Lsn {
         let (lsn, time) = self.stamp();
+        if kind == RecordKind::Mark {
+            self.marks.push((self.timeline, lsn));
+        }
         self.parts.push(Part::noted(kind, number.map(disk), lsn, time, note));
         lsn
     }

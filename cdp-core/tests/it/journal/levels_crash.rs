@@ -1,9 +1,9 @@
-//! A power cut at every storage effect of a life in which the index is merged: data is as it was whatever became of a run, and
-//! what the manifest names and what lies there are the same.
+//! A power cut at every storage effect of a life in which the index is merged and footers are emptied: data is as it was whatever
+//! became of a run, and what the manifest names and what lies there are the same.
 
 use super::crash::{Mistake, shuffle, shuffle_rounds};
 use super::kit::*;
-use cdp_core::frame::Compression;
+use cdp_core::frame::{Compression, Mark, Note, RecordKind};
 use cdp_core::journal::*;
 use cdp_core::media::Storage;
 use cdp_core::sim::{SimDisk, Survival};
@@ -17,6 +17,8 @@ fn rig(disk: &SimDisk, opened: Opened, seed: u64) -> Rig {
 /// One segment more.
 fn segment(rig: &mut Rig, source: &mut Source, dice: &mut Dice) {
     (0..2).for_each(|_| source.any());
+    let label = format!("at {}", source.lsn);
+    source.note(RecordKind::Mark, None, Note::Mark(Mark { label, ..Mark::default() }));
     for frame in source.frames(Compression::None) {
         let mut frame = Some(frame);
         for _ in 0..50 {
@@ -32,7 +34,7 @@ fn segment(rig: &mut Rig, source: &mut Source, dice: &mut Dice) {
     shuffle(rig, dice, Mistake::None);
 }
 
-/// 62 segments, 56 of them in seven runs: with two more they become one run of level 2.
+/// 62 segments, 56 of them in seven runs, their footers emptied: with two more they become one run of level 2.
 fn before() -> (SimDisk, Source) {
     let disk = SimDisk::new();
     let made = create(&disk, Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test")).unwrap();
@@ -44,7 +46,7 @@ fn before() -> (SimDisk, Source) {
         segment(&mut rig, &mut source, &mut Dice(0));
         rig.sync();
     }
-    assert_eq!(rig.merge_index(1 << 20), 7);
+    assert_eq!((rig.merge_index(1 << 20), rig.empty_footers()), (7, 7));
     rig.close();
     (disk.after_cut(Survival::Everything), source)
 }
@@ -74,6 +76,7 @@ fn live(
 ) -> Result<(), String> {
     let reader = rig.reader();
     let (mut merge, mut named): (Option<IndexMerge>, Option<(Generation, u64)>) = (None, None);
+    let mut emptying: Option<IndexEmptying> = None;
     for round in 0..100 {
         if disk.is_cut() {
             break;
@@ -81,9 +84,18 @@ fn live(
         if round < 4 {
             segment(rig, source, dice);
         }
+        if let (None, Some(task)) = (&emptying, rig.writer.next_emptying()) {
+            emptying = Some(IndexEmptying::new(&reader, task));
+        }
+        match emptying.as_mut().map(|emptying| emptying.step()) {
+            None | Some(Ok(false)) => {}
+            Some(Ok(true)) => drop(emptying.take().map(|emptying| rig.writer.emptied(emptying.run()))),
+            Some(Err(_)) if disk.is_cut() => break,
+            Some(Err(error)) => return Err(error.to_string()),
+        }
         if merge.is_none() {
             let new = match rig.writer.next_index_merge() {
-                None if round >= 4 && rig.writer.is_idle() => break,
+                None if round >= 4 && emptying.is_none() && rig.writer.is_idle() => break,
                 task => task.map(|task| IndexMerge::new(&reader, &rig.writer.snapshot(), task)),
             };
             match new.transpose() {
@@ -145,6 +157,14 @@ fn check(
             return Err(format!("disk {number} is wrong at {path_of:?}"));
         }
     }
+    let events = reader.events(&opened.snapshot()).map_err(|error| error.to_string())?;
+    let found: Vec<_> = events.iter().map(|event| (event.timeline, event.lsn)).collect();
+    let is_there = |(on, lsn): &&(Timeline, Lsn)| path_of.iter().any(|(timeline, upto)| timeline == on && lsn <= upto);
+    let expected: Vec<_> = source.marks.iter().filter(is_there).copied().collect();
+    let whole = found.iter().filter(|(on, lsn)| is_there(&&(*on, *lsn))).copied().collect::<Vec<_>>();
+    if whole != expected {
+        return Err(format!("marks are {whole:?}, not {expected:?}"));
+    }
     let findings = reader.verify(&opened.snapshot(), |_| true).findings;
     findings.first().map_or(Ok(()), |finding| Err(format!("verify: {}", finding.what)))
 }
@@ -155,6 +175,7 @@ fn story(from: &(SimDisk, Source), seed: u64, cut: u64) -> Result<u64, String> {
     let mut disk = from.0.after_cut(Survival::Everything);
     let mut model = Source::new(seed, timeline(1));
     (model.size, model.model, model.lsn) = (from.1.size, from.1.model.clone(), from.1.lsn);
+    model.marks.clone_from(&from.1.marks);
     let mut path_of = vec![(timeline(1), model.lsn)];
     let (mut believed, mut effects) = (Believed { durable: model.lsn, merged: None }, 0);
     for life in 2..=4u8 {

@@ -15,9 +15,11 @@ struct Scene {
 }
 
 impl Scene {
+    /// Every other one is sealed at rest.
     fn new(seed: u64) -> Self {
         let (memory, faults) = (Arc::new(Memory::new()), Faults::default());
-        let mut rig = Rig::create(Arc::new(Faulty::new(memory.clone(), faults.clone())));
+        let at_rest = &AtRest::both()[seed as usize % 2];
+        let mut rig = Rig::create_at_rest(Arc::new(Faulty::new(memory.clone(), faults.clone())), at_rest);
         rig.start(timeline(1), None, Lsn::ZERO);
         Self { memory, faults, rig, source: Source::new(seed, timeline(1)) }
     }
@@ -63,7 +65,9 @@ impl Scene {
 
     /// Whether the disks are what the source made of them up to `upto`, for a reader without an owner.
     fn check(&self, upto: Lsn, context: &str) {
-        let rig = Rig::open(self.memory.clone(), 99).unwrap_or_else(|error| panic!("{context}: {error}"));
+        let at_rest = &self.rig.at_rest;
+        let rig = Rig::open_at_rest(self.memory.clone(), 99, at_rest).unwrap_or_else(|e| panic!("{context}: {e}"));
+        at_rest.check().unwrap_or_else(|wrong| panic!("{context}: {wrong}"));
         assert!(rig.writer.durable().lsn() >= upto, "{context}");
         let elements = [(timeline(1), upto)];
         let view = View::open(&path(&rig.reader(), &rig.writer.snapshot(), &elements), 1 << 20).unwrap();
@@ -153,7 +157,7 @@ fn a_store_opens_without_room_for_its_manifest() {
         scene.faults.clear();
         scene.lack(Operation::Write, "MANIFEST", 0, u64::MAX);
         let storage: Arc<dyn Storage> = Arc::new(Faulty::new(scene.memory.clone(), scene.faults.clone()));
-        scene.rig = Rig::open(storage, 60 + life).unwrap();
+        scene.rig = Rig::open_at_rest(storage, 60 + life, &scene.rig.at_rest).unwrap();
         assert_eq!(scene.rig.writer.durable().lsn(), durable, "life {life}");
     }
     scene.source.fork(timeline(2), scene.source.lsn);
@@ -166,7 +170,8 @@ fn a_store_opens_without_room_for_its_manifest() {
     scene.rig.sync();
     let upto = scene.source.lsn;
     assert_eq!(scene.rig.writer.durable().lsn(), upto);
-    let rig = Rig::open(scene.memory.clone(), 70).unwrap();
+    let rig = Rig::open_at_rest(scene.memory.clone(), 70, &scene.rig.at_rest).unwrap();
+    assert!(scene.rig.at_rest.check().unwrap() > 0, "it is one that is sealed");
     let elements = [(timeline(1), durable), (timeline(2), upto)];
     let view = View::open(&path(&rig.reader(), &rig.writer.snapshot(), &elements), 1 << 20).unwrap();
     let expected = scene.source.model.at(&elements, 1, scene.source.size as usize);

@@ -230,3 +230,39 @@ fn a_start_records_what_became_of_the_disks_since() {
     assert_eq!(rig.filter.state(), State::Protecting);
     rig.filter.disk_seeded(rig.now(), second()).expect("it is being copied");
 }
+
+/// What is new cannot be read; nobody sees it, and nobody waits for it.
+#[test]
+fn a_growth_that_fails_keeps_no_resync_from_ending() {
+    let mut rig = Rig::protecting();
+    let new = Extent::new(GIB, 1 << 20);
+    rig.filter.resize_disk(disk(), GIB + (1 << 20), vec![new]).expect("it grew");
+    rig.pass(60 * MS);
+    rig.durable();
+    let fails = |rig: &mut Rig| {
+        for reread in std::mem::take(&mut rig.rereads) {
+            let inside = reread.extent.offset < GIB;
+            let result = if inside { Ok(Vec::new()) } else { Err(EIO) };
+            rig.filter.reread_done(rig.now(), reread.token, result).expect("under way");
+        }
+        rig.pass(100 * MS);
+        rig.durable();
+    };
+    fails(&mut rig);
+    let ticket = rig.go(write(0, 4096));
+    rig.complete(ticket, Err(EIO));
+    assert_eq!(rig.filter.state(), State::Resyncing);
+    for _ in 0..100 {
+        fails(&mut rig);
+    }
+    assert_eq!(rig.filter.state(), State::Protecting);
+    assert!(!rig.kinds().contains(&RecordKind::Resize) && rig.filter.status(rig.now()).rereads_failing > 0);
+    // It works out in the end.
+    for _ in 0..100 {
+        for reread in std::mem::take(&mut rig.rereads) {
+            rig.filter.reread_done(rig.now(), reread.token, Ok(Vec::new())).expect("under way");
+        }
+        rig.pass(100 * MS);
+    }
+    assert_eq!(rig.note(RecordKind::Resize), Note::Resize { from: GIB, to: GIB + (1 << 20) });
+}
