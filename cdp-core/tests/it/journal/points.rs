@@ -259,6 +259,7 @@ fn enumerate(told: &Told, ways: u64, (first, stride): (u64, usize)) -> Outcome<u
 /// At least `CDP_CRASH_POINTS` crash points, of as many seeds as that takes from `CDP_CRASH_FIRST` on: a seed that fails is told,
 /// and fails again with that.
 #[test]
+#[allow(clippy::disallowed_methods, reason = "how long it took is told")]
 fn a_power_cut_after_any_change_of_any_life_costs_nothing_that_was_told() {
     let number = |name: &str, usual| std::env::var(name).map_or(usual, |text| text.parse().expect("a number"));
     let (wanted, first) = (number("CDP_CRASH_POINTS", 300), number("CDP_CRASH_FIRST", 0));

@@ -1,14 +1,15 @@
 //! A short life in which everything happens that a replica does to its media, and what somebody outside was told meanwhile.
 
+mod disks;
+mod overlay;
+
 use super::super::kit::*;
 use super::model::*;
-use cdp_core::frame::{Compression, Note, Payload, RecordKind, ResyncReason};
+use cdp_core::frame::{Compression, Note, RecordKind};
 use cdp_core::journal::*;
 use cdp_core::media::Storage;
-use cdp_core::replica::base::BaseWriter;
 use cdp_core::replica::kept::{self, Space};
 use cdp_core::replica::merge::{self, Merge};
-use cdp_core::replica::session::{self, Session, SessionOptions};
 use cdp_core::replica::{Replica, merge_limit, remove_bases, retention};
 use cdp_core::sim::SimDisk;
 use cdp_core::types::*;
@@ -16,9 +17,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub(super) const NOW: Now = Now { wall: WallTime(1), mono: MonoTime(1) };
-/// Where the one session has its store.
-const OVERLAY: &str = "sessions/1";
-const OVERLAY_TIMELINE: u8 = 250;
 
 pub(super) type Outcome<T> = Result<T, String>;
 
@@ -148,7 +146,7 @@ impl Life {
         for number in 1..=2 {
             let content = Arc::new(content(&mut life.dice, size + u64::from(number) * SECTOR));
             let base = life.copy(number, &content, Lsn::ZERO).unwrap();
-            let info = info(number, content.len() as u64, Lsn::ZERO, Some(base));
+            let info = disks::info(number, content.len() as u64, Lsn::ZERO, Some(base));
             life.rig.writer.edit(|manifest| manifest.disks.push(info));
             let on = timeline(1);
             life.past
@@ -462,153 +460,4 @@ impl Life {
         self.did("merged");
         merge::clean_up(storage.as_ref()).map_err(said)
     }
-
-    /// Makes a session, or writes more to the one that is there.
-    fn overlay(&mut self) -> Outcome<()> {
-        if self.overlay.is_none() {
-            let Some(fork) = self.any_of() else { return Ok(()) };
-            if !self.past.at(fork).values().any(|disk| disk.complete && disk.bytes.len() as u64 >= BLOCK) {
-                return Ok(());
-            }
-            let (parent, id, created) = (self.timeline_of(fork), timeline(OVERLAY_TIMELINE), WallTime(1));
-            let (name, kind) = ("one".to_owned(), SessionKind::Named);
-            let info = SessionInfo { name, timeline: id, parent, fork, kind, created };
-            let (state, role, opened) = (TimelineState::Open, TimelineRole::Session, created);
-            let parent = Some(parent);
-            let branch = TimelineInfo { id, number: 1, parent, fork, last: None, state, role, opened };
-            // What is there was never named.
-            let store = self.rig.storage.sub(OVERLAY).map_err(said)?;
-            for name in store.list("").map_err(said)? {
-                store.remove(&name).map_err(said)?;
-            }
-            session::create(store.as_ref(), self.rig.writer.manifest(), "one", branch).map_err(said)?;
-            let entry = info.clone();
-            self.rig.writer.edit(|manifest| manifest.sessions.push(entry));
-            self.overlay = Some(Overlay { info, writes: Vec::new() });
-            self.settle()?;
-        }
-        let Some(mut overlay) = self.overlay.clone() else { return Ok(()) };
-        let session = self.open_session(&overlay)?;
-        let disks: Vec<_> = self.past.at(overlay.info.fork).into_iter().filter(|(_, disk)| disk.complete).collect();
-        for _ in 0..3 {
-            let (number, there) = &disks[self.dice.below(disks.len() as u64) as usize];
-            let blocks = there.bytes.len() as u64 / BLOCK;
-            if blocks == 0 {
-                continue;
-            }
-            let block = self.dice.below(blocks);
-            overlay.writes.push((*number, block));
-            // Known before it may be on the media.
-            self.overlay = Some(overlay.clone());
-            let fill = vec![overlay.writes.len() as u8; BLOCK as usize];
-            let payload = Payload::new(block * BLOCK, fill.into()).map_err(said)?;
-            session.write(NOW, disk(*number), payload).map_err(said)?;
-        }
-        session.flush(NOW).map_err(said)?;
-        self.belief.flushed = overlay.writes.len();
-        self.note();
-        self.did("session");
-        if self.dice.below(2) == 0 { session.close(NOW).map_err(said) } else { Ok(()) }
-    }
-
-    pub(super) fn open_session(&mut self, overlay: &Overlay) -> Outcome<Session> {
-        let moment = self.replica()?.view(overlay.info.parent, overlay.info.fork).map_err(said)?;
-        let (compression, keys) = (Compression::None, self.rig.keys.of_stores());
-        let options = SessionOptions { moment, keep_free_bytes: 0, compression, keys };
-        let store = self.rig.storage.sub(OVERLAY).map_err(said)?;
-        Session::open(&store, options, self.ids(), NOW).map_err(said)
-    }
-
-    fn grow(&mut self) -> Outcome<()> {
-        let complete = self.past.at(Lsn(u64::MAX)).into_iter().find(|(_, disk)| disk.complete);
-        let Some((number, then)) = complete else { return Ok(()) };
-        let from = then.bytes.len() as u64;
-        let to = from + (1 + self.dice.below(20)) * SECTOR;
-        self.rig.writer.edit(|manifest| manifest.resizing.push(ResizeInfo { disk: disk(number), size: to }));
-        self.settle()?;
-        self.source.note(RecordKind::Resize, Some(number), Note::Resize { from, to });
-        self.log(What::Resize(number, to));
-        self.flush()?;
-        self.rig.writer.edit(|manifest| {
-            manifest.resizing.clear();
-            manifest.disks.iter_mut().filter(|info| info.id == disk(number)).for_each(|info| info.size = to);
-        });
-        self.did("grown");
-        self.settle()
-    }
-
-    /// The first copy of a disk.
-    fn copy(&mut self, number: u16, content: &[u8], lsn: Lsn) -> Outcome<BaseInfo> {
-        let storage = Arc::clone(&self.rig.storage);
-        let (replica, size) = (self.rig.writer.manifest().replica, content.len() as u64);
-        let mut copy = BaseWriter::create(storage.as_ref(), replica, disk(number), size).map_err(said)?;
-        if self.rig.at_rest.key.is_some() {
-            copy = copy.at_rest(&self.rig.keys).map_err(said)?;
-        }
-        copy.data(content, lsn).map_err(said)?;
-        Ok(copy.finish(storage.as_ref(), lsn).map_err(said)?.named(Lsn::ZERO))
-    }
-
-    /// A disk joins and is copied, or one that a power cut met in the midst of that is copied anew.
-    fn add(&mut self) -> Outcome<()> {
-        self.flush()?;
-        let now = self.past.at(Lsn(u64::MAX));
-        let number = match now.iter().find(|(_, disk)| !disk.complete) {
-            Some((number, _)) => *number,
-            None => {
-                if now.len() > 3 {
-                    return Ok(());
-                }
-                let number = self.rig.writer.manifest().free_disk().ok_or("no number is free")?.get();
-                let blocks = 2 + self.dice.below(6);
-                let content = Arc::new(content(&mut self.dice, blocks * BLOCK + SECTOR));
-                let (size, added) = (content.len() as u64, self.source.lsn.next());
-                self.rig.writer.edit(|manifest| manifest.disks.push(info(number, size, added, None)));
-                self.settle()?;
-                let note = Note::DiskAdded { name: format!("disk{number}"), size };
-                self.source.note(RecordKind::DiskAdded, Some(number), note);
-                self.log(What::Joined(number, content));
-                number
-            }
-        };
-        let (from, reason) = (self.source.lsn, ResyncReason::Seeding);
-        self.source.note(RecordKind::ResyncBegin, Some(number), Note::ResyncBegin { from, reason });
-        self.log(What::Nothing);
-        self.flush()?;
-        let content = self.past.at(Lsn(u64::MAX)).remove(&number).ok_or("it is there")?.bytes;
-        let base = self.copy(number, &content, self.source.lsn)?;
-        self.rig.writer.edit(|manifest| {
-            manifest.disks.iter_mut().filter(|info| info.id == disk(number)).for_each(|info| info.base = Some(base));
-        });
-        self.settle()?;
-        let note = Note::ResyncEnd { bytes_read: 0, bytes_changed: 0 };
-        self.source.note(RecordKind::ResyncEnd, Some(number), note);
-        self.log(What::Complete(number));
-        self.did("added");
-        self.flush()
-    }
-
-    fn remove(&mut self) -> Outcome<()> {
-        let sizes = self.sizes();
-        if sizes.len() < 2 {
-            return Ok(());
-        }
-        let number = sizes[self.dice.below(sizes.len() as u64) as usize].0;
-        let (extent, zero) = (Extent::new(0, 0), (Lsn(0), WallTime(0)));
-        let part = cdp_core::frame::Part::plain(RecordKind::DiskRemoved, Some(disk(number)), extent, zero.0, zero.1);
-        let lsn = self.source.plain(part);
-        self.log(What::Gone(number));
-        self.flush()?;
-        self.rig.writer.edit(|manifest| {
-            let gone = manifest.disks.iter_mut().filter(|info| info.id == disk(number));
-            gone.for_each(|info| info.removed = Some(lsn));
-        });
-        self.did("removed");
-        self.settle()
-    }
-}
-
-fn info(number: u16, size: u64, added: Lsn, base: Option<BaseInfo>) -> DiskInfo {
-    let (name, source) = (format!("disk{number}"), String::new());
-    DiskInfo { id: disk(number), name, size, source, added, removed: None, stopped: None, base }
 }

@@ -2,7 +2,6 @@
 
 use super::{enumerate, tell};
 use cdp_core::mistakes::{Mistake, make};
-use std::time::Instant;
 
 /// Lives that are told, at most, and every so many changes of each are looked at, in so many ways.
 const LIVES: u64 = 12;
@@ -25,9 +24,8 @@ fn caught(mistake: Mistake) -> Option<String> {
 }
 
 fn is_caught(mistake: Mistake) {
-    let began = Instant::now();
     let why = caught(mistake);
-    println!("{mistake:?}, after {} ms: {}", began.elapsed().as_millis(), why.as_deref().unwrap_or("nothing"));
+    println!("{mistake:?} is caught: {}", why.as_deref().unwrap_or("no"));
     assert!(why.is_some(), "{mistake:?} goes unnoticed");
 }
 
