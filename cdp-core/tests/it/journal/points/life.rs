@@ -188,6 +188,7 @@ impl Life {
         let next = timeline(last.map_or(1, |(_, number)| number + 1) as u8);
         life.source.fork(next, durable);
         life.begin(last.map(|(id, _)| id), durable)?;
+        life.end_copies();
         Ok(life)
     }
 
@@ -205,6 +206,20 @@ impl Life {
         });
         self.settle()?;
         remove_bases(self.rig.storage.as_ref(), self.rig.writer.manifest()).map_err(said)
+    }
+
+    /// A disk whose base is named is complete: the record that says so may be lost, and is written again.
+    fn end_copies(&mut self) {
+        let copied =
+            |number: u16| self.rig.writer.manifest().disk(disk(number)).is_some_and(|info| info.base.is_some());
+        let now = self.past.at(Lsn(u64::MAX)).into_iter();
+        let ended: Vec<_> =
+            now.filter(|(number, then)| !then.complete && copied(*number)).map(|(number, _)| number).collect();
+        for number in ended {
+            let note = Note::ResyncEnd { bytes_read: 0, bytes_changed: 0 };
+            self.source.note(RecordKind::ResyncEnd, Some(number), note);
+            self.log(What::Complete(number));
+        }
     }
 
     /// A timeline of its own.
