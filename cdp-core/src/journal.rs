@@ -53,6 +53,7 @@ pub use manifest::{
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};
+pub(crate) use recover::look_through;
 pub use recover::{
     Damage, Looked, OpenError, Opened, Repair, create, look, look_with, open, open_with, read_manifest, rewrap,
 };

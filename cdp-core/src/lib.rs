@@ -18,6 +18,10 @@ pub mod frame;
 pub mod fuzz;
 pub mod journal;
 pub mod media;
+#[cfg(feature = "mistakes")]
+pub mod mistakes;
+#[cfg(not(feature = "mistakes"))]
+mod mistakes;
 pub mod policy;
 pub mod replica;
 #[cfg(feature = "sim")]

@@ -1,5 +1,6 @@
 //! What is done about each segment at a start: a pure function of facts, so that every combination can be tested.
 
+use crate::mistakes::{self, Mistake};
 use crate::types::Lsn;
 
 /// What was found of one segment that the manifest names, in order of their numbers.
@@ -86,7 +87,8 @@ pub(super) fn decide(facts: &[Facts], floor: Lsn, witness: Lsn) -> Result<Plan, 
             }
             Facts::Unsealed { there, connects, frames, last, whole, torn, witness } => {
                 acknowledged = acknowledged.max(witness);
-                let follows = there && connects && frames && broken.is_none();
+                let passes = mistakes::is(Mistake::GapsPassed);
+                let follows = there && frames && (connects && broken.is_none() || passes);
                 if follows {
                     (plan.whole, plan.last) = (plan.whole.max(whole), plan.last.max(last));
                 }

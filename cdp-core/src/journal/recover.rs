@@ -308,9 +308,28 @@ pub fn look_with(
     witness: Option<Lsn>,
     holder: &KeyHolder,
 ) -> Result<Looked, OpenError> {
+    look_at(storage, directory, witness, holder, Depth::Heads)
+}
+
+/// The same for a store whose owner may have been stopped by a power cut and has not opened it since: a frame counts only if every
+/// byte of it is right. What was being written then is not damage.
+///
+/// # Errors
+/// As [`look_with`].
+pub(crate) fn look_through(storage: &dyn Storage, directory: &str, holder: &KeyHolder) -> Result<Looked, OpenError> {
+    look_at(storage, directory, None, holder, Depth::Stored)
+}
+
+fn look_at(
+    storage: &dyn Storage,
+    directory: &str,
+    witness: Option<Lsn>,
+    holder: &KeyHolder,
+    depth: Depth,
+) -> Result<Looked, OpenError> {
     let manifest = read_manifest(storage)?;
     let keys = unlock(storage, &manifest, holder)?;
-    let found = examine(storage, directory, &manifest, &keys, Depth::Heads)?;
+    let found = examine(storage, directory, &manifest, &keys, depth)?;
     let facts: Vec<_> = found.iter().map(|found| found.facts).collect();
     let acknowledged = manifest.durable.max(witness.unwrap_or(Lsn::ZERO));
     let loss = decide(&facts, manifest.floor, acknowledged).err();

@@ -15,8 +15,10 @@ use std::sync::Arc;
 /// How much is verified.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Depth {
-    /// Every stored byte.
+    /// Every stored byte, by who seals what is whole and so has to have the key.
     Bodies,
+    /// Every stored byte, with or without the key.
+    Stored,
     /// Heads only: for readers of a journal that its owner is writing.
     Heads,
 }
@@ -171,7 +173,7 @@ impl Scan {
         let body = &bytes[envelope.body_at() as usize..];
         let failed = |source| ReadError::Frame { segment: number, offset, source };
         let key = at_rest.check(&head).map_err(failed)?;
-        if depth == Depth::Bodies {
+        if depth != Depth::Heads {
             check_chunks(&head, body).map_err(failed)?;
         }
         let new_epoch = epoch != Some(head.info.epoch);

@@ -29,6 +29,7 @@ use super::manifest::{Generation, Manifest, SegmentState, TimelineInfo, Timeline
 use super::snapshot::{SegmentView, Snapshot};
 use crate::frame::{EncodedFrame, FrameError};
 use crate::media::{MediaError, Operation};
+use crate::mistakes::{self, Mistake};
 use crate::trust::Keyring;
 use crate::types::{DurableLsn, Lsn, MonoTime, SegmentId, Timeline};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -359,8 +360,9 @@ impl Writer {
         Arc::make_mut(&mut self.sealed).retain(|segment| !gone.contains(&segment.number));
         let runs = self.drop_empty_runs();
         let generation = self.catalog.touch(&mut self.manifest);
+        let removed_at = if mistakes::is(Mistake::SegmentsRemovedEarly) { Generation(0) } else { generation };
         for number in gone {
-            self.remove_later(generation, number);
+            self.remove_later(removed_at, number);
         }
         runs.into_iter().for_each(|name| self.catalog.remove_at(generation, name));
         generation
@@ -433,6 +435,9 @@ impl Writer {
         }
         match purpose {
             Purpose::Frame(sequence) => self.frame_written(sequence),
+            Purpose::CommitSync { segment, .. } if mistakes::is(Mistake::SyncCoversMore) => {
+                self.commit.synced(segment, self.commit.shown());
+            }
             Purpose::CommitSync { segment, covers } => self.commit.synced(segment, covers),
             Purpose::Prepare => self.prepare_completed(),
             Purpose::Seal(number) => self.seal_completed(number),

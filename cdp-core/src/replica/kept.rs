@@ -12,7 +12,7 @@ use super::{Bases, ReplicaError, ReplicaView};
 use crate::frame::{Compression, Payload};
 use crate::journal::{
     IdSource, KeptInfo, Manifest, OpenError, Origin, PathElement, Reader, TimelineInfo, TimelineRole, TimelineState,
-    look_with,
+    look_through,
 };
 use crate::media::{MediaError, Storage};
 use crate::trust::Keyring;
@@ -112,7 +112,8 @@ pub fn path(
     let (mut path, holder) = (Vec::new(), keys.of_stores());
     for info in kept.iter().rev().take_while(|info| info.number >= number) {
         let store = storage.sub(&directory(info.number))?;
-        let looked = look_with(store.as_ref(), "", None, &holder)?;
+        // The newest may have been written to when the power went: what is torn there is still whole in the base.
+        let looked = look_through(store.as_ref(), "", &holder)?;
         if let Some(damage) = looked.damage {
             return Err(OpenError::Damaged(Box::new(damage)).into());
         }

@@ -23,6 +23,7 @@ use super::view::Bases;
 use crate::frame::Note;
 use crate::journal::{BaseInfo, DiskInfo, Manifest, Origin, PathElement, ReadError, StampedMoment, View};
 use crate::media::{File, MediaError, Storage};
+use crate::mistakes::{self, Mistake};
 use crate::trust::{BlockPlace, BlockSealer};
 use crate::types::{BLOCK, DiskId, Extent, Lsn, Now, ReplicaId, SECTOR};
 use std::collections::{BTreeMap, VecDeque};
@@ -293,12 +294,15 @@ impl Merge {
                 }
             }
         }
-        if let Some(kept) = self.kept.as_ref().filter(|_| batch.bytes > 0) {
+        let flushes = batch.bytes > 0 && !mistakes::is(Mistake::KeptNotFlushed);
+        if let Some(kept) = self.kept.as_ref().filter(|_| flushes) {
             kept.flush(now)?;
         }
         if !batch.rests.is_empty() {
             self.rests.write_all_at(self.rests_bytes, &batch.rests)?;
-            self.rests.sync()?;
+            if !mistakes::is(Mistake::RestsNotSynced) {
+                self.rests.sync()?;
+            }
             self.rests_bytes += batch.rests.len() as u64;
         }
         work.write(batch)?;
@@ -319,8 +323,10 @@ impl Merge {
         }
         let mut bases = Vec::new();
         for work in &self.done {
-            work.image.sync()?;
-            work.sidecar.sync()?;
+            if !mistakes::is(Mistake::BasesNotSynced) {
+                work.image.sync()?;
+                work.sidecar.sync()?;
+            }
             let generation = work.base.root().generation + 1;
             let root = base::write_table(
                 self.storage.as_ref(),
@@ -475,6 +481,7 @@ impl Work {
         for mut page in batch.pages {
             let number = page.number();
             let slot = match self.base.digests().get(number as usize) {
+                Some(PageDigest::Crc(slot, _)) if mistakes::is(Mistake::PagesInPlace) => *slot,
                 Some(PageDigest::Crc(slot, _)) => slot.other(),
                 _ => Slot::First,
             };

@@ -3,7 +3,11 @@
 //! What a power cut leaves: of each file any subset of the sectors written since its last sync (a torn sector too, which
 //! holds a first part of the new bytes), any of the lengths it had since, and any subset of the names made, changed and
 //! removed since the directory's last sync. What was synced stays. The same seed leaves the same.
+//!
+//! Either the power goes at one change ([`SimDisk::cut_at`]), or the disk remembers itself after every change
+//! ([`SimDisk::remember`]) and one life is told once for all the cuts that it may meet ([`SimDisk::past`]).
 
+use super::content::Content;
 use crate::media::{File, MediaError, MediaErrorKind, Operation, Result, Storage};
 use crate::types::{Extent, SECTOR};
 use std::collections::BTreeMap;
@@ -24,7 +28,7 @@ pub enum Survival {
 /// A change of a file that was not synced.
 #[derive(Clone, Debug)]
 enum Change {
-    Write { offset: u64, bytes: Vec<u8> },
+    Write { offset: u64, bytes: Arc<[u8]> },
     Length(u64),
     Punch(Extent),
 }
@@ -32,9 +36,9 @@ enum Change {
 #[derive(Clone, Debug, Default)]
 struct Inode {
     /// As the running system sees it.
-    live: Vec<u8>,
+    live: Content,
     /// As it was at the last sync.
-    synced: Vec<u8>,
+    synced: Content,
     changes: Vec<Change>,
 }
 
@@ -46,15 +50,23 @@ enum Naming {
     Renamed { from: String, to: String, inode: usize },
 }
 
+/// Files and names; copies share what they have in common.
 #[derive(Clone, Debug, Default)]
-struct State {
-    inodes: Vec<Inode>,
+struct Media {
+    inodes: Vec<Arc<Inode>>,
     live: BTreeMap<String, usize>,
     synced: BTreeMap<String, usize>,
     namings: Vec<Naming>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    media: Media,
     effects: u64,
     cut_at: Option<u64>,
     trace: u64,
+    /// As it was before and after each change since it was asked to remember; whoever asks bounds its life.
+    past: Option<Vec<Media>>,
 }
 
 /// A simulated directory. Clones share it.
@@ -100,26 +112,44 @@ impl SimDisk {
         self.state().trace
     }
 
+    /// A number that is the same for the same files with the same bytes, synced or not.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let media = &self.state().media;
+        let mut hasher = blake3::Hasher::new();
+        for (name, inode) in &media.live {
+            hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
+            media.inodes[*inode].live.hash(&mut hasher);
+        }
+        let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
     /// What is found when the power comes back.
     #[must_use]
     pub fn after_cut(&self, survival: Survival) -> SimDisk {
-        let mut state = self.state().clone();
-        let mut dice = Dice { survival, state: if let Survival::Some(seed) = survival { seed } else { 0 } };
-        let mut names = state.synced.clone();
-        for naming in std::mem::take(&mut state.namings) {
-            if dice.survives() {
-                rename(&mut names, &naming);
-            }
-        }
-        for inode in &mut state.inodes {
-            let changes = std::mem::take(&mut inode.changes);
-            let mut bytes = std::mem::take(&mut inode.synced);
-            changes.iter().for_each(|change| change.survive(&mut bytes, &mut dice));
-            (inode.live, inode.synced) = (bytes.clone(), bytes);
-        }
-        (state.live, state.synced) = (names.clone(), names);
-        (state.effects, state.cut_at) = (0, None);
-        Self { state: Arc::new(Mutex::new(state)), prefix: String::new() }
+        let state = self.state();
+        state.media.clone().after_cut(survival, state.trace)
+    }
+
+    /// From now on the disk as it is after every change can be asked for.
+    pub fn remember(&self) {
+        let mut state = self.state();
+        let media = state.media.clone();
+        state.past = Some(vec![media]);
+    }
+
+    /// How many changes it remembers.
+    #[must_use]
+    pub fn remembered(&self) -> u64 {
+        self.state().past.as_ref().map_or(0, |past| past.len() as u64 - 1)
+    }
+
+    /// What is found when the power went after so many changes since [`Self::remember`]; none where it remembers no such moment.
+    #[must_use]
+    pub fn past(&self, changes: u64, survival: Survival) -> Option<SimDisk> {
+        let media = self.state().past.as_ref()?.get(changes as usize)?.clone();
+        Some(media.after_cut(survival, 0))
     }
 
     fn full(&self, name: &str) -> String {
@@ -127,7 +157,7 @@ impl SimDisk {
     }
 
     /// Counts a change; it is made by `change`, and then the power may go.
-    fn change<T>(&self, operation: Operation, name: &str, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+    fn change<T>(&self, operation: Operation, name: &str, change: impl FnOnce(&mut Media) -> Result<T>) -> Result<T> {
         let mut state = self.state();
         let cut = || MediaError::new(MediaErrorKind::Io, operation, name, 0, "the power is gone");
         if state.cut_at.is_some_and(|at| state.effects >= at) {
@@ -141,8 +171,42 @@ impl SimDisk {
         if last && matches!(operation, Operation::Sync | Operation::SyncDir) {
             return Err(cut());
         }
-        let done = change(&mut state)?;
+        let done = change(&mut state.media)?;
+        let state = &mut *state;
+        if let Some(past) = &mut state.past {
+            past.push(state.media.clone());
+        }
         if last { Err(cut()) } else { Ok(done) }
+    }
+}
+
+impl Media {
+    fn after_cut(mut self, survival: Survival, trace: u64) -> SimDisk {
+        let mut dice = Dice { survival, state: if let Survival::Some(seed) = survival { seed } else { 0 } };
+        let mut names = self.synced;
+        for naming in &self.namings {
+            if dice.survives() {
+                rename(&mut names, naming);
+            }
+        }
+        for inode in &mut self.inodes {
+            if inode.changes.is_empty() {
+                continue;
+            }
+            let mut bytes = inode.synced.clone();
+            inode.changes.iter().for_each(|change| change.survive(&mut bytes, &mut dice));
+            *inode = Arc::new(Inode { live: bytes.clone(), synced: bytes, changes: Vec::new() });
+        }
+        // What has no name any more is gone.
+        let inodes = names.values().map(|inode| Arc::clone(&self.inodes[*inode])).collect();
+        let names: BTreeMap<_, _> = names.into_keys().zip(0..).collect();
+        let media = Media { inodes, live: names.clone(), synced: names, namings: Vec::new() };
+        let state = State { media, trace, ..State::default() };
+        SimDisk { state: Arc::new(Mutex::new(state)), prefix: String::new() }
+    }
+
+    fn inode(&mut self, number: usize) -> &mut Inode {
+        Arc::make_mut(&mut self.inodes[number])
     }
 }
 
@@ -176,19 +240,15 @@ impl Dice {
 }
 
 impl Change {
-    fn apply(&self, bytes: &mut Vec<u8>) {
+    fn apply(&self, bytes: &mut Content) {
         match self {
-            Self::Write { offset, bytes: data } => put(bytes, *offset, data),
-            Self::Length(length) => bytes.resize(*length as usize, 0),
-            Self::Punch(range) => {
-                let end = (range.end() as usize).min(bytes.len());
-                let start = (range.offset as usize).min(end);
-                bytes[start..end].fill(0);
-            }
+            Self::Write { offset, bytes: data } => bytes.write(*offset, data),
+            Self::Length(length) => bytes.set_len(*length),
+            Self::Punch(range) => bytes.punch(*range),
         }
     }
 
-    fn survive(&self, bytes: &mut Vec<u8>, dice: &mut Dice) {
+    fn survive(&self, bytes: &mut Content, dice: &mut Dice) {
         let Self::Write { offset, bytes: data } = self else {
             if dice.survives() {
                 self.apply(bytes);
@@ -196,25 +256,17 @@ impl Change {
             return;
         };
         let mut at = *offset;
-        let mut rest = data.as_slice();
+        let mut rest = &data[..];
         while !rest.is_empty() {
             let count = ((SECTOR - at % SECTOR) as usize).min(rest.len());
             let arrives = dice.arrives(count);
             if arrives > 0 {
-                put(bytes, at, &rest[..arrives]);
+                bytes.write(at, &rest[..arrives]);
             }
             at += count as u64;
             rest = &rest[count..];
         }
     }
-}
-
-fn put(bytes: &mut Vec<u8>, offset: u64, data: &[u8]) {
-    let end = offset as usize + data.len();
-    if bytes.len() < end {
-        bytes.resize(end, 0);
-    }
-    bytes[offset as usize..end].copy_from_slice(data);
 }
 
 fn rename(names: &mut BTreeMap<String, usize>, naming: &Naming) {
@@ -243,14 +295,14 @@ fn error(kind: MediaErrorKind, operation: Operation, name: &str) -> MediaError {
 impl Storage for SimDisk {
     fn create(&self, name: &str) -> Result<Arc<dyn File>> {
         let name = self.full(name);
-        let inode = self.change(Operation::Create, &name, |state| {
-            if state.live.contains_key(&name) {
+        let inode = self.change(Operation::Create, &name, |media| {
+            if media.live.contains_key(&name) {
                 return Err(error(MediaErrorKind::Exists, Operation::Create, &name));
             }
-            state.inodes.push(Inode::default());
-            let inode = state.inodes.len() - 1;
-            state.live.insert(name.clone(), inode);
-            state.namings.push(Naming::Made { name: name.clone(), inode });
+            media.inodes.push(Arc::default());
+            let inode = media.inodes.len() - 1;
+            media.live.insert(name.clone(), inode);
+            media.namings.push(Naming::Made { name: name.clone(), inode });
             Ok(inode)
         })?;
         Ok(Arc::new(SimFile { disk: self.clone(), inode, name }))
@@ -258,46 +310,46 @@ impl Storage for SimDisk {
 
     fn open(&self, name: &str, _write: bool) -> Result<Arc<dyn File>> {
         let name = self.full(name);
-        let found = self.state().live.get(&name).copied();
+        let found = self.state().media.live.get(&name).copied();
         let inode = found.ok_or_else(|| error(MediaErrorKind::NotFound, Operation::Open, &name))?;
         Ok(Arc::new(SimFile { disk: self.clone(), inode, name }))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
         let (from, to) = (self.full(from), self.full(to));
-        self.change(Operation::Rename, &from, |state| {
-            let inode = state.live.get(&from).copied();
+        self.change(Operation::Rename, &from, |media| {
+            let inode = media.live.get(&from).copied();
             let inode = inode.ok_or_else(|| error(MediaErrorKind::NotFound, Operation::Rename, &from))?;
             let naming = Naming::Renamed { from: from.clone(), to, inode };
-            rename(&mut state.live, &naming);
-            state.namings.push(naming);
+            rename(&mut media.live, &naming);
+            media.namings.push(naming);
             Ok(())
         })
     }
 
     fn remove(&self, name: &str) -> Result<()> {
         let name = self.full(name);
-        if !self.state().live.contains_key(&name) {
+        if !self.state().media.live.contains_key(&name) {
             return Err(error(MediaErrorKind::NotFound, Operation::Remove, &name));
         }
-        self.change(Operation::Remove, &name, |state| {
+        self.change(Operation::Remove, &name, |media| {
             let naming = Naming::Removed { name: name.clone() };
-            rename(&mut state.live, &naming);
-            state.namings.push(naming);
+            rename(&mut media.live, &naming);
+            media.namings.push(naming);
             Ok(())
         })
     }
 
     fn sync_dir(&self, name: &str) -> Result<()> {
         let directory = self.full(name);
-        self.change(Operation::SyncDir, &directory, |state| {
+        self.change(Operation::SyncDir, &directory, |media| {
             let here = |naming: &Naming| match naming {
                 Naming::Made { name, .. } | Naming::Removed { name } => parent(name) == directory,
                 Naming::Renamed { to, .. } => parent(to) == directory,
             };
-            let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut state.namings).into_iter().partition(here);
-            now.iter().for_each(|naming| rename(&mut state.synced, naming));
-            state.namings = later;
+            let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut media.namings).into_iter().partition(here);
+            now.iter().for_each(|naming| rename(&mut media.synced, naming));
+            media.namings = later;
             Ok(())
         })
     }
@@ -310,7 +362,7 @@ impl Storage for SimDisk {
         let directory = self.full(name);
         let prefix = if directory.is_empty() { directory } else { directory + "/" };
         let state = self.state();
-        let below = state.live.keys().filter_map(|path| path.strip_prefix(&prefix));
+        let below = state.media.live.keys().filter_map(|path| path.strip_prefix(&prefix));
         let mut names: Vec<_> = below.map(|rest| rest.split('/').next().unwrap_or(rest).to_owned()).collect();
         names.dedup();
         Ok(names)
@@ -338,8 +390,8 @@ struct SimFile {
 
 impl SimFile {
     fn change(&self, operation: Operation, change: Change) -> Result<()> {
-        self.disk.change(operation, &self.name, |state| {
-            let inode = &mut state.inodes[self.inode];
+        self.disk.change(operation, &self.name, |media| {
+            let inode = media.inode(self.inode);
             change.apply(&mut inode.live);
             inode.changes.push(change);
             Ok(())
@@ -350,25 +402,23 @@ impl SimFile {
 impl File for SimFile {
     fn read_vectored_at(&self, offset: u64, out: &mut [IoSliceMut<'_>]) -> Result<usize> {
         let state = self.disk.state();
-        let bytes = &state.inodes[self.inode].live;
-        let mut at = (offset as usize).min(bytes.len());
+        let bytes = &state.media.inodes[self.inode].live;
+        let mut at = offset;
         for buffer in out {
-            let count = buffer.len().min(bytes.len() - at);
-            buffer[..count].copy_from_slice(&bytes[at..at + count]);
-            at += count;
+            at += bytes.read(at, buffer) as u64;
         }
-        Ok(at.saturating_sub(offset as usize))
+        Ok((at - offset) as usize)
     }
 
     fn write_vectored_at(&self, offset: u64, data: &[IoSlice<'_>]) -> Result<()> {
         let mut bytes = Vec::with_capacity(data.iter().map(|slice| slice.len()).sum());
         data.iter().for_each(|slice| bytes.extend_from_slice(slice));
-        self.change(Operation::Write, Change::Write { offset, bytes })
+        self.change(Operation::Write, Change::Write { offset, bytes: bytes.into() })
     }
 
     fn sync(&self) -> Result<()> {
-        self.disk.change(Operation::Sync, &self.name, |state| {
-            let inode = &mut state.inodes[self.inode];
+        self.disk.change(Operation::Sync, &self.name, |media| {
+            let inode = media.inode(self.inode);
             let changes = std::mem::take(&mut inode.changes);
             changes.iter().for_each(|change| change.apply(&mut inode.synced));
             Ok(())
@@ -376,7 +426,7 @@ impl File for SimFile {
     }
 
     fn len(&self) -> Result<u64> {
-        Ok(self.disk.state().inodes[self.inode].live.len() as u64)
+        Ok(self.disk.state().media.inodes[self.inode].live.len())
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
@@ -396,8 +446,7 @@ impl File for SimFile {
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<Extent>> {
-        let length = self.len()?;
-        Ok((offset < length).then(|| Extent::new(offset, length - offset)))
+        Ok(self.disk.state().media.inodes[self.inode].live.next_data(offset))
     }
 
     fn path(&self) -> &str {

@@ -2,6 +2,7 @@
 
 use super::keyring::Keyring;
 use super::wrap::{KeyError, NewKey, Wrap, WrappedKey, WrappingKey};
+use crate::mistakes::{self, Mistake};
 use crate::types::{ReplicaId, WallTime};
 use std::sync::Arc;
 
@@ -58,6 +59,9 @@ impl KeyHolder {
         let mut key = [0; 32];
         key[..16].copy_from_slice(&random());
         key[16..].copy_from_slice(&random());
+        if mistakes::is(Mistake::KeyUsedAgain) {
+            key = [0; 32];
+        }
         Some(wrapping.new_key(replica, key, Wrap { salt: random(), created }))
     }
 

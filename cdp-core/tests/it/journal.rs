@@ -14,6 +14,7 @@ mod levels;
 mod levels_crash;
 mod life;
 mod model;
+mod points;
 mod resealed;
 mod retention;
 mod room;

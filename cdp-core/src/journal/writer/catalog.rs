@@ -4,6 +4,7 @@ use super::{Effect, Purpose, Writer};
 use crate::journal::effect::FileId;
 use crate::journal::manifest::{Generation, MANIFEST_NAME, MANIFEST_TMP, Manifest, segment_name};
 use crate::media;
+use crate::mistakes::{self, Mistake};
 use crate::types::MonoTime;
 
 /// How far the manifest that is being written is. Each step is issued when the one before is through.
@@ -115,6 +116,9 @@ impl Writer {
             Step::Creating(file) => {
                 let data = vec![self.catalog.bytes.clone()];
                 (Step::Writing(file), Effect::Write { file, offset: 0, data })
+            }
+            Step::Writing(file) if mistakes::is(Mistake::ManifestNotSynced) => {
+                (Step::Syncing(file), Effect::Close { file })
             }
             Step::Writing(file) => (Step::Syncing(file), Effect::Sync { file }),
             Step::Syncing(file) => (Step::Closing, Effect::Close { file }),

@@ -10,6 +10,7 @@ use crate::journal::layout::{ENVELOPE_BYTES, Envelope, FRAMES_AT, OPENING_AT, Op
 use crate::journal::manifest::{Generation, SegmentInfo, SegmentState, segment_name};
 use crate::journal::snapshot::SegmentView;
 use crate::media;
+use crate::mistakes::{self, Mistake};
 use crate::trust::{FileKey, TAG_BYTES};
 use crate::types::{ClockEpoch, GroupId, Lsn, MonoTime, SECTOR, SegmentId, Timeline};
 use bytes::Bytes;
@@ -418,7 +419,8 @@ impl Writer {
             SealStep::Writing => (SealStep::Cutting, Effect::SetLength { file, length: summary.file_bytes }),
             SealStep::Cutting => {
                 sealing.covers = shown;
-                (SealStep::Syncing, Effect::Sync { file })
+                let syncs = !mistakes::is(Mistake::FooterNotSynced);
+                (SealStep::Syncing, if syncs { Effect::Sync { file } } else { Effect::Close { file } })
             }
             SealStep::Syncing => {
                 let covers = sealing.covers;

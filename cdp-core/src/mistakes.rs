@@ -1,0 +1,52 @@
+//! Deliberate faults, for tests of the tests: behind the feature `mistakes`, a thread can be told to do one thing wrong, and the crash
+//! tests have to notice. Without the feature every question is answered at compile time.
+
+#![cfg_attr(not(feature = "mistakes"), allow(unreachable_pub, reason = "only tests make mistakes"))]
+
+/// A fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mistake {
+    /// A merge changes blocks of a base before the kept moment's copies of them are durable.
+    KeptNotFlushed,
+    /// What stays of blocks that are changed in parts is not synced before they are changed.
+    RestsNotSynced,
+    /// A merge writes pages of checksums to the place that is in use.
+    PagesInPlace,
+    /// The manifest names bases whose images and checksums were not synced.
+    BasesNotSynced,
+    /// Segments are removed before the manifest without them is durable.
+    SegmentsRemovedEarly,
+    /// A segment counts as sealed before its footer is synced.
+    FooterNotSynced,
+    /// A manifest is renamed over the old one before it is synced.
+    ManifestNotSynced,
+    /// A sync is taken to cover what was written while it was under way.
+    SyncCoversMore,
+    /// A start keeps segments behind a gap.
+    GapsPassed,
+    /// A start seals with a key that was used, counting nonces from zero again.
+    KeyUsedAgain,
+    /// An index run is named before it is synced.
+    RunNotSynced,
+}
+
+#[cfg(feature = "mistakes")]
+std::thread_local! {
+    static MADE: std::cell::Cell<Option<Mistake>> = const { std::cell::Cell::new(None) };
+}
+
+/// From now on this thread makes this mistake, or none.
+#[cfg(feature = "mistakes")]
+pub fn make(mistake: Option<Mistake>) {
+    MADE.set(mistake);
+}
+
+#[cfg(feature = "mistakes")]
+pub(crate) fn is(mistake: Mistake) -> bool {
+    MADE.get() == Some(mistake)
+}
+
+#[cfg(not(feature = "mistakes"))]
+pub(crate) const fn is(_: Mistake) -> bool {
+    false
+}
