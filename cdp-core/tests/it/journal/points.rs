@@ -262,7 +262,7 @@ fn enumerate(told: &Told, ways: u64, (first, stride): (u64, usize)) -> Outcome<u
 #[allow(clippy::disallowed_methods, reason = "how long it took is told")]
 fn a_power_cut_after_any_change_of_any_life_costs_nothing_that_was_told() {
     let number = |name: &str, usual| std::env::var(name).map_or(usual, |text| text.parse().expect("a number"));
-    let (wanted, first) = (number("CDP_CRASH_POINTS", 300), number("CDP_CRASH_FIRST", 0));
+    let (wanted, first) = (number("CDP_CRASH_POINTS", 500), number("CDP_CRASH_FIRST", 0));
     let (began, next, points) = (Instant::now(), AtomicU64::new(first), AtomicU64::new(0));
     let (done, wrong) = (Mutex::new(BTreeMap::new()), Mutex::new(Vec::new()));
     // A few points of each of some lives, where not all are wanted.
@@ -292,7 +292,8 @@ fn a_power_cut_after_any_change_of_any_life_costs_nothing_that_was_told() {
     let all =
         ["sealed", "index merged", "merged", "kept", "released", "session", "grown", "added", "removed", "rotated"];
     let missing: Vec<_> = all.into_iter().filter(|what| !done.contains_key(what)).collect();
-    assert!(missing.is_empty(), "{missing:?} never happened: {done:?}");
+    // A few lives need not have everything.
+    assert!(next - first < 16 || missing.is_empty(), "{missing:?} never happened: {done:?}");
 }
 
 #[test]
