@@ -65,6 +65,10 @@ impl Host {
         let _working = lock(&self.retained.working);
         self.release()?;
         while let Some(plan) = self.next_merge(at_once)? {
+            self.make_store(&plan)?;
+            if !self.settle(&plan) {
+                continue;
+            }
             match self.merge(&plan, pace) {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
@@ -86,35 +90,47 @@ impl Host {
     }
 
     fn next_merge(&self, at_once: bool) -> Result<Option<Plan>, Problem> {
-        // Who wants to hold a moment waits until it is decided, and finds what is left.
-        let planning = self.holds.plan();
-        let plan = {
-            let replica = self.replica();
-            if let Some(to) = replica.manifest().merge {
-                return Ok(Some(Plan { to, keep: None, begun: true, reason: None }));
-            }
-            let Some(due) = due(&replica, at_once) else { return Ok(None) };
-            let plan = plan(&replica, &Self::held(&replica, planning.held()), due);
-            plan.map_err(|error| document::unreadable(&error))?
-        };
-        if let Some(plan) = &plan {
-            let mut replica = self.replica_mut();
-            let kept: Vec<_> = replica.manifest().kept.iter().chain(&plan.keep).cloned().collect();
-            replica.catalogue_mut().begin_at(Some(&plan.to), &kept);
+        let readers = self.holds.plan().held();
+        let replica = self.replica();
+        if let Some(to) = replica.manifest().merge {
+            return Ok(Some(Plan { to, keep: None, begun: true, reason: None }));
         }
-        Ok(plan)
+        let Some(due) = due(&replica, at_once) else { return Ok(None) };
+        plan(&replica, &Self::held(&replica, readers), due).map_err(|error| document::unreadable(&error))
+    }
+
+    /// Makes the store of the moment that is to be kept: before anything is hidden, because there may be no room for it.
+    fn make_store(&self, plan: &Plan) -> Result<(), Problem> {
+        let Some(keep) = &plan.keep else { return Ok(()) };
+        let Some(timeline) = Timeline::new(identity()) else { unreachable!("an identity is never zero") };
+        let manifest = self.replica().manifest().clone();
+        kept::create(self.storage().as_ref(), &manifest, keep.number, timeline, clock::now())
+            .map_err(|error| document::unreadable(&error.into()))
+    }
+
+    /// Has nobody given a moment any more that the merge takes; whether the plan still holds. Who wants to hold a moment waits
+    /// until it is decided, and finds what is left.
+    fn settle(&self, plan: &Plan) -> bool {
+        if plan.begun {
+            return true;
+        }
+        let planning = self.holds.plan();
+        let mut replica = self.replica_mut();
+        let held = Self::held(&replica, planning.held());
+        let keep = retention::to_keep(replica.manifest(), &held, replica.catalogue());
+        let stop = retention::stop(replica.manifest(), &held, plan.to.lsn);
+        if stop != Some(plan.to.lsn) || keep != plan.keep {
+            return false;
+        }
+        let kept: Vec<_> = replica.manifest().kept.iter().chain(&plan.keep).cloned().collect();
+        replica.catalogue_mut().begin_at(Some(&plan.to), &kept);
+        true
     }
 
     /// One merge; whether it came to its end.
     fn merge(&self, plan: &Plan, pace: Pace<'_>) -> Result<bool, Problem> {
         let storage = self.storage();
         if !plan.begun {
-            let manifest = self.replica().manifest().clone();
-            if let Some(keep) = &plan.keep {
-                let Some(timeline) = Timeline::new(identity()) else { unreachable!("an identity is never zero") };
-                kept::create(storage.as_ref(), &manifest, keep.number, timeline, clock::now())
-                    .map_err(|error| document::unreadable(&error.into()))?;
-            }
             let (to, keep) = (plan.to, plan.keep.clone());
             self.change(Box::new(move |writer| retention::begin(writer, to, keep)))?;
         } else if !self.replica().keys().is_empty() {
