@@ -24,9 +24,14 @@ impl Executor {
     }
 
     /// An open file, for drivers that write and sync on threads of their own.
-    #[must_use]
-    pub fn file(&self, file: FileId) -> Option<Arc<dyn File>> {
-        self.files().get(&file).cloned()
+    ///
+    /// # Errors
+    /// When it was never opened, or is closed.
+    pub fn file(&self, file: FileId) -> Result<Arc<dyn File>, MediaError> {
+        let name = || format!("file {}", file.0);
+        let why = "it was never opened, or is closed";
+        let lost = || MediaError::new(MediaErrorKind::NotFound, Operation::Open, &name(), 0, why);
+        self.files().get(&file).cloned().ok_or_else(lost)
     }
 
     /// Carries out one effect.
@@ -38,9 +43,9 @@ impl Executor {
             Effect::Create { file, name, preallocate, keep_free, replace } => {
                 self.create(*file, name, *preallocate, *keep_free, *replace)
             }
-            Effect::Write { file, offset, data } => self.open(*file)?.write_at(*offset, data),
-            Effect::SetLength { file, length } => self.open(*file)?.set_len(*length),
-            Effect::Sync { file } => self.open(*file)?.sync(),
+            Effect::Write { file, offset, data } => self.file(*file)?.write_at(*offset, data),
+            Effect::SetLength { file, length } => self.file(*file)?.set_len(*length),
+            Effect::Sync { file } => self.file(*file)?.sync(),
             Effect::Close { file } => {
                 self.files().remove(file);
                 Ok(())
@@ -49,11 +54,6 @@ impl Executor {
             Effect::Remove { name } => self.remove(name),
             Effect::SyncDir { name } => self.storage.sync_dir(name),
         }
-    }
-
-    fn open(&self, file: FileId) -> Result<Arc<dyn File>, MediaError> {
-        let lost = || MediaError::new(MediaErrorKind::Io, Operation::Open, "", 0, "the file was never opened");
-        self.file(file).ok_or_else(lost)
     }
 
     /// Every step under this lock leaves the table whole.
