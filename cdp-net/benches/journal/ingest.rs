@@ -2,7 +2,7 @@
 
 use crate::figure::{Figure, Reach, median};
 use crate::frames::{Dice, Frames, RECORDS, WRITE, noise};
-use crate::rig::Rig;
+use crate::rig::{Kind, Rig};
 use crate::{Failure, Plan, Scratch};
 use bytes::Bytes;
 use cdp_core::frame::{Compression, EncodedFrame, Payload};
@@ -72,24 +72,29 @@ fn plain(path: &Path, pool: &Bytes, bytes: u64) -> Result<f64, Failure> {
     Ok(seconds)
 }
 
-/// `ingest-file`: MB/s of data, against `write` and `fdatasync` of the same bytes in the same cadence.
+/// `ingest-file`: MB/s of data with each driver, against `write` and `fdatasync` of the same bytes in the same cadence.
 pub(crate) fn file(plan: &Plan) -> Result<(), Failure> {
     let (pool, scratch) = (noise(POOL), Scratch::new()?);
     let payloads = captured(&pool)?;
     let rate = |seconds: f64| plan.bytes as f64 / 1e6 / seconds;
-    let (mut ours, mut limit) = (Vec::new(), Vec::new());
-    for round in 0..plan.rounds {
-        limit.push(rate(plain(&scratch.path(&format!("raw-{round}")), &pool, plan.bytes)?));
-        let path = scratch.path(&format!("replica-{round}"));
-        let storage: Arc<dyn Storage> = Arc::new(Disk::create(&path)?);
-        let mut rig = Rig::create(&storage, CADENCE)?;
-        ours.push(rate(ingest(&mut rig, &payloads, plan.bytes)?));
-        drop(rig);
-        std::fs::remove_dir_all(path)?;
+    let mut drivers = Kind::ALL.map(|kind| (kind, Vec::new()));
+    let mut limit = Vec::new();
+    for _ in 0..plan.rounds {
+        limit.push(rate(plain(&scratch.path("raw"), &pool, plan.bytes)?));
+        for (kind, rates) in &mut drivers {
+            let path = scratch.path("replica");
+            let storage: Arc<dyn Storage> = Arc::new(Disk::create(&path)?);
+            let mut rig = Rig::create(*kind, &storage, CADENCE)?;
+            rates.push(rate(ingest(&mut rig, &payloads, plan.bytes)?));
+            drop(rig);
+            std::fs::remove_dir_all(path)?;
+        }
     }
-    let conditions = [("driver", "in-order".to_owned())];
     let (id, unit, reach) = ("ingest-file", "MB/s", Reach::AtLeast(0.9));
     let limit = Some(median(&limit));
-    println!("{}", Figure { id, unit, ours: &ours, limit, reach, conditions: &conditions, conditions_hold: true });
+    for (kind, ours) in &drivers {
+        let conditions = [("driver", kind.name().to_owned())];
+        println!("{}", Figure { id, unit, ours, limit, reach, conditions: &conditions, conditions_hold: true });
+    }
     Ok(())
 }
