@@ -13,3 +13,4 @@ mod nbd_clients;
 mod overlap;
 mod protect;
 mod seeding;
+mod stopping;
