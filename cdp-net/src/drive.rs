@@ -14,8 +14,12 @@
 
 mod gather;
 mod helpers;
+#[cfg(feature = "uring")]
+mod ring;
 mod threads;
 
+#[cfg(feature = "uring")]
+pub use ring::Ring;
 pub use threads::Threads;
 
 use self::helpers::Work;
@@ -34,6 +38,9 @@ pub trait Driver: Send + fmt::Debug {
 
     /// What came of effects since the last call, in no order; never waits.
     fn take(&mut self) -> Vec<(EffectId, Outcome)>;
+
+    /// What people call it.
+    fn name(&self) -> &'static str;
 }
 
 /// Is called, on any thread, when there is something to take and there was nothing before.

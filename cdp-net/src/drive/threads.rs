@@ -4,6 +4,7 @@ use super::gather::{Append, Gather, Together};
 use super::helpers::{self, Helpers};
 use super::{Done, Driver, Files, Todo, Waker};
 use cdp_core::journal::{Effect, EffectId, Executor, Outcome};
+use cdp_core::media::MediaError;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
@@ -13,8 +14,8 @@ const WRITERS: usize = 4;
 /// Threads for writes, and threads for what else waits for a disk. Works on any storage.
 #[derive(Debug)]
 pub struct Threads {
-    files: Files,
-    done: Arc<Done>,
+    pub(super) files: Files,
+    pub(super) done: Arc<Done>,
     queue: Arc<Queue>,
     writers: Vec<JoinHandle<()>>,
     helpers: Helpers,
@@ -46,15 +47,26 @@ impl Threads {
 
 impl Driver for Threads {
     fn start(&mut self, id: EffectId, effect: Effect) {
-        match self.files.resolve(effect) {
-            Ok(Todo::Write { file, offset, data }) => self.queue.push(Append { id, file, offset, data }),
-            Ok(Todo::Other(work)) => self.helpers.push(id, work),
-            Err(error) => self.done.add([id], &Err(error)),
-        }
+        let todo = self.files.resolve(effect);
+        self.carry_out(id, todo);
     }
 
     fn take(&mut self) -> Vec<(EffectId, Outcome)> {
         self.done.take()
+    }
+
+    fn name(&self) -> &'static str {
+        "threads"
+    }
+}
+
+impl Threads {
+    pub(super) fn carry_out(&self, id: EffectId, todo: Result<Todo, MediaError>) {
+        match todo {
+            Ok(Todo::Write { file, offset, data }) => self.queue.push(Append { id, file, offset, data }),
+            Ok(Todo::Other(work)) => self.helpers.push(id, work),
+            Err(error) => self.done.add([id], &Err(error)),
+        }
     }
 }
 

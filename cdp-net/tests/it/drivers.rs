@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) enum Kind {
     InOrder,
     Threads,
+    #[cfg(feature = "uring")]
+    Ring,
 }
 
 impl Kind {
@@ -34,6 +36,14 @@ impl Kind {
         match self {
             Self::InOrder => Some(Box::new(InOrder { executor, wake, done: Vec::new() })),
             Self::Threads => Some(Box::new(Threads::start(executor, wake).unwrap())),
+            #[cfg(feature = "uring")]
+            Self::Ring => match cdp_net::drive::Ring::start(executor, wake) {
+                Ok(ring) => Some(Box::new(ring)),
+                Err(error) => {
+                    println!("skipped: the kernel gives us no io_uring: {error}");
+                    None
+                }
+            },
         }
     }
 }
@@ -43,6 +53,8 @@ macro_rules! suite {
     ($($module:ident :: $name:ident),* $(,)?) => {
         mod in_order { $(#[test] fn $name() { super::$module::$name(super::Kind::InOrder); })* }
         mod threads { $(#[test] fn $name() { super::$module::$name(super::Kind::Threads); })* }
+        #[cfg(feature = "uring")]
+        mod ring { $(#[test] fn $name() { super::$module::$name(super::Kind::Ring); })* }
     };
 }
 
@@ -62,26 +74,20 @@ suite!(
     life::a_journal_is_what_was_appended_to_it_through_stops_in_the_middle,
 );
 
-mod beside {
-    //! What only a driver that works beside its owner can do.
-
-    use super::Kind;
-
-    mod threads {
-        #[test]
-        fn a_write_and_another_sync_do_not_wait_for_a_sync() {
-            super::super::overlap::a_write_and_another_sync_do_not_wait_for_a_sync(super::Kind::Threads);
-        }
-        #[test]
-        fn a_sync_is_not_told_before_it_is_through_and_survives_a_close() {
-            super::super::overlap::a_sync_is_not_told_before_it_is_through_and_survives_a_close(super::Kind::Threads);
-        }
-        #[test]
-        fn storage_that_panics_fails_its_own_effects_only() {
-            super::super::overlap::storage_that_panics_fails_its_own_effects_only(super::Kind::Threads);
-        }
-    }
+/// What only a driver that works beside its owner can do.
+macro_rules! beside {
+    ($($name:ident),* $(,)?) => {
+        mod threads_beside { $(#[test] fn $name() { super::overlap::$name(super::Kind::Threads); })* }
+        #[cfg(feature = "uring")]
+        mod ring_beside { $(#[test] fn $name() { super::overlap::$name(super::Kind::Ring); })* }
+    };
 }
+
+beside!(
+    a_write_and_another_sync_do_not_wait_for_a_sync,
+    a_sync_is_not_told_before_it_is_through_and_survives_a_close,
+    storage_that_panics_fails_its_own_effects_only,
+);
 
 /// The in-order driver of the core, as a driver: everything is through when it was handed over.
 struct InOrder {
@@ -104,6 +110,9 @@ impl Driver for InOrder {
     }
     fn take(&mut self) -> Vec<(EffectId, Outcome)> {
         std::mem::take(&mut self.done)
+    }
+    fn name(&self) -> &'static str {
+        "in-order"
     }
 }
 
