@@ -7,6 +7,12 @@
 //! | driver | writes and syncs of files | everything else |
 //! |---|---|---|
 //! | [`Threads`] | threads that wait in system calls | the same |
+//! | `Ring`, with the feature `uring` | the kernel, by io_uring | the threads of the other one |
+//!
+//! Which one runs is the owner's [`Choice`], and [`Driver::name`] says which it was. Threads are what is chosen by itself, also where
+//! both are there: measured (`ingest-file` in `benches/journal.rs`), neither is quicker nor cheaper, because both copy what is not
+//! aligned and then wait for the same disk; and threads need nothing of the kernel that containers forbid. The ring is for machines
+//! on which threads that wait are dear.
 //!
 //! Bound: a driver keeps what it was given until it is carried out, and that is bounded by who gives it: a writer hands out
 //! [`Options::in_flight_bytes`](cdp_core::journal::Options::in_flight_bytes) of frames and a segment's largest frame at most, a
@@ -41,6 +47,31 @@ pub trait Driver: Send + fmt::Debug {
 
     /// What people call it.
     fn name(&self) -> &'static str;
+}
+
+/// Which driver is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Choice {
+    /// Threads that wait in system calls.
+    #[default]
+    Threads,
+    /// io_uring, where it was built in (the feature `uring`) and the kernel gives it to us; else threads.
+    Uring,
+}
+
+/// Starts the driver that is wanted, or threads where there is no such.
+///
+/// # Errors
+/// When the system has no threads to give.
+pub fn start(choice: Choice, executor: Executor, wake: Waker) -> std::io::Result<Box<dyn Driver>> {
+    #[cfg(feature = "uring")]
+    if choice == Choice::Uring
+        && let Ok(system) = ring::system()
+    {
+        return Ok(Box::new(Ring::on(system, executor, wake)?));
+    }
+    let _ = choice;
+    Ok(Box::new(Threads::start(executor, wake)?))
 }
 
 /// Is called, on any thread, when there is something to take and there was nothing before.

@@ -117,6 +117,7 @@ pub struct Opened {
 /// Disks that are being protected. Dropping it stops at once, as a crash would, but for what is durable.
 pub struct Protector {
     opened: Opened,
+    driver: &'static str,
     shared: Arc<Shared>,
     started: Instant,
     /// Dropped in this order: nobody asks any more, nothing runs any more, the directory is free.
@@ -221,6 +222,12 @@ impl Protector {
     #[must_use]
     pub fn opened(&self) -> Opened {
         self.opened
+    }
+
+    /// What carries out the journal's writes and syncs: "threads" or "io_uring".
+    #[must_use]
+    pub fn driver(&self) -> &'static str {
+        self.driver
     }
 
     /// The disks that are protected now, for a front end to serve. They may be others later.

@@ -14,20 +14,30 @@ use std::sync::mpsc::{Receiver, channel};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     Threads,
+    #[cfg(feature = "uring")]
+    Ring,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 1] = [Self::Threads];
+    pub(crate) const ALL: &[Self] = &[
+        Self::Threads,
+        #[cfg(feature = "uring")]
+        Self::Ring,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Threads => "threads",
+            #[cfg(feature = "uring")]
+            Self::Ring => "io_uring",
         }
     }
 
     fn start(self, executor: Executor, wake: Waker) -> Result<Box<dyn Driver>, Failure> {
         Ok(match self {
             Self::Threads => Box::new(Threads::start(executor, wake)?),
+            #[cfg(feature = "uring")]
+            Self::Ring => Box::new(cdp_net::drive::Ring::start(executor, wake)?),
         })
     }
 }

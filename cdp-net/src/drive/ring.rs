@@ -68,7 +68,7 @@ impl Ring {
     /// # Errors
     /// Where the kernel has no io_uring or does not let us use it, or the system has no threads to give.
     pub fn start(executor: Executor, wake: Waker) -> std::io::Result<Self> {
-        Self::on(System::new(DEPTH)?, executor, wake)
+        Self::on(system()?, executor, wake)
     }
 
     pub(super) fn on(system: System<Tag>, executor: Executor, wake: Waker) -> std::io::Result<Self> {
@@ -87,6 +87,11 @@ impl Ring {
         let thread = Some(Builder::new().name("cdp-ring".into()).spawn(run)?);
         Ok(Self { shared, thread, beside })
     }
+}
+
+/// The kernel's part, if there is one for us.
+pub(super) fn system() -> std::io::Result<System<Tag>> {
+    System::new(DEPTH)
 }
 
 impl Driver for Ring {
@@ -210,6 +215,10 @@ impl Worker {
         let mut done = Vec::new();
         while self.fetch() {
             self.feed();
+            if self.written > 0 {
+                // Through already: what waits for the disk to be idle need not.
+                continue;
+            }
             self.system.wait(&mut done)?;
             for (tag, operation, answer) in done.drain(..) {
                 match (tag, operation) {
@@ -256,7 +265,9 @@ impl Worker {
         let Together { ids, file, offset, data } = together;
         let bytes = data.iter().map(Bytes::len).sum();
         let cut = file.raw().map(|raw| raw.cut(offset, bytes));
-        self.jobs.insert(self.next, Job { ids, file, data: Arc::new(data), cut, underway: 0, failed: None });
+        let lost = || said(file.as_ref(), libc::EBADF, media::Operation::Write, offset);
+        let failed = if cut.is_none() { Some(lost()) } else { None };
+        self.jobs.insert(self.next, Job { ids, file, data: Arc::new(data), cut, underway: 0, failed });
         self.next += 1;
     }
 
@@ -391,3 +402,6 @@ fn said(file: &dyn File, errno: i32, operation: media::Operation, offset: u64) -
         || MediaError::new(MediaErrorKind::Io, operation, file.path(), offset, "it has no descriptor any more");
     file.raw().map_or_else(message, |raw| raw.error(errno, operation, offset))
 }
+
+#[cfg(test)]
+mod tests;

@@ -133,14 +133,17 @@ fn launch(
     let _ = named.try_send(());
     let group = manifest.group;
     let for_driver = pump_sender.clone();
-    // A pump that has ended takes nothing any more.
-    let wake = Box::new(move || drop(for_driver.send(Message::Done)));
-    let driver = drive::Threads::start(executor, wake)
+    let wake = Box::new(move || {
+        // A pump that has ended takes nothing any more.
+        let _ = for_driver.send(Message::Done);
+    });
+    let driver = drive::start(options.driver, executor, wake)
         .map_err(|source| ProtectError::System { what: "start a thread", source })?;
+    let driver_name = driver.name();
     let parts = Parts {
         group,
         writer,
-        driver: Box::new(driver),
+        driver,
         packers,
         engine: Arc::clone(&engine),
         host: Arc::clone(&host),
@@ -201,7 +204,15 @@ fn launch(
     threads.spawn("cdp-merge", move || watch.run(&|history| for_watch.tell_history(history)))?;
     let control = ControlServer::start(&owner, Arc::clone(&host) as _)
         .map_err(|source| ProtectError::System { what: "make the control socket", source })?;
-    Ok(Protector { opened, shared, started: Instant::now(), _control: control, _threads: threads, owner })
+    Ok(Protector {
+        opened,
+        driver: driver_name,
+        shared,
+        started: Instant::now(),
+        _control: control,
+        _threads: threads,
+        owner,
+    })
 }
 
 fn queues(backlog: Arc<Backlog>) -> (Queues, Sender<Message>, Work) {

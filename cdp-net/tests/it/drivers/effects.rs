@@ -53,6 +53,9 @@ pub(super) fn a_write_of_more_pieces_than_the_system_takes_lands_whole(kind: Kin
             storage.open(name, false).unwrap().read_exact_at(0, &mut found).unwrap();
             assert!(found == data.concat(), "{pieces} pieces of {bytes}");
         }
+        for data in [Vec::new(), vec![Bytes::new()]] {
+            assert_eq!(driven.run(Effect::Write { file, offset: 0, data }), Ok(()), "of nothing");
+        }
     }
 }
 
