@@ -87,6 +87,7 @@ beside!(
     a_write_and_another_sync_do_not_wait_for_a_sync,
     a_sync_is_not_told_before_it_is_through_and_survives_a_close,
     storage_that_panics_fails_its_own_effects_only,
+    who_drops_the_driver_waits_for_what_it_was_given,
 );
 
 /// The in-order driver of the core, as a driver: everything is through when it was handed over.

@@ -102,14 +102,14 @@ pub(super) fn a_file_is_closed_while_it_is_synced(kind: Kind) {
 }
 
 pub(super) fn what_was_handed_over_is_carried_out_before_the_driver_is_gone(kind: Kind) {
-    for round in 0..10 {
+    for round in 0..4 {
         let mut dice = Dice::new(round);
         let (_place, storage) = directory();
         let Some(mut driven) = Driven::new(kind, storage.clone()) else { return };
-        let (file, other) = (driven.create("segment", 8 << 20), driven.create("other", 0));
+        let (file, other) = (driven.create("segment", 32 << 20), driven.create("other", 0));
         let mut expected = Vec::new();
         for number in 0..50 {
-            let length = if number % 2 == 0 { BORDER } else { 1 + dice.below(5000) as usize };
+            let length = if number % 2 == 0 { 10 * BORDER } else { 1 + dice.below(5000) as usize };
             let data = pieces(&mut dice, length);
             let offset = expected.len() as u64;
             data.iter().for_each(|piece| expected.extend_from_slice(piece));

@@ -1,17 +1,17 @@
 //! That what may go on at the same time does.
 
-use super::watched::{Gate, Watched};
+use super::watched::Gate;
 use super::{Driven, Kind, directory};
 use bytes::Bytes;
 use cdp_core::journal::{Effect, FileId};
 use cdp_core::media::{MediaErrorKind, Operation};
-use std::sync::Arc;
 
-fn behind_a_gate(kind: Kind) -> Option<(tempfile::TempDir, Gate, Driven)> {
+/// A driver on storage behind a gate; taken in this order, so that what is held up is let go before the driver is waited for.
+fn behind_a_gate(kind: Kind) -> Option<(tempfile::TempDir, Driven, Gate)> {
     let (place, inner) = directory();
     let gate = Gate::default();
-    let driven = Driven::new(kind, Arc::new(Watched { inner, gate: gate.clone() }))?;
-    Some((place, gate, driven))
+    let driven = Driven::new(kind, gate.before(inner))?;
+    Some((place, driven, gate))
 }
 
 fn write(file: FileId, offset: u64) -> Effect {
@@ -19,7 +19,7 @@ fn write(file: FileId, offset: u64) -> Effect {
 }
 
 pub(super) fn a_write_and_another_sync_do_not_wait_for_a_sync(kind: Kind) {
-    let Some((_place, gate, mut driven)) = behind_a_gate(kind) else { return };
+    let Some((_place, mut driven, gate)) = behind_a_gate(kind) else { return };
     let (file, other) = (driven.create("slow", 0), driven.create("quick", 0));
     driven.run(write(file, 0)).unwrap();
     gate.hold(Operation::Sync, "slow");
@@ -35,7 +35,7 @@ pub(super) fn a_write_and_another_sync_do_not_wait_for_a_sync(kind: Kind) {
 }
 
 pub(super) fn a_sync_is_not_told_before_it_is_through_and_survives_a_close(kind: Kind) {
-    let Some((_place, gate, mut driven)) = behind_a_gate(kind) else { return };
+    let Some((_place, mut driven, gate)) = behind_a_gate(kind) else { return };
     let file = driven.create("slow", 0);
     driven.run(write(file, 0)).unwrap();
     gate.hold(Operation::Sync, "slow");
@@ -50,7 +50,7 @@ pub(super) fn a_sync_is_not_told_before_it_is_through_and_survives_a_close(kind:
 }
 
 pub(super) fn storage_that_panics_fails_its_own_effects_only(kind: Kind) {
-    let Some((_place, gate, mut driven)) = behind_a_gate(kind) else { return };
+    let Some((_place, mut driven, gate)) = behind_a_gate(kind) else { return };
     let (file, other) = (driven.create("bad", 0), driven.create("good", 0));
     gate.panic(Operation::Write, "bad");
     gate.panic(Operation::Sync, "bad");
@@ -70,4 +70,26 @@ pub(super) fn storage_that_panics_fails_its_own_effects_only(kind: Kind) {
     }
     driven.run(write(other, 0)).unwrap();
     driven.run(Effect::Sync { file: other }).unwrap();
+}
+
+pub(super) fn who_drops_the_driver_waits_for_what_it_was_given(kind: Kind) {
+    for operation in [Operation::Write, Operation::Sync] {
+        let Some((place, mut driven, gate)) = behind_a_gate(kind) else { return };
+        let file = driven.create("slow", 0);
+        driven.run(write(file, 0)).unwrap();
+        gate.hold(operation, "slow");
+        driven.start(if operation == Operation::Write { write(file, 3000) } else { Effect::Sync { file } });
+        gate.wait_for(1);
+        let (ended, end) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            drop(driven);
+            ended.send(()).unwrap();
+        });
+        // Long enough for one that does not wait; too short never makes this fail.
+        assert!(end.recv_timeout(std::time::Duration::from_millis(200)).is_err());
+        gate.release();
+        thread.join().unwrap();
+        let written = if operation == Operation::Write { 6000 } else { 3000 };
+        assert_eq!(std::fs::metadata(place.path().join("slow")).unwrap().len(), written);
+    }
 }

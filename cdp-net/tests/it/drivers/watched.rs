@@ -3,11 +3,23 @@
 use cdp_core::media::{File, Operation, Result, Storage};
 use cdp_core::types::Extent;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What a test tells and is told; clones share it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Gate(Arc<(Mutex<State>, Condvar)>);
+/// What a test tells and is told. One that is dropped lets everything go: a test that fails must not wait for ever.
+#[derive(Debug, Default)]
+pub(crate) struct Gate(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -19,38 +31,50 @@ struct State {
 }
 
 impl Gate {
+    pub(crate) fn before(&self, inner: Arc<dyn Storage>) -> Arc<dyn Storage> {
+        Arc::new(Watched { inner, gate: Arc::clone(&self.0) })
+    }
+
     pub(crate) fn hold(&self, operation: Operation, path: &'static str) {
-        self.0.0.lock().unwrap().held.push((operation, path));
+        self.0.lock().held.push((operation, path));
     }
 
     pub(crate) fn panic(&self, operation: Operation, path: &'static str) {
-        self.0.0.lock().unwrap().panics.push((operation, path));
+        self.0.lock().panics.push((operation, path));
     }
 
     pub(crate) fn release(&self) {
-        self.0.0.lock().unwrap().held.clear();
-        self.0.1.notify_all();
+        self.0.lock().held.clear();
+        self.0.changed.notify_all();
     }
 
     /// Waits until so many are held up.
     pub(crate) fn wait_for(&self, count: usize) {
-        let state = self.0.0.lock().unwrap();
-        let waited = self.0.1.wait_timeout_while(state, super::PATIENCE, |state| state.waiting < count).unwrap();
-        assert!(!waited.1.timed_out(), "{} of {count} came", waited.0.waiting);
+        let state = self.0.lock();
+        let (state, waited) =
+            self.0.changed.wait_timeout_while(state, super::PATIENCE, |state| state.waiting < count).unwrap();
+        assert!(!waited.timed_out(), "{} of {count} came", state.waiting);
+    }
+}
+
+impl Shared {
+    /// Whole at every step, also when a test fails.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pass(&self, operation: Operation, path: &str) {
         let is_named =
             |list: &[(Operation, &str)]| list.iter().any(|(of, end)| *of == operation && path.ends_with(end));
-        let mut state = self.0.0.lock().unwrap();
+        let mut state = self.lock();
         if is_named(&state.panics) {
             drop(state);
             panic!("the storage was told to panic");
         }
         state.waiting += 1;
-        self.0.1.notify_all();
+        self.changed.notify_all();
         while is_named(&state.held) {
-            state = self.0.1.wait(state).unwrap();
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.waiting -= 1;
     }
@@ -58,20 +82,20 @@ impl Gate {
 
 /// A storage behind a gate.
 #[derive(Debug)]
-pub(crate) struct Watched {
-    pub(crate) inner: Arc<dyn Storage>,
-    pub(crate) gate: Gate,
+struct Watched {
+    inner: Arc<dyn Storage>,
+    gate: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct WatchedFile {
     inner: Arc<dyn File>,
-    gate: Gate,
+    gate: Arc<Shared>,
 }
 
 impl Watched {
     fn file(&self, inner: Arc<dyn File>) -> Arc<dyn File> {
-        Arc::new(WatchedFile { inner, gate: self.gate.clone() })
+        Arc::new(WatchedFile { inner, gate: Arc::clone(&self.gate) })
     }
 }
 
