@@ -170,6 +170,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
         self.open(name, false)?.len()
     }
 
+    /// Bytes that a file takes on the media: of one with holes less than its length.
+    ///
+    /// # Errors
+    /// As [`Storage::open`].
+    fn allocated(&self, name: &str) -> Result<u64> {
+        self.length(name)
+    }
+
     /// Gives a file another name in one step; what had the name is replaced.
     ///
     /// # Errors

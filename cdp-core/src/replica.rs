@@ -144,6 +144,13 @@ impl Replica {
         if roots(manifest) != roots(&self.manifest) {
             self.bases = Arc::new(open_bases(&self.storage, manifest, &self.keys, true)?);
         }
+        let first = |manifest: &Manifest| manifest.segments.first().map(|segment| segment.number);
+        if first(manifest) > first(&self.manifest) || manifest.segments.is_empty() {
+            // The oldest go first, and their numbers are never given again.
+            let begin = first(manifest).unwrap_or(u64::MAX);
+            let gone = self.manifest.segments.iter().take_while(|segment| segment.number < begin);
+            self.reader.close(gone.map(|segment| segment.id));
+        }
         self.manifest.clone_from(manifest);
         for info in &self.manifest.timelines {
             match self.catalogue.branch_mut(info.id) {

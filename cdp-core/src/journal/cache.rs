@@ -46,6 +46,16 @@ impl<K: Ord + Copy, V: Clone> Cache<K, V> {
         Some(held.value.clone())
     }
 
+    /// Lets go of what is kept under a key.
+    pub(super) fn remove(&self, key: K) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if let Some(held) = state.held.remove(&key) {
+            state.by_use.remove(&held.used);
+            state.bytes -= held.bytes;
+        }
+    }
+
     /// Keeps a value that stands for so many bytes; one already there under the key wins and is given back.
     pub(super) fn put(&self, key: K, value: V, bytes: u64) -> V {
         let mut guard = self.state();

@@ -2,9 +2,9 @@
 
 use crate::report::{
     At, Gap, Point, PointKind, PointPolicy, Points, Policy, Problem, ProblemClass, Range, RangeKind, TimelineEntry,
-    TimelineRole, TimelineState,
+    TimelineRole, TimelineState, WhenFull,
 };
-use cdp_core::journal::{OpenError, PointsMode, ReadError, SessionKind};
+use cdp_core::journal::{self, OpenError, PointsMode, ReadError, SessionKind};
 use cdp_core::media::{MediaError, MediaErrorKind};
 use cdp_core::replica::base::BaseError;
 use cdp_core::replica::catalogue::{self, Branch, LossReason, Moment, Role};
@@ -263,13 +263,17 @@ pub fn point(replica: &Replica, point: &catalogue::Point) -> Point {
 
 /// A policy.
 #[must_use]
-pub fn policy(policy: &cdp_core::journal::Policy) -> Policy {
+pub fn policy(policy: &journal::Policy) -> Policy {
     let points = match policy.points {
         PointsMode::EveryWrite => PointPolicy::EveryWrite,
         PointsMode::PerPoint => PointPolicy::PerPoint,
     };
-    let cdp_core::journal::Policy { rpo_ms, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms, .. } = *policy;
-    Policy { rpo_ms, points, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms }
+    let when_full = match policy.when_full {
+        journal::WhenFull::Shorten => WhenFull::Shorten,
+        journal::WhenFull::Stop => WhenFull::Stop,
+    };
+    let journal::Policy { rpo_ms, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms, quota, .. } = *policy;
+    Policy { rpo_ms, points, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms, when_full, quota }
 }
 
 /// A session's name as people know it.

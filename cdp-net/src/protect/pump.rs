@@ -431,17 +431,18 @@ pub(super) struct SyncJob {
     file: Option<Arc<dyn File>>,
 }
 
-/// A sync thread. What the writer hands out may be carried out in any order and at once.
+/// A sync thread. `admit` is asked before anything else than a sync is done. What the writer hands out may be carried out in any order and at once.
 pub(super) fn run_syncs(
     files: &Executor,
     queue: &Mutex<Receiver<SyncJob>>,
     completions: &Completions,
     pump: &Sender<Message>,
+    admit: &dyn Fn(&Effect) -> Outcome,
 ) {
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(SyncJob { id, effect, file }) = next else { return };
-        let outcome = file.map_or_else(|| files.run(&effect), |file| file.sync());
+        let outcome = file.map_or_else(|| admit(&effect).and_then(|()| files.run(&effect)), |file| file.sync());
         if !completions.add([(id, outcome)], pump) {
             return;
         }

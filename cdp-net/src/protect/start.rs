@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 /// How long the first write of the activity log may take before guests are served without it.
 const LOG_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether the replica is still in its place.
-const PLACE_LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether the replica is still in its place, and whether there is anything to tell of its history.
+const PLACE_LOOK: Duration = Duration::from_millis(250);
 
 /// What the threads get their work from.
 struct Work {
@@ -167,8 +167,9 @@ fn launch(
     }
     for _ in 0..SYNC_THREADS {
         let (files, work, pump) = (Arc::clone(&files), Arc::clone(&sync_work), pump_sender.clone());
-        let done = Arc::clone(&completions);
-        threads.spawn("cdp-sync", move || run_syncs(&files, &work, &done, &pump))?;
+        let (done, shared) = (Arc::clone(&completions), Arc::clone(&shared));
+        let admit = move |effect: &_| super::room::admit(&shared.host, &shared.lack, effect);
+        threads.spawn("cdp-sync", move || run_syncs(&files, &work, &done, &pump, &admit))?;
     }
     drop(pump_sender);
     let (pump, stop) = (Arc::clone(&shared.pump), Arc::clone(&shared.stop));

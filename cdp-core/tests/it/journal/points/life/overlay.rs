@@ -63,7 +63,7 @@ impl Life {
     pub(in super::super) fn open_session(&mut self, overlay: &Overlay) -> Outcome<Session> {
         let moment = self.replica()?.view(overlay.info.parent, overlay.info.fork).map_err(said)?;
         let (compression, keys) = (Compression::None, self.rig.keys.of_stores());
-        let options = SessionOptions { moment, keep_free_bytes: 0, compression, keys };
+        let options = SessionOptions { moment, keep_free_bytes: 0, segment_bytes: u64::MAX, compression, keys };
         let store = self.rig.storage.sub(OVERLAY).map_err(said)?;
         Session::open(&store, options, self.ids(), NOW).map_err(said)
     }
