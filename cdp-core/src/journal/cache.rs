@@ -117,5 +117,12 @@ mod tests {
         assert_eq!(cache.put(0, 9, 3), 0);
         assert_eq!(cache.get_or(7, || Ok::<_, ()>((7, 3))), Ok(7));
         assert_eq!(cache.get_or(8, || Err("no")), Err("no"));
+        // What is let go of counts no more: all that is left stays when something comes in its place.
+        let left: Vec<_> = cache.values().into_iter().map(|(key, _)| key).collect();
+        cache.remove(left[0]);
+        cache.remove(99);
+        cache.put(20, 20, 3);
+        let now: Vec<_> = cache.values().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(now, [&left[1..], &[20]].concat());
     }
 }

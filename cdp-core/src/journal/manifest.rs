@@ -437,6 +437,13 @@ impl Manifest {
         announced.fold(disk.size, u64::max)
     }
 
+    /// The kept moment that is this one. They are in the order of their LSNs.
+    #[must_use]
+    pub fn kept_at(&self, timeline: Timeline, lsn: Lsn) -> Option<&KeptInfo> {
+        let at = self.kept.binary_search_by_key(&lsn, |kept| kept.moment.lsn).ok()?;
+        Some(&self.kept[at]).filter(|kept| kept.moment.timeline == timeline)
+    }
+
     /// The moment before which there are only kept ones: everything up to it is in the bases, or is on its way there.
     #[must_use]
     pub fn oldest(&self) -> Option<StampedMoment> {

@@ -161,6 +161,7 @@ pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime
         damaged: replica.damage().map(ToString::to_string),
         ..Points::default()
     };
+    let limit = limit.map_or(LIMIT, |limit| limit as usize);
     let mut points = Vec::new();
     for branch in catalogue.branches().into_iter().rev() {
         document.timelines.push(timeline(branch));
@@ -170,9 +171,10 @@ pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime
         let inside =
             |time: WallTime| since.is_none_or(|since| time >= since) && until.is_none_or(|until| time <= until);
         let restorable = |point: &&catalogue::Point| inside(point.stamp.time) && branch.is_restorable(point.id.lsn);
-        points.extend(branch.points().iter().rev().filter(restorable));
+        // One more than is shown says that there are more.
+        let wanted = limit.saturating_add(1).saturating_sub(points.len());
+        points.extend(branch.points().iter().rev().filter(restorable).take(wanted));
     }
-    let limit = limit.map_or(LIMIT, |limit| limit as usize);
     document.next = points.get(limit).map(|point| point.stamp.time);
     document.points = points.into_iter().take(limit).map(|found| point(replica, found)).collect();
     document
