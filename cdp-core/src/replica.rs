@@ -16,6 +16,7 @@ pub(crate) mod fuzz;
 pub mod kept;
 pub mod merge;
 mod resolve;
+pub mod rests;
 pub mod retention;
 pub mod session;
 pub mod sidecar;
@@ -266,7 +267,7 @@ fn open_bases(
         bases.insert(disk, Arc::new(base));
     }
     if let Some(merge) = manifest.merge.filter(|_| covered) {
-        merge::expect_torn(storage.as_ref(), &bases, merge)?;
+        rests::expect_torn(storage.as_ref(), &bases, merge)?;
     }
     Ok(bases)
 }

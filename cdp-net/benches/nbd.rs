@@ -1,6 +1,6 @@
 //! Figures of the protected NBD server, beside `qemu-nbd` and `nbdkit` on the same file: `nbd-qemu-*`, `nbd-nbdkit-*`, `seed`.
 //!
-//! `cargo bench -p cdp-net` prints all of them in about twenty minutes; `-- ID` those whose id begins so; `-- --quick` runs
+//! `cargo bench -p cdp-net --bench nbd` prints all of them in about twenty minutes; `-- ID` those whose id begins so; `-- --quick` runs
 //! everything once and shortly, for whoever changes the code. README.md beside this file says what was found.
 
 #[path = "nbd/cpu.rs"]

@@ -35,6 +35,7 @@ use cdp_core::types::{Lsn, Timeline, WallTime};
 use cdp_core::when::{Label, When};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 /// A change of the manifest.
@@ -99,6 +100,8 @@ pub struct Host {
     open_sessions: Arc<Mutex<BTreeSet<Timeline>>>,
     /// Held while a session is opened or dropped.
     opening: Mutex<()>,
+    /// The owner ends: what takes long ends at its next step.
+    ending: AtomicBool,
     /// For what is given out and comes back by being dropped.
     me: Weak<Host>,
 }
@@ -125,6 +128,7 @@ impl Host {
             retained: retain::Retained::default(),
             open_sessions: Arc::default(),
             opening: Mutex::default(),
+            ending: AtomicBool::new(false),
             me: Weak::clone(me),
         })
     }
@@ -142,6 +146,15 @@ impl Host {
     /// From now on a protection is going on.
     pub fn set_live(&self, live: Option<Arc<dyn Live>>) {
         *self.live.write().unwrap_or_else(PoisonError::into_inner) = live;
+    }
+
+    /// The owner is going to end: a merge that somebody asked for stops at its next piece, and the next owner goes on with it.
+    pub fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 
     fn live(&self) -> Option<Arc<dyn Live>> {
@@ -253,6 +266,7 @@ impl Host {
             history,
             holds: space::holds(&replica),
             damaged: replica.damage().map(ToString::to_string),
+            sealed_at_rest: !manifest.keys.is_empty(),
             ..Status::default()
         };
         let manifest = manifest.clone();

@@ -379,6 +379,7 @@ impl Shared {
     /// Whatever goes on in the background ends.
     fn stop_all(&self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.host.end();
         self.sources.stop_copies();
     }
 

@@ -420,6 +420,9 @@ pub struct Status {
     /// What keeps moments beyond the window.
     #[serde(default)]
     pub holds: Vec<Hold>,
+    /// What the replica holds is sealed at rest: nobody reads it without its key.
+    #[serde(default)]
+    pub sealed_at_rest: bool,
     /// The process that owns the replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner_pid: Option<u32>,

@@ -54,6 +54,9 @@ fn for_people(status: &Status) -> String {
         human::rate(status.rates.write_bytes_per_s),
         human::rate(status.rates.stored_bytes_per_s),
     );
+    if status.sealed_at_rest {
+        text.push_str("sealed  at rest: nobody reads it without its key\n");
+    }
     if let Some(lacks) = &status.lacks {
         text.push_str(&format!("lacks   {}; it goes on by itself then\n", human::lack(lacks)));
     }
@@ -111,6 +114,7 @@ mod tests {
             group: "web".into(),
             rpo_ms: Some(1500),
             owner_pid: Some(7),
+            sealed_at_rest: true,
             pins: 2,
             lacks: Some(Lack { needed_bytes: 512 << 20, free_bytes: 12 << 10 }),
             space: Space { base: 1 << 30, quota: Some(2 << 30), ..Space::default() },
@@ -123,6 +127,7 @@ mod tests {
         for part in [
             "state   protecting by process 7\n",
             "RPO     1.5 s\n",
+            "sealed  at rest",
             "space   1.00 GiB of 2.00 GiB: base 1.00 GiB,",
             "disk    root (1.00 GiB), served at nbd://h\n",
             "keeps   every write",

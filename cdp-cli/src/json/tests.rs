@@ -125,6 +125,7 @@ fn status() {
         pins: 1,
         history: History { window_ms: 9, kept_ms: 8, forecast_ms: Some(7), cut: true, problem: None },
         holds: vec![Hold { at: at(), by: "pin".into(), label: Some("court".into()), bytes: 6 }],
+        sealed_at_rest: false,
         owner_pid: None,
         damaged: None,
         hot_bytes: 2,
@@ -143,7 +144,7 @@ fn status() {
             }],
             "history": {"window_ms": 9, "kept_ms": 8, "forecast_ms": 7, "cut": true},
             "holds": [{"at": at_json(), "by": "pin", "label": "court", "bytes": 6}],
-            "pins": 1, "hot_bytes": 2, "reread_bytes": 3
+            "pins": 1, "sealed_at_rest": false, "hot_bytes": 2, "reread_bytes": 3
         }),
     );
     let text = serde_json::to_string(&status).unwrap();

@@ -4,6 +4,7 @@ mod block_device;
 mod damage;
 mod diff;
 mod disks;
+mod export;
 mod findings;
 mod full_disk;
 mod hostile;

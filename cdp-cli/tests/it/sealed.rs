@@ -39,7 +39,7 @@ fn a_sealed_replica_is_read_with_its_key_and_with_no_other() {
     let out = scene.place.path("out.img");
     let content = scene.marked("secret moment");
     // Who asks the owner needs no key; who reads the files does.
-    cdp(&["status", text(&replica)]).done();
+    assert_eq!(cdp(&["status", text(&replica)]).done()["sealed_at_rest"], true);
     restore(&replica, "latest", &out).failed(4, "key-missing");
     let hint = restore(&replica, "latest", &out).failed(4, "key-missing")["hint"].to_string();
     assert!(hint.contains("--key-file") && hint.contains("CDP_KEY"), "{hint}");

@@ -1,10 +1,12 @@
 //! The names of the files of bases: one place says which are ours, for whoever makes, removes, counts or explains them.
 
-use super::merge::RESTS;
 use crate::types::DiskId;
 
 /// Directory of the bases inside the replica's.
 pub const BASE_DIRECTORY: &str = "base";
+
+/// What stays of blocks that a merge changes in parts, inside the replica's directory.
+pub(super) const RESTS: &str = "base/merge.rests";
 
 /// A file in [`BASE_DIRECTORY`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,6 @@
 //! Sidecars and what merges leave, for fuzzers.
 
-use super::merge::{COPY_BYTES, REST_BYTES, decode_copy, decode_rest, encode_copy, encode_rest};
+use super::rests::{COPY_BYTES, REST_BYTES, decode_copy, decode_rest, encode_copy, encode_rest};
 use super::sidecar::{Layout, PAGE_BYTES, Page, PageDigest, Root, Slot, decode_table, encode_table};
 use crate::types::Lsn;
 

@@ -5,7 +5,7 @@
 //! 1. The manifest says that a merge up to an LSN is under way ([`StampedMoment`]). From then on a block of a base may be found
 //!    old, new or torn. Every reader lays the journal over the base, and the segments of the merge are all still there.
 //! 2. Blocks are written, ascending; pages of checksums go to the place that is not in use. Of a block that is changed in parts,
-//!    the [`Rest`] is made durable first, in the file [`RESTS`]: the bytes that stay verify by that until the merge is done.
+//!    the [`Rest`] is made durable first ([`rests`]): the bytes that stay verify by that until the merge is done.
 //! 3. Images and sidecars are synced, then the new digest tables, in the file that is not in use.
 //! 4. The manifest names the new roots, and no merge. When that is durable the segments are forgotten.
 //!
@@ -15,10 +15,11 @@
 //! manifest before and after.
 
 use super::base::{self, Base, BlockCopy, Rest};
-use super::files::BASE_DIRECTORY;
+use super::files::{BASE_DIRECTORY, RESTS};
 use super::kept::Space;
+use super::rests::{self, Rests};
 use super::session::SessionError;
-use super::sidecar::{self, Entry, Page, PageDigest, Seed, Slot};
+use super::sidecar::{Entry, Page, PageDigest, Seed, Slot};
 use super::view::Bases;
 use crate::frame::Note;
 use crate::journal::{BaseInfo, DiskInfo, Manifest, Origin, PathElement, ReadError, StampedMoment, View};
@@ -29,18 +30,8 @@ use crate::types::{BLOCK, DiskId, Extent, Lsn, Now, ReplicaId, SECTOR};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// What stays of blocks that a merge changes in parts.
-pub const RESTS: &str = "base/merge.rests";
 /// Memory for region maps, in bytes: a merge goes through a disk once, region by region.
 const REGIONS_BYTES: u64 = 16 << 20;
-/// A record of [`RESTS`], in bytes: disk (2), changed (1), zero (1), CRC of what stays (4), block (8), upto (8), zeros (4), CRC of
-/// the record (4).
-pub(super) const REST_BYTES: usize = 32;
-/// A record of a block that is sealed at rest, before its copy: the same up to `upto`, but for 1 in the place of the zero and what
-/// a page will say of the block, whose CRC stands in the place of the CRC of what stays; CRC of the record.
-pub(super) const COPY_BYTES: usize = 64;
-/// What is read of [`RESTS`] at once, in bytes.
-const WINDOW: usize = 1 << 20;
 /// The media are told this long ahead, in bytes of the disk, what of the journal will be read: its places there are all over.
 const AHEAD: u64 = 64 << 20;
 const SECTORS: u64 = BLOCK / SECTOR;
@@ -74,48 +65,6 @@ impl MergeError {
     }
 }
 
-/// Tells bases what the manifest's merge may have torn. Call it before a base is read where the manifest names a merge.
-///
-/// # Errors
-/// When the file that says so cannot be read.
-pub fn expect_torn(storage: &dyn Storage, bases: &Bases, merge: StampedMoment) -> Result<(), MediaError> {
-    let file = match storage.open(RESTS, false) {
-        Err(error) if error.is_not_found() => return Ok(()),
-        file => file?,
-    };
-    let (mut bytes, mut start) = (vec![0; WINDOW], 0);
-    loop {
-        let length = file.read_at(start, &mut bytes)?;
-        let mut at = 0;
-        // A record whose end is in the next window is looked at there.
-        while at + REST_BYTES <= length && (length < WINDOW || at + COPY_BYTES + BLOCK as usize <= length) {
-            at += expect_one(&bytes[at..length], (&file, start + at as u64), bases, merge.lsn);
-        }
-        start += at as u64;
-        if length < WINDOW {
-            return Ok(());
-        }
-    }
-}
-
-/// Tells a base what the record says that `bytes` begins with; gives how far the next one is. A torn record belongs to a block that
-/// was not touched yet; one of another merge to blocks that are done.
-fn expect_one(bytes: &[u8], (file, offset): (&Arc<dyn File>, u64), bases: &Bases, upto: Lsn) -> usize {
-    if let Some((disk, block, entry, copy)) = decode_copy(bytes, upto)
-        && let Some(base) = bases.get(disk)
-        && base.is_right(block, &entry, copy)
-    {
-        base.expect_torn_sealed(block, BlockCopy { file: Arc::clone(file), offset: offset + COPY_BYTES as u64, entry });
-        return COPY_BYTES + BLOCK as usize;
-    }
-    if let Some((disk, block, rest)) = decode_rest(&bytes[..REST_BYTES], upto)
-        && let Some(base) = bases.get(disk)
-    {
-        base.expect_torn(block, rest);
-    }
-    REST_BYTES
-}
-
 /// Removes what a merge left that the manifest does not name any more.
 ///
 /// # Errors
@@ -127,56 +76,6 @@ pub fn clean_up(storage: &dyn Storage) -> Result<(), MediaError> {
     }
 }
 
-pub(super) fn encode_rest(disk: DiskId, block: u64, rest: Rest, upto: Lsn) -> [u8; REST_BYTES] {
-    let mut record = [0; REST_BYTES];
-    record[..2].copy_from_slice(&disk.get().to_le_bytes());
-    record[2] = rest.changed;
-    record[4..8].copy_from_slice(&rest.crc.to_le_bytes());
-    record[8..16].copy_from_slice(&block.to_le_bytes());
-    record[16..24].copy_from_slice(&upto.0.to_le_bytes());
-    let crc = crc32c::crc32c(&record[..28]);
-    record[28..].copy_from_slice(&crc.to_le_bytes());
-    record
-}
-
-pub(super) fn decode_rest(record: &[u8], upto: Lsn) -> Option<(DiskId, u64, Rest)> {
-    let word = |at: usize| record.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
-    let long = |at: usize| record.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
-    let whole = word(28)? == crc32c::crc32c(record.get(..28)?) && long(16)? == upto.0;
-    let disk = DiskId::new(u16::from_le_bytes([*record.first()?, *record.get(1)?]))?;
-    whole.then_some((disk, long(8)?, Rest { changed: record[2], crc: word(4)? }))
-}
-
-/// The record before a copy.
-pub(super) fn encode_copy(disk: DiskId, block: u64, changed: u8, entry: Entry, upto: Lsn) -> [u8; COPY_BYTES] {
-    let mut said = [0; sidecar::SEALED_ENTRY_BYTES];
-    sidecar::encode_entry(entry, &mut said);
-    let (lsn, crc, seal) = (&said[..8], &said[8..12], &said[12..]);
-    let mut record = [0; COPY_BYTES];
-    record[..2].copy_from_slice(&disk.get().to_le_bytes());
-    (record[2], record[3]) = (changed, 1);
-    record[4..8].copy_from_slice(crc);
-    record[8..16].copy_from_slice(&block.to_le_bytes());
-    record[16..24].copy_from_slice(&upto.0.to_le_bytes());
-    record[24..32].copy_from_slice(lsn);
-    record[32..60].copy_from_slice(seal);
-    let crc = crc32c::crc32c(&record[..60]);
-    record[60..].copy_from_slice(&crc.to_le_bytes());
-    record
-}
-
-/// What such a record says, and the copy behind it.
-pub(super) fn decode_copy(bytes: &[u8], upto: Lsn) -> Option<(DiskId, u64, Entry, &[u8])> {
-    let record = bytes.get(..COPY_BYTES)?;
-    let word = |at: usize| record.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
-    let long = |at: usize| record.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
-    let whole = record[3] == 1 && word(60)? == crc32c::crc32c(&record[..60]) && long(16)? == upto.0;
-    let copy = bytes.get(COPY_BYTES..COPY_BYTES + BLOCK as usize).filter(|_| whole)?;
-    let disk = DiskId::new(u16::from_le_bytes([record[0], record[1]]))?;
-    let said = [&record[24..32], &record[4..8], &record[32..60]].concat();
-    Some((disk, long(8)?, sidecar::decode_entry(&said), copy))
-}
-
 /// A merge under way.
 #[derive(Debug)]
 pub struct Merge {
@@ -184,19 +83,11 @@ pub struct Merge {
     info: StampedMoment,
     view: View,
     bases: Arc<Bases>,
-    rests: Arc<dyn File>,
-    rests_bytes: u64,
+    rests: Rests,
     /// The newest kept moment: gets what is replaced.
     kept: Option<Space>,
     waiting: VecDeque<Work>,
     done: Vec<Work>,
-}
-
-/// Where a batch's records go in [`RESTS`].
-#[derive(Debug)]
-struct RestsAt<'a> {
-    file: &'a Arc<dyn File>,
-    offset: u64,
 }
 
 /// One disk's part.
@@ -251,14 +142,8 @@ impl Merge {
         bases: &Arc<Bases>,
         kept: Option<Space>,
     ) -> Result<Self, MergeError> {
-        expect_torn(storage.as_ref(), bases, info)?;
-        let rests = match storage.open(RESTS, true) {
-            Err(error) if error.is_not_found() => storage.create(RESTS)?,
-            file => file?,
-        };
-        storage.sync_dir(BASE_DIRECTORY)?;
-        // What an earlier try wrote stays true: only whole records count, and they follow each other.
-        let rests_bytes = rests.len()?.next_multiple_of(REST_BYTES as u64);
+        rests::expect_torn(storage.as_ref(), bases, info)?;
+        let rests = Rests::open(storage.as_ref())?;
         let mut waiting = VecDeque::new();
         let reached = reached(path)?;
         // Of a disk that comes later there is nothing, and of one that is gone by then nothing is needed.
@@ -274,7 +159,7 @@ impl Merge {
         }
         let (storage, bases) = (Arc::clone(storage), Arc::clone(bases));
         let view = View::open(path, REGIONS_BYTES)?;
-        Ok(Self { storage, info, view, bases, rests, rests_bytes, kept, waiting, done: Vec::new() })
+        Ok(Self { storage, info, view, bases, rests, kept, waiting, done: Vec::new() })
     }
 
     /// Merges until about `budget` bytes were written; whether there is more to do.
@@ -284,10 +169,9 @@ impl Merge {
     pub fn step(&mut self, now: Now, budget: u64) -> Result<bool, MergeError> {
         let Some(work) = self.waiting.front_mut() else { return Ok(false) };
         let mut batch = Batch::default();
-        let rests = RestsAt { file: &self.rests, offset: self.rests_bytes };
         while batch.bytes < budget && work.page < work.digests.len() as u64 {
             work.announce(&self.view)?;
-            let changed = work.gather(&self.view, self.bases.as_ref(), self.info.lsn, &mut batch, &rests)?;
+            let changed = work.gather(&self.view, self.bases.as_ref(), self.info.lsn, &mut batch, &self.rests)?;
             if let Some(kept) = &self.kept {
                 for range in changed {
                     kept.copy(now, work.disk, range, &work.base)?;
@@ -298,13 +182,7 @@ impl Merge {
         if let Some(kept) = self.kept.as_ref().filter(|_| flushes) {
             kept.flush(now)?;
         }
-        if !batch.rests.is_empty() {
-            self.rests.write_all_at(self.rests_bytes, &batch.rests)?;
-            if !mistakes::is(Mistake::RestsNotSynced) {
-                self.rests.sync()?;
-            }
-            self.rests_bytes += batch.rests.len() as u64;
-        }
+        self.rests.append(&batch.rests)?;
         work.write(batch)?;
         if work.page == work.digests.len() as u64 {
             self.done.extend(self.waiting.pop_front());
@@ -380,7 +258,7 @@ impl Work {
         bases: &Bases,
         upto: Lsn,
         batch: &mut Batch,
-        rests: &RestsAt<'_>,
+        rests: &Rests,
     ) -> Result<Vec<Extent>, MergeError> {
         let (number, layout) = (self.page, self.base.layout());
         self.page += 1;
@@ -427,18 +305,18 @@ impl Work {
         (rest, entry): (Rest, Entry),
         bytes: &[u8],
         upto: Lsn,
-        (batch, rests): (&mut Batch, &RestsAt<'_>),
+        (batch, rests): (&mut Batch, &Rests),
     ) {
         if self.sealer.is_none() {
-            batch.rests.extend_from_slice(&encode_rest(self.disk, block, rest, upto));
+            batch.rests.extend_from_slice(&rests::encode_rest(self.disk, block, rest, upto));
             return self.base.expect_torn(block, rest);
         }
         // A cipher changes all of a block: what stays of it is read from a copy of what it is going to be.
-        batch.rests.extend_from_slice(&encode_copy(self.disk, block, rest.changed, entry, upto));
-        let offset = rests.offset + batch.rests.len() as u64;
+        batch.rests.extend_from_slice(&rests::encode_copy(self.disk, block, rest.changed, entry, upto));
+        let offset = rests.end() + batch.rests.len() as u64;
         batch.rests.extend_from_slice(bytes);
         batch.bytes += bytes.len() as u64;
-        self.base.expect_torn_sealed(block, BlockCopy { file: Arc::clone(rests.file), offset, entry });
+        self.base.expect_torn_sealed(block, BlockCopy { file: Arc::clone(rests.file()), offset, entry });
     }
 
     /// Whether the base ends inside this page and is going to be longer: what is new of the page are zeros that nobody wrote.
@@ -550,105 +428,4 @@ fn changes(view: &View, disk: DiskId, range: Extent) -> Result<Vec<Option<Change
         }
     }
     Ok(changes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::media::Memory;
-    use crate::replica::base::BaseWriter;
-    use crate::trust::{KeyHolder, Keyring, WrappingKey};
-    use crate::types::WallTime;
-    use proptest::prelude::*;
-
-    /// A base that is sealed at rest, of so many blocks, each with other bytes, and what the blocks of its image are.
-    fn sealed(storage: &Memory, blocks: u64) -> (Arc<Base>, Vec<(Entry, Vec<u8>)>) {
-        let (replica, disk) = (ReplicaId::new([3; 16]).unwrap(), DiskId::new(1).unwrap());
-        let holder = KeyHolder::from(Some(WrappingKey::parse(&[1; 32]).unwrap()));
-        let ring: Arc<Keyring> = holder.unlock(replica, &[]).unwrap();
-        holder.draw(replica, &mut || [5; 16], WallTime(1)).unwrap().name(1, &ring);
-        let mut writer = BaseWriter::create(storage, replica, disk, blocks * BLOCK).unwrap().at_rest(&ring).unwrap();
-        for block in 0..blocks {
-            writer.data(&vec![block as u8 | 1; BLOCK as usize], Lsn(block + 1)).unwrap();
-        }
-        let root = writer.finish(storage, Lsn(blocks)).unwrap();
-        let base = Base::open_with(storage, replica, disk, root, ring).unwrap();
-        let image = storage.open(&base::file_names(disk).0, false).unwrap();
-        let content = (0..blocks).map(|block| {
-            let (page, place) = (block / base.layout().blocks(), block % base.layout().blocks());
-            let mut bytes = vec![0; BLOCK as usize];
-            image.read_exact_at(block * BLOCK, &mut bytes).unwrap();
-            (base.page(page).unwrap().unwrap().entry(place as usize), bytes)
-        });
-        let content = content.collect();
-        (Arc::new(base), content)
-    }
-
-    /// Copies lie across the seams of what is read at once, with torn ones and others between them.
-    #[test]
-    fn every_whole_copy_is_found_and_no_torn_one() {
-        let storage = Memory::new();
-        let (base, content) = sealed(&storage, 600);
-        let disk = DiskId::new(1).unwrap();
-        let mut bytes = Vec::new();
-        for (block, (entry, copy)) in (0..).zip(&content) {
-            bytes.extend_from_slice(&encode_copy(disk, block, 1, *entry, Lsn(9)));
-            bytes.extend_from_slice(copy);
-            match block % 7 {
-                0 => *bytes.last_mut().unwrap() ^= 1,
-                1 => bytes.extend_from_slice(&encode_rest(disk, block, Rest { changed: 1, crc: 2 }, Lsn(8))),
-                2 => bytes.extend_from_slice(&[0xee; REST_BYTES * 3]),
-                _ => {}
-            }
-        }
-        assert!(bytes.len() > 2 * WINDOW);
-        storage.create(RESTS).unwrap().write_all_at(0, &bytes).unwrap();
-        let image = storage.open(&base::file_names(disk).0, true).unwrap();
-        image.write_all_at(0, &vec![0x5a; 600 * BLOCK as usize]).unwrap();
-        let mut bases = Bases::default();
-        bases.insert(disk, Arc::clone(&base));
-        let moment = |lsn| StampedMoment {
-            timeline: crate::types::Timeline::new([1; 16]).unwrap(),
-            lsn: Lsn(lsn),
-            stamp: crate::types::Stamp { epoch: crate::types::ClockEpoch(1), time: WallTime(1) },
-        };
-        let readable = || {
-            let read = |block: &u64| {
-                let mut found = vec![0; BLOCK as usize];
-                let read = base.read(block * BLOCK, &mut found);
-                assert!(read.is_err() || found == vec![*block as u8 | 1; BLOCK as usize]);
-                read.is_ok()
-            };
-            (0..600).filter(read).collect::<Vec<_>>()
-        };
-        expect_torn(&storage, &bases, moment(7)).unwrap();
-        assert_eq!(readable(), [0; 0], "of another merge");
-        expect_torn(&storage, &bases, moment(9)).unwrap();
-        assert_eq!(readable(), (0..600).filter(|block| block % 7 != 0).collect::<Vec<_>>());
-    }
-
-    proptest! {
-        #[test]
-        fn records_come_back_only_whole(
-            block: u64,
-            changed: u8,
-            crc: u32,
-            counter: u64,
-            flip in any::<prop::sample::Index>(),
-            bit in 0u8..8,
-            garbage in prop::collection::vec(any::<u8>(), 0..5000),
-        ) {
-            let disk = DiskId::new(3).unwrap();
-            let seal = crate::trust::BlockSeal { generation: 4, counter, tag: [changed; 16] };
-            let entry = Entry { lsn: Lsn(block ^ 5), crc, seal: Some(seal) };
-            let mut bytes = encode_copy(disk, block, changed, entry, Lsn(6)).to_vec();
-            bytes.extend_from_slice(&[9; BLOCK as usize]);
-            prop_assert_eq!(decode_copy(&bytes, Lsn(6)), Some((disk, block, entry, &bytes[COPY_BYTES..])));
-            prop_assert_eq!(decode_copy(&bytes, Lsn(7)), None);
-            prop_assert_eq!(decode_copy(&bytes[..bytes.len() - 1], Lsn(6)), None);
-            bytes[flip.index(COPY_BYTES)] ^= 1 << bit;
-            prop_assert_eq!(decode_copy(&bytes, Lsn(6)), None);
-            prop_assert_eq!(decode_copy(&garbage, Lsn(0)), None);
-        }
-    }
 }

@@ -65,6 +65,9 @@ impl Host {
         let _working = lock(&self.retained.working);
         self.release()?;
         while let Some(plan) = self.next_merge(at_once)? {
+            if !pace(Duration::ZERO) {
+                return Ok(false);
+            }
             self.make_store(&plan)?;
             if !self.settle(&plan) {
                 continue;
@@ -141,7 +144,9 @@ impl Host {
         loop {
             let begun = Instant::now();
             let Some(changing) = self.holds.change() else {
-                if !pace(PAUSE_LOOK) {
+                // Also who is in a hurry waits here, and does not spin.
+                std::thread::sleep(PAUSE_LOOK);
+                if !pace(Duration::ZERO) {
                     return Ok(false);
                 }
                 continue;
@@ -253,7 +258,11 @@ impl Host {
             return self.would_prune();
         }
         let before = self.journal_bytes();
-        self.retain(true, &|_| true)?;
+        if !self.retain(true, &|_| !self.is_ending())? {
+            let message = "the owner ends: the merge stops where it is";
+            let problem = Problem::new(ProblemClass::Refused, "ending", message);
+            return Err(problem.hint("nothing is lost by that: the next `cdp protect`, `prune` or `compact` goes on"));
+        }
         let replica = self.replica();
         let oldest = oldest_at(&replica)?;
         drop(replica);

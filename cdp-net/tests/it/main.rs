@@ -12,3 +12,4 @@ mod nbd_clients;
 mod overlap;
 mod protect;
 mod seeding;
+mod stopping;
