@@ -54,10 +54,8 @@ impl<K: Ord + Copy, V: Clone> Cache<K, V> {
 
     /// Lets go of what is kept under a key.
     pub(super) fn remove(&self, key: K) {
-        let mut guard = self.state();
-        let state = &mut *guard;
+        let mut state = self.alone();
         if let Some(held) = state.held.remove(&key) {
-            state.by_use.remove(&held.used);
             state.bytes -= held.bytes;
         }
     }
