@@ -16,6 +16,8 @@ mod index;
 mod ingest;
 #[path = "journal/merge.rs"]
 mod merge;
+#[path = "journal/points.rs"]
+mod points;
 #[path = "journal/read.rs"]
 mod read;
 #[path = "journal/sparse.rs"]
@@ -45,7 +47,7 @@ const QUICK: Plan = Plan { rounds: 3, bytes: 128 << 20, fewer: 10, reads: 200 };
 type RowFn = fn(&Plan) -> Result<(), Failure>;
 
 /// Rows of the table by id, in the order in which they run.
-const ROWS: [(&str, RowFn); 9] = [
+const ROWS: [(&str, RowFn); 10] = [
     ("ingest-memory", ingest::memory),
     ("ingest-zstd", ingest::zstd),
     ("read-random", read::random),
@@ -55,6 +57,7 @@ const ROWS: [(&str, RowFn); 9] = [
     ("first-touch", index::first_touch),
     ("index", index::size),
     ("restart", index::restart),
+    ("points", points::points),
 ];
 
 fn main() -> Result<(), Failure> {

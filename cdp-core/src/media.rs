@@ -173,6 +173,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
         self.open(name, false)?.len()
     }
 
+    /// Bytes that a file takes on the media: of one with holes less than its length.
+    ///
+    /// # Errors
+    /// As [`Storage::open`].
+    fn allocated(&self, name: &str) -> Result<u64> {
+        self.length(name)
+    }
+
     /// Gives a file another name in one step; what had the name is replaced.
     ///
     /// # Errors
@@ -303,6 +311,24 @@ pub trait File: Send + Sync + fmt::Debug {
     fn read_exact_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let expected = out.len();
         let found = self.read_at(offset, out)?;
+        self.is_whole(offset, expected, found)
+    }
+
+    /// Fills all buffers, one after another.
+    ///
+    /// # Errors
+    /// `Short` when the file ends before; else as for reading.
+    fn read_exact_vectored_at(&self, offset: u64, out: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let expected = out.iter().map(|slice| slice.len()).sum();
+        let found = self.read_vectored_at(offset, out)?;
+        self.is_whole(offset, expected, found)
+    }
+
+    /// Whether as many bytes were read as were wanted.
+    ///
+    /// # Errors
+    /// `Short` when they were not.
+    fn is_whole(&self, offset: u64, expected: usize, found: usize) -> Result<()> {
         if found == expected {
             return Ok(());
         }

@@ -86,6 +86,15 @@ impl Disk {
         Ok(DiskFile { fd, direct: None, path: path.to_string_lossy().into_owned() })
     }
 
+    fn stat(&self, name: &str) -> Result<fs::Stat> {
+        let path = self.full(name, Operation::Length)?;
+        let stat = fs::stat(&path).map_err(|e| self.error(e, Operation::Length, name))?;
+        if fs::FileType::from_raw_mode(stat.st_mode) != fs::FileType::RegularFile {
+            return Err(not_a_file(&path, Operation::Length));
+        }
+        Ok(stat)
+    }
+
     pub(super) fn streamed(&self, name: &str) -> Result<DiskFile> {
         let file = self.create_file(name)?;
         Ok(DiskFile { direct: Direct::open(file.path.as_ref()), ..file })
@@ -120,12 +129,12 @@ impl Storage for Disk {
     }
 
     fn length(&self, name: &str) -> Result<u64> {
-        let path = self.full(name, Operation::Length)?;
-        let stat = fs::stat(&path).map_err(|e| self.error(e, Operation::Length, name))?;
-        if fs::FileType::from_raw_mode(stat.st_mode) != fs::FileType::RegularFile {
-            return Err(not_a_file(&path, Operation::Length));
-        }
-        Ok(stat.st_size as u64)
+        Ok(self.stat(name)?.st_size as u64)
+    }
+
+    fn allocated(&self, name: &str) -> Result<u64> {
+        // Blocks are of 512 bytes, whatever those of the file system are.
+        Ok(self.stat(name)?.st_blocks as u64 * 512)
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {

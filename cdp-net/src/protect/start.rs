@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 /// How long the first write of the activity log may take before guests are served without it.
 const LOG_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether the replica is still in its place.
-const PLACE_LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether the replica is still in its place, and whether there is anything to tell of its history.
+const PLACE_LOOK: Duration = Duration::from_millis(250);
 
 /// What the threads get their work from.
 struct Work {
@@ -137,7 +137,9 @@ fn launch(
         // A pump that has ended takes nothing any more.
         let _ = for_driver.send(Message::Done);
     });
-    let driver = drive::start(options.driver, executor, wake)
+    let for_room = Arc::clone(&shared);
+    let admit = move |name: &str, bytes| super::room::admit(&for_room.host, &for_room.lack, name, bytes);
+    let driver = drive::start(options.driver, executor.admitted_by(Box::new(admit)), wake)
         .map_err(|source| ProtectError::System { what: "start a thread", source })?;
     let driver_name = driver.name();
     let parts = Parts {
