@@ -27,10 +27,25 @@ const KEYS: u16 = 11;
 const RETENTION: u16 = 12;
 const MERGE: u16 = 13;
 const CHANGES: u16 = 14;
+const OLDEST_POINT: u16 = 15;
 
 /// Sections that are read here.
-const KNOWN: [u16; 14] = [
-    IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, KEPT, KEYS, RETENTION, MERGE, CHANGES,
+const KNOWN: [u16; 15] = [
+    IDENTITY,
+    DISKS,
+    TIMELINES,
+    SEGMENTS,
+    POLICY,
+    SESSIONS,
+    SEEDING,
+    PINS,
+    RUNS,
+    KEPT,
+    KEYS,
+    RETENTION,
+    MERGE,
+    CHANGES,
+    OLDEST_POINT,
 ];
 
 /// Bounds on lists, far above what can be used.
@@ -100,6 +115,9 @@ impl Manifest {
                     put.u16(resizing.disk.get()).u64(resizing.size);
                 });
             });
+        }
+        if let Some(point) = &self.oldest_point {
+            section(&mut put, OLDEST_POINT, |put| retention::put_point(put, point));
         }
         for (tag, bytes) in &self.unknown {
             put.u16(*tag).u16(0).u32(bytes.len() as u32).bytes(bytes);
@@ -204,6 +222,7 @@ impl Manifest {
             KEPT => (self.next_kept, self.kept) = retention::take_kept(take)?,
             RETENTION => self.retention = Retention::take(take)?,
             MERGE => self.merge = Some(StampedMoment::take(take)?),
+            OLDEST_POINT => self.oldest_point = Some(retention::take_point(take)?),
             _ => {
                 self.pins = take.list("pins", PINS_MAX, |take| {
                     Ok(PinInfo {
