@@ -47,8 +47,7 @@ const QUICK: Plan = Plan { rounds: 3, bytes: 128 << 20, fewer: 10, reads: 200 };
 type RowFn = fn(&Plan) -> Result<(), Failure>;
 
 /// Rows of the table by id, in the order in which they run.
-const ROWS: [(&str, RowFn); 11] = [
-    ("ingest-file", ingest::file),
+const ROWS: [(&str, RowFn); 10] = [
     ("ingest-memory", ingest::memory),
     ("ingest-zstd", ingest::zstd),
     ("read-random", read::random),

@@ -36,7 +36,7 @@ mod view;
 mod writer;
 
 pub use self::bytes::FormatError;
-pub use drive::{Executor, drain};
+pub use drive::{Admit, Executor, drain};
 pub use effect::{Effect, EffectId, FileId, Outcome};
 pub use event::Event;
 pub use frontier::Frontier;

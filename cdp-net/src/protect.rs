@@ -2,7 +2,7 @@
 //!
 //! One write's way: a front end's thread checksums it and submits it to the filter (`engine`), writes the very same bytes to
 //! the source, completes it, and answers. The filter's frames go to the `pump`, which packs them and
-//! hands them to those who append; a sync makes them durable; that comes back to the filter, which frees its queue and, later,
+//! has the journal's driver append them; a sync makes them durable; that comes back to the filter, which frees its queue and, later,
 //! the activity log's bit. What a guest wrote in pieces of 64 KiB and more is written to the journal from where it was received.
 //!
 //! | thread | waits for |
@@ -10,8 +10,7 @@
 //! | those of the front end | the source, an overlapping op, or one sync of the activity log |
 //! | `cdp-pump` | frames and completions; owns the journal's writer |
 //! | `cdp-pack`, half of the cores, two to eight | frames to pack, while the replica's disk is behind |
-//! | `cdp-append`, four | the replica's disk: the journal's writes, several put together |
-//! | `cdp-sync`, three | the replica's disk |
+//! | those of the journal's [driver](crate::drive) | the replica's disk: the journal's writes, several put together, and syncs |
 //! | `cdp-log` | the activity log's disk |
 //! | `cdp-flush` | the source's flushes that the filter itself wants |
 //! | `cdp-reread` | the source, for resyncs and repairs |
@@ -21,7 +20,6 @@
 //! | `cdp-events` | what the filter has to tell; looks now and then whether the replica is still where it was |
 //! | `cdp-control`, and one for each connection | other processes that ask or tell the owner something |
 
-mod append;
 mod copies;
 mod disk;
 mod disks;
@@ -119,6 +117,7 @@ pub struct Opened {
 /// Disks that are being protected. Dropping it stops at once, as a crash would, but for what is durable.
 pub struct Protector {
     opened: Opened,
+    driver: &'static str,
     shared: Arc<Shared>,
     started: Instant,
     /// Dropped in this order: nobody asks any more, nothing runs any more, the directory is free.
@@ -223,6 +222,12 @@ impl Protector {
     #[must_use]
     pub fn opened(&self) -> Opened {
         self.opened
+    }
+
+    /// What carries out the journal's writes and syncs: "threads" or "io_uring".
+    #[must_use]
+    pub fn driver(&self) -> &'static str {
+        self.driver
     }
 
     /// The disks that are protected now, for a front end to serve. They may be others later.

@@ -73,6 +73,10 @@ fn options(spec: &ProtectSpec) -> ProtectOptions {
     options.trust_source = spec.trust == SourceTrust::Trust;
     options.full_check = spec.trust == SourceTrust::Check;
     options.segment_bytes = spec.segment_bytes.unwrap_or(options.segment_bytes);
+    if cfg!(feature = "uring") {
+        // Who builds it in wants it.
+        options.driver = cdp_net::drive::Choice::Uring;
+    }
     options
 }
 

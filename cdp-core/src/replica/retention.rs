@@ -50,16 +50,18 @@ pub fn to_keep(manifest: &Manifest, held: &Held, catalogue: &Catalogue) -> Optio
     Some(KeptInfo { number: manifest.next_kept, moment, point: point_at(catalogue, &moment), disks })
 }
 
-fn point_at(catalogue: &Catalogue, moment: &StampedMoment) -> Option<Mark> {
+/// What the point says that was made at a moment, if one was.
+#[must_use]
+pub fn point_at(catalogue: &Catalogue, moment: &StampedMoment) -> Option<Mark> {
     let points = catalogue.branch(moment.timeline)?.points();
     let at = points.binary_search_by_key(&moment.lsn, |point| point.id.lsn).ok()?;
     Some(points[at].mark.clone())
 }
 
-/// Names a merge, and the moment that is kept of where it begins.
-pub fn begin(writer: &mut Writer, to: StampedMoment, keep: Option<KeptInfo>) -> Generation {
+/// Names a merge, the point that was made where it ends ([`point_at`]), and the moment that is kept of where it begins.
+pub fn begin(writer: &mut Writer, to: StampedMoment, point: Option<Mark>, keep: Option<KeptInfo>) -> Generation {
     writer.edit(move |manifest| {
-        manifest.merge = Some(to);
+        (manifest.merge, manifest.oldest_point) = (Some(to), point);
         if let Some(keep) = keep {
             manifest.next_kept = manifest.next_kept.max(keep.number + 1);
             manifest.kept.push(keep);

@@ -241,7 +241,8 @@ impl Host {
         let storage = self.storage();
         if !plan.begun {
             let (to, keep) = (plan.to, plan.keep.clone());
-            self.change_for_merge(Box::new(move |writer| retention::begin(writer, to, keep)))?;
+            let point = retention::point_at(self.replica().catalogue(), &to);
+            self.change_for_merge(Box::new(move |writer| retention::begin(writer, to, point, keep)))?;
         } else if !self.replica().keys().is_empty() {
             // Who goes on with a merge seals with a key of its own: the first change is what has one drawn.
             self.edit(Box::new(|_| {}))?;

@@ -5,7 +5,6 @@
 //! sync is never tried again: one that finds no room is an error here as elsewhere.
 
 use crate::host::Host;
-use cdp_core::journal::Effect;
 use cdp_core::media::{File, MediaError, MediaErrorKind, Operation, Result, Storage};
 use cdp_core::types::Extent;
 use std::io::{IoSlice, IoSliceMut};
@@ -53,15 +52,11 @@ impl Lack {
 }
 
 /// Refuses a segment for which the quota has no room.
-pub(super) fn admit(host: &Host, lack: &Lack, effect: &Effect) -> Result<()> {
-    let Effect::Create { name, preallocate, .. } = effect else { return Ok(()) };
-    if *preallocate == 0 {
-        return Ok(());
-    }
-    let left = host.quota_left().filter(|left| left < preallocate);
-    lack.set_of_quota(if left.is_some() { *preallocate } else { 0 });
+pub(super) fn admit(host: &Host, lack: &Lack, name: &str, bytes: u64) -> Result<()> {
+    let left = host.quota_left().filter(|left| *left < bytes);
+    lack.set_of_quota(if left.is_some() { bytes } else { 0 });
     let Some(left) = left else { return Ok(()) };
-    let message = format!("the quota leaves {left} bytes, {preallocate} are needed");
+    let message = format!("the quota leaves {left} bytes, {bytes} are needed");
     Err(MediaError::new(MediaErrorKind::NoSpace, Operation::Create, name, 0, &message))
 }
 
