@@ -1,7 +1,7 @@
 //! What is done about lack of room: the oldest history goes before the journal would have to stop.
 //!
 //! The journal stops when a segment finds no room: on the media beside the reserve, or within the quota. Where the policy allows it,
-//! history is shortened before, at [`LOW`] segments; that is announced before, at [`NEAR`] segments or when the rate shows it.
+//! history is shortened before, when there is room for fewer than four; that is announced before, at fewer than eight or when the rate shows it.
 //!
 //! Merging takes room itself, for blocks that bases do not have yet and for what kept moments need of those that they have, and gives back
 //! what the segments took. Most often that is more; where bases grow by as much as the journal shrinks it is not, and history would be lost
