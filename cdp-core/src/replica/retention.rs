@@ -92,11 +92,12 @@ pub fn end(writer: &mut Writer, bases: &[(DiskId, BaseInfo)]) -> Generation {
     })
 }
 
-/// Drops the timelines before one that nothing names any more.
+/// Drops the timelines before one that lie before every one that is still named: those between are the way to it.
 fn drop_timelines(manifest: &mut Manifest, oldest: Timeline) {
-    let mut merged = BTreeSet::new();
+    let mut merged = Vec::new();
     let mut next = manifest.timeline(oldest).and_then(|info| info.parent);
-    while let Some(timeline) = next.filter(|timeline| merged.insert(*timeline)) {
+    while let Some(timeline) = next.filter(|timeline| !merged.contains(timeline)) {
+        merged.push(timeline);
         next = manifest.timeline(timeline).and_then(|info| info.parent);
     }
     let segments = manifest.segments.iter().filter_map(|segment| Some(segment.summary()?.timeline));
@@ -105,7 +106,9 @@ fn drop_timelines(manifest: &mut Manifest, oldest: Timeline) {
     let sessions = manifest.sessions.iter().map(|session| session.parent);
     let named: BTreeSet<_> = segments.chain(kept).chain(pins).chain(sessions).collect();
     // Segments that are not sealed are of the newest timeline, which is none of those.
-    manifest.timelines.retain(|info| !merged.contains(&info.id) || named.contains(&info.id));
+    let way = merged.iter().rposition(|timeline| named.contains(timeline)).map_or(0, |last| last + 1);
+    let gone: BTreeSet<_> = merged.drain(way..).collect();
+    manifest.timelines.retain(|info| !gone.contains(&info.id));
 }
 
 /// Takes kept moments out of the manifest that nothing held needs: their numbers, whose stores are to be removed when that is
