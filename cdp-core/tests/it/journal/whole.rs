@@ -36,7 +36,9 @@ fn tell(case: &Case) -> Outcome<Done> {
         let said = |why: String| format!("step {number}, {op:?}: {why}");
         match op {
             Op::Do(step) => match life.play(step) {
-                Err(_) if life.disk.is_cut() => life = start(life, &mut done, (number, false), &at_rest).map_err(said)?,
+                Err(_) if life.disk.is_cut() => {
+                    life = start(life, &mut done, (number, false), &at_rest).map_err(said)?
+                }
                 played => played.map_err(said)?,
             },
             Op::Cut { after } => life.disk.cut_at(life.disk.effects() + u64::from(*after) + 1),

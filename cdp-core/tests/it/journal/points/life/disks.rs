@@ -108,7 +108,11 @@ impl Life {
             let root = copy.finish(self.rig.storage.as_ref(), self.source.lsn).map_err(said)?;
             let base = root.named(Lsn::ZERO);
             self.rig.writer.edit(|manifest| {
-                manifest.disks.iter_mut().filter(|info| info.id == disk(number)).for_each(|info| info.base = Some(base));
+                manifest
+                    .disks
+                    .iter_mut()
+                    .filter(|info| info.id == disk(number))
+                    .for_each(|info| info.base = Some(base));
             });
             self.settle()?;
             self.end_copy(number);
@@ -140,8 +144,7 @@ impl Life {
             return Ok(());
         }
         let number = sizes[usize::from(pick) % sizes.len()].0;
-        let part =
-            Part::plain(RecordKind::DiskRemoved, Some(disk(number)), Extent::new(0, 0), Lsn::ZERO, WallTime(0));
+        let part = Part::plain(RecordKind::DiskRemoved, Some(disk(number)), Extent::new(0, 0), Lsn::ZERO, WallTime(0));
         let lsn = self.source.plain(part);
         self.log(What::Gone(number));
         self.copies.remove(&number);
