@@ -5,11 +5,13 @@ use crate::ask::ask;
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::human;
-use crate::json::{History, Hold, Session, Status};
+use crate::json::{History, Hold, Range, Session, Status};
 use crate::output::Output;
 use cdp_core::when::format_bytes;
 use cdp_net::owner::Request;
+use cdp_net::report::RangeKind;
 use clap::Args;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,12 +34,15 @@ impl Arguments {
     }
 }
 
+/// So many moments of a kind are listed, and no more.
+const FEW: usize = 8;
+
 fn for_people(status: &Status) -> String {
     let owner = status.owner_pid.map(|pid| format!(" by process {pid}")).unwrap_or_default();
     let rpo = status.rpo_ms.map_or_else(|| "-".into(), |ms| human::span(Duration::from_millis(ms)));
     let space = &status.space;
     let quota = space.quota.map(|quota| format!(" of {}", format_bytes(quota))).unwrap_or_default();
-    let all = space.base + space.layers + space.segments + space.overlays;
+    let all = space.base + space.layers + space.segments + space.overlays + space.pinned;
     let mut text = format!(
         "state   {}{owner}\ngroup   {}\nRPO     {rpo}\ndurable LSN {} of {}\nspace   {}{quota}: base {}, layers {}, \
          segments {}, overlays {}, pinned {}\nrates   {} written, {} stored\n",
@@ -65,10 +70,10 @@ fn for_people(status: &Status) -> String {
         let copied = if disk.incomplete { ", being copied: it cannot be restored yet" } else { "" };
         text.push_str(&format!("disk    {} ({}){place}{copied}\n", disk.name, format_bytes(disk.size)));
     }
-    status.ranges.iter().for_each(|range| text.push_str(&format!("keeps   {}", range_line(range))));
+    text.push_str(&ranges_lines(&status.ranges));
     text.push_str(&history_lines(&status.history));
     status.sessions.iter().for_each(|session| text.push_str(&session_line(session)));
-    status.holds.iter().for_each(|hold| text.push_str(&hold_line(hold)));
+    text.push_str(&holds_lines(&status.holds));
     if status.pins > 0 {
         text.push_str(&format!("held    by {}\n", human::count(status.pins as usize, "reader")));
     }
@@ -77,15 +82,54 @@ fn for_people(status: &Status) -> String {
 
 fn history_lines(history: &History) -> String {
     let span = |ms| human::span(Duration::from_millis(ms));
-    let cut = if history.cut { ", cut by the journal's bound" } else { "" };
+    let cut = history.cut_by.map(|by| format!(", cut by {}", human::limit(Some(by)))).unwrap_or_default();
     let mut text = format!("window  {} of {}{cut}\n", span(history.kept_ms), span(history.window_ms));
     if let Some(ms) = history.forecast_ms.filter(|_| history.cut_forecast()) {
-        text.push_str(&format!("        at this rate the journal's bound will leave {} of it\n", span(ms)));
+        text.push_str(&format!("        at this rate {} will leave {} of it\n", human::limit(history.limit), span(ms)));
+    }
+    if let Some(bytes) = history.room_bytes {
+        let (limit, bytes) = (human::limit(history.limit), format_bytes(bytes));
+        text.push_str(&format!("        {limit} leaves {bytes} more; the oldest goes before that is used up\n"));
     }
     if let Some(problem) = &history.problem {
         text.push_str(&format!("        retention does not go on: {problem}\n"));
     }
     text
+}
+
+/// Ranges, and single moments where they are few; else how many there are.
+fn ranges_lines(ranges: &[Range]) -> String {
+    let (single, whole): (Vec<_>, Vec<_>) = ranges.iter().partition(|range| range.kind == RangeKind::Only);
+    let line = |range: &&Range| format!("keeps   {}", range_line(range));
+    let mut text: String = whole.iter().map(line).collect();
+    // The newest stands first.
+    match (single.first(), single.last()) {
+        (Some(newest), Some(oldest)) if single.len() > FEW => text.push_str(&format!(
+            "keeps   only {} from {} to {}: `cdp points` lists them\n",
+            human::count(single.len(), "moment"),
+            human::local_time(oldest.to_time),
+            human::local_time(newest.to_time)
+        )),
+        _ => text.extend(single.iter().map(line)),
+    }
+    text
+}
+
+/// What holds moments; each for itself where it holds few.
+fn holds_lines(holds: &[Hold]) -> String {
+    let mut by: BTreeMap<&str, Vec<&Hold>> = BTreeMap::new();
+    holds.iter().for_each(|hold| by.entry(&hold.by).or_default().push(hold));
+    let of = |(by, holds): (&str, Vec<&Hold>)| match holds.as_slice() {
+        [oldest, .., newest] if holds.len() > FEW => format!(
+            "kept    {} by {by}: {} since {}, the last is {}\n",
+            human::count(holds.len(), "moment"),
+            format_bytes(holds.iter().map(|hold| hold.bytes).sum()),
+            human::moment(&oldest.at),
+            human::moment(&newest.at)
+        ),
+        _ => holds.into_iter().map(hold_line).collect(),
+    };
+    by.into_iter().map(of).collect()
 }
 
 fn hold_line(hold: &Hold) -> String {
@@ -104,6 +148,24 @@ mod tests {
     use super::*;
     use crate::json::tests::{at, range};
     use crate::json::{Disk, Lack, Space, State};
+
+    #[test]
+    fn many_moments_are_counted_and_few_are_listed() {
+        let hold = |by: &str| Hold { at: at(), by: by.to_owned(), label: None, bytes: 1 << 20 };
+        let only = || Range { kind: RangeKind::Only, ..range() };
+        let holds: Vec<_> = (0..3).map(|_| hold("pin")).chain((0..1000).map(|_| hold("long"))).collect();
+        let text = holds_lines(&holds);
+        assert_eq!(text.matches(" by pin: 1.00 MiB\n").count(), 3, "{text}");
+        assert!(text.contains("kept    1000 moments by long: 1000 MiB since point 0011"), "{text}");
+        assert_eq!(text.lines().count(), 4);
+        let ranges = |count: usize| {
+            ranges_lines(&std::iter::once(range()).chain((0..count).map(|_| only())).collect::<Vec<_>>())
+        };
+        assert_eq!(ranges(8).lines().count(), 9);
+        let text = ranges(900);
+        assert_eq!(text.lines().count(), 2);
+        assert!(text.contains("keeps   only 900 moments from "), "{text}");
+    }
 
     #[test]
     fn a_status_in_words() {

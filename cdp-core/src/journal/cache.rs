@@ -1,69 +1,74 @@
-//! A cache bounded in bytes; what was used longest ago goes first.
+//! A cache bounded in bytes. A hit takes a shared lock and sets a mark, so that many readers do not wait for each other; what
+//! was not asked for since a hand last came by goes first (second chance).
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 #[derive(Debug)]
 struct Held<V> {
     value: V,
     bytes: u64,
-    used: u64,
+    /// It was asked for since the hand came by.
+    used: AtomicBool,
 }
 
 #[derive(Debug)]
 struct State<K, V> {
     held: BTreeMap<K, Held<V>>,
-    by_use: BTreeMap<u64, K>,
     bytes: u64,
-    clock: u64,
+    /// Where the hand stands: it goes on behind this key.
+    hand: Option<K>,
 }
 
 /// Shared by many readers; values are cheap to clone.
 #[derive(Debug)]
 pub(super) struct Cache<K, V> {
-    state: Mutex<State<K, V>>,
+    state: RwLock<State<K, V>>,
     bytes_max: u64,
 }
 
 impl<K: Ord + Copy, V: Clone> Cache<K, V> {
     pub(super) fn new(bytes_max: u64) -> Self {
-        let state = State { held: BTreeMap::new(), by_use: BTreeMap::new(), bytes: 0, clock: 0 };
-        Self { state: Mutex::new(state), bytes_max }
+        Self { state: RwLock::new(State { held: BTreeMap::new(), bytes: 0, hand: None }), bytes_max }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State<K, V>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn shared(&self) -> RwLockReadGuard<'_, State<K, V>> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self) -> RwLockWriteGuard<'_, State<K, V>> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn get(&self, key: K) -> Option<V> {
-        let mut guard = self.state();
-        let state = &mut *guard;
-        let held = state.held.get_mut(&key)?;
-        state.clock += 1;
-        state.by_use.remove(&held.used);
-        held.used = state.clock;
-        state.by_use.insert(held.used, key);
+        let state = self.shared();
+        let held = state.held.get(&key)?;
+        // Most often it is set: what many read is then not written.
+        if !held.used.load(Ordering::Relaxed) {
+            held.used.store(true, Ordering::Relaxed);
+        }
         Some(held.value.clone())
+    }
+
+    /// Lets go of what is kept under a key.
+    pub(super) fn remove(&self, key: K) {
+        let mut state = self.alone();
+        if let Some(held) = state.held.remove(&key) {
+            state.bytes -= held.bytes;
+        }
     }
 
     /// Keeps a value that stands for so many bytes; one already there under the key wins and is given back.
     pub(super) fn put(&self, key: K, value: V, bytes: u64) -> V {
-        let mut guard = self.state();
-        let state = &mut *guard;
+        let mut state = self.alone();
         if let Some(held) = state.held.get(&key) {
             return held.value.clone();
         }
-        state.clock += 1;
-        let used = state.clock;
-        state.by_use.insert(used, key);
         state.bytes += bytes;
-        state.held.insert(key, Held { value: value.clone(), bytes, used });
-        while state.bytes > self.bytes_max && state.held.len() > 1 {
-            let Some((_, key)) = state.by_use.pop_first() else { break };
-            if let Some(held) = state.held.remove(&key) {
-                state.bytes -= held.bytes;
-            }
-        }
+        state.held.insert(key, Held { value: value.clone(), bytes, used: AtomicBool::new(false) });
+        state.shrink(key, self.bytes_max);
         value
     }
 
@@ -78,23 +83,42 @@ impl<K: Ord + Copy, V: Clone> Cache<K, V> {
 
     /// Changes what a value counts for.
     pub(super) fn recount(&self, key: K, bytes: u64) {
-        let mut guard = self.state();
-        let state = &mut *guard;
+        let mut state = self.alone();
         if let Some(held) = state.held.get_mut(&key) {
-            state.bytes = state.bytes - held.bytes + bytes;
-            held.bytes = bytes;
+            let before = std::mem::replace(&mut held.bytes, bytes);
+            state.bytes = state.bytes - before + bytes;
+            state.shrink(key, self.bytes_max);
         }
     }
 
     /// All values.
     pub(super) fn values(&self) -> Vec<(K, V)> {
-        self.state().held.iter().map(|(key, held)| (*key, held.value.clone())).collect()
+        self.shared().held.iter().map(|(key, held)| (*key, held.value.clone())).collect()
+    }
+}
+
+impl<K: Ord + Copy, V> State<K, V> {
+    /// Lets go of values until the bound holds, but for the one that is wanted now.
+    fn shrink(&mut self, keep: K, bytes_max: u64) {
+        while self.bytes > bytes_max && self.held.len() > 1 {
+            let behind = self.hand.map_or(Bound::Unbounded, Bound::Excluded);
+            let next = self.held.range((behind, Bound::Unbounded)).next().or(self.held.first_key_value());
+            let Some((&key, held)) = next else { break };
+            self.hand = Some(key);
+            if key == keep || held.used.swap(false, Ordering::Relaxed) {
+                continue;
+            }
+            if let Some(held) = self.held.remove(&key) {
+                self.bytes -= held.bytes;
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn stays_within_its_bound_and_keeps_what_is_used() {
@@ -107,5 +131,45 @@ mod tests {
         assert_eq!(cache.put(0, 9, 3), 0);
         assert_eq!(cache.get_or(7, || Ok::<_, ()>((7, 3))), Ok(7));
         assert_eq!(cache.get_or(8, || Err("no")), Err("no"));
+        // What is let go of counts no more: all that is left stays when something comes in its place.
+        let left: Vec<_> = cache.values().into_iter().map(|(key, _)| key).collect();
+        cache.remove(left[0]);
+        cache.remove(99);
+        cache.put(20, 20, 3);
+        let now: Vec<_> = cache.values().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(now, [&left[1..], &[20]].concat());
+    }
+
+    proptest! {
+        /// Whatever is asked: what is kept was put, counts for what was said last, and is within the bound; what was put or
+        /// recounted last stays even where it alone is beyond it.
+        #[test]
+        fn the_bound_holds(ops in prop::collection::vec((0u8..4, 0u8..20, 0u64..40), 1..200)) {
+            let (cache, mut model) = (Cache::new(100), BTreeMap::new());
+            for (op, key, bytes) in ops {
+                match op {
+                    0 | 1 => {
+                        let was = cache.get(key);
+                        prop_assert_eq!(cache.put(key, (key, bytes), bytes).0, key);
+                        if was.is_none() {
+                            model.insert(key, bytes);
+                        }
+                        prop_assert!(cache.get(key).is_some());
+                    }
+                    2 => {
+                        cache.recount(key, bytes * 5);
+                        model.entry(key).and_modify(|counted| *counted = bytes * 5);
+                    }
+                    _ => drop(cache.get(key)),
+                }
+                let state = cache.shared();
+                model.retain(|key, _| state.held.contains_key(key));
+                let counted = state.held.iter().map(|(key, held)| (*key, held.bytes)).collect::<BTreeMap<_, _>>();
+                prop_assert_eq!(&counted, &model);
+                prop_assert_eq!(state.bytes, counted.values().sum::<u64>());
+                prop_assert!(state.bytes <= 100 || counted.len() == 1, "{} bytes in {}", state.bytes, counted.len());
+                prop_assert!(state.held.values().all(|held| held.value.1 <= 40));
+            }
+        }
     }
 }

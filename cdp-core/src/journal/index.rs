@@ -99,6 +99,9 @@ impl Entry {
             if last <= NARROW_SECTORS || last > (1 << 41) {
                 return Err(take.field("sectors", last));
             }
+            if what == What::Data {
+                return Err(take.field("what", what as u64));
+            }
             entry.sectors = last;
         } else {
             entry.sectors = (packed >> 48 & 63) + 1;

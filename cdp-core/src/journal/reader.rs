@@ -1,14 +1,17 @@
 //! Reading segments: files, footer blocks, chunks, frames; each verified where it is read, some kept in bounded caches.
 
-use super::bytes::FormatError;
+use super::bytes::{FormatError, Take};
 use super::cache::Cache;
 use super::event::{self, Event};
 use super::footer::{self, FENCE_BYTES, Fence, per_block};
 use super::index::{CHUNK_ROW_BYTES, ChunkRow, Entry, FRAME_ROW_BYTES, FrameRow, IndexRun};
-use super::layout::{BLOCK_BYTES, BlockKind, ENVELOPE_BYTES, Envelope, FIXED_BYTES, SegmentHeader, Summary, foreign};
+use super::layout::{
+    BLOCK_BYTES, BlockKind, ENVELOPE_BYTES, Envelope, FIXED_BYTES, SegmentHeader, Summary, decode_block, foreign,
+};
 use super::level::{SegmentRow, Tables};
 use super::manifest::segment_name;
 use super::snapshot::{Content, SegmentView, Snapshot};
+use crate::buffer::BufferPool;
 use crate::frame::{self, FrameError, FrameHead, RawFrame};
 use crate::media::{self, File, MediaError, Storage};
 use crate::trust::{FileKey, KeyError, Keyring};
@@ -127,19 +130,28 @@ pub struct Reader {
     /// Indexes that footers do not have.
     pub(super) rebuilt: Cache<SegmentId, Arc<IndexRun>>,
     fences: Cache<SegmentId, Arc<Vec<Fence>>>,
-    rows: Cache<BlockKey, Arc<Vec<ChunkRow>>>,
+    /// Blocks of rows as they stand in footers, verified.
+    rows: Cache<BlockKey, Bytes>,
     chunks: Cache<BlockKey, Bytes>,
     keys: Arc<Keyring>,
     file_keys: Cache<SegmentId, Arc<FileKey>>,
+    /// For bytes that are looked at and not kept.
+    pub(super) scratch: BufferPool,
 }
 
+/// What a block of rows takes in memory beside its bytes, about.
+const ROWS_BYTES: u64 = 128;
 /// Files held open at once.
 const FILES_MAX: u64 = 256;
+/// The longest that is read without being kept: the stored bytes of a chunk.
+const SCRATCH_BYTES: usize = 2 << 16;
+/// So many reads at once find memory ready for that.
+const SCRATCH_RETAINED: usize = 8;
 
 impl Reader {
     /// A reader of the journal in `directory` of `storage`. Decoded chunks take at most `cache_bytes` of memory, tables
-    /// half as much more, and as much again what is made from frames because a footer and its run are lost. At most 256 files of
-    /// segments are open, and those of the runs that its views read.
+    /// half as much more, and as much again what is made from frames because a footer and its run are lost; buffers that wait for
+    /// the next read take at most 1 MiB. At most 256 files of segments are open, and those of the runs that its views read.
     #[must_use]
     pub fn new(storage: Arc<dyn Storage>, directory: &str, cache_bytes: u64) -> Self {
         Self {
@@ -154,6 +166,7 @@ impl Reader {
             chunks: Cache::new(cache_bytes),
             keys: Arc::default(),
             file_keys: Cache::new(FILES_MAX),
+            scratch: BufferPool::new(SCRATCH_BYTES, SCRATCH_RETAINED),
         }
     }
 
@@ -186,6 +199,11 @@ impl Reader {
             }
             Ok((file, 1))
         })
+    }
+
+    /// Closes the files of segments that are gone: as long as one is open its room is not free.
+    pub fn close(&self, gone: impl IntoIterator<Item = SegmentId>) {
+        gone.into_iter().for_each(|id| self.files.remove(id));
     }
 
     fn read(&self, segment: &SegmentView, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
@@ -301,21 +319,17 @@ impl Reader {
                 if block >= summary.blocks[BlockKind::Chunks as usize - 1] {
                     return Err(missing());
                 }
+                let (offset, number) = summary.block_at(BlockKind::Chunks, block);
+                let failed = |source| ReadError::Format { segment: segment.number, offset, source };
                 let rows = self.rows.get_or((segment.id, block), || {
-                    let rows =
-                        self.blocks(segment, summary, BlockKind::Chunks, block..block + 1, |bytes, number| {
-                            footer::decode_rows(
-                                bytes,
-                                segment.id,
-                                number,
-                                BlockKind::Chunks,
-                                CHUNK_ROW_BYTES,
-                                ChunkRow::take,
-                            )
-                        })?;
-                    Ok::<_, ReadError>((Arc::new(rows), BLOCK_BYTES as u64 * 2))
+                    let bytes = Bytes::from(self.read(segment, offset, BLOCK_BYTES)?);
+                    let rows = decode_block(&bytes, segment.id, number, BlockKind::Chunks, CHUNK_ROW_BYTES);
+                    let (_, rows) = rows.map_err(failed)?;
+                    Ok::<_, ReadError>((bytes.slice_ref(rows), BLOCK_BYTES as u64 + ROWS_BYTES))
                 })?;
-                rows.get((chunk % per_block) as usize).copied().ok_or_else(missing)
+                let at = (chunk % per_block) as usize * CHUNK_ROW_BYTES;
+                let row = rows.get(at..at + CHUNK_ROW_BYTES).ok_or_else(missing)?;
+                ChunkRow::take(&mut Take::new("footer rows", row)).map_err(failed)
             }
         }
     }

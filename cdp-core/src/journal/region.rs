@@ -1,8 +1,11 @@
-//! What 8 MiB of a disk read as at one moment: runs that do not overlap, found newest first.
+//! What 8 MiB of a disk read as at one moment: runs that follow each other, found newest first.
+//!
+//! A map is read far more often than it is made or changed, and there is one for every 8 MiB that somebody reads. So it is two
+//! arrays, of which a read mostly touches one line each: where runs begin and which span each of them shows, and the spans.
 
-use super::index::{Entry, What};
+use super::index::{Entry, NARROW_SECTORS, What};
 use crate::types::{Extent, SECTOR};
-use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of a disk that the manifest says of a run whether it has anything in them.
 pub(super) const REGION: u64 = 64 << 20;
@@ -10,76 +13,240 @@ pub(super) const REGION: u64 = 64 << 20;
 pub(super) const MAP: u64 = 8 << 20;
 /// Sectors of a map.
 const SECTORS: u64 = MAP / SECTOR;
+/// What one span takes in memory, in bytes; a run takes four more.
+pub(super) const SPAN_BYTES: u64 = 32;
+/// What an empty map takes, about, with what holds it.
+pub(super) const MAP_BYTES: u64 = 256;
+/// The place of a span that is none: nothing was written.
+const NONE: u16 = u16::MAX;
+/// So many spans may lie in a map that no run shows any more, beside as many as there are runs.
+const UNUSED_MAX: usize = 64;
 
 const _: () = assert!(REGION.is_multiple_of(MAP));
-/// What one run takes in memory, about.
-pub(super) const SPAN_BYTES: u64 = 96;
+const _: () = assert!(size_of::<Span>() as u64 == SPAN_BYTES);
+// Sectors and places of spans are numbers of 16 bits.
+const _: () = assert!(2 * SECTORS as usize + UNUSED_MAX < NONE as usize);
+
+/// Where the bytes of a record's part are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// Nobody asked yet.
+    Unknown,
+    /// In a chunk that has to be unpacked.
+    Packed,
+    /// Plain, from this byte of the segment's file on.
+    At(u64),
+}
+
+impl Place {
+    /// As one number: no part stands in the first bytes of a file.
+    fn number(self) -> u64 {
+        match self {
+            Self::Unknown => 0,
+            Self::Packed => 1,
+            Self::At(offset) => offset,
+        }
+    }
+
+    fn of(number: u64) -> Self {
+        match number {
+            0 => Self::Unknown,
+            1 => Self::Packed,
+            offset => Self::At(offset),
+        }
+    }
+}
+
+/// A part of a record, whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Data {
+    /// Which of the view's segments.
+    pub(super) source: u32,
+    pub(super) lsn: u64,
+    /// The bytes of the disk that it stands for.
+    pub(super) whole: Extent,
+    /// Of its plain bytes, masked in a segment that is sealed at rest.
+    pub(super) crc: u32,
+    /// Number of its chunk in the segment.
+    pub(super) chunk: u32,
+    /// Where in the chunk's plain bytes.
+    pub(super) at: u32,
+    pub(super) place: Place,
+}
 
 /// What a run of sectors reads as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Span {
-    /// First sector of the region after it.
-    end: u32,
-    /// Which of the view's segments.
-    pub(super) source: u32,
-    /// The entry it comes from, whole.
-    pub(super) entry: Entry,
+pub(super) enum Found {
+    /// What lies below the journals.
+    Below,
+    /// Zeros.
+    Zero {
+        /// The record that says so.
+        lsn: u64,
+        /// It was a discard.
+        discarded: bool,
+    },
+    /// Bytes of a part.
+    Data(Data),
+}
+
+/// An entry of the index and where its bytes are, in as few bytes as that takes.
+#[derive(Debug)]
+struct Span {
+    lsn: u64,
+    /// A [`Place`], worked out at the first read and kept.
+    place: AtomicU64,
+    source: u32,
+    crc: u32,
+    chunk: u32,
+    /// First sector of a part, from the map's start: one that begins before it is negative.
+    first: i16,
+    /// 6 bits sectors of a part less one, 7 bits place in the chunk, 2 bits what.
+    packed: u16,
+}
+
+impl Span {
+    fn new(region: u64, source: u32, entry: &Entry) -> Self {
+        let Entry { lsn, crc, chunk, at, what, .. } = *entry;
+        // Where zeros begin and end does not matter: only parts are verified as a whole, and none is longer than a narrow entry.
+        let sectors = entry.sectors.clamp(1, NARROW_SECTORS) as u16;
+        let first = (entry.sector as i64).wrapping_sub((region * SECTORS) as i64);
+        let first = first.clamp(-(NARROW_SECTORS as i64), SECTORS as i64) as i16;
+        let packed = (sectors - 1) | u16::from(at & 127) << 6 | (what as u16) << 13;
+        Self { lsn, place: AtomicU64::new(Place::Unknown.number()), source, crc, chunk, first, packed }
+    }
+
+    fn found(&self, region: u64) -> Found {
+        let Self { lsn, source, crc, chunk, .. } = *self;
+        if self.packed >> 13 != What::Data as u16 {
+            return Found::Zero { lsn, discarded: self.packed >> 13 == What::Discard as u16 };
+        }
+        let first = (region * SECTORS).wrapping_add_signed(self.first.into());
+        let whole = Extent::new(first * SECTOR, u64::from((self.packed & 63) + 1) * SECTOR);
+        let at = u32::from(self.packed >> 6 & 127) * SECTOR as u32;
+        let place = Place::of(self.place.load(Ordering::Relaxed));
+        Found::Data(Data { source, lsn, whole, crc, chunk, at, place })
+    }
+}
+
+/// Sectors that read as one span says; they end where the next run begins.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    start: u16,
+    /// The place of the span, or [`NONE`].
+    shown: u16,
 }
 
 /// A stretch of a disk at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub(super) struct RegionMap {
-    spans: BTreeMap<u32, Span>,
+    /// Ascending from sector 0.
+    runs: Vec<Run>,
+    spans: Vec<Span>,
+}
+
+impl Default for RegionMap {
+    fn default() -> Self {
+        Self { runs: vec![Run { start: 0, shown: NONE }], spans: Vec::new() }
+    }
 }
 
 impl RegionMap {
-    /// What the map takes in memory, about, in bytes.
+    /// What the map takes in memory, in bytes.
     pub(super) fn bytes(&self) -> u64 {
-        256 + self.spans.len() as u64 * SPAN_BYTES
+        let runs = self.runs.capacity() * size_of::<Run>();
+        MAP_BYTES + runs as u64 + self.spans.capacity() as u64 * SPAN_BYTES
+    }
+
+    /// Which run a sector is in. Runs are mostly of one length: the search begins where it would then be, and widens from there,
+    /// so that it rarely touches memory that is far apart.
+    fn run(&self, sector: u32) -> usize {
+        let behind = |run: usize| self.runs.get(run).is_none_or(|run| u32::from(run.start) > sector);
+        let count = self.runs.len();
+        let guess = (sector as usize * count / SECTORS as usize).min(count - 1);
+        let (mut first, mut end, mut step) = (guess, guess + 1, 1);
+        if behind(guess) {
+            while behind(first) {
+                (first, end) = (first.saturating_sub(step), first);
+                step *= 2;
+            }
+        } else {
+            while !behind(end) {
+                (first, end) = (end, end + step);
+                step *= 2;
+            }
+        }
+        let wanted = &self.runs[first..end.min(count)];
+        first + wanted.partition_point(|run| u32::from(run.start) <= sector) - 1
+    }
+
+    /// The sector after a run.
+    fn end(&self, run: usize) -> u32 {
+        self.runs.get(run + 1).map_or(SECTORS as u32, |next| u32::from(next.start))
+    }
+
+    fn found(&self, region: u64, run: usize) -> Found {
+        self.spans.get(usize::from(self.runs[run].shown)).map_or(Found::Below, |span| span.found(region))
     }
 
     /// Lays an entry over everything that is there.
     pub(super) fn cover(&mut self, region: u64, source: u32, entry: &Entry) {
         let Some((start, end)) = clip(region, entry) else { return };
-        if let Some((_, before)) = self.spans.range_mut(..start).next_back().filter(|(_, span)| span.end > start) {
-            let rest = *before;
-            before.end = start;
-            if rest.end > end {
-                self.spans.insert(end, rest);
-            }
+        let (first, last) = (self.run(start), self.run(end - 1));
+        let before = Some(self.runs[first]).filter(|run| u32::from(run.start) < start);
+        let behind = (end < self.end(last)).then_some(Run { start: end as u16, ..self.runs[last] });
+        let own = Run { start: start as u16, shown: self.spans.len() as u16 };
+        self.spans.push(Span::new(region, source, entry));
+        self.runs.splice(first..=last, before.into_iter().chain([own]).chain(behind));
+        self.drop_unused();
+    }
+
+    /// Lets go of spans that no run shows, when they are more than the others.
+    fn drop_unused(&mut self) {
+        if self.spans.len() < 2 * self.runs.len() + UNUSED_MAX {
+            return;
         }
-        while let Some((&first, &under)) = self.spans.range(start..end).next() {
-            self.spans.remove(&first);
-            if under.end > end {
-                self.spans.insert(end, under);
-            }
+        let mut moved = vec![NONE; self.spans.len()];
+        let shown = self.runs.iter().filter(|run| run.shown != NONE);
+        shown.for_each(|run| moved[usize::from(run.shown)] = 0);
+        for (number, place) in (0..).zip(moved.iter_mut().filter(|place| **place != NONE)) {
+            *place = number;
         }
-        self.spans.insert(start, Span { end, source, entry: *entry });
+        let mut places = moved.iter();
+        self.spans.retain(|_| places.next().is_some_and(|place| *place != NONE));
+        for run in self.runs.iter_mut().filter(|run| run.shown != NONE) {
+            run.shown = moved[usize::from(run.shown)];
+        }
     }
 
     /// Calls `each` for the runs inside `range` (bytes of the disk, inside the region) in order, gaps too.
-    pub(super) fn pieces(&self, region: u64, range: Extent, mut each: impl FnMut(Extent, Option<&Span>)) {
+    pub(super) fn pieces(&self, region: u64, range: Extent, mut each: impl FnMut(Extent, Found)) {
         let base = region * MAP;
         let (from, to) = (((range.offset - base) / SECTOR) as u32, (range.end() - base).div_ceil(SECTOR) as u32);
-        let bytes = |start: u32, end: u32| {
-            let whole = Extent::new(base + u64::from(start) * SECTOR, u64::from(end - start) * SECTOR);
-            whole.intersect(&range)
-        };
-        let mut at = from;
-        let before = self.spans.range(..from).next_back().filter(|(_, span)| span.end > from);
-        for (&start, span) in before.into_iter().chain(self.spans.range(from..to)) {
-            let (start, end) = (start.max(from), span.end.min(to));
-            bytes(at, start.max(at)).into_iter().for_each(|gap| each(gap, None));
-            bytes(start, end).into_iter().for_each(|run| each(run, Some(span)));
-            at = end;
+        let (mut at, mut run) = (from, self.run(from));
+        while at < to {
+            let end = self.end(run).min(to);
+            let whole = Extent::new(base + u64::from(at) * SECTOR, u64::from(end - at) * SECTOR);
+            whole.intersect(&range).into_iter().for_each(|extent| each(extent, self.found(region, run)));
+            (at, run) = (end, run + 1);
         }
-        bytes(at, to.max(at)).into_iter().for_each(|gap| each(gap, None));
     }
-}
 
-impl Span {
-    pub(super) fn what(&self) -> What {
-        self.entry.what
+    /// What a range reads as that lies in one run.
+    pub(super) fn alone(&self, region: u64, range: Extent) -> Option<Found> {
+        let base = region * MAP;
+        let (from, to) = ((range.offset - base) / SECTOR, (range.end() - base).div_ceil(SECTOR));
+        let run = self.run(from as u32);
+        (to <= u64::from(self.end(run))).then(|| self.found(region, run))
+    }
+
+    /// Keeps where the bytes of a part are, for those who read it next; `offset` is a byte of the disk that shows it.
+    pub(super) fn keep_place(&self, region: u64, offset: u64, of: &Data, place: Place) {
+        let run = self.run(((offset - region * MAP) / SECTOR) as u32);
+        let span = self.spans.get(usize::from(self.runs[run].shown));
+        // Something newer may cover it by now.
+        let same = |span: &&Span| span.found(region) == Found::Data(*of);
+        span.filter(same).into_iter().for_each(|span| span.place.store(place.number(), Ordering::Relaxed));
     }
 }
 
@@ -146,17 +313,24 @@ impl RegionBuilder {
 
     /// The map.
     pub(super) fn finish(self) -> RegionMap {
+        let same = || self.owner.chunk_by(|a, b| a == b);
+        let count = same().count();
+        let mut runs = Vec::with_capacity(count);
+        // Of each entry the place of its span; several runs may show one.
+        let mut places = vec![NONE; self.entries.len() + 1];
+        let mut order = Vec::with_capacity(count.min(self.entries.len()));
         let mut at = 0;
-        let mut spans = Vec::new();
-        for run in self.owner.chunk_by(|a, b| a == b) {
-            let end = at + run.len() as u32;
-            if run[0] != 0 {
-                let (source, entry) = self.entries[run[0] as usize - 1];
-                spans.push((at, Span { end, source, entry }));
+        for run in same() {
+            let owner = run[0] as usize;
+            if owner != 0 && places[owner] == NONE {
+                places[owner] = order.len() as u16;
+                order.push(&self.entries[owner - 1]);
             }
-            at = end;
+            runs.push(Run { start: at as u16, shown: places[owner] });
+            at += run.len();
         }
-        RegionMap { spans: spans.into_iter().collect() }
+        let spans = order.into_iter().map(|(source, entry)| Span::new(self.number, *source, entry)).collect();
+        RegionMap { runs, spans }
     }
 }
 
@@ -178,11 +352,23 @@ mod tests {
 
     fn flat(map: &RegionMap) -> Vec<u64> {
         let mut lsns = Vec::new();
-        map.pieces(1, Extent::new(MAP, 64 * SECTOR), |run, span| {
-            lsns.extend(std::iter::repeat_n(span.map_or(0, |span| span.entry.lsn), (run.length / SECTOR) as usize));
+        map.pieces(1, Extent::new(MAP, 64 * SECTOR), |run, found| {
+            assert_eq!(map.alone(1, run), Some(found));
+            lsns.extend(std::iter::repeat_n(lsn(found), (run.length / SECTOR) as usize));
         });
         lsns
     }
+
+    fn lsn(found: Found) -> u64 {
+        match found {
+            Found::Below => 0,
+            Found::Zero { lsn, .. } => lsn,
+            Found::Data(data) => data.lsn,
+        }
+    }
+
+    /// Sector, sectors, kind, and checksum, chunk and place.
+    type Written = (u64, u64, u8, (u32, u32, u8));
 
     proptest! {
         /// Newest first from below and oldest first from above give the same, which is what an array gives.
@@ -204,6 +390,66 @@ mod tests {
             }
             prop_assert_eq!(flat(&under), &array[..64]);
             prop_assert_eq!(flat(&over), &array[..64]);
+        }
+
+        /// A map that is made and then lived on, as a session's is: everything about every part stays with it, wherever it was cut
+        /// and however much was dropped; a place that was kept is found again, and never under another record.
+        #[test]
+        fn parts_keep_all_that_is_said_of_them(
+            writes in prop::collection::vec((0u64..SECTORS + 70, 1u64..=NARROW_SECTORS, 1u8..=3, any::<(u32, u32, u8)>()), 1..600),
+            made in 0usize..600,
+            dense in any::<bool>(),
+        ) {
+            let what = [What::Data, What::Zero, What::Discard];
+            let entry_of = |(number, write): (usize, &Written)| {
+                let (sector, sectors, kind, (crc, chunk, at)) = *write;
+                let sector = SECTORS - 65 + if dense { SECTORS - 200 + sector % 250 } else { sector };
+                let (lsn, at, what) = (number as u64 + 1, at & 127, what[usize::from(kind) - 1]);
+                let sectors = if what == What::Data { sectors } else { sectors * 90 };
+                Entry { disk: 1, sector, lsn, sectors, crc, chunk, at, what }
+            };
+            let entries: Vec<_> = writes.iter().enumerate().map(entry_of).collect();
+            let (older, newer) = entries.split_at(made.min(entries.len()));
+            let mut builder = RegionBuilder::new(1);
+            builder.fill_all(&older.iter().map(|entry| (entry.chunk ^ 7, *entry)).collect::<Vec<_>>());
+            let mut map = builder.finish();
+            for (number, entry) in newer.iter().enumerate() {
+                map.cover(1, entry.chunk ^ 7, entry);
+                prop_assert!(map.spans.len() < 2 * map.runs.len() + UNUSED_MAX);
+                prop_assert!(map.bytes() >= map.spans.len() as u64 * SPAN_BYTES + map.runs.len() as u64 * 4);
+                // Somebody reads meanwhile and keeps the place.
+                let sector = entries[number * 7 % entries.len()].sector.clamp(SECTORS, 2 * SECTORS - 1);
+                if let Some(Found::Data(data)) = map.alone(1, Extent::new(sector * SECTOR, 1)) {
+                    map.keep_place(1, sector * SECTOR, &data, Place::At(4096 + data.lsn));
+                }
+            }
+            let mut owner = vec![None; SECTORS as usize];
+            for entry in &entries {
+                let inside = (entry.sector..entry.end()).filter(|s| (SECTORS..2 * SECTORS).contains(s));
+                inside.for_each(|s| owner[(s - SECTORS) as usize] = Some(entry));
+            }
+            let mut at = MAP;
+            map.pieces(1, Extent::new(MAP, MAP), |run, found| {
+                assert_eq!(run.offset, at);
+                at = run.end();
+                for sector in run.offset / SECTOR..run.end() / SECTOR {
+                    let expected = match owner[(sector - SECTORS) as usize] {
+                        None => Found::Below,
+                        Some(&Entry { lsn, what: What::Data, crc, chunk, at, sector, sectors, .. }) => {
+                            let place = match found {
+                                Found::Data(Data { place: Place::At(place), .. }) if place == 4096 + lsn => Place::At(place),
+                                _ => Place::Unknown,
+                            };
+                            let whole = Extent::new(sector * SECTOR, sectors * SECTOR);
+                            let (at, source) = (u32::from(at) * SECTOR as u32, chunk ^ 7);
+                            Found::Data(Data { source, lsn, whole, crc, chunk, at, place })
+                        }
+                        Some(entry) => Found::Zero { lsn: entry.lsn, discarded: entry.what == What::Discard },
+                    };
+                    assert_eq!(found, expected);
+                }
+            });
+            prop_assert_eq!(at, 2 * MAP);
         }
     }
 }

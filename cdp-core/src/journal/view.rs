@@ -4,16 +4,18 @@
 //! which it counts. Opening reads nothing. What 8 MiB of a disk read as is worked out at the first touch, newest
 //! first, from runs of the levelled index where there are any and from segments else, and kept within a bound. Many threads may read at once.
 
+mod part;
+
 use super::cache::Cache;
-use super::index::{ActiveIndex, ChunkRow, Entry, IndexRun, What};
+use super::index::{ActiveIndex, Entry, IndexRun};
 use super::level::{RunInfo, Tables};
 use super::reader::{ReadError, Reader};
-use super::region::{MAP, REGION, RegionBuilder, RegionMap, Span};
+use super::region::{Data, Found, MAP, MAP_BYTES, Place, REGION, RegionBuilder, RegionMap};
 use super::snapshot::{Content, SegmentView, Snapshot};
 use super::writer::Appended;
-use crate::frame::FrameError;
 use crate::media::File;
-use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
+use crate::types::{DiskId, Extent, Lsn, SegmentId, Timeline};
+use part::{Part, Together};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, OnceLock, PoisonError, RwLock};
@@ -82,16 +84,6 @@ pub struct Piece {
     pub extent: Extent,
     /// Where they come from.
     pub origin: Origin,
-}
-
-/// A segment of the view.
-#[derive(Debug)]
-struct Part {
-    reader: Arc<Reader>,
-    segment: Arc<SegmentView>,
-    /// Frames that were added to it since the snapshot.
-    live: ActiveIndex,
-    upto: Lsn,
 }
 
 /// A run of the levelled index and the parts whose entries it holds.
@@ -171,14 +163,19 @@ impl View {
     pub fn advance(&self, reader: &Arc<Reader>, appended: &Appended) {
         let source = self.live_part(reader, appended);
         for ((disk, number), region) in self.regions.values() {
-            let mut map = region.write().unwrap_or_else(PoisonError::into_inner);
-            let Some(map) = map.as_mut() else { continue };
-            let Some(disk) = DiskId::new(disk) else { continue };
+            let mut held = region.write().unwrap_or_else(PoisonError::into_inner);
+            let (Some(map), Some(of)) = (held.as_mut(), DiskId::new(disk)) else { continue };
             let range = Extent::new(number * MAP, MAP);
             let mut entries = Vec::new();
-            appended.run.overlapping(disk, range, |entry| entries.push(*entry));
+            appended.run.overlapping(of, range, |entry| entries.push(*entry));
             entries.sort_by_key(|entry| entry.lsn);
+            let before = map.bytes();
             entries.iter().for_each(|entry| map.cover(number, source, entry));
+            let bytes = map.bytes();
+            drop(held);
+            if bytes != before {
+                self.regions.recount((disk, number), bytes);
+            }
         }
     }
 
@@ -220,17 +217,16 @@ impl View {
     /// When an index cannot be read or does not verify.
     pub fn resolve(&self, disk: DiskId, range: Extent) -> Result<Vec<Piece>, ReadError> {
         let mut runs = Vec::new();
-        self.runs(disk, range, |extent, span| runs.push((extent, span.copied())))?;
+        self.runs(disk, range, |extent, found| runs.push((extent, found)))?;
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
         let timeline =
-            |span: &Span| parts[span.source as usize].read().unwrap_or_else(PoisonError::into_inner).segment.timeline;
+            |source: u32| parts[source as usize].read().unwrap_or_else(PoisonError::into_inner).segment.timeline;
         let mut pieces: Vec<Piece> = Vec::new();
-        for (extent, span) in runs {
-            let origin = match span.map(|span| (span, span.what(), Lsn(span.entry.lsn))) {
-                None => Origin::Below,
-                Some((span, What::Data, lsn)) => Origin::Data { timeline: timeline(&span), lsn },
-                Some((_, What::Zero, lsn)) => Origin::Zero { lsn, discarded: false },
-                Some((_, What::Discard, lsn)) => Origin::Zero { lsn, discarded: true },
+        for (extent, found) in runs {
+            let origin = match found {
+                Found::Below => Origin::Below,
+                Found::Data(Data { source, lsn, .. }) => Origin::Data { timeline: timeline(source), lsn: Lsn(lsn) },
+                Found::Zero { lsn, discarded } => Origin::Zero { lsn: Lsn(lsn), discarded },
             };
             match pieces.last_mut().filter(|last| last.origin == origin && last.extent.end() == extent.offset) {
                 Some(last) => last.extent.length += extent.length,
@@ -245,35 +241,75 @@ impl View {
     /// # Errors
     /// When anything that is needed cannot be read or does not verify; what `out` holds then means nothing.
     pub fn read(&self, disk: DiskId, offset: u64, out: &mut [u8], below: &dyn Below) -> Result<(), ReadError> {
+        let range = Extent::new(offset, out.len() as u64);
+        // Most small reads are of one run: they take no memory.
+        if let Some(found) = self.alone(disk, range)? {
+            return self.read_run(disk, range, found, out, below);
+        }
         let mut runs = Vec::new();
-        self.runs(disk, Extent::new(offset, out.len() as u64), |extent, span| runs.push((extent, span.copied())))?;
-        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.runs(disk, range, |extent, found| runs.push((extent, found)))?;
+        let parts = self.parts();
         let mut together = Together::default();
-        for (extent, span) in runs {
+        for (extent, found) in runs {
             let at = (extent.offset - offset) as usize;
-            let of_out = at..at + extent.length as usize;
-            match span {
-                None => {
-                    let failed = |source| ReadError::Below { disk, offset: extent.offset, source };
-                    below.read(disk, extent.offset, &mut out[of_out]).map_err(failed)?;
-                }
-                Some(span) if span.what() != What::Data => out[of_out].fill(0),
-                Some(span) => {
-                    let part = || parts[span.source as usize].read().unwrap_or_else(PoisonError::into_inner);
-                    let (row, place) = part().locate(&span.entry)?;
-                    if !row.compressed && !row.sealed && extent == whole(&span.entry) {
-                        if !together.goes_on(span.source, place, at) {
-                            together.read(&parts, out)?;
-                            together = Together::begin(span.source, place, at);
-                        }
-                        together.entries.push(span.entry);
-                    } else {
-                        part().read(extent, &span.entry, &row, &mut out[of_out])?;
+            match found {
+                Found::Data(data) if data.whole == extent => match self.place(disk, extent.offset, &data)? {
+                    Place::At(place) => together.add(&parts, data, (place, at), out)?,
+                    place => {
+                        let data = Found::Data(Data { place, ..data });
+                        self.read_run(disk, extent, data, &mut out[at..][..extent.length as usize], below)?;
                     }
-                }
+                },
+                found => self.read_run(disk, extent, found, &mut out[at..][..extent.length as usize], below)?,
             }
         }
         together.read(&parts, out)
+    }
+
+    /// Fills `out` with the bytes of `extent`, all of which `found` says.
+    fn read_run(
+        &self,
+        disk: DiskId,
+        extent: Extent,
+        found: Found,
+        out: &mut [u8],
+        below: &dyn Below,
+    ) -> Result<(), ReadError> {
+        match found {
+            Found::Below => {
+                let failed = |source| ReadError::Below { disk, offset: extent.offset, source };
+                below.read(disk, extent.offset, out).map_err(failed)
+            }
+            Found::Zero { .. } => {
+                out.fill(0);
+                Ok(())
+            }
+            Found::Data(data) => {
+                let place = self.place(disk, extent.offset, &data)?;
+                let part = self.part(data.source);
+                part.read().unwrap_or_else(PoisonError::into_inner).read(extent, &data, place, out)
+            }
+        }
+    }
+
+    /// Where a part's bytes are that the disk shows at `offset`, looked up once and then kept with its span.
+    fn place(&self, disk: DiskId, offset: u64, data: &Data) -> Result<Place, ReadError> {
+        if data.place != Place::Unknown {
+            return Ok(data.place);
+        }
+        let part = self.part(data.source);
+        let place = part.read().unwrap_or_else(PoisonError::into_inner).place(data)?;
+        let number = offset / MAP;
+        self.with_map(disk, number, |map| map.keep_place(number, offset, data, place))?;
+        Ok(place)
+    }
+
+    fn parts(&self) -> Parts {
+        Arc::clone(&self.parts.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn part(&self, source: u32) -> Arc<RwLock<Part>> {
+        Arc::clone(&self.parts.read().unwrap_or_else(PoisonError::into_inner)[source as usize])
     }
 
     /// Tells the media what of the journal a read of the range will ask for, in the order of its places there.
@@ -281,68 +317,87 @@ impl View {
     /// # Errors
     /// When an index cannot be read or does not verify.
     pub fn will_need(&self, disk: DiskId, range: Extent) -> Result<(), ReadError> {
-        let mut spans = Vec::new();
-        self.runs(disk, range, |_, span| spans.extend(span.filter(|span| span.what() == What::Data).copied()))?;
-        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let part = |source: u32| parts[source as usize].read().unwrap_or_else(PoisonError::into_inner);
-        let mut places = Vec::with_capacity(spans.len());
-        for span in spans {
-            let (row, place) = part(span.source).locate(&span.entry)?;
-            let packed = row.compressed || row.sealed;
-            let length = if packed { row.stored_length.into() } else { whole(&span.entry).length };
-            places.push((span.source, place, length));
+        let mut wanted = Vec::new();
+        self.runs(disk, range, |extent, found| match found {
+            Found::Data(data) => wanted.push((extent.offset, data)),
+            Found::Below | Found::Zero { .. } => {}
+        })?;
+        let mut places: Vec<(u32, Extent)> = Vec::with_capacity(wanted.len());
+        let mut packed = None;
+        for (offset, data) in wanted {
+            let (source, chunk) = (data.source, data.chunk);
+            match self.place(disk, offset, &data)? {
+                Place::At(at) => places.push((source, Extent::new(at, data.whole.length))),
+                // Neighbours mostly lie in one.
+                _ if packed == Some((source, chunk)) => {}
+                _ => {
+                    packed = Some((source, chunk));
+                    let part = self.part(source);
+                    let (_, row) = part.read().unwrap_or_else(PoisonError::into_inner).locate(&data)?;
+                    places.push((source, Extent::new(row.offset, row.stored_length.into())));
+                }
+            }
         }
-        places.sort_unstable();
+        places.sort_unstable_by_key(|(source, extent)| (*source, extent.offset));
         let mut wanted: Vec<(u32, Extent)> = Vec::new();
-        for (source, offset, length) in places {
-            match wanted.last_mut().filter(|(last, extent)| *last == source && extent.end() + NEAR >= offset) {
-                Some((_, extent)) => extent.length = extent.length.max(offset + length - extent.offset),
-                None => wanted.push((source, Extent::new(offset, length))),
+        for (source, place) in places {
+            match wanted.last_mut().filter(|(last, extent)| *last == source && extent.end() + NEAR >= place.offset) {
+                Some((_, extent)) => extent.length = extent.length.max(place.end() - extent.offset),
+                None => wanted.push((source, place)),
             }
         }
         for (source, extent) in wanted {
-            let part = part(source);
+            let part = self.part(source);
+            let part = part.read().unwrap_or_else(PoisonError::into_inner);
             part.reader.file(part.segment.number, part.segment.id)?.will_need(extent);
         }
         Ok(())
     }
 
     /// Calls `each` for the runs of `range` in order.
-    fn runs(&self, disk: DiskId, range: Extent, mut each: impl FnMut(Extent, Option<&Span>)) -> Result<(), ReadError> {
+    fn runs(&self, disk: DiskId, range: Extent, mut each: impl FnMut(Extent, Found)) -> Result<(), ReadError> {
         let mut rest = range;
         while !rest.is_empty() {
             let number = rest.offset / MAP;
             let end = ((number + 1) * MAP).min(rest.end());
             let here = Extent::new(rest.offset, end - rest.offset);
-            let region = self.region(disk, number)?;
-            let map = region.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(map) = map.as_ref() {
-                map.pieces(number, here, &mut each);
-            }
+            self.with_map(disk, number, |map| map.pieces(number, here, &mut each))?;
             rest = Extent::new(end, rest.end() - end);
         }
         Ok(())
     }
 
-    /// The map of a stretch of the disk, made if it is not there.
-    fn region(&self, disk: DiskId, number: u64) -> Result<Region, ReadError> {
-        let key = (disk.get(), number);
-        let region = self.regions.get_or(key, || Ok::<_, ReadError>((Region::default(), 256)))?;
-        if region.read().unwrap_or_else(PoisonError::into_inner).is_some() {
-            return Ok(region);
+    /// What a range reads as that lies in one run of one map.
+    fn alone(&self, disk: DiskId, range: Extent) -> Result<Option<Found>, ReadError> {
+        let number = range.offset / MAP;
+        if range.is_empty() || range.end() > (number + 1) * MAP {
+            return Ok(None);
         }
-        let mut held = region.write().unwrap_or_else(PoisonError::into_inner);
-        if held.is_none() {
-            let map = self.build(disk, number)?;
-            self.regions.recount(key, map.bytes());
-            *held = Some(map);
+        self.with_map(disk, number, |map| map.alone(number, range))
+    }
+
+    /// Shows the map of a stretch of the disk, made if it is not there.
+    fn with_map<T>(&self, disk: DiskId, number: u64, look: impl FnOnce(&RegionMap) -> T) -> Result<T, ReadError> {
+        let key = (disk.get(), number);
+        let region = self.regions.get_or(key, || Ok::<_, ReadError>((Region::default(), MAP_BYTES)))?;
+        let held = region.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(map) = held.as_ref() {
+            return Ok(look(map));
         }
         drop(held);
-        Ok(region)
+        let mut held = region.write().unwrap_or_else(PoisonError::into_inner);
+        let map = match &mut *held {
+            Some(map) => map,
+            none => none.insert(self.build(disk, number)?),
+        };
+        let (found, bytes) = (look(map), map.bytes());
+        drop(held);
+        self.regions.recount(key, bytes);
+        Ok(found)
     }
 
     fn build(&self, disk: DiskId, number: u64) -> Result<RegionMap, ReadError> {
-        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let parts = self.parts();
         let range = Extent::new(number * MAP, MAP);
         let mut map = RegionBuilder::new(number);
         let runs = || self.runs.read().unwrap_or_else(PoisonError::into_inner);
@@ -470,109 +525,5 @@ impl Run {
 
     fn foreign(&self, number: u64) -> ReadError {
         super::reader::dangling_run(self.info.number, number)
-    }
-}
-
-/// The bytes of the disk that an entry stands for.
-fn whole(entry: &Entry) -> Extent {
-    Extent::new(entry.sector * SECTOR, entry.sectors * SECTOR)
-}
-
-/// Whole raw parts that follow each other on the disk and in a segment's file: they are read at once, and each is verified.
-#[derive(Debug, Default)]
-struct Together {
-    source: u32,
-    /// Where they begin in the file.
-    offset: u64,
-    /// Where they begin in what is read into.
-    at: usize,
-    entries: Vec<Entry>,
-}
-
-impl Together {
-    fn begin(source: u32, offset: u64, at: usize) -> Self {
-        Self { source, offset, at, entries: Vec::new() }
-    }
-
-    fn length(&self) -> usize {
-        self.entries.iter().map(|entry| (entry.sectors * SECTOR) as usize).sum()
-    }
-
-    fn goes_on(&self, source: u32, offset: u64, at: usize) -> bool {
-        let length = self.length();
-        length > 0 && (self.source, self.offset + length as u64, self.at + length) == (source, offset, at)
-    }
-
-    fn read(&self, parts: &[Arc<RwLock<Part>>], out: &mut [u8]) -> Result<(), ReadError> {
-        if self.entries.is_empty() {
-            return Ok(());
-        }
-        let part = parts[self.source as usize].read().unwrap_or_else(PoisonError::into_inner);
-        let mut left = &mut out[self.at..self.at + self.length()];
-        let mut offset = self.offset;
-        part.reader.file(part.segment.number, part.segment.id)?.read_exact_at(offset, left)?;
-        for entry in &self.entries {
-            let (own, behind) = left.split_at_mut((entry.sectors * SECTOR) as usize);
-            part.verify(entry, own, offset)?;
-            offset += own.len() as u64;
-            left = behind;
-        }
-        Ok(())
-    }
-}
-
-impl Part {
-    /// The chunk that holds an entry's bytes, and where in the file they are, or the chunk is if it is compressed.
-    fn locate(&self, entry: &Entry) -> Result<(ChunkRow, u64), ReadError> {
-        let row = self.chunk_row(entry.chunk)?;
-        let at = u64::from(entry.at) * SECTOR;
-        if row.notes || at + whole(entry).length > u64::from(row.plain_length) {
-            return Err(super::reader::dangling(&self.segment, "chunk", u64::from(entry.chunk)));
-        }
-        Ok((row, row.offset + if row.compressed || row.sealed { 0 } else { at }))
-    }
-
-    fn verify(&self, entry: &Entry, bytes: &[u8], offset: u64) -> Result<(), ReadError> {
-        let key = self.reader.file_key(&self.segment)?;
-        let expected =
-            key.map_or(entry.crc, |key| key.mask(entry.chunk, u32::from(entry.at) * SECTOR as u32, entry.crc));
-        let found = crc32c::crc32c(bytes);
-        if found == expected {
-            return Ok(());
-        }
-        let source = FrameError::PartChecksum { lsn: Lsn(entry.lsn), expected, found };
-        Err(ReadError::Frame { segment: self.segment.number, offset, source })
-    }
-
-    /// Fills `out` with the bytes of `extent`, which lies inside the entry's.
-    fn read(&self, extent: Extent, entry: &Entry, row: &ChunkRow, out: &mut [u8]) -> Result<(), ReadError> {
-        let whole = whole(entry);
-        let inside = (extent.offset - whole.offset) as usize;
-        let at = u64::from(entry.at) * SECTOR;
-        if row.compressed || row.sealed {
-            let plain = self.reader.chunk(&self.segment, entry.chunk, row)?;
-            let part = &plain[at as usize..(at + whole.length) as usize];
-            self.verify(entry, part, row.offset)?;
-            out.copy_from_slice(&part[inside..inside + out.len()]);
-            return Ok(());
-        }
-        // Stored bytes are plain ones: the part's own checksum is enough, and nothing else of the chunk is read.
-        let mut part = vec![0; whole.length as usize];
-        self.reader.file(self.segment.number, self.segment.id)?.read_exact_at(row.offset + at, &mut part)?;
-        self.verify(entry, &part, row.offset + at)?;
-        out.copy_from_slice(&part[inside..inside + out.len()]);
-        Ok(())
-    }
-
-    fn chunk_row(&self, chunk: u32) -> Result<ChunkRow, ReadError> {
-        if self.live.is_empty() {
-            return self.reader.chunk_row(&self.segment, chunk);
-        }
-        let runs = self.live.runs();
-        let live = runs.iter().rev().find(|run| run.first_chunk <= chunk && !run.chunks.is_empty());
-        match live.and_then(|run| run.chunks.get((chunk - run.first_chunk) as usize)) {
-            Some(row) => Ok(*row),
-            None => self.reader.chunk_row(&self.segment, chunk),
-        }
     }
 }

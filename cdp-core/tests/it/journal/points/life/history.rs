@@ -142,7 +142,7 @@ impl Life {
         let (storage, replica) = (Arc::clone(&self.rig.storage), self.replica()?);
         let manifest = self.rig.writer.manifest().clone();
         let (newest, ids) = (manifest.kept.last().map(|kept| kept.number), self.ids());
-        let open = |number| Space::open(storage.as_ref(), number, 0, (&self.rig.keys, ids), NOW);
+        let open = |number| Space::open(storage.as_ref(), number, (0, u64::MAX), (&self.rig.keys, ids), NOW);
         let space = newest.map(open).transpose().map_err(said)?;
         let path = replica.path(to.timeline, to.lsn).map_err(said)?;
         let mut merge = Merge::begin(&storage, &manifest, to, &path, replica.bases(), space).map_err(said)?;

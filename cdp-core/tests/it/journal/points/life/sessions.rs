@@ -128,7 +128,7 @@ impl Life {
         let info = self.overlays[&id].info.clone();
         let moment = self.replica()?.view(info.parent, info.fork).map_err(said)?;
         let (compression, keys) = (Compression::None, self.rig.keys.of_stores());
-        let options = SessionOptions { moment, keep_free_bytes: 0, compression, keys };
+        let options = SessionOptions { moment, keep_free_bytes: 0, segment_bytes: u64::MAX, compression, keys };
         let session = Session::open(&self.store(&info)?, options, self.ids(), NOW).map_err(said)?;
         self.check_session(id, &session, false)?;
         Ok(session)
