@@ -161,3 +161,26 @@ fn a_kept_moment_is_found_by_its_lsn_and_by_its_time() {
     let timelines: Vec<_> = life.rig.writer.manifest().timelines.iter().map(|info| info.number).collect();
     assert_eq!(timelines, [1, 2, 3, 4]);
 }
+
+/// The last record of a segment makes a point; its segment goes when that moment is the oldest one.
+#[test]
+fn a_point_outlasts_the_record_that_made_it() {
+    let (at_rest, mut dice) = (AtRest::default(), Dice(9));
+    let mut life = Life::new(9, 8 * BLOCK, &at_rest);
+    write(&mut life, &mut dice, 3);
+    let mark = Record { disk: 0, sector: 0, sectors: 1, kind: Kind::Mark };
+    life.play(&Step::Write { records: vec![mark], roll: true, wait: true }).unwrap();
+    let lsn = life.source.lsn;
+    life.pin_at(lsn).unwrap();
+    write(&mut life, &mut dice, 3);
+    let newest = life.source.lsn;
+    for target in [lsn, newest] {
+        life.advance(target, None).unwrap();
+        // As somebody finds it who was not there.
+        let replica = life.replica().unwrap();
+        let found: Vec<_> =
+            replica.catalogue().labelled(&format!("at {lsn}")).iter().map(|point| point.id.lsn).collect();
+        assert_eq!(found, [lsn], "history begins at LSN {target}");
+    }
+    assert_eq!(life.kept.first(), Some(&lsn));
+}
