@@ -5,7 +5,6 @@ mod corruption;
 mod crash;
 mod decoders;
 mod diff;
-mod disks;
 mod emptied;
 mod flipped;
 mod golden;

@@ -323,6 +323,12 @@ impl Life {
         self.log_write(number, extent);
     }
 
+    /// A write of these bytes, which waits to be appended.
+    pub(crate) fn bytes(&mut self, number: u16, offset: u64, bytes: &[u8]) {
+        self.source.bytes(number, offset, bytes);
+        self.log_write(number, Extent::new(offset, bytes.len() as u64));
+    }
+
     /// What the newest record wrote.
     fn log_write(&mut self, number: u16, extent: Extent) {
         let data = self.source.model.history.last().and_then(|record| record.4.clone());

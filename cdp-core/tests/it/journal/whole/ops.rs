@@ -74,5 +74,15 @@ pub(super) fn case() -> impl Strategy<Value = Case> {
         2 => Just(Op::Look),
     ];
     let ops = prop::collection::vec(op, 1..70);
+    // One in three has enough segments for a run, somewhere.
+    let short = record().prop_map(|record| Op::Do(Step::Write { records: vec![record], roll: true, wait: true }));
+    let short = prop::collection::vec(short, 8..9);
+    let ops = (ops, prop::option::weighted(0.3, (any::<prop::sample::Index>(), short))).prop_map(|(mut ops, short)| {
+        if let Some((at, short)) = short {
+            let at = at.index(ops.len() + 1);
+            ops.splice(at..at, short.into_iter().chain([Op::Do(Step::Index)]));
+        }
+        ops
+    });
     (any::<bool>(), prop::bool::weighted(0.05), ops).prop_map(|(sealed, large, ops)| Case { sealed, large, ops })
 }
