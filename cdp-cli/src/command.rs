@@ -20,7 +20,7 @@ use crate::human;
 use crate::output::Output;
 use cdp_core::types::WallTime;
 use cdp_net::owner::Side;
-use cdp_net::report::{Gap, PointPolicy, Range, RangeKind};
+use cdp_net::report::{Gap, PointPolicy, Range, RangeKind, WhenFull};
 use clap::ValueEnum;
 
 /// `--nearest`.
@@ -55,6 +55,24 @@ impl From<Keep> for PointPolicy {
         match keep {
             Keep::EveryWrite => Self::EveryWrite,
             Keep::PerPoint => Self::PerPoint,
+        }
+    }
+}
+
+/// `--when-full`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Full {
+    /// The oldest history is merged away, and the protection goes on
+    Shorten,
+    /// History stays, and the protection stops until there is room
+    Stop,
+}
+
+impl From<Full> for WhenFull {
+    fn from(full: Full) -> Self {
+        match full {
+            Full::Shorten => Self::Shorten,
+            Full::Stop => Self::Stop,
         }
     }
 }

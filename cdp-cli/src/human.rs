@@ -2,7 +2,7 @@
 
 use cdp_core::types::WallTime;
 use cdp_core::when::format_bytes;
-use cdp_net::report::{At, Lack};
+use cdp_net::report::{At, Lack, Limit};
 use std::time::Duration;
 
 /// A time in the machine's own zone, with its offset: `2026-01-31 23:59:59.500000000 +02:00`. To the nanosecond, so that
@@ -59,6 +59,17 @@ pub fn moment(at: &At) -> String {
 #[must_use]
 pub fn lack(lack: &Lack) -> String {
     format!("{} are needed, {} are free", format_bytes(lack.needed_bytes), format_bytes(lack.free_bytes))
+}
+
+/// What limits history.
+#[must_use]
+pub fn limit(limit: Option<Limit>) -> &'static str {
+    match limit {
+        Some(Limit::MaxBytes) => "the journal's bound",
+        Some(Limit::Room) => "the room on the replica's disk",
+        Some(Limit::Quota) => "the replica's quota",
+        None => "the window",
+    }
 }
 
 /// `1 disk`, `2 disks`.

@@ -4,7 +4,7 @@
 
 pub use cdp_net::diff::{Difference, DiskDigest, Kind, Of};
 pub use cdp_net::report::{
-    At, Disk, DiskChanged, DiskVerb, Gap, History, Hold, Lack, Point, PointKind, Points, Policy, Pruned, Range,
+    At, Disk, DiskChanged, DiskVerb, Gap, History, Hold, Lack, Limit, Point, PointKind, Points, Policy, Pruned, Range,
     Session, Space, State, Status,
 };
 pub use cdp_net::restore::RestoredDisk;
@@ -114,7 +114,7 @@ pub enum ProtectEvent {
         state: State,
         /// Why, for people.
         reason: Option<String>,
-        /// Of `no-space`: what has to be free.
+        /// Of `no-space` and `quota`: what has to be free.
         #[serde(skip_serializing_if = "Option::is_none")]
         lacks: Option<Lack>,
     },

@@ -16,6 +16,8 @@ mod index;
 mod ingest;
 #[path = "journal/merge.rs"]
 mod merge;
+#[path = "journal/points.rs"]
+mod points;
 #[path = "journal/read.rs"]
 mod read;
 #[path = "journal/sparse.rs"]
@@ -46,7 +48,6 @@ type RowFn = fn(&Plan) -> Result<(), Failure>;
 
 /// Rows of the table by id, in the order in which they run.
 const ROWS: [(&str, RowFn); 10] = [
-    ("ingest-file", ingest::file),
     ("ingest-memory", ingest::memory),
     ("ingest-zstd", ingest::zstd),
     ("read-random", read::random),
@@ -56,6 +57,7 @@ const ROWS: [(&str, RowFn); 10] = [
     ("first-touch", index::first_touch),
     ("index", index::size),
     ("restart", index::restart),
+    ("points", points::points),
 ];
 
 fn main() -> Result<(), Failure> {

@@ -36,7 +36,7 @@ mod view;
 mod writer;
 
 pub use self::bytes::FormatError;
-pub use drive::{Executor, drain};
+pub use drive::{Admit, Executor, drain};
 pub use effect::{Effect, EffectId, FileId, Outcome};
 pub use event::Event;
 pub use frontier::Frontier;
@@ -49,7 +49,7 @@ pub use level::{
 pub use manifest::{
     Arrival, BaseInfo, DiskInfo, Generation, KeptInfo, LayerInfo, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, PinInfo,
     PointsMode, Policy, ResizeInfo, Retention, SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind,
-    SourceFacts, StampedMoment, TimelineInfo, TimelineRole, TimelineState, is_journal_file, segment_name,
+    SourceFacts, StampedMoment, TimelineInfo, TimelineRole, TimelineState, WhenFull, is_journal_file, segment_name,
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};

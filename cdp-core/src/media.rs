@@ -13,13 +13,16 @@ mod direct;
 mod disk;
 mod faulty;
 mod memory;
+mod portion;
 
 pub use disk::Disk;
 pub use faulty::{Fault, Faults, Faulty};
 pub use memory::Memory;
+pub use portion::{Cut, Portion, Way};
 
 use crate::types::Extent;
 use bytes::Bytes;
+use rustix::fd::BorrowedFd;
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
@@ -170,6 +173,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
         self.open(name, false)?.len()
     }
 
+    /// Bytes that a file takes on the media: of one with holes less than its length.
+    ///
+    /// # Errors
+    /// As [`Storage::open`].
+    fn allocated(&self, name: &str) -> Result<u64> {
+        self.length(name)
+    }
+
     /// Gives a file another name in one step; what had the name is replaced.
     ///
     /// # Errors
@@ -277,6 +288,11 @@ pub trait File: Send + Sync + fmt::Debug {
     /// A hint that a range is read soon: it may be fetched meanwhile. Does nothing where nothing is gained.
     fn will_need(&self, _: Extent) {}
 
+    /// The file's descriptors, if it has any, for drivers that hand writes and syncs to the system themselves.
+    fn raw(&self) -> Option<&dyn Raw> {
+        None
+    }
+
     /// Path for messages.
     fn path(&self) -> &str;
 
@@ -336,6 +352,21 @@ pub trait File: Send + Sync + fmt::Debug {
         let slices: Vec<_> = data.iter().map(|data| IoSlice::new(data)).collect();
         self.write_vectored_at(offset, &slices)
     }
+}
+
+/// A file that has descriptors. What is written and synced through them is as if the file itself had done it.
+pub trait Raw {
+    /// Cuts a write of so many bytes into what is to be handed to the system, and says to which descriptor.
+    fn cut(&self, offset: u64, bytes: usize) -> Cut;
+
+    /// The descriptor of that way. The cached one is synced, and takes any portion.
+    fn descriptor(&self, way: Way) -> BorrowedFd<'_>;
+
+    /// The direct descriptor refused a portion as invalid: no write goes that way any more.
+    fn give_up_direct(&self);
+
+    /// What the system said, as the file says it.
+    fn error(&self, errno: i32, operation: Operation, offset: u64) -> MediaError;
 }
 
 /// Joins a directory and a name; either may be empty.

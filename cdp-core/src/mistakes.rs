@@ -28,6 +28,8 @@ pub enum Mistake {
     KeyUsedAgain,
     /// An index run is named before it is synced.
     RunNotSynced,
+    /// Footers are emptied before the manifest that names their run is durable.
+    EmptiedEarly,
 }
 
 #[cfg(feature = "mistakes")]

@@ -1,3 +1,4 @@
 //! What the owner of a replica wants: pure decisions from policies and facts.
 
 pub mod retention;
+pub mod room;

@@ -145,6 +145,13 @@ impl Replica {
         if roots(manifest) != roots(&self.manifest) {
             self.bases = Arc::new(open_bases(&self.storage, manifest, &self.keys, true)?);
         }
+        let first = |manifest: &Manifest| manifest.segments.first().map(|segment| segment.number);
+        if first(manifest) > first(&self.manifest) || manifest.segments.is_empty() {
+            // The oldest go first, and their numbers are never given again.
+            let begin = first(manifest).unwrap_or(u64::MAX);
+            let gone = self.manifest.segments.iter().take_while(|segment| segment.number < begin);
+            self.reader.close(gone.map(|segment| segment.id));
+        }
         self.manifest.clone_from(manifest);
         for info in &self.manifest.timelines {
             match self.catalogue.branch_mut(info.id) {
@@ -237,8 +244,7 @@ impl Replica {
         if !merged {
             return Ok((self.path(timeline, lsn)?, Arc::clone(&self.bases)));
         }
-        let kept = self.manifest.kept.iter().find(|kept| (kept.moment.timeline, kept.moment.lsn) == (timeline, lsn));
-        let number = kept.ok_or(ReplicaError::Merged { timeline, lsn })?.number;
+        let number = self.manifest.kept_at(timeline, lsn).ok_or(ReplicaError::Merged { timeline, lsn })?.number;
         let path = kept::path(self.storage.as_ref(), &self.manifest.kept, number, &self.keys)?;
         // Nothing lies over what a merge changes there: what it leaves of a block is not enough.
         Ok((path, Arc::new(open_bases(&self.storage, &self.manifest, &self.keys, false)?)))

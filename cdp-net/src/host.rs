@@ -11,6 +11,7 @@ mod pins;
 pub(crate) mod place;
 mod policy;
 mod retain;
+mod room;
 mod rotate;
 mod sessions;
 mod space;
@@ -63,6 +64,9 @@ pub trait Live: Send + Sync {
 
     /// How fast the journal grows, in bytes a second.
     fn stored_bytes_per_s(&self) -> u64;
+
+    /// How large the journal's segments are made, in bytes.
+    fn segment_bytes(&self) -> u64;
 
     /// Adds what only the protection knows.
     fn describe(&self, status: &mut Status);
@@ -253,7 +257,7 @@ impl Host {
         let (pins, history) = (self.holds.readers(), self.history());
         let replica = self.replica();
         let (manifest, trunk) = (replica.manifest(), replica.catalogue().trunk());
-        let (bases, storage) = (Arc::clone(replica.bases()), Arc::clone(replica.storage()));
+        let bases = Arc::clone(replica.bases());
         let mut status = Status {
             state: State::Stopped,
             group: manifest.name.clone(),
@@ -274,8 +278,8 @@ impl Host {
         drop(replica);
         let base = bases.stored_bytes().map_err(|error| document::unreadable(&error.into()))?;
         status.sessions = self.sessions()?;
-        status.space = space::account(storage.as_ref(), &manifest, base);
-        space::weigh(storage.as_ref(), &manifest, &mut status.holds);
+        status.space = space::account(self, &manifest, base);
+        space::weigh(self, &manifest, &mut status.holds);
         status.space.overlays = status.sessions.iter().map(|session| session.bytes).sum();
         if let Some(live) = self.live() {
             live.describe(&mut status);

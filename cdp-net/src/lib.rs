@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod device;
 pub mod diff;
+pub mod drive;
 pub mod file_device;
 pub mod host;
 pub mod mount;

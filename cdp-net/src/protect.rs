@@ -2,7 +2,7 @@
 //!
 //! One write's way: a front end's thread checksums it and submits it to the filter (`engine`), writes the very same bytes to
 //! the source, completes it, and answers. The filter's frames go to the `pump`, which packs them and
-//! hands them to those who append; a sync makes them durable; that comes back to the filter, which frees its queue and, later,
+//! has the journal's driver append them; a sync makes them durable; that comes back to the filter, which frees its queue and, later,
 //! the activity log's bit. What a guest wrote in pieces of 64 KiB and more is written to the journal from where it was received.
 //!
 //! | thread | waits for |
@@ -10,8 +10,7 @@
 //! | those of the front end | the source, an overlapping op, or one sync of the activity log |
 //! | `cdp-pump` | frames and completions; owns the journal's writer |
 //! | `cdp-pack`, half of the cores, two to eight | frames to pack, while the replica's disk is behind |
-//! | `cdp-append`, four | the replica's disk: the journal's writes, several put together |
-//! | `cdp-sync`, three | the replica's disk |
+//! | those of the journal's [driver](crate::drive) | the replica's disk: the journal's writes, several put together, and syncs |
 //! | `cdp-log` | the activity log's disk |
 //! | `cdp-flush` | the source's flushes that the filter itself wants |
 //! | `cdp-reread` | the source, for resyncs and repairs |
@@ -21,7 +20,6 @@
 //! | `cdp-events` | what the filter has to tell; looks now and then whether the replica is still where it was |
 //! | `cdp-control`, and one for each connection | other processes that ask or tell the owner something |
 
-mod append;
 mod copies;
 mod disk;
 mod disks;
@@ -119,6 +117,7 @@ pub struct Opened {
 /// Disks that are being protected. Dropping it stops at once, as a crash would, but for what is durable.
 pub struct Protector {
     opened: Opened,
+    driver: &'static str,
     shared: Arc<Shared>,
     started: Instant,
     /// Dropped in this order: nobody asks any more, nothing runs any more, the directory is free.
@@ -225,6 +224,12 @@ impl Protector {
         self.opened
     }
 
+    /// What carries out the journal's writes and syncs: "threads" or "io_uring".
+    #[must_use]
+    pub fn driver(&self) -> &'static str {
+        self.driver
+    }
+
     /// The disks that are protected now, for a front end to serve. They may be others later.
     #[must_use]
     pub fn exports(&self) -> Vec<Export> {
@@ -266,10 +271,10 @@ impl Protector {
         self.shared.state(filter)
     }
 
-    /// What has to be free on the replica's media, and what is, while the state is `no-space`.
+    /// What has to be free on the replica's media or within its quota, and what is, while the state is `no-space` or `quota`.
     #[must_use]
     pub fn lacks(&self) -> Option<report::Lack> {
-        (self.state() == report::State::NoSpace).then(|| self.shared.lacks()).flatten()
+        is_lack(self.state()).then(|| self.shared.lacks()).flatten()
     }
 
     /// Why the replica's side stopped, if it did.
@@ -291,7 +296,8 @@ impl Protector {
 impl Live for Shared {
     fn mark(&self, kinds: PointKinds, label: &str) -> Result<Lsn, Problem> {
         if self.engine.with(|filter, _| filter.room()) == capture::Room::NoSpace {
-            let message = "the replica's disk has no room: this moment would not be kept";
+            let place = if self.is_quota() { "quota leaves" } else { "disk has" };
+            let message = format!("the replica's {place} no room: this moment would not be kept");
             return Err(Problem::new(ProblemClass::Refused, "not-restorable-now", message)
                 .hint("make room; the protection then goes on by itself"));
         }
@@ -344,10 +350,15 @@ impl Live for Shared {
         self.stored.per_second()
     }
 
+    fn segment_bytes(&self) -> u64 {
+        let policy = self.host.replica().manifest().policy;
+        cdp_core::policy::retention::segment_bytes(&policy, self.segment_bytes)
+    }
+
     fn describe(&self, status: &mut report::Status) {
         let now = self.engine.with(|filter, now| filter.status(now));
         status.state = self.state(now.state);
-        status.lacks = (status.state == report::State::NoSpace).then(|| self.lacks()).flatten();
+        status.lacks = is_lack(status.state).then(|| self.lacks()).flatten();
         status.lsn = now.lsn;
         status.hot_bytes = now.hot_bytes;
         status.reread_bytes = now.counters.bytes_reread;
@@ -396,8 +407,19 @@ impl Shared {
     /// What has to be free, and what is.
     fn lacks(&self) -> Option<report::Lack> {
         let needed_bytes = self.lack.get().max(self.progress.lack.get())?;
+        if let Some(free_bytes) = self.is_quota().then(|| self.host.quota_left()).flatten() {
+            return Some(report::Lack {
+                needed_bytes: self.lack.of_quota().max(self.progress.lack.of_quota()),
+                free_bytes,
+            });
+        }
         let storage = Arc::clone(self.host.replica().storage());
         Some(report::Lack { needed_bytes, free_bytes: storage.free_bytes().ok()? })
+    }
+
+    /// Whether it is the quota that leaves no room.
+    fn is_quota(&self) -> bool {
+        self.lack.of_quota().max(self.progress.lack.of_quota()) > 0
     }
 
     fn state(&self, state: capture::State) -> report::State {
@@ -412,7 +434,7 @@ impl Shared {
             self.engine.with(|filter, now| (filter.room(), filter.is_whole(), filter.status(now).rpo_ns.is_some()));
         // Whether the filter still has memory to record into or not: nothing reaches the replica now.
         if room == capture::Room::NoSpace || self.progress.lack.get().is_some() {
-            return State::NoSpace;
+            return if self.is_quota() { State::Quota } else { State::NoSpace };
         }
         match state {
             capture::State::Seeding => State::Seeding,
@@ -424,6 +446,11 @@ impl Shared {
             capture::State::Tracking | capture::State::Paused => State::Tracking,
         }
     }
+}
+
+/// Whether a state is a lack of room.
+fn is_lack(state: report::State) -> bool {
+    matches!(state, report::State::NoSpace | report::State::Quota)
 }
 
 fn wall_seconds(since: Instant) -> u64 {

@@ -9,7 +9,7 @@ use cdp_core::frame::Compression;
 use cdp_core::journal::{BaseInfo, Looked, Manifest, OpenError, ReadError, StampedMoment, look_with, read_manifest};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::catalogue::Moment;
-use cdp_core::replica::session::{Session, SessionError, SessionOptions};
+use cdp_core::replica::session::{SEGMENT_BYTES, Session, SessionError, SessionOptions};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, ReplicaView};
 use cdp_core::trust::KeyHolder;
 use cdp_core::types::{Lsn, Timeline};
@@ -357,7 +357,7 @@ fn open_session(replica: &Replica, report: &SessionReport) -> Result<Session, Pr
     let moment = view_under_owner(replica, (info.parent, info.fork))?;
     let keep_free_bytes = replica.manifest().policy.reserve_bytes;
     let (compression, keys) = (Compression::None, replica.keys().of_stores());
-    let options = SessionOptions { moment, keep_free_bytes, compression, keys };
+    let options = SessionOptions { moment, keep_free_bytes, segment_bytes: SEGMENT_BYTES, compression, keys };
     let store = store.map_err(|error| failed(SessionError::Open(error.into())))?;
     Session::open(&store, options, Box::new(identity), clock::now()).map_err(failed)
 }

@@ -263,6 +263,8 @@ pub enum State {
     Tracking,
     /// The replica's media has no room; goes on by itself.
     NoSpace,
+    /// The replica has used up its quota; goes on by itself when that is larger, or something is let go.
+    Quota,
     /// The replica's media failed; the guest goes on.
     ReplicaLost,
     /// What is not yet durable is being written before the end.
@@ -280,6 +282,7 @@ impl State {
             Self::Resync => "resync",
             Self::Tracking => "tracking",
             Self::NoSpace => "no-space",
+            Self::Quota => "quota",
             Self::ReplicaLost => "replica-lost",
             Self::Draining => "draining",
         }
@@ -303,10 +306,10 @@ pub struct Space {
     pub quota: Option<u64>,
 }
 
-/// What keeps the state `no-space` from ending.
+/// What keeps the states `no-space` and `quota` from ending.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 pub struct Lack {
-    /// What has to be free on the replica's media.
+    /// What has to be free, on the replica's media or within its quota.
     pub needed_bytes: u64,
     /// What is.
     pub free_bytes: u64,
@@ -404,7 +407,7 @@ pub struct Status {
     pub ranges: Vec<Range>,
     /// Where the bytes are.
     pub space: Space,
-    /// While the state is `no-space`: what has to be free.
+    /// While the state is `no-space` or `quota`: what has to be free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacks: Option<Lack>,
     /// How fast they come.
@@ -444,19 +447,48 @@ pub struct History {
     pub window_ms: u64,
     /// How old the oldest write is, in milliseconds: of the time during which the replica was protected.
     pub kept_ms: u64,
-    /// What the journal's bound will leave of the window at this rate, in milliseconds, if there is a bound.
+    /// What the journal's bound, or the room that there is, will leave of the window at this rate, in milliseconds, once the rate is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forecast_ms: Option<u64>,
-    /// The oldest moments were dropped for the bound, before they were as old as the window.
+    /// What will cut the window before long: that is announced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
+    /// While there is little room: what the journal takes before it has to stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room_bytes: Option<u64>,
+    /// The oldest moments were dropped before they were as old as the window.
     #[serde(default)]
     pub cut: bool,
+    /// For what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_by: Option<Limit>,
     /// Why retention does not go on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
+/// What limits how far back history goes, other than the window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limit {
+    /// The journal's bound.
+    MaxBytes,
+    /// The room on the replica's media.
+    Room,
+    /// The replica's quota.
+    Quota,
+}
+
+impl Limit {
+    /// Whether it is a lack of room, and not the policy's wish.
+    #[must_use]
+    pub fn is_room(self) -> bool {
+        self != Self::MaxBytes
+    }
+}
+
 impl History {
-    /// Whether the bound will cut the window at this rate.
+    /// Whether a bound will cut the window at this rate.
     #[must_use]
     pub fn cut_forecast(&self) -> bool {
         self.forecast_ms.is_some_and(|ms| ms < self.window_ms)
@@ -524,6 +556,23 @@ pub struct Policy {
     /// How long long-term points are kept, in milliseconds.
     #[serde(default)]
     pub keep_ms: u64,
+    /// What is done when there is no room left.
+    #[serde(default)]
+    pub when_full: WhenFull,
+    /// What the whole replica may take, in bytes; 0: no quota.
+    #[serde(default)]
+    pub quota: u64,
+}
+
+/// What is done when there is no room left, on the replica's media or within its quota.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenFull {
+    /// The oldest history is merged away and the protection goes on.
+    #[default]
+    Shorten,
+    /// History stays and the protection stops until there is room.
+    Stop,
 }
 
 /// The defaults of the command line.

@@ -4,3 +4,5 @@
 
 pub(crate) mod huge_pages;
 pub mod lock;
+#[cfg(feature = "uring")]
+pub(crate) mod ring;

@@ -1,6 +1,6 @@
 //! `cdp policy`: show or change which moments are kept.
 
-use super::Keep;
+use super::{Full, Keep};
 use crate::ask::{access, ask};
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
@@ -8,7 +8,7 @@ use crate::json::Policy;
 use crate::output::Output;
 use cdp_core::when::{format_bytes, format_duration, parse_bytes, parse_duration};
 use cdp_net::owner::{PolicyChange, Request};
-use cdp_net::report::PointPolicy;
+use cdp_net::report::{PointPolicy, WhenFull};
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -44,6 +44,14 @@ pub struct PolicyFlags {
     /// Leave so much free on the replica's disk, such as 256MiB
     #[arg(long, value_name = "N", value_parser = amount)]
     reserve: Option<u64>,
+    /// Let the whole replica take so much, such as 500GiB: base, journal, long-term points, pins and sessions; 0 for no quota
+    #[arg(long, value_name = "N", value_parser = amount)]
+    quota: Option<u64>,
+    /// What to do when there is no room left, on the replica's disk or within the quota. By default the oldest history goes, which is
+    /// announced before: a machine without a replica of its last minutes is worse off than one that can go back less far. What is
+    /// pinned, long-term points and sessions stay in either case
+    #[arg(long, value_enum, value_name = "shorten|stop")]
+    when_full: Option<Full>,
     /// Make a long-term point this often, such as 8h; off for none
     #[arg(long, value_name = "D", value_parser = span_or_off)]
     long_term: Option<Duration>,
@@ -63,6 +71,8 @@ impl From<PolicyFlags> for PolicyChange {
             reserve_bytes: flags.reserve,
             long_term_ms: ms(flags.long_term),
             keep_ms: ms(flags.keep),
+            when_full: flags.when_full.map(Into::into),
+            quota: flags.quota,
         }
     }
 }
@@ -130,8 +140,14 @@ fn for_people(policy: &Policy) -> String {
         0 => "off".into(),
         ms => format!("every {}, kept for {}", span(ms), span(policy.keep_ms)),
     };
+    let quota = if policy.quota == 0 { "none".into() } else { format_bytes(policy.quota) };
+    let full = match policy.when_full {
+        WhenFull::Shorten => "history is shortened",
+        WhenFull::Stop => "the protection stops",
+    };
     format!(
-        "RPO        {}\npoints     {kept}\nwindow     {}\njournal    {bound}\nreserve    {}\nlong-term  {long_term}\n",
+        "RPO        {}\npoints     {kept}\nwindow     {}\njournal    {bound}\nreserve    {}\nquota      {quota}\n\
+         when full  {full}\nlong-term  {long_term}\n",
         span(policy.rpo_ms),
         span(policy.window_ms),
         format_bytes(policy.reserve_bytes),
@@ -147,11 +163,12 @@ mod tests {
         let text = for_people(&Policy::default());
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[..3], ["RPO        15s", "points     every write", "window     4h"]);
-        assert_eq!(lines[3..], ["journal    no bound", "reserve    256 MiB", "long-term  off"]);
+        assert_eq!(lines[3..5], ["journal    no bound", "reserve    256 MiB"]);
+        assert_eq!(lines[5..], ["quota      none", "when full  history is shortened", "long-term  off"]);
         let with = Policy { max_bytes: 1 << 30, long_term_ms: 8 * 3_600_000, ..Policy::default() };
-        assert!(
-            for_people(&with).ends_with("journal    1.00 GiB\nreserve    256 MiB\nlong-term  every 8h, kept for 7d\n")
-        );
+        let with = for_people(&Policy { quota: 1 << 40, when_full: WhenFull::Stop, ..with });
+        let end = "quota      1.00 TiB\nwhen full  the protection stops\nlong-term  every 8h, kept for 7d\n";
+        assert!(with.contains("journal    1.00 GiB\n") && with.ends_with(end), "{with}");
     }
 
     #[test]

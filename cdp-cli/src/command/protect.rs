@@ -186,15 +186,17 @@ fn for_people(event: &ProtectEvent) -> String {
 }
 
 fn history_line(history: &History) -> String {
-    let span = |ms| human::span(Duration::from_millis(ms));
-    let window = span(history.window_ms);
-    match history.forecast_ms.filter(|_| history.cut_forecast()) {
-        Some(ms) => format!(
-            "history: at this rate the journal's bound will leave {} of the {window} that the policy asks for\n",
-            span(ms)
-        ),
-        None => format!("history: the journal's bound leaves all of the {window} again\n"),
+    let window = human::span(Duration::from_millis(history.window_ms));
+    let limit = human::limit(history.limit);
+    if history.limit.is_none() {
+        return format!("history: nothing limits the {window} that the policy asks for any more\n");
     }
+    if let Some(ms) = history.forecast_ms.filter(|_| history.cut_forecast()) {
+        let left = human::span(Duration::from_millis(ms));
+        return format!("history: at this rate {limit} will leave {left} of the {window} that the policy asks for\n");
+    }
+    let room = format_bytes(history.room_bytes.unwrap_or(0));
+    format!("history: {limit} leaves {room} more: the oldest of the {window} is merged away before that is used up\n")
 }
 
 fn opened(resumed: bool, clean: bool, compared: Compared, timeline: &str) -> String {

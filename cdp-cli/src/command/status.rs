@@ -37,7 +37,7 @@ fn for_people(status: &Status) -> String {
     let rpo = status.rpo_ms.map_or_else(|| "-".into(), |ms| human::span(Duration::from_millis(ms)));
     let space = &status.space;
     let quota = space.quota.map(|quota| format!(" of {}", format_bytes(quota))).unwrap_or_default();
-    let all = space.base + space.layers + space.segments + space.overlays;
+    let all = space.base + space.layers + space.segments + space.overlays + space.pinned;
     let mut text = format!(
         "state   {}{owner}\ngroup   {}\nRPO     {rpo}\ndurable LSN {} of {}\nspace   {}{quota}: base {}, layers {}, \
          segments {}, overlays {}, pinned {}\nrates   {} written, {} stored\n",
@@ -77,10 +77,14 @@ fn for_people(status: &Status) -> String {
 
 fn history_lines(history: &History) -> String {
     let span = |ms| human::span(Duration::from_millis(ms));
-    let cut = if history.cut { ", cut by the journal's bound" } else { "" };
+    let cut = history.cut_by.map(|by| format!(", cut by {}", human::limit(Some(by)))).unwrap_or_default();
     let mut text = format!("window  {} of {}{cut}\n", span(history.kept_ms), span(history.window_ms));
     if let Some(ms) = history.forecast_ms.filter(|_| history.cut_forecast()) {
-        text.push_str(&format!("        at this rate the journal's bound will leave {} of it\n", span(ms)));
+        text.push_str(&format!("        at this rate {} will leave {} of it\n", human::limit(history.limit), span(ms)));
+    }
+    if let Some(bytes) = history.room_bytes {
+        let (limit, bytes) = (human::limit(history.limit), format_bytes(bytes));
+        text.push_str(&format!("        {limit} leaves {bytes} more; the oldest goes before that is used up\n"));
     }
     if let Some(problem) = &history.problem {
         text.push_str(&format!("        retention does not go on: {problem}\n"));

@@ -123,7 +123,16 @@ fn status() {
         rates: Rates { write_bytes_per_s: 6, stored_bytes_per_s: 7 },
         sessions: vec![Session { name: None, timeline: timeline(), at: at(), bytes: 1, open: false }],
         pins: 1,
-        history: History { window_ms: 9, kept_ms: 8, forecast_ms: Some(7), cut: true, problem: None },
+        history: History {
+            window_ms: 9,
+            kept_ms: 8,
+            forecast_ms: Some(7),
+            limit: Some(Limit::Room),
+            room_bytes: Some(6),
+            cut: true,
+            cut_by: Some(Limit::MaxBytes),
+            problem: None,
+        },
         holds: vec![Hold { at: at(), by: "pin".into(), label: Some("court".into()), bytes: 6 }],
         sealed_at_rest: false,
         owner_pid: None,
@@ -142,7 +151,7 @@ fn status() {
             "sessions": [{
                 "name": null, "timeline": "00112233445566ff", "at": at_json(), "bytes": 1, "open": false
             }],
-            "history": {"window_ms": 9, "kept_ms": 8, "forecast_ms": 7, "cut": true},
+            "history": {"window_ms": 9, "kept_ms": 8, "forecast_ms": 7, "limit": "room", "room_bytes": 6, "cut": true, "cut_by": "max-bytes"},
             "holds": [{"at": at_json(), "by": "pin", "label": "court", "bytes": 6}],
             "pins": 1, "sealed_at_rest": false, "hot_bytes": 2, "reread_bytes": 3
         }),
@@ -216,7 +225,7 @@ fn answers_of_commands() {
     );
     let policy = json!({
         "rpo_ms": 15000, "points": "every-write", "window_ms": 14_400_000, "max_bytes": 0, "reserve_bytes": 268_435_456,
-        "long_term_ms": 0, "keep_ms": 604_800_000
+        "long_term_ms": 0, "keep_ms": 604_800_000, "when_full": "shorten", "quota": 0
     });
     check(Policy::default(), policy);
 }

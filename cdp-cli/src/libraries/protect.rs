@@ -73,6 +73,10 @@ fn options(spec: &ProtectSpec) -> ProtectOptions {
     options.trust_source = spec.trust == SourceTrust::Trust;
     options.full_check = spec.trust == SourceTrust::Check;
     options.segment_bytes = spec.segment_bytes.unwrap_or(options.segment_bytes);
+    if cfg!(feature = "uring") {
+        // Who builds it in wants it.
+        options.driver = cdp_net::drive::Choice::Uring;
+    }
     options
 }
 
@@ -244,14 +248,20 @@ impl Teller {
         if !new && reason.is_none() {
             return;
         }
-        let lacks = if state == State::NoSpace { protector.lacks() } else { None };
-        let no_room = || {
+        let without_room = match state {
+            State::NoSpace => Some("disk has no room"),
+            State::Quota => Some("quota leaves no room"),
+            _ => None,
+        };
+        let lacks = without_room.and_then(|_| protector.lacks());
+        let no_room = |what: &str| {
             let amounts = lacks.map(|lacks| format!(" ({})", human::lack(&lacks))).unwrap_or_default();
+            let why = protector.host().history().problem.map(|problem| format!("; {problem}")).unwrap_or_default();
             format!(
-                "the replica's disk has no room{amounts}: the disks are served on, and it goes on by itself once there is room"
+                "the replica's {what}{amounts}: the disks are served on, and it goes on by itself once there is room{why}"
             )
         };
-        let reason = reason.or_else(|| (state == State::NoSpace).then(no_room));
+        let reason = reason.or_else(|| without_room.map(no_room));
         events(ProtectEvent::State { state, reason, lacks });
     }
 

@@ -7,7 +7,8 @@ use std::path::Path;
 
 const DISK: usize = 16 << 20;
 /// Eight mebibytes may wait in memory until the replica takes them again.
-const MORE: [&str; 8] = ["--memory", "8MiB", "--segment-size", "8MiB", "--rpo", "1s", "--drain", "1s"];
+const MORE: [&str; 10] =
+    ["--memory", "8MiB", "--segment-size", "8MiB", "--rpo", "1s", "--drain", "1s", "--when-full", "stop"];
 /// More than is ever used, with the reserve that stays free behind the segments.
 const ROOM: u64 = 1 << 30;
 /// More than any segment and what waits: after so much, tracking must have begun.

@@ -13,6 +13,7 @@ mod places;
 mod real_clients;
 mod retention;
 mod sealed;
+mod shorten;
 mod sources;
 mod statuses;
 mod support;

@@ -14,7 +14,8 @@ const RESERVE: u64 = 256 * MIB;
 const ROOM: u64 = 1 << 30;
 /// After so much, what is in memory and in segments that were reserved is full.
 const TOO_MUCH: u64 = 128 * MIB;
-const MORE: [&str; 8] = ["--memory", "8MiB", "--segment-size", "8MiB", "--rpo", "1s", "--drain", "1s"];
+const MORE: [&str; 10] =
+    ["--memory", "8MiB", "--segment-size", "8MiB", "--rpo", "1s", "--drain", "1s", "--when-full", "stop"];
 
 fn ask(command: &str, replica: &Path) -> Value {
     cdp(&[OsStr::new(command), replica.as_os_str()]).done()

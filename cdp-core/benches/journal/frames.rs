@@ -1,7 +1,7 @@
 //! Frames as a filter and an encoder make them.
 
 use bytes::Bytes;
-use cdp_core::frame::{Compression, EncodedFrame, Encoder, Part, Payload, RawFrame, RecordKind};
+use cdp_core::frame::{Compression, EncodedFrame, Encoder, Mark, Note, Part, Payload, RawFrame, RecordKind};
 use cdp_core::types::*;
 
 /// Records of a frame of 4 KiB writes.
@@ -86,6 +86,33 @@ impl Frames {
             parts.push(Part { lsn, time, extent: Extent::new(offset, of.extent.length), ..of.clone() });
         }
         self.frame(parts)
+    }
+
+    /// A frame of writes of the same bytes to other places, and a mark after them; gives the mark's LSN too.
+    pub(crate) fn point(
+        &mut self,
+        of: &Part,
+        offsets: impl IntoIterator<Item = u64>,
+        mark: Mark,
+    ) -> (EncodedFrame, Lsn) {
+        let mut parts = Vec::with_capacity(RECORDS);
+        for offset in offsets {
+            let (lsn, time) = self.stamp();
+            parts.push(Part { lsn, time, extent: Extent::new(offset, of.extent.length), ..of.clone() });
+        }
+        let (lsn, time) = self.stamp();
+        parts.push(Part::noted(RecordKind::Mark, None, lsn, time, Note::Mark(mark)));
+        (self.frame(parts), lsn)
+    }
+
+    /// Nothing is written for so long.
+    pub(crate) fn rest(&mut self, ns: u64) {
+        self.time += ns;
+    }
+
+    /// When the last record was.
+    pub(crate) fn time(&self) -> WallTime {
+        WallTime(self.time)
     }
 
     fn stamp(&mut self) -> (Lsn, WallTime) {

@@ -1,16 +1,16 @@
-//! What the journal takes: frames against the same bytes written, copied or compressed by themselves.
+//! What the journal takes: frames against the same bytes copied or compressed by themselves. Against the same bytes written and
+//! synced they are measured in `cdp-net`, where writes and syncs overlap.
 
 use crate::figure::{Figure, Reach, median};
 use crate::frames::{Dice, Frames, RECORDS, WRITE, noise, real};
 use crate::sparse::Sparse;
 use crate::store::Rig;
-use crate::{Failure, Plan, Scratch};
+use crate::{Failure, Plan};
 use bytes::Bytes;
 use cdp_core::frame::{Compression, Payload};
-use cdp_core::media::{Disk, Memory};
+use cdp_core::media::Memory;
 use cdp_core::types::{CHUNK_PLAIN_MAX, FRAME_PLAIN_MAX};
 use std::hint::black_box;
-use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,37 +39,6 @@ fn ingest(rig: &mut Rig, compression: Compression, payloads: &[Payload], bytes: 
     }
     rig.sync();
     Ok(begin.elapsed().as_secs_f64())
-}
-
-/// `ingest-file`: MB/s of data, against `write` and `fdatasync` of the same bytes in the same cadence.
-pub(crate) fn file(plan: &Plan) -> Result<(), Failure> {
-    let (pool, scratch) = (noise(POOL), Scratch::new()?);
-    let payloads = captured(&pool)?;
-    let (mut ours, mut limit) = (Vec::new(), Vec::new());
-    for round in 0..plan.rounds {
-        let path = scratch.path(&format!("raw-{round}"));
-        let mut raw = std::fs::File::create(&path)?;
-        let begin = Instant::now();
-        for at in 0..plan.bytes / FRAME_PLAIN_MAX {
-            let from = (at * FRAME_PLAIN_MAX % POOL) as usize;
-            raw.write_all(&pool[from..from + FRAME_PLAIN_MAX as usize])?;
-            if ((at + 1) * FRAME_PLAIN_MAX).is_multiple_of(CADENCE) {
-                raw.sync_data()?;
-            }
-        }
-        limit.push(plan.bytes as f64 / 1e6 / begin.elapsed().as_secs_f64());
-        drop(raw);
-        std::fs::remove_file(path)?;
-        let path = scratch.path(&format!("replica-{round}"));
-        let mut rig = Rig::create(Arc::new(Disk::create(&path)?), CADENCE)?;
-        ours.push(plan.bytes as f64 / 1e6 / ingest(&mut rig, Compression::None, &payloads, plan.bytes)?);
-        drop(rig);
-        std::fs::remove_dir_all(path)?;
-    }
-    let (limit, conditions) = (Some(median(&limit)), &[][..]);
-    let (id, unit, reach) = ("ingest-file", "MB/s", Reach::AtLeast(0.9));
-    println!("{}", Figure { id, unit, ours: &ours, limit, reach, conditions, conditions_hold: true });
-    Ok(())
 }
 
 /// Copies and checksums the pool, again and again, into memory that grows; gives the seconds.

@@ -147,14 +147,19 @@ pub(crate) fn filled(
     Ok(frames.lsn)
 }
 
+/// A small write of zeros, which is what holes read as.
+pub(crate) fn zeros() -> Result<Part, Failure> {
+    let zeros = Frames::payload(0, Bytes::from(vec![0; WRITE as usize]))?;
+    let part = zeros.into_parts(RecordKind::Write, crate::frames::disk(), Lsn(1), WallTime(1)).next();
+    Ok(part.ok_or("a write has a part")?)
+}
+
 /// A journal of which frames are holes but for its tail: footers, runs and manifest are made by the writer as ever.
 pub(crate) fn long(path: &Path, long: Long) -> Result<Lsn, Failure> {
     let sparse = Sparse::new(Arc::new(Disk::create(path)?));
     let whole = Arc::clone(&sparse.whole);
     let mut rig = Rig::create(Arc::new(sparse), 1 << 40)?;
-    let zeros = Frames::payload(0, Bytes::from(vec![0; WRITE as usize]))?;
-    let part = zeros.into_parts(RecordKind::Write, crate::frames::disk(), Lsn(1), WallTime(1)).next();
-    let part: Part = part.ok_or("a write has a part")?;
+    let part = zeros()?;
     let (mut frames, mut dice) = (Frames::new(Compression::None), Dice(9));
     let (mut left, mut segment) = (long.records, 0);
     while left > 0 {

@@ -57,6 +57,14 @@ impl<K: Ord + Copy, V: Clone> Cache<K, V> {
         self.with(key, V::clone)
     }
 
+    /// Lets go of what is kept under a key.
+    pub(super) fn remove(&self, key: K) {
+        let mut state = self.alone();
+        if let Some(held) = state.held.remove(&key) {
+            state.bytes -= held.bytes;
+        }
+    }
+
     /// Keeps a value that stands for so many bytes; one already there under the key wins and is given back.
     pub(super) fn put(&self, key: K, value: V, bytes: u64) -> V {
         let mut state = self.alone();
@@ -128,6 +136,13 @@ mod tests {
         assert_eq!(cache.put(0, 9, 3), 0);
         assert_eq!(cache.get_or(7, || Ok::<_, ()>((7, 3))), Ok(7));
         assert_eq!(cache.get_or(8, || Err("no")), Err("no"));
+        // What is let go of counts no more: all that is left stays when something comes in its place.
+        let left: Vec<_> = cache.values().into_iter().map(|(key, _)| key).collect();
+        cache.remove(left[0]);
+        cache.remove(99);
+        cache.put(20, 20, 3);
+        let now: Vec<_> = cache.values().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(now, [&left[1..], &[20]].concat());
     }
 
     proptest! {

@@ -6,27 +6,48 @@ use crate::media::{File, MediaError, MediaErrorKind, Operation, Storage};
 use crate::types::{Extent, MonoTime};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Carries out effects on a storage, from as many threads as the driver has: only the table of open files is locked, never
 /// while the media are at work. Any driver may use [`Executor::run`] for the effects that it does not do otherwise.
-#[derive(Debug)]
 pub struct Executor {
     storage: Arc<dyn Storage>,
     files: Mutex<BTreeMap<FileId, Arc<dyn File>>>,
+    admit: Option<Admit>,
+}
+
+/// Is asked before room is reserved, with the file's name and the bytes; may refuse with `NoSpace` what the media would give.
+pub type Admit = Box<dyn Fn(&str, u64) -> Outcome + Send + Sync>;
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor").field("storage", &self.storage).field("files", &self.files).finish_non_exhaustive()
+    }
 }
 
 impl Executor {
     /// An executor on a store's directory.
     #[must_use]
     pub fn new(storage: Arc<dyn Storage>) -> Self {
-        Self { storage, files: Mutex::default() }
+        Self { storage, files: Mutex::default(), admit: None }
+    }
+
+    /// With somebody who says whether there is room: a quota.
+    #[must_use]
+    pub fn admitted_by(self, admit: Admit) -> Self {
+        Self { admit: Some(admit), ..self }
     }
 
     /// An open file, for drivers that write and sync on threads of their own.
-    #[must_use]
-    pub fn file(&self, file: FileId) -> Option<Arc<dyn File>> {
-        self.files().get(&file).cloned()
+    ///
+    /// # Errors
+    /// When it was never opened, or is closed.
+    pub fn file(&self, file: FileId) -> Result<Arc<dyn File>, MediaError> {
+        let name = || format!("file {}", file.0);
+        let why = "it was never opened, or is closed";
+        let lost = || MediaError::new(MediaErrorKind::NotFound, Operation::Open, &name(), 0, why);
+        self.files().get(&file).cloned().ok_or_else(lost)
     }
 
     /// Carries out one effect.
@@ -38,9 +59,9 @@ impl Executor {
             Effect::Create { file, name, preallocate, keep_free, replace } => {
                 self.create(*file, name, *preallocate, *keep_free, *replace)
             }
-            Effect::Write { file, offset, data } => self.open(*file)?.write_at(*offset, data),
-            Effect::SetLength { file, length } => self.open(*file)?.set_len(*length),
-            Effect::Sync { file } => self.open(*file)?.sync(),
+            Effect::Write { file, offset, data } => self.file(*file)?.write_at(*offset, data),
+            Effect::SetLength { file, length } => self.file(*file)?.set_len(*length),
+            Effect::Sync { file } => self.file(*file)?.sync(),
             Effect::Close { file } => {
                 self.files().remove(file);
                 Ok(())
@@ -49,11 +70,6 @@ impl Executor {
             Effect::Remove { name } => self.remove(name),
             Effect::SyncDir { name } => self.storage.sync_dir(name),
         }
-    }
-
-    fn open(&self, file: FileId) -> Result<Arc<dyn File>, MediaError> {
-        let lost = || MediaError::new(MediaErrorKind::Io, Operation::Open, "", 0, "the file was never opened");
-        self.file(file).ok_or_else(lost)
     }
 
     /// Every step under this lock leaves the table whole.
@@ -72,6 +88,9 @@ impl Executor {
         // What lies there takes room too.
         if replace {
             self.remove(name)?;
+        }
+        if let Some(admit) = self.admit.as_ref().filter(|_| preallocate > 0) {
+            admit(name, preallocate)?;
         }
         let free = if keep_free == 0 { u64::MAX } else { self.storage.free_bytes()? };
         if free < preallocate.saturating_add(keep_free) {

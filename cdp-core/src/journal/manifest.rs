@@ -260,6 +260,21 @@ pub struct Policy {
     pub long_term_ms: u64,
     /// Long-term points are kept so long.
     pub keep_ms: u64,
+    /// What is done when there is no room left.
+    pub when_full: WhenFull,
+    /// The whole replica may take so much; 0: no bound.
+    pub quota: u64,
+}
+
+/// What is done when there is no room left for the journal, or none within the quota.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum WhenFull {
+    /// The oldest history is merged into the bases, and the journal goes on; it stops when nothing more can be merged.
+    #[default]
+    Shorten = 1,
+    /// The journal stops, and history stays as long as the policy says.
+    Stop = 2,
 }
 
 impl Default for Policy {
@@ -272,6 +287,8 @@ impl Default for Policy {
             points: PointsMode::EveryWrite,
             long_term_ms: 0,
             keep_ms: 7 * 24 * 3_600_000,
+            when_full: WhenFull::Shorten,
+            quota: 0,
         }
     }
 }
@@ -418,6 +435,13 @@ impl Manifest {
     pub fn reach(&self, disk: &DiskInfo) -> u64 {
         let announced = self.resizing.iter().filter(|resizing| resizing.disk == disk.id).map(|resizing| resizing.size);
         announced.fold(disk.size, u64::max)
+    }
+
+    /// The kept moment that is this one. They are in the order of their LSNs.
+    #[must_use]
+    pub fn kept_at(&self, timeline: Timeline, lsn: Lsn) -> Option<&KeptInfo> {
+        let at = self.kept.binary_search_by_key(&lsn, |kept| kept.moment.lsn).ok()?;
+        Some(&self.kept[at]).filter(|kept| kept.moment.timeline == timeline)
     }
 
     /// The moment before which there are only kept ones: everything up to it is in the bases, or is on its way there.

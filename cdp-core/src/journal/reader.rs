@@ -201,6 +201,11 @@ impl Reader {
         })
     }
 
+    /// Closes the files of segments that are gone: as long as one is open its room is not free.
+    pub fn close(&self, gone: impl IntoIterator<Item = SegmentId>) {
+        gone.into_iter().for_each(|id| self.files.remove(id));
+    }
+
     fn read(&self, segment: &SegmentView, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
         let mut bytes = vec![0; length];
         self.file(segment.number, segment.id)?.read_exact_at(offset, &mut bytes)?;

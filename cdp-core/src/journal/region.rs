@@ -367,8 +367,8 @@ mod tests {
         }
     }
 
-    /// A write to a sector of so many: 1 data, 2 zeros, 3 a discard; then checksum, chunk and place in it.
-    type Write = (u64, u64, u8, (u32, u32, u8));
+    /// Sector, sectors, kind, and checksum, chunk and place.
+    type Written = (u64, u64, u8, (u32, u32, u8));
 
     proptest! {
         /// Newest first from below and oldest first from above give the same, which is what an array gives.
@@ -401,7 +401,7 @@ mod tests {
             dense in any::<bool>(),
         ) {
             let what = [What::Data, What::Zero, What::Discard];
-            let entry_of = |(number, write): (usize, &Write)| {
+            let entry_of = |(number, write): (usize, &Written)| {
                 let (sector, sectors, kind, (crc, chunk, at)) = *write;
                 let sector = SECTORS - 65 + if dense { SECTORS - 200 + sector % 250 } else { sector };
                 let (lsn, at, what) = (number as u64 + 1, at & 127, what[usize::from(kind) - 1]);

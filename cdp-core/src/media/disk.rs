@@ -1,17 +1,15 @@
 //! Storage in a real directory, through system calls that say what they did.
 
 use super::direct::Direct;
-use super::{File, MediaError, MediaErrorKind, Operation, Result, Storage, is_inside};
+use super::portion::{Cut, IOV_MAX, Way};
+use super::{File, MediaError, MediaErrorKind, Operation, Raw, Result, Storage, is_inside};
 use crate::types::Extent;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// Buffers per system call: more than Linux's IOV_MAX are refused by it.
-pub(super) const IOV_MAX: usize = 1024;
 
 /// A real directory.
 #[derive(Clone, Debug)]
@@ -88,6 +86,15 @@ impl Disk {
         Ok(DiskFile { fd, direct: None, path: path.to_string_lossy().into_owned() })
     }
 
+    fn stat(&self, name: &str) -> Result<fs::Stat> {
+        let path = self.full(name, Operation::Length)?;
+        let stat = fs::stat(&path).map_err(|e| self.error(e, Operation::Length, name))?;
+        if fs::FileType::from_raw_mode(stat.st_mode) != fs::FileType::RegularFile {
+            return Err(not_a_file(&path, Operation::Length));
+        }
+        Ok(stat)
+    }
+
     pub(super) fn streamed(&self, name: &str) -> Result<DiskFile> {
         let file = self.create_file(name)?;
         Ok(DiskFile { direct: Direct::open(file.path.as_ref()), ..file })
@@ -122,12 +129,12 @@ impl Storage for Disk {
     }
 
     fn length(&self, name: &str) -> Result<u64> {
-        let path = self.full(name, Operation::Length)?;
-        let stat = fs::stat(&path).map_err(|e| self.error(e, Operation::Length, name))?;
-        if fs::FileType::from_raw_mode(stat.st_mode) != fs::FileType::RegularFile {
-            return Err(not_a_file(&path, Operation::Length));
-        }
-        Ok(stat.st_size as u64)
+        Ok(self.stat(name)?.st_size as u64)
+    }
+
+    fn allocated(&self, name: &str) -> Result<u64> {
+        // Blocks are of 512 bytes, whatever those of the file system are.
+        Ok(self.stat(name)?.st_blocks as u64 * 512)
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
@@ -334,8 +341,32 @@ impl File for DiskFile {
         Ok(Some(Extent::new(start, end.max(start) - start)).filter(|run| !run.is_empty()))
     }
 
+    fn raw(&self) -> Option<&dyn Raw> {
+        Some(self)
+    }
+
     fn path(&self) -> &str {
         &self.path
+    }
+}
+
+impl Raw for DiskFile {
+    fn cut(&self, offset: u64, bytes: usize) -> Cut {
+        let direct = self.direct.as_ref().filter(|direct| direct.takes(offset, bytes));
+        direct.map_or_else(|| Cut::cached(offset), |direct| direct.cut(offset))
+    }
+
+    fn descriptor(&self, way: Way) -> BorrowedFd<'_> {
+        let direct = self.direct.as_ref().filter(|_| way == Way::Direct);
+        direct.map_or_else(|| self.fd.as_fd(), Direct::fd)
+    }
+
+    fn give_up_direct(&self) {
+        self.direct.iter().for_each(Direct::give_up);
+    }
+
+    fn error(&self, errno: i32, operation: Operation, offset: u64) -> MediaError {
+        self.error(Errno::from_raw_os_error(errno), operation, offset)
     }
 }
 

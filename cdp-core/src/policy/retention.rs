@@ -4,6 +4,7 @@
 //! before ([`reach_ms`]) and after. What is older goes in pieces of an eighth of the window, so that merging is worth its while: with
 //! segments and arrivals that span a sixteenth, at most a quarter more than the window is ever held.
 
+use super::room::Limit;
 use crate::journal::{Policy, Retention};
 use crate::types::Lsn;
 
@@ -11,6 +12,8 @@ use crate::types::Lsn;
 const SLACK: u64 = 8;
 /// What was durable is noted so often in a window; so often at least the journal goes on in a new segment.
 const ARRIVALS: u64 = 16;
+/// Segments are so small a part of the quota: several are kept free for what comes and for merging.
+const QUOTA_SEGMENTS: u64 = 32;
 /// The shortest time between two of those, in milliseconds.
 const ARRIVAL_MS_MIN: u64 = 100;
 
@@ -21,6 +24,21 @@ pub enum Reason {
     Window,
     /// The journal has reached its bound.
     Bytes,
+    /// The media have no room but the reserve.
+    Room,
+    /// The replica has reached its quota.
+    Quota,
+}
+
+impl Reason {
+    /// For lack of room.
+    #[must_use]
+    pub fn of(limit: Limit) -> Self {
+        match limit {
+            Limit::Media => Self::Room,
+            Limit::Quota => Self::Quota,
+        }
+    }
 }
 
 /// What is to be merged.
@@ -39,6 +57,8 @@ pub struct Held {
     pub last: Lsn,
     /// Bytes of its file.
     pub bytes: u64,
+    /// Bytes of what was written, before compression.
+    pub plain: u64,
 }
 
 /// How often what is durable is noted, in milliseconds.
@@ -92,10 +112,11 @@ pub fn reach_ms(policy: &Policy, bytes_per_s: u64) -> u64 {
     u64::try_from(ms).unwrap_or(u64::MAX).min(policy.window_ms)
 }
 
-/// How long segments are filled at most, in bytes: eight of them are within the bound.
+/// How long segments are filled at most, in bytes: eight of them are within the bound, and 32 within the quota.
 #[must_use]
 pub fn segment_bytes(policy: &Policy, usual: u64) -> u64 {
-    if policy.max_bytes == 0 { usual } else { usual.min(policy.max_bytes / SLACK) }
+    let part = |of: u64, parts: u64| if of == 0 { u64::MAX } else { of / parts };
+    usual.min(part(policy.max_bytes, SLACK)).min(part(policy.quota, QUOTA_SEGMENTS))
 }
 
 /// How old the oldest moment is, in milliseconds, as far as it is known.
@@ -150,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_bound_cuts_the_window() {
-        let sealed: Vec<_> = (1..=10).map(|n| Held { last: Lsn(n * 100), bytes: 100 }).collect();
+        let sealed: Vec<_> = (1..=10).map(|n| Held { last: Lsn(n * 100), bytes: 100, plain: 100 }).collect();
         let due = |max, open| due(&policy(1 << 40, max), &past(900, 0), &sealed, open, false);
         assert_eq!(due(0, 50), None);
         assert_eq!(due(1050, 50), None);
@@ -165,5 +186,7 @@ mod tests {
         assert_eq!(reach_ms(&policy(10_000, 4_000), 10), 10_000);
         assert_eq!(segment_bytes(&policy(1, 800), 256), 100);
         assert_eq!(segment_bytes(&policy(1, 0), 256), 256);
+        assert_eq!(segment_bytes(&Policy { quota: 3200, ..policy(1, 800) }, 256), 100);
+        assert_eq!(segment_bytes(&Policy { quota: 640, ..policy(1, 800) }, 256), 20);
     }
 }

@@ -3,7 +3,7 @@
 use super::catalogue::{Catalogue, Moment, Neighbours};
 use super::files::{BASE_DIRECTORY, BaseFile};
 use super::{Replica, ViewDisk};
-use crate::journal::{DiskInfo, KeptInfo, Manifest};
+use crate::journal::{DiskInfo, Manifest};
 use crate::media::{MediaError, Storage};
 use crate::types::{DiskId, Lsn, Timeline};
 
@@ -93,8 +93,7 @@ pub fn merge_limit(manifest: &Manifest) -> Option<Lsn> {
 /// The disks that were there at a moment.
 pub(super) fn at(manifest: &Manifest, catalogue: &Catalogue, timeline: Timeline, lsn: Lsn) -> Vec<DiskAt> {
     let merged = manifest.oldest().is_some_and(|oldest| lsn < oldest.lsn);
-    let is = |kept: &&KeptInfo| (kept.moment.timeline, kept.moment.lsn) == (timeline, lsn);
-    if let Some(kept) = manifest.kept.iter().find(is).filter(|_| merged) {
+    if let Some(kept) = manifest.kept_at(timeline, lsn).filter(|_| merged) {
         let disk = |(id, size): &(DiskId, u64)| {
             let name = manifest.disk(*id)?.name.clone();
             Some(DiskAt { disk: ViewDisk { id: *id, name, size: *size }, complete: true })

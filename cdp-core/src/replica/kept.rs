@@ -130,7 +130,8 @@ pub struct Space {
 }
 
 impl Space {
-    /// Opens it for writing; its only writer is the owner of the replica. `keys` are the replica's: where that is sealed at rest,
+    /// Opens it for writing; its only writer is the owner of the replica. So much stays free on the media, and its segments are at
+    /// most so large, in bytes. `keys` are the replica's: where that is sealed at rest,
     /// this is too.
     ///
     /// # Errors
@@ -138,7 +139,7 @@ impl Space {
     pub fn open(
         storage: &dyn Storage,
         number: u64,
-        keep_free_bytes: u64,
+        (keep_free_bytes, segment_bytes): (u64, u64),
         (keys, ids): (&Keyring, IdSource),
         now: Now,
     ) -> Result<Self, SessionError> {
@@ -146,7 +147,7 @@ impl Space {
         // It is asked for what was put into it, and for nothing below.
         let moment = ReplicaView::open((Vec::new(), Arc::new(Bases::default())), Vec::new())?;
         let (compression, keys) = (Compression::Zstd(1), keys.of_stores());
-        let options = SessionOptions { moment, keep_free_bytes, compression, keys };
+        let options = SessionOptions { moment, keep_free_bytes, segment_bytes, compression, keys };
         Ok(Self { session: Session::open(&store, options, ids, now)? })
     }
 

@@ -102,8 +102,8 @@ impl Replica {
     /// When the journal cannot be read.
     pub fn exact(&self, timeline: Timeline, lsn: Lsn) -> Result<Moment, ResolveError> {
         // Of moments whose records are merged only the manifest knows when they were.
-        let merged = self.manifest.oldest().into_iter().chain(self.manifest.kept.iter().map(|kept| kept.moment));
-        let merged = merged.into_iter().find(|moment| (moment.timeline, moment.lsn) == (timeline, lsn));
+        let oldest = self.manifest.oldest().filter(|moment| (moment.timeline, moment.lsn) == (timeline, lsn));
+        let merged = oldest.or_else(|| self.manifest.kept_at(timeline, lsn).map(|kept| kept.moment));
         let stamp = match merged {
             Some(moment) => Some(moment.stamp),
             None => self.reader.stamp(&self.snapshot, timeline, lsn)?,

@@ -41,7 +41,7 @@ pub fn stop(manifest: &Manifest, held: &Held, target: Lsn) -> Option<Lsn> {
 #[must_use]
 pub fn to_keep(manifest: &Manifest, held: &Held, catalogue: &Catalogue) -> Option<KeptInfo> {
     let moment = manifest.retention.oldest.filter(|oldest| held.contains(&oldest.lsn))?;
-    if manifest.kept.iter().any(|kept| kept.moment.lsn == moment.lsn) {
+    if manifest.kept.binary_search_by_key(&moment.lsn, |kept| kept.moment.lsn).is_ok() {
         return None;
     }
     let complete =

@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Memory for decoded chunks of a session's own journal, in bytes.
 const CACHE_BYTES: u64 = 16 << 20;
-/// Segments of a session, in bytes: small, because each is reserved in full.
-const SEGMENT_BYTES: u64 = 32 << 20;
+/// Segments of a session are at most so large, in bytes: small, because each is reserved in full.
+pub const SEGMENT_BYTES: u64 = 32 << 20;
 /// How far above its fork a session's LSNs begin: no LSN of the trunk's path is ever as high.
 const LSN_JUMP: u64 = 1 << 48;
 
@@ -59,6 +59,8 @@ pub struct SessionOptions {
     pub moment: ReplicaView,
     /// Stays free on the media.
     pub keep_free_bytes: u64,
+    /// Its segments are made this large, up to [`SEGMENT_BYTES`].
+    pub segment_bytes: u64,
     /// How what is written is packed.
     pub compression: Compression,
     /// Who opens and seals it at rest: as the replica that it is of, [`Keyring::of_stores`](crate::trust::Keyring::of_stores).
@@ -92,6 +94,7 @@ struct State {
     encoder: Encoder,
     compression: Compression,
     group: GroupId,
+    segment_bytes: u64,
     timeline: Timeline,
     /// Taken and not yet appended: less than a frame, and one write more while there is no room.
     waiting: VecDeque<Part>,
@@ -114,7 +117,8 @@ impl Session {
         mut ids: IdSource,
         now: Now,
     ) -> Result<Self, SessionError> {
-        let SessionOptions { moment, keep_free_bytes, compression, keys } = options;
+        let SessionOptions { moment, keep_free_bytes, segment_bytes, compression, keys } = options;
+        let bounds = (keep_free_bytes, segment_bytes.min(SEGMENT_BYTES));
         let opened = crate::journal::open_with(storage.as_ref(), "", None, &keys)?;
         let reader = Reader::new(Arc::clone(storage), "", CACHE_BYTES).with_keys(Arc::clone(&opened.keys));
         let reader = Arc::new(reader);
@@ -125,7 +129,7 @@ impl Session {
         if key.is_none() && !opened.manifest.keys.is_empty() {
             return Err(KeyError::Missing.into());
         }
-        let state = State::new(storage, opened, (keep_free_bytes, compression), (ids, key), fresh, now)?;
+        let state = State::new(storage, opened, (bounds, compression), (ids, key), fresh, now)?;
         let session = Self { view, reader, state: Mutex::new(state) };
         let mut state = session.state();
         if state.prev_lsn == Lsn::ZERO {
@@ -293,7 +297,7 @@ impl Session {
                 }
                 Err(refused) => match refused.why {
                     Refusal::NotNow(Hold::NoSpace) => {
-                        return Err(SessionError::NoSpace { segment_bytes: SEGMENT_BYTES });
+                        return Err(SessionError::NoSpace { segment_bytes: state.segment_bytes });
                     }
                     Refusal::NotNow(_) => frame = refused.frame,
                     Refusal::Failed(error) => return Err(SessionError::Failed(error)),
@@ -324,14 +328,14 @@ impl State {
     fn new(
         storage: &Arc<dyn Storage>,
         opened: Opened,
-        (keep_free_bytes, compression): (u64, Compression),
+        ((keep_free_bytes, segment_bytes), compression): ((u64, u64), Compression),
         (ids, key): (IdSource, Option<NewKey>),
         fresh: Timeline,
         now: Now,
     ) -> Result<Self, SessionError> {
         let options = Options {
             directory: String::new(),
-            segment_bytes: SEGMENT_BYTES,
+            segment_bytes,
             keep_free_bytes,
             commit_bytes: u64::MAX,
             commit_ns: u64::MAX,
@@ -346,6 +350,7 @@ impl State {
             encoder: Encoder::new(),
             compression,
             group: manifest.group,
+            segment_bytes,
             timeline: last.id,
             waiting: VecDeque::new(),
             lsn: last_lsn.max(manifest.reserved),
@@ -421,7 +426,7 @@ impl State {
 
     /// Whether everything that was appended is written.
     fn check_room(&self) -> Result<(), SessionError> {
-        if self.writer.is_starved() { Err(SessionError::NoSpace { segment_bytes: SEGMENT_BYTES }) } else { Ok(()) }
+        if self.writer.is_starved() { Err(SessionError::NoSpace { segment_bytes: self.segment_bytes }) } else { Ok(()) }
     }
 
     fn drive(&mut self, now: Now) -> Result<(), SessionError> {

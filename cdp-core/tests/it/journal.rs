@@ -18,3 +18,4 @@ mod points;
 mod resealed;
 mod retention;
 mod room;
+mod whole;

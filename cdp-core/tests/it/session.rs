@@ -55,6 +55,7 @@ fn try_open_with(storage: &Arc<dyn Storage>, life: u8, keys: KeyHolder) -> Resul
     let options = SessionOptions {
         moment: ReplicaView::open((Vec::new(), Arc::new(Bases::default())), disks).unwrap(),
         keep_free_bytes: 0,
+        segment_bytes: u64::MAX,
         compression: Compression::None,
         keys,
     };

@@ -2,7 +2,7 @@
 
 use crate::figure::{Figure, Reach, median};
 use crate::frames::{Dice, Frames, RECORDS, WRITE, noise};
-use crate::rig::Rig;
+use crate::rig::{Kind, Rig};
 use crate::{Failure, Plan, Scratch};
 use bytes::Bytes;
 use cdp_core::frame::{Compression, EncodedFrame, Payload};
@@ -55,6 +55,12 @@ fn ingest(rig: &mut Rig, payloads: &[Payload], bytes: u64) -> Result<f64, Failur
     Ok(begin.elapsed().as_secs_f64())
 }
 
+/// Processor time of this process, the kernel's threads for it included, in seconds.
+fn cpu_seconds() -> f64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
+}
+
 /// Seconds of `write` and `fdatasync` of the same bytes.
 fn plain(path: &Path, pool: &Bytes, bytes: u64) -> Result<f64, Failure> {
     let mut raw = std::fs::File::create(path)?;
@@ -72,24 +78,31 @@ fn plain(path: &Path, pool: &Bytes, bytes: u64) -> Result<f64, Failure> {
     Ok(seconds)
 }
 
-/// `ingest-file`: MB/s of data, against `write` and `fdatasync` of the same bytes in the same cadence.
+/// `ingest-file`: MB/s of data with each driver, against `write` and `fdatasync` of the same bytes in the same cadence.
 pub(crate) fn file(plan: &Plan) -> Result<(), Failure> {
     let (pool, scratch) = (noise(POOL), Scratch::new()?);
     let payloads = captured(&pool)?;
     let rate = |seconds: f64| plan.bytes as f64 / 1e6 / seconds;
-    let (mut ours, mut limit) = (Vec::new(), Vec::new());
-    for round in 0..plan.rounds {
-        limit.push(rate(plain(&scratch.path(&format!("raw-{round}")), &pool, plan.bytes)?));
-        let path = scratch.path(&format!("replica-{round}"));
-        let storage: Arc<dyn Storage> = Arc::new(Disk::create(&path)?);
-        let mut rig = Rig::create(&storage, CADENCE)?;
-        ours.push(rate(ingest(&mut rig, &payloads, plan.bytes)?));
-        drop(rig);
-        std::fs::remove_dir_all(path)?;
+    let mut drivers: Vec<_> = Kind::ALL.iter().map(|kind| (*kind, Vec::new(), Vec::new())).collect();
+    let mut limit = Vec::new();
+    for _ in 0..plan.rounds {
+        limit.push(rate(plain(&scratch.path("raw"), &pool, plan.bytes)?));
+        for (kind, rates, cpu) in &mut drivers {
+            let path = scratch.path("replica");
+            let storage: Arc<dyn Storage> = Arc::new(Disk::create(&path)?);
+            let mut rig = Rig::create(*kind, &storage, CADENCE)?;
+            let before = cpu_seconds();
+            rates.push(rate(ingest(&mut rig, &payloads, plan.bytes)?));
+            cpu.push((cpu_seconds() - before) * 1e12 / plan.bytes as f64);
+            drop(rig);
+            std::fs::remove_dir_all(path)?;
+        }
     }
-    let conditions = [("driver", "in-order".to_owned())];
     let (id, unit, reach) = ("ingest-file", "MB/s", Reach::AtLeast(0.9));
     let limit = Some(median(&limit));
-    println!("{}", Figure { id, unit, ours: &ours, limit, reach, conditions: &conditions, conditions_hold: true });
+    for (kind, ours, cpu) in &drivers {
+        let conditions = [("driver", kind.name().to_owned()), ("cpu", format!("{:.0}ms/GB", median(cpu)))];
+        println!("{}", Figure { id, unit, ours, limit, reach, conditions: &conditions, conditions_hold: true });
+    }
     Ok(())
 }

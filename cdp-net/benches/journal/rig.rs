@@ -6,23 +6,53 @@ use cdp_core::frame::EncodedFrame;
 use cdp_core::journal::*;
 use cdp_core::media::Storage;
 use cdp_core::types::*;
+use cdp_net::drive::{Driver, Threads, Waker};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 
-/// A journal with the in-order driver.
-pub(crate) struct Rig {
-    pub(crate) writer: Writer,
-    executor: Executor,
-    now: MonoTime,
-    /// Bytes that were appended and not handed to the driver: in order, a large write costs media less than many small ones.
-    held: u64,
+/// Which driver is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Threads,
+    #[cfg(feature = "uring")]
+    Ring,
 }
 
-/// Bytes that are written at once in order.
-const WRITE_BYTES: u64 = 4 << 20;
+impl Kind {
+    pub(crate) const ALL: &[Self] = &[
+        Self::Threads,
+        #[cfg(feature = "uring")]
+        Self::Ring,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Threads => "threads",
+            #[cfg(feature = "uring")]
+            Self::Ring => "io_uring",
+        }
+    }
+
+    fn start(self, executor: Executor, wake: Waker) -> Result<Box<dyn Driver>, Failure> {
+        Ok(match self {
+            Self::Threads => Box::new(Threads::start(executor, wake)?),
+            #[cfg(feature = "uring")]
+            Self::Ring => Box::new(cdp_net::drive::Ring::start(executor, wake)?),
+        })
+    }
+}
+
+/// A journal with its driver.
+pub(crate) struct Rig {
+    pub(crate) writer: Writer,
+    driver: Box<dyn Driver>,
+    woken: Receiver<()>,
+    now: MonoTime,
+}
 
 impl Rig {
     /// A new store with an open timeline; it syncs when `commit_bytes` are written.
-    pub(crate) fn create(storage: &Arc<dyn Storage>, commit_bytes: u64) -> Result<Self, Failure> {
+    pub(crate) fn create(kind: Kind, storage: &Arc<dyn Storage>, commit_bytes: u64) -> Result<Self, Failure> {
         let replica = ReplicaId::new([5; 16]).ok_or("an id of zeros")?;
         let made = create(storage.as_ref(), Manifest::new(replica, group(), "bench"))?;
         let mut dice = Dice(1);
@@ -34,9 +64,15 @@ impl Rig {
         });
         let options = Options { keep_free_bytes: 0, commit_bytes, commit_ns: u64::MAX / 2, ..Options::default() };
         let writer = Writer::new(made, options, ids);
-        let mut rig = Self { writer, executor: Executor::new(Arc::clone(storage)), now: MonoTime(1), held: 0 };
+        let (wake, woken) = channel();
+        let wake: Waker = Box::new(move || {
+            // Who waits may be gone before the driver is.
+            let _ = wake.send(());
+        });
+        let driver = kind.start(Executor::new(Arc::clone(storage)), wake)?;
+        let mut rig = Self { writer, driver, woken, now: MonoTime(1) };
         let (state, role) = (TimelineState::Open, TimelineRole::Trunk);
-        rig.writer.open_timeline(TimelineInfo {
+        let opened = rig.writer.open_timeline(TimelineInfo {
             id: timeline(),
             number: 1,
             parent: None,
@@ -46,41 +82,62 @@ impl Rig {
             role,
             opened: WallTime(1),
         });
-        rig.drive();
+        rig.until(|writer| writer.manifest_durable() >= opened)?;
         Ok(rig)
     }
 
+    /// Has done what the writer wants, and tells it what came of what it wanted before.
     fn drive(&mut self) {
-        self.held = 0;
-        drain(&mut self.writer, &self.executor, self.now);
+        for (id, outcome) in self.driver.take() {
+            self.writer.completed(self.now, id, outcome);
+        }
+        while let Some((id, effect)) = self.writer.poll(self.now) {
+            self.driver.start(id, effect);
+        }
+    }
+
+    /// Waits until something came of what is under way.
+    fn wait(&mut self) -> Result<(), Failure> {
+        let state = self.writer.state();
+        if state != WriterState::Running {
+            return Err(format!("the writer does not go on: {state:?}").into());
+        }
+        Ok(self.woken.recv()?)
+    }
+
+    /// Goes on until it is so.
+    fn until(&mut self, there: impl Fn(&Writer) -> bool) -> Result<(), Failure> {
+        self.drive();
+        while !there(&self.writer) {
+            self.wait()?;
+            self.drive();
+        }
+        Ok(())
     }
 
     /// Appends a frame.
     pub(crate) fn append(&mut self, frame: EncodedFrame) -> Result<(), Failure> {
         let mut frame = frame;
-        self.held += frame.len();
+        let mut waits = false;
         loop {
             match self.writer.append(self.now, frame) {
-                Ok(_) if self.held < WRITE_BYTES => return Ok(()),
-                Ok(_) => {
-                    self.drive();
-                    return Ok(());
-                }
+                Ok(_) => break,
                 Err(Refused { frame: back, why: Refusal::NotNow(_) }) => frame = back,
                 Err(refused) => return Err(refused.why.into()),
             }
-            self.drive();
-            if self.writer.state() != WriterState::Running {
-                return Err(format!("the writer does not go on: {:?}", self.writer.state()).into());
+            if std::mem::replace(&mut waits, true) {
+                self.wait()?;
             }
+            self.drive();
         }
+        self.drive();
+        Ok(())
     }
 
     /// Waits until everything is durable.
     pub(crate) fn sync(&mut self) -> Result<(), Failure> {
         self.writer.request_sync();
-        self.drive();
-        let (durable, last) = (self.writer.durable().lsn(), self.writer.last_lsn());
-        if durable == last { Ok(()) } else { Err(format!("LSN {durable} of {last} is durable").into()) }
+        let last = self.writer.last_lsn();
+        self.until(|writer| writer.durable().lsn() == last)
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::report::{
     At, Gap, Point, PointKind, PointPolicy, Points, Policy, Problem, ProblemClass, Range, RangeKind, TimelineEntry,
-    TimelineRole, TimelineState,
+    TimelineRole, TimelineState, WhenFull,
 };
-use cdp_core::journal::{OpenError, PointsMode, ReadError, SessionKind};
+use cdp_core::journal::{self, OpenError, PointsMode, ReadError, SessionKind};
 use cdp_core::media::{MediaError, MediaErrorKind};
 use cdp_core::replica::base::BaseError;
 use cdp_core::replica::catalogue::{self, Branch, LossReason, Moment, Role};
@@ -161,6 +161,7 @@ pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime
         damaged: replica.damage().map(ToString::to_string),
         ..Points::default()
     };
+    let limit = limit.map_or(LIMIT, |limit| limit as usize);
     let mut points = Vec::new();
     for branch in catalogue.branches().into_iter().rev() {
         document.timelines.push(timeline(branch));
@@ -170,9 +171,10 @@ pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime
         let inside =
             |time: WallTime| since.is_none_or(|since| time >= since) && until.is_none_or(|until| time <= until);
         let restorable = |point: &&catalogue::Point| inside(point.stamp.time) && branch.is_restorable(point.id.lsn);
-        points.extend(branch.points().iter().rev().filter(restorable));
+        // One more than is shown says that there are more.
+        let wanted = limit.saturating_add(1).saturating_sub(points.len());
+        points.extend(branch.points().iter().rev().filter(restorable).take(wanted));
     }
-    let limit = limit.map_or(LIMIT, |limit| limit as usize);
     document.next = points.get(limit).map(|point| point.stamp.time);
     document.points = points.into_iter().take(limit).map(|found| point(replica, found)).collect();
     document
@@ -263,13 +265,17 @@ pub fn point(replica: &Replica, point: &catalogue::Point) -> Point {
 
 /// A policy.
 #[must_use]
-pub fn policy(policy: &cdp_core::journal::Policy) -> Policy {
+pub fn policy(policy: &journal::Policy) -> Policy {
     let points = match policy.points {
         PointsMode::EveryWrite => PointPolicy::EveryWrite,
         PointsMode::PerPoint => PointPolicy::PerPoint,
     };
-    let cdp_core::journal::Policy { rpo_ms, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms, .. } = *policy;
-    Policy { rpo_ms, points, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms }
+    let when_full = match policy.when_full {
+        journal::WhenFull::Shorten => WhenFull::Shorten,
+        journal::WhenFull::Stop => WhenFull::Stop,
+    };
+    let journal::Policy { rpo_ms, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms, quota, .. } = *policy;
+    Policy { rpo_ms, points, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms, when_full, quota }
 }
 
 /// A session's name as people know it.

@@ -2,8 +2,8 @@
 
 use super::{Host, document};
 use crate::owner::PolicyChange;
-use crate::report::{PointPolicy, Problem, ProblemClass};
-use cdp_core::journal::{PointsMode, Policy};
+use crate::report::{PointPolicy, Problem, ProblemClass, WhenFull};
+use cdp_core::journal::{self, PointsMode, Policy};
 use std::ops::RangeInclusive;
 
 /// The shortest and the longest RPO, in milliseconds.
@@ -12,6 +12,8 @@ pub const RPO_MS: RangeInclusive<u64> = 100..=86_400_000;
 const WINDOW_MS: RangeInclusive<u64> = 1_000..=10 * 365 * 86_400_000;
 /// The least bound of a journal: eight of the smallest segments.
 const MAX_BYTES_MIN: u64 = 8 << 20;
+/// The least quota of a replica: 32 of them.
+const QUOTA_MIN: u64 = 32 << 20;
 
 /// Refuses what cannot be followed.
 ///
@@ -37,6 +39,9 @@ pub fn check_policy(change: &PolicyChange) -> Result<(), Problem> {
     if let Some(bytes) = change.max_bytes.filter(|bytes| *bytes != 0 && *bytes < MAX_BYTES_MIN) {
         return usage("max-bytes", format!("a journal of {bytes} bytes is too small: {MAX_BYTES_MIN} are the least"));
     }
+    if let Some(bytes) = change.quota.filter(|bytes| *bytes != 0 && *bytes < QUOTA_MIN) {
+        return usage("quota", format!("a quota of {bytes} bytes is too small: {QUOTA_MIN} are the least"));
+    }
     Ok(())
 }
 
@@ -50,6 +55,12 @@ impl PolicyChange {
         set(&mut policy.reserve_bytes, self.reserve_bytes);
         set(&mut policy.long_term_ms, self.long_term_ms);
         set(&mut policy.keep_ms, self.keep_ms);
+        set(&mut policy.quota, self.quota);
+        match self.when_full {
+            Some(WhenFull::Shorten) => policy.when_full = journal::WhenFull::Shorten,
+            Some(WhenFull::Stop) => policy.when_full = journal::WhenFull::Stop,
+            None => {}
+        }
         match self.points {
             Some(PointPolicy::EveryWrite) => policy.points = PointsMode::EveryWrite,
             Some(PointPolicy::PerPoint) => policy.points = PointsMode::PerPoint,

@@ -4,20 +4,21 @@
 //! that where the journal is above its bound. No lock is held while anything is read or written but the one that keeps
 //! readers of everything out.
 
-use super::sessions::directory_bytes;
-use super::{Host, document, lock};
+use super::room::Weights;
+use super::{Change, Host, document, lock};
 use crate::clock;
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Pruned};
 use cdp_core::journal::{KeptInfo, Manifest, StampedMoment};
 use cdp_core::media::Storage;
 use cdp_core::policy::retention::{self as policy, Due, Reason};
+use cdp_core::policy::room::{Shorten, Trial};
 use cdp_core::replica::kept::{self, Space};
 use cdp_core::replica::merge::{self, Merge, MergeError};
 use cdp_core::replica::retention::{self, Held};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, is_unseeded, merge_limit, remove_bases};
 use cdp_core::types::{Lsn, Timeline};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,27 @@ const PAUSE_LOOK: Duration = Duration::from_millis(20);
 
 /// What may be kept for readers alone where the journal has no bound, in bytes; else a quarter of that.
 const FOR_READERS_MAX: u64 = 16 << 30;
+
+/// How long it is waited for files that were removed to be gone, and how often that is looked at.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(2);
+const REMOVAL_LOOK: Duration = Duration::from_millis(5);
+
+/// What is merged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Scope {
+    /// What is past the window or the bound, when it is worth its while.
+    Worthwhile,
+    /// That, and what lack of room asks for.
+    WithRoom,
+    /// All that is past the window or the bound.
+    AtOnce,
+}
+
+/// What there is before a merge for room, and the segments that go with it: their numbers and bytes.
+struct Before {
+    account: super::room::Account,
+    going: Vec<(u64, u64)>,
+}
 
 /// What waits, and says whether to go on.
 pub(super) type Pace<'a> = &'a dyn Fn(Duration) -> bool;
@@ -48,8 +70,16 @@ pub(super) struct Retained {
     pub(super) working: Mutex<()>,
     /// Why it cannot go on, if so.
     pub(super) problem: Mutex<Option<String>>,
-    /// The oldest moments were last dropped for the bound, not for the window: since the LSN that is the oldest then.
-    pub(super) cut_at: AtomicU64,
+    /// The oldest moments were last dropped for this reason, not for the window: since the LSN that is the oldest then.
+    pub(super) cut_at: Mutex<Option<(Lsn, Reason)>>,
+    /// What was held while history was merged for room, and what came of it.
+    pub(super) trial: Mutex<Option<(Held, Trial)>>,
+    /// What was decided when there was last hardly any room.
+    pub(super) shortage: Mutex<Option<Shorten>>,
+    /// What kept moments take.
+    pub(super) weights: Mutex<Weights>,
+    /// A change found no room and is stored later, by itself: until then nobody knows what the manifest will say.
+    unstored: AtomicBool,
     /// How fast the journal grows, in bytes a second, over a while; none while that is not known.
     pub(super) growth: Mutex<Option<u64>>,
 }
@@ -60,18 +90,22 @@ fn failed(error: &MergeError) -> Problem {
 }
 
 impl Host {
-    /// Merges what is due; whether it came to the end. `at_once`: also what is not worth its while yet.
-    pub(super) fn retain(&self, at_once: bool, pace: Pace<'_>) -> Result<bool, Problem> {
+    /// Merges what is due; whether it came to the end.
+    pub(super) fn retain(&self, scope: Scope, pace: Pace<'_>) -> Result<bool, Problem> {
         let _working = lock(&self.retained.working);
+        self.catch_up()?;
         self.release()?;
-        while let Some(plan) = self.next_merge(at_once)? {
+        while let Some(plan) = self.next_merge(scope)? {
             if !pace(Duration::ZERO) {
                 return Ok(false);
             }
+            // Before anything is hidden, as the store.
+            self.room_for_piece(PIECE)?;
             self.make_store(&plan)?;
             if !self.settle(&plan) {
                 continue;
             }
+            let before = self.before(&plan);
             match self.merge(&plan, pace) {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
@@ -80,26 +114,92 @@ impl Host {
                 Err(problem) => return Err(problem),
             }
             while self.give_up(self.for_readers_max()) {}
-            let cut = if plan.reason == Some(Reason::Bytes) { plan.to.lsn.0 } else { 0 };
-            self.retained.cut_at.store(cut, Ordering::Relaxed);
+            let cut = plan.reason.filter(|reason| *reason != Reason::Window);
+            *lock(&self.retained.cut_at) = cut.map(|reason| (plan.to.lsn, reason));
             self.release()?;
+            if let Some(before) = before {
+                self.weigh_up(&before);
+            }
         }
         Ok(true)
     }
 
+    /// What a merge for room takes away, and what there is before.
+    fn before(&self, plan: &Plan) -> Option<Before> {
+        if !matches!(plan.reason, Some(Reason::Room | Reason::Quota)) {
+            return None;
+        }
+        let going = |manifest: &Manifest| {
+            let summaries = manifest.segments.iter().filter_map(|segment| Some((segment.number, segment.summary()?)));
+            let whole = summaries.filter(|(_, summary)| summary.last_lsn <= plan.to.lsn);
+            whole.map(|(number, summary)| (number, summary.file_bytes)).collect()
+        };
+        let going = going(self.replica().manifest());
+        Some(Before { account: self.account(), going })
+    }
+
+    /// Waits until the files are gone that a merge for room gave up, and says whether it was worth it.
+    fn weigh_up(&self, before: &Before) {
+        let storage = self.storage();
+        let until = Instant::now() + REMOVAL_PATIENCE;
+        let name = |number: u64| format!("{JOURNAL_DIRECTORY}/{}", cdp_core::journal::segment_name(number));
+        let is_there = |(number, _): &(u64, u64)| storage.length(&name(*number)).is_ok();
+        while before.going.iter().any(is_there) && Instant::now() < until && !self.is_ending() {
+            std::thread::sleep(REMOVAL_LOOK);
+        }
+        let (was, is) = (&before.account, self.account());
+        let grown = (is.base + is.kept).saturating_sub(was.base + was.kept);
+        let shrunk = before.going.iter().map(|(_, bytes)| bytes).sum();
+        let held = self.held_now();
+        let mut tried = lock(&self.retained.trial);
+        let (_, trial) = match tried.as_mut() {
+            Some(known) if known.0 == held => known,
+            _ => tried.insert((held, Trial::default())),
+        };
+        trial.add(shrunk, grown);
+    }
+
+    /// Waits until the manifest is stored that an earlier change found no room for: what is planned must not be planned twice.
+    fn catch_up(&self) -> Result<(), Problem> {
+        if !self.retained.unstored.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.change(Box::new(|writer| writer.manifest().generation))?;
+        self.retained.unstored.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A change that a merge needs: where there is no room for it, nothing goes on before it is stored.
+    fn change_for_merge(&self, change: Change) -> Result<(), Problem> {
+        let changed = self.change(change);
+        if changed.is_err() {
+            self.retained.unstored.store(true, Ordering::Relaxed);
+        }
+        changed
+    }
+
     /// What pins, layers, sessions and readers hold.
-    fn held(replica: &Replica, readers: Held) -> Held {
+    pub(super) fn held(replica: &Replica, readers: Held) -> Held {
         retention::held(replica.manifest()).into_iter().chain(readers).collect()
     }
 
-    fn next_merge(&self, at_once: bool) -> Result<Option<Plan>, Problem> {
-        let readers = self.holds.plan().held();
-        let replica = self.replica();
-        if let Some(to) = replica.manifest().merge {
+    fn next_merge(&self, scope: Scope) -> Result<Option<Plan>, Problem> {
+        if let Some(to) = self.replica().manifest().merge {
             return Ok(Some(Plan { to, keep: None, begun: true, reason: None }));
         }
-        let Some(due) = due(&replica, at_once) else { return Ok(None) };
-        plan(&replica, &Self::held(&replica, readers), due).map_err(|error| document::unreadable(&error))
+        let planned = |due: Due| {
+            let readers = self.holds.plan().held();
+            let replica = self.replica();
+            plan(&replica, &Self::held(&replica, readers), due).map_err(|error| document::unreadable(&error))
+        };
+        let due = due(&self.replica(), scope == Scope::AtOnce);
+        if let Some(plan) = due.map(planned).transpose()?.flatten() {
+            return Ok(Some(plan));
+        }
+        if scope != Scope::WithRoom {
+            return Ok(None);
+        }
+        Ok(self.due_for_room().map(planned).transpose()?.flatten())
     }
 
     /// Makes the store of the moment that is to be kept: before anything is hidden, because there may be no room for it.
@@ -135,7 +235,7 @@ impl Host {
         let storage = self.storage();
         if !plan.begun {
             let (to, keep) = (plan.to, plan.keep.clone());
-            self.change(Box::new(move |writer| retention::begin(writer, to, keep)))?;
+            self.change_for_merge(Box::new(move |writer| retention::begin(writer, to, keep)))?;
         } else if !self.replica().keys().is_empty() {
             // Who goes on with a merge seals with a key of its own: the first change is what has one drawn.
             self.edit(Box::new(|_| {}))?;
@@ -151,7 +251,8 @@ impl Host {
                 }
                 continue;
             };
-            if !merge.step(clock::now(), PIECE).map_err(|error| failed(&error))? {
+            let piece = self.room_for_piece(PIECE)?;
+            if !merge.step(clock::now(), piece).map_err(|error| failed(&error))? {
                 return self.end_merge(&storage, merge).map(|()| true);
             }
             drop(changing);
@@ -169,8 +270,8 @@ impl Host {
             (replica.manifest().clone(), path, bases, keys)
         };
         let open = |kept: &KeptInfo| {
-            let reserve = manifest.policy.reserve_bytes;
-            Space::open(storage.as_ref(), kept.number, reserve, (&keys, Box::new(identity)), clock::now())
+            let bounds = self.bounds_of_kept(manifest.policy.reserve_bytes);
+            Space::open(storage.as_ref(), kept.number, bounds, (&keys, Box::new(identity)), clock::now())
         };
         let space = manifest.kept.last().map(open).transpose();
         let merge = space
@@ -182,7 +283,7 @@ impl Host {
     /// Called while nobody reads everything.
     fn end_merge(&self, storage: &Arc<dyn Storage>, merge: Merge) -> Result<(), Problem> {
         let bases = merge.finish(clock::now()).map_err(|error| failed(&error))?;
-        self.change(Box::new(move |writer| retention::end(writer, &bases)))?;
+        self.change_for_merge(Box::new(move |writer| retention::end(writer, &bases)))?;
         // What cannot be removed now is found by the next owner.
         let _ = merge::clean_up(storage.as_ref());
         self.remove_bases();
@@ -197,8 +298,9 @@ impl Host {
         };
         // What is kept since a moment that is held durably is kept for that.
         let for_readers = kept.iter().take_while(|kept| !durably.contains(&kept.moment.lsn));
-        let storage = self.storage();
-        let bytes: u64 = for_readers.map(|kept| directory_bytes(storage.as_ref(), &kept::directory(kept.number))).sum();
+        let count = for_readers.count();
+        let numbers: Vec<_> = kept.iter().map(|kept| kept.number).collect();
+        let bytes: u64 = self.retained.weigh(self.storage().as_ref(), &numbers).iter().take(count).sum();
         bytes > bytes_max && self.holds.give_up_oldest(&durably) && self.release().is_ok()
     }
 
@@ -228,7 +330,7 @@ impl Host {
         };
         let numbers = Arc::new(Mutex::new(Vec::new()));
         let found = Arc::clone(&numbers);
-        self.change(Box::new(move |writer| match retention::release(writer, &held) {
+        self.change_for_merge(Box::new(move |writer| match retention::release(writer, &held) {
             Some((generation, numbers)) => {
                 *lock(&found) = numbers;
                 generation
@@ -258,7 +360,7 @@ impl Host {
             return self.would_prune();
         }
         let before = self.journal_bytes();
-        if !self.retain(true, &|_| !self.is_ending())? {
+        if !self.retain(Scope::AtOnce, &|_| !self.is_ending())? {
             let message = "the owner ends: the merge stops where it is";
             let problem = Problem::new(ProblemClass::Refused, "ending", message);
             return Err(problem.hint("nothing is lost by that: the next `cdp protect`, `prune` or `compact` goes on"));
@@ -315,10 +417,15 @@ pub(super) fn journal_bytes(replica: &Replica) -> (Vec<policy::Held>, u64) {
     let manifest: &Manifest = replica.manifest();
     let of = |segment: &cdp_core::journal::SegmentInfo| segment.summary().copied();
     let sealed = manifest.segments.iter().filter_map(of);
-    let sealed = sealed.map(|summary| policy::Held { last: summary.last_lsn, bytes: summary.file_bytes });
+    let held = |summary: cdp_core::journal::Summary| policy::Held {
+        last: summary.last_lsn,
+        bytes: summary.file_bytes,
+        plain: summary.plain_bytes,
+    };
+    let sealed = sealed.map(held);
     let length = |number: u64| {
         let name = format!("{JOURNAL_DIRECTORY}/{}", cdp_core::journal::segment_name(number));
-        replica.storage().open(&name, false).and_then(|file| file.len()).unwrap_or(0)
+        replica.storage().length(&name).unwrap_or(0)
     };
     let open = manifest.segments.iter().filter(|segment| segment.summary().is_none());
     let runs = manifest.runs.iter().map(|run| run.totals.file_bytes).sum::<u64>();
@@ -336,7 +443,7 @@ fn due(replica: &Replica, at_once: bool) -> Option<Due> {
 }
 
 /// The last moment up to an LSN that can be restored and merged; zero if there is none.
-fn restorable(replica: &Replica, upto: Lsn) -> Lsn {
+pub(super) fn restorable(replica: &Replica, upto: Lsn) -> Lsn {
     // Records of a disk that is being copied have no base to go to.
     let upto = merge_limit(replica.manifest()).map_or(upto, |limit| upto.min(limit));
     let catalogue = replica.catalogue();

@@ -1,27 +1,33 @@
 //! One account of a replica's space: every byte of it is counted once, under what keeps it.
 
-use super::document;
 use super::sessions::directory_bytes;
+use super::{Host, document};
 use crate::report::{Hold, Space};
 use cdp_core::journal::Manifest;
-use cdp_core::media::Storage;
-use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, kept};
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
 use cdp_core::types::{Lsn, Timeline};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where the bytes are; overlays are for the caller to add. What is kept since a moment counts as a layer where the moment is one, else as
 /// pinned.
-pub(super) fn account(storage: &dyn Storage, manifest: &Manifest, base: u64) -> Space {
-    let mut space = Space { base, segments: directory_bytes(storage, JOURNAL_DIRECTORY), ..Space::default() };
-    let layers = || manifest.retention.layers.iter().map(|layer| layer.lsn);
-    for info in &manifest.kept {
-        let bytes = directory_bytes(storage, &kept::directory(info.number));
-        if layers().any(|lsn| lsn == info.moment.lsn) {
-            space.layers += bytes;
-        } else {
-            space.pinned += bytes;
-        }
+pub(super) fn account(host: &Host, manifest: &Manifest, base: u64) -> Space {
+    let storage = host.storage();
+    let quota = Some(manifest.policy.quota).filter(|quota| *quota > 0);
+    let segments = directory_bytes(storage.as_ref(), JOURNAL_DIRECTORY);
+    let mut space = Space { base, segments, quota, ..Space::default() };
+    let layers: BTreeSet<_> = manifest.retention.layers.iter().map(|layer| layer.lsn).collect();
+    for (lsn, bytes) in kept_bytes(host, manifest) {
+        let of = if layers.contains(&lsn) { &mut space.layers } else { &mut space.pinned };
+        *of += bytes;
     }
     space
+}
+
+/// The bytes that are kept since each kept moment.
+fn kept_bytes(host: &Host, manifest: &Manifest) -> BTreeMap<Lsn, u64> {
+    let numbers: Vec<_> = manifest.kept.iter().map(|kept| kept.number).collect();
+    let bytes = host.retained.weigh(host.storage().as_ref(), &numbers);
+    manifest.kept.iter().map(|kept| kept.moment.lsn).zip(bytes).collect()
 }
 
 /// What pins and layers hold, oldest first; without their bytes, which the media have to be asked for.
@@ -41,9 +47,7 @@ pub(super) fn holds(replica: &Replica) -> Vec<Hold> {
 }
 
 /// Adds the bytes that are kept since each.
-pub(super) fn weigh(storage: &dyn Storage, manifest: &Manifest, holds: &mut [Hold]) {
-    for hold in holds {
-        let kept = manifest.kept.iter().find(|kept| kept.moment.lsn == hold.at.lsn);
-        hold.bytes = kept.map_or(0, |kept| directory_bytes(storage, &kept::directory(kept.number)));
-    }
+pub(super) fn weigh(host: &Host, manifest: &Manifest, holds: &mut [Hold]) {
+    let kept = kept_bytes(host, manifest);
+    holds.iter_mut().for_each(|hold| hold.bytes = kept.get(&hold.at.lsn).copied().unwrap_or(0));
 }

@@ -1,12 +1,15 @@
 //! Watching over a replica that is being protected: how old its history is, when a long-term point is due, when history is to be
 //! merged.
 
-use super::retain::journal_bytes;
+use super::retain::{Scope, journal_bytes};
 use super::{Host, lock};
-use crate::report::{History, Problem};
+use crate::report::{History, Limit, Problem};
 use cdp_core::frame::PointKinds;
+use cdp_core::journal::WhenFull;
 use cdp_core::journal::{Arrival, LayerInfo, Policy};
-use cdp_core::policy::retention as policy;
+use cdp_core::policy::retention::{self as policy, Reason};
+use cdp_core::policy::room;
+use cdp_core::replica::Replica;
 use cdp_core::types::Lsn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +19,14 @@ use std::time::{Duration, Instant};
 const LOOK_MAX: Duration = Duration::from_millis(500);
 /// The least.
 const LOOK_MIN: Duration = Duration::from_millis(25);
+/// The longest while there is little room.
+const LOOK_NEAR: Duration = Duration::from_millis(50);
 /// How long it is left alone after a failure.
 const RETRY: Duration = Duration::from_secs(10);
+/// The same where room was lacking: somebody may make some at any time.
+const RETRY_ROOM: Duration = Duration::from_secs(2);
+/// Nothing is merged for room before it was announced for so long: whoever listens has heard it.
+const ANNOUNCED_FOR: Duration = Duration::from_millis(400);
 /// The growth of the journal is a mean over so long, or an eighth of the window: what is shorter is a burst.
 const GROWTH_OVER: Duration = Duration::from_secs(60);
 
@@ -29,7 +38,8 @@ pub struct Watch {
     noted: Instant,
     /// A failure is not tried again before.
     not_before: Option<Instant>,
-    announced: bool,
+    /// What is known to limit history, and since when that is announced.
+    announced: Option<(Limit, Instant)>,
     growth: Growth,
 }
 
@@ -60,47 +70,59 @@ impl Watch {
     #[must_use]
     pub fn new(host: &Arc<Host>, stop: &Arc<AtomicBool>) -> Self {
         let (host, stop) = (Arc::clone(host), Arc::clone(stop));
-        Self { host, stop, noted: Instant::now(), not_before: None, announced: false, growth: Growth::new() }
+        Self { host, stop, noted: Instant::now(), not_before: None, announced: None, growth: Growth::new() }
     }
 
     fn is_over(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Runs to the end; `cut` is called when it shows that the bound will cut the window, and when it shows that it will not.
+    /// Runs to the end; `cut` is called when it shows that history will be shorter than the window, and when it shows that it will not.
     pub fn run(mut self, cut: &dyn Fn(History)) {
         while !self.is_over() {
             let policy = self.host.replica().manifest().policy;
             let every = Duration::from_millis(policy::arrival_ms(&policy));
+            let history = self.host.history();
+            self.announce(&history, cut);
             if self.not_before.is_none_or(|at| at <= Instant::now()) {
                 let done = self.look(&policy, every);
                 *lock(&self.host.retained.problem) = done.as_ref().err().map(|problem| problem.message.clone());
-                self.not_before = done.is_err().then(|| Instant::now() + RETRY);
+                let retry = |problem: &Problem| if problem.code == "no-space" { RETRY_ROOM } else { RETRY };
+                self.not_before = done.err().map(|problem| Instant::now() + retry(&problem));
             }
             let over = Duration::from_millis(policy.window_ms / 8).min(GROWTH_OVER);
             let growth = self.host.live().and_then(|live| self.growth.take(live.stored_bytes_per_s(), over));
             *lock(&self.host.retained.growth) = growth;
-            let history = self.host.history();
-            if history.cut_forecast() != self.announced {
-                self.announced = !self.announced;
-                cut(history);
-            }
-            self.wait((every / 4).clamp(LOOK_MIN, LOOK_MAX));
+            let near = history.room_bytes.is_some();
+            self.wait((every / 4).clamp(LOOK_MIN, if near { LOOK_NEAR } else { LOOK_MAX }));
         }
+    }
+
+    /// Says what limits history, if that is something else than what was said last.
+    fn announce(&mut self, history: &History, cut: &dyn Fn(History)) {
+        let said = self.announced.map(|(limit, _)| limit);
+        if history.limit == said {
+            return;
+        }
+        self.announced = history.limit.map(|limit| (limit, Instant::now()));
+        cut(history.clone());
     }
 
     fn look(&mut self, policy: &Policy, every: Duration) -> Result<(), Problem> {
         if self.noted.elapsed() >= every {
             self.note(policy)?;
         }
-        let urgent = || policy.max_bytes > 0 && self.host.is_over_bound();
+        let urgent = || self.host.is_urgent();
         let pace = |worked: Duration| {
             if !urgent() {
                 self.wait(worked);
             }
             !self.is_over()
         };
-        self.host.retain(false, &pace).map(drop)
+        let announced =
+            self.announced.is_some_and(|(limit, since)| limit.is_room() && since.elapsed() >= ANNOUNCED_FOR);
+        let scope = if announced { Scope::WithRoom } else { Scope::Worthwhile };
+        self.host.retain(scope, &pace).map(drop)
     }
 
     /// Sleeps in pieces, so that the end is not held up.
@@ -155,25 +177,68 @@ impl Watch {
     }
 }
 
+impl From<room::Limit> for Limit {
+    fn from(limit: room::Limit) -> Self {
+        match limit {
+            room::Limit::Media => Self::Room,
+            room::Limit::Quota => Self::Quota,
+        }
+    }
+}
+
 impl Host {
-    fn is_over_bound(&self) -> bool {
-        let replica = self.replica();
-        let (sealed, open) = journal_bytes(&replica);
-        let bytes = sealed.iter().map(|segment| segment.bytes).sum::<u64>() + open;
-        bytes > replica.manifest().policy.max_bytes
+    /// Whether merging waits for nothing: the journal is above its bound, or there is hardly any room.
+    fn is_urgent(&self) -> bool {
+        let (bound, bytes) = {
+            let replica = self.replica();
+            let bound = replica.manifest().policy.max_bytes;
+            (bound, if bound > 0 { all_bytes(&replica) } else { 0 })
+        };
+        bytes > bound || self.room().is_some_and(|room| room.is_low())
     }
 
     /// How far back history goes, and will.
-    pub(super) fn history(&self) -> History {
+    #[must_use]
+    pub fn history(&self) -> History {
+        // Before the lock of the replica: what is held now is asked for too.
+        let room = self.room();
+        let problem = self.trouble(room.as_ref());
         let replica = self.replica();
         let manifest = replica.manifest();
         let (policy, past) = (&manifest.policy, &manifest.retention);
-        let kept_ms = policy::age_ms(past);
-        let growth = lock(&self.retained.growth).filter(|_| policy.max_bytes > 0);
-        let forecast_ms = growth.map(|bytes_per_s| policy::reach_ms(policy, bytes_per_s));
-        let oldest = manifest.retention.oldest.map_or(0, |oldest| oldest.lsn.0);
-        let cut = oldest > 0 && self.retained.cut_at.load(Ordering::Relaxed) == oldest;
-        let problem = lock(&self.retained.problem).clone();
-        History { window_ms: policy.window_ms, kept_ms, forecast_ms, cut, problem }
+        let room = room.filter(|_| policy.when_full == WhenFull::Shorten);
+        let by_policy = (policy.max_bytes > 0).then_some((policy.max_bytes, Limit::MaxBytes));
+        let by_room = room.map(|room| (room.bound(all_bytes(&replica)), Limit::from(room.limit)));
+        let bound = by_policy.into_iter().chain(by_room).min_by_key(|(bytes, _)| *bytes);
+        let growth = *lock(&self.retained.growth);
+        let reach = |bytes: u64, per_s: u64| policy::reach_ms(&Policy { max_bytes: bytes.max(1), ..*policy }, per_s);
+        let forecast_ms = growth.zip(bound).map(|(per_s, (bytes, _))| reach(bytes, per_s));
+        let short = forecast_ms.is_some_and(|ms| ms < policy.window_ms);
+        let near = room.filter(room::Room::is_near);
+        let limit = bound.filter(|_| short).map(|(_, limit)| limit).or(near.map(|room| room.limit.into()));
+        let oldest = manifest.retention.oldest.map(|oldest| oldest.lsn);
+        let cut_by = lock(&self.retained.cut_at).filter(|(lsn, _)| Some(*lsn) == oldest);
+        let cut_by = cut_by.and_then(|(_, reason)| match reason {
+            Reason::Window => None,
+            Reason::Bytes => Some(Limit::MaxBytes),
+            Reason::Room => Some(Limit::Room),
+            Reason::Quota => Some(Limit::Quota),
+        });
+        History {
+            window_ms: policy.window_ms,
+            kept_ms: policy::age_ms(past),
+            forecast_ms,
+            limit,
+            room_bytes: near.map(|room| room.free),
+            cut: cut_by.is_some(),
+            cut_by,
+            problem,
+        }
     }
+}
+
+/// All bytes of the journal.
+fn all_bytes(replica: &Replica) -> u64 {
+    let (sealed, open) = journal_bytes(replica);
+    sealed.iter().map(|segment| segment.bytes).sum::<u64>() + open
 }

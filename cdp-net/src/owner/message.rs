@@ -1,6 +1,6 @@
 //! What is said over the control socket.
 
-use crate::report::{At, PointPolicy, Problem, ProblemClass, text};
+use crate::report::{At, PointPolicy, Problem, ProblemClass, WhenFull, text};
 use cdp_core::types::WallTime;
 use cdp_core::when::{Label, When};
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,12 @@ pub struct PolicyChange {
     /// How long long-term points are kept, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_ms: Option<u64>,
+    /// What is done when there is no room left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_full: Option<WhenFull>,
+    /// What the whole replica may take, in bytes; 0: no quota.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<u64>,
 }
 
 /// What the owner can be asked for.

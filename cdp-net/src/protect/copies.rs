@@ -61,6 +61,7 @@ fn copy(
     announced: Lsn,
 ) -> Option<()> {
     let settled = || shared.engine.with(|filter, now| filter.status(now)).settled;
+    let quota_left = || shared.host.quota_left();
     let mut bases = Vec::new();
     let keys = Arc::clone(shared.host.replica().keys());
     for disk in disks {
@@ -70,6 +71,7 @@ fn copy(
             disk: *disk,
             source: held.device.as_ref(),
             lsn: &settled,
+            quota_left: &quota_left,
             reserve: shared.host.replica().manifest().policy.reserve_bytes,
             keys: Some(&keys).filter(|keys| !keys.is_empty()),
             progress: &shared.progress,

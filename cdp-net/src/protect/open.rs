@@ -5,6 +5,7 @@ use super::same::{may_have_changed, refuse_swapped, was_exchanged};
 use super::sources::OpenSource;
 use super::{Compared, Opened};
 use crate::clock;
+use crate::drive::Choice;
 use crate::host::{document, place};
 use crate::owner::{Owner, OwnerError, PolicyChange};
 use crate::random::identity;
@@ -60,6 +61,8 @@ pub struct ProtectOptions {
     pub segment_bytes: u64,
     /// Seals a new replica at rest, and opens one that is sealed.
     pub key: KeyHolder,
+    /// What carries out the journal's writes and syncs.
+    pub driver: Choice,
 }
 
 impl ProtectOptions {
@@ -76,6 +79,7 @@ impl ProtectOptions {
             queue_bytes: 1 << 30,
             segment_bytes: Options::default().segment_bytes,
             key: KeyHolder::default(),
+            driver: Choice::default(),
         }
     }
 }

@@ -1,27 +1,24 @@
 //! The pump: packs frames, appends them to the journal, and says what became durable.
 //!
-//! One thread owns the journal's writer and packs, with helpers where that is much work; others write what was packed; sync
-//! threads do everything else that waits for a disk. So packing, appending and syncing overlap. [`Ease`] says what is compressed
-//! how hard, and by whom.
+//! One thread owns the journal's writer and packs, with helpers where that is much work; a [`Driver`] writes what was packed and
+//! does everything else that waits for a disk. So packing, appending and syncing overlap. [`Ease`] says what is compressed how
+//! hard, and by whom.
 
-use super::append::{Append, Appends};
 use super::ease::{Choice, Ease};
 use super::engine::Engine;
 use super::failure::Failure;
 use super::pack::{Pack, Packers};
 use super::room::Lack;
 use crate::clock;
+use crate::drive::Driver;
 use crate::host::Host;
 use cdp_core::capture::Room;
 use cdp_core::frame::{EncodedFrame, Encoder, RawFrame, RecordKind};
-use cdp_core::journal::{
-    Effect, EffectId, Event, Executor, FileId, Generation, Hold, Outcome, Refusal, Writer, WriterState,
-};
-use cdp_core::media::File;
+use cdp_core::journal::{Event, Generation, Hold, Refusal, Writer, WriterState};
 use cdp_core::types::{ClockEpoch, GroupId, Lsn, Stamp};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,34 +32,13 @@ const BATCH: usize = 16;
 pub(super) enum Message {
     /// The next frame.
     Frame(RawFrame),
-    /// There is something among the [`Completions`].
+    /// The driver, or a thread that packs, has something to be taken. Not in the queue itself: there it would wait behind frames,
+    /// and the journal would seem busier than it is.
     Done,
     /// Something for the writer itself: edits of the manifest, a request to sync.
     Call(Box<dyn FnOnce(&mut Writer) + Send>),
     /// Nothing more comes: what is not durable stays so.
     End,
-}
-
-/// What other threads carried out and the writer has not been told. Not in the pump's queue: there it would wait behind frames,
-/// and the journal would seem busier than it is.
-#[derive(Debug, Default)]
-pub(super) struct Completions(Mutex<Vec<(EffectId, Outcome)>>);
-
-impl Completions {
-    /// Adds some, and wakes the pump; whether it is still there.
-    pub(super) fn add(&self, done: impl IntoIterator<Item = (EffectId, Outcome)>, pump: &Sender<Message>) -> bool {
-        self.list().extend(done);
-        pump.send(Message::Done).is_ok()
-    }
-
-    fn take(&self) -> Vec<(EffectId, Outcome)> {
-        std::mem::take(&mut self.list())
-    }
-
-    /// Whole at every step.
-    fn list(&self) -> std::sync::MutexGuard<'_, Vec<(EffectId, Outcome)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// A frame that was appended and is not yet durable.
@@ -110,8 +86,6 @@ pub(super) struct Pump {
     underway: VecDeque<Underway>,
     /// Bytes of those.
     unsynced: u64,
-    /// The file that frames go to, so that the lock on all files is not taken for each.
-    file: Option<(FileId, Arc<dyn File>)>,
     durable: Lsn,
     generation: Generation,
     stamp: Option<Stamp>,
@@ -156,12 +130,8 @@ impl Stored {
 pub(super) struct Parts {
     pub(super) group: GroupId,
     pub(super) writer: Writer,
-    /// Shared with the sync threads.
-    pub(super) files: Arc<Executor>,
-    pub(super) completions: Arc<Completions>,
+    pub(super) driver: Box<dyn Driver>,
     pub(super) packers: Packers,
-    pub(super) appends: Appends,
-    pub(super) syncs: Sender<SyncJob>,
     pub(super) engine: Arc<Engine>,
     pub(super) host: Arc<Host>,
     pub(super) backlog: Arc<Backlog>,
@@ -186,7 +156,6 @@ impl Pump {
             held_bytes: 0,
             underway: VecDeque::new(),
             unsynced: 0,
-            file: None,
             stamp: None,
             epoch: None,
             room: Room::Ok,
@@ -224,7 +193,7 @@ impl Pump {
     }
 
     fn handle(&mut self, message: Message, ease: &mut Ease) {
-        for (id, outcome) in self.parts.completions.take() {
+        for (id, outcome) in self.parts.driver.take() {
             self.parts.writer.completed(clock::mono(), id, outcome);
         }
         for (ticket, frame) in self.parts.packers.take() {
@@ -318,48 +287,16 @@ impl Pump {
         }
     }
 
-    /// Has carried out what the writer wants: writes by the thread that appends, everything else on the sync threads.
+    /// Has carried out what the writer wants.
     fn drive(&mut self) {
         while let Some((id, effect)) = self.parts.writer.poll(clock::mono()) {
-            let sent = match effect {
-                Effect::Write { file, offset, data } => match self.file(file) {
-                    Ok(file) => {
-                        self.parts.appends.push(Append { id, file, offset, data });
-                        true
-                    }
-                    Err(error) => {
-                        self.parts.writer.completed(clock::mono(), id, Err(error));
-                        true
-                    }
-                },
-                effect => {
-                    let job = SyncJob { id, file: self.file_to_sync(&effect), effect };
-                    self.parts.syncs.send(job).is_ok()
-                }
-            };
-            if !sent {
-                return;
-            }
+            self.parts.driver.start(id, effect);
         }
         // Lack of room for the next segment is no matter while the active one takes frames: it is one when a frame is refused.
         if let WriterState::Failed(error) = self.parts.writer.state() {
             self.parts.failure.set(&error);
             self.set_room(Room::Lost);
         }
-    }
-
-    fn file_to_sync(&self, effect: &Effect) -> Option<Arc<dyn File>> {
-        let Effect::Sync { file } = effect else { return None };
-        self.parts.files.file(*file)
-    }
-
-    fn file(&mut self, file: FileId) -> Result<Arc<dyn File>, cdp_core::media::MediaError> {
-        if let Some((_, open)) = self.file.as_ref().filter(|(id, _)| *id == file) {
-            return Ok(Arc::clone(open));
-        }
-        let open = self.parts.files.file(file).ok_or_else(|| unopened(file))?;
-        self.file = Some((file, Arc::clone(&open)));
-        Ok(open)
     }
 
     /// Tells catalogue and filter how far everything is durable.
@@ -412,38 +349,4 @@ fn events_of(raw: &RawFrame, new_epoch: bool) -> Vec<Event> {
         note: part.note.as_deref().cloned(),
     };
     parts.map(event).collect()
-}
-
-fn unopened(file: FileId) -> cdp_core::media::MediaError {
-    use cdp_core::media::{MediaError, MediaErrorKind, Operation};
-    MediaError::new(MediaErrorKind::NotFound, Operation::Open, &format!("{file:?}"), 0, "the file was never opened")
-}
-
-/// Threads for what waits for a disk. At a gigabyte a second a segment is made and another sealed four times a second, each with
-/// a handful of syncs; the sync that makes frames durable must not wait behind them.
-pub(super) const SYNC_THREADS: usize = 3;
-
-/// An effect that waits for a disk.
-pub(super) struct SyncJob {
-    id: EffectId,
-    effect: Effect,
-    /// What a sync is of. Looked up when it is handed out: by the time it is carried out another thread may have closed the file.
-    file: Option<Arc<dyn File>>,
-}
-
-/// A sync thread. What the writer hands out may be carried out in any order and at once.
-pub(super) fn run_syncs(
-    files: &Executor,
-    queue: &Mutex<Receiver<SyncJob>>,
-    completions: &Completions,
-    pump: &Sender<Message>,
-) {
-    loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(SyncJob { id, effect, file }) = next else { return };
-        let outcome = file.map_or_else(|| files.run(&effect), |file| file.sync());
-        if !completions.add([(id, outcome)], pump) {
-            return;
-        }
-    }
 }

@@ -4,7 +4,8 @@
 //! is room. The same bytes go to the same place, and nothing of them was synced before, so nothing can have been dropped. A
 //! sync is never tried again: one that finds no room is an error here as elsewhere.
 
-use cdp_core::media::{File, Result, Storage};
+use crate::host::Host;
+use cdp_core::media::{File, MediaError, MediaErrorKind, Operation, Result, Storage};
 use cdp_core::types::Extent;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
@@ -16,24 +17,47 @@ pub(super) const RETRY: Duration = Duration::from_millis(500);
 
 /// How many bytes have to be free before something goes on, while it waits.
 #[derive(Debug, Default)]
-pub struct Lack(AtomicU64);
+pub struct Lack {
+    needed: AtomicU64,
+    /// It was the quota that left no room for so much.
+    of_quota: AtomicU64,
+}
 
 impl Lack {
     /// It waits until so much is free.
     pub(super) fn set(&self, bytes: u64) {
-        self.0.store(bytes.max(1), Ordering::Relaxed);
+        self.needed.store(bytes.max(1), Ordering::Relaxed);
     }
 
     /// It goes on.
     pub(super) fn clear(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.needed.store(0, Ordering::Relaxed);
+    }
+
+    /// The quota leaves no room for so much, or does for what was asked last: 0.
+    pub(super) fn set_of_quota(&self, bytes: u64) {
+        self.of_quota.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What the quota leaves no room for, in bytes; 0: it is not the quota.
+    pub(super) fn of_quota(&self) -> u64 {
+        self.of_quota.load(Ordering::Relaxed)
     }
 
     /// What has to be free, in bytes; `None`: nothing waits for room.
     #[must_use]
     pub fn get(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+        Some(self.needed.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
     }
+}
+
+/// Refuses a segment for which the quota has no room.
+pub(super) fn admit(host: &Host, lack: &Lack, name: &str, bytes: u64) -> Result<()> {
+    let left = host.quota_left().filter(|left| *left < bytes);
+    lack.set_of_quota(if left.is_some() { bytes } else { 0 });
+    let Some(left) = left else { return Ok(()) };
+    let message = format!("the quota leaves {left} bytes, {bytes} are needed");
+    Err(MediaError::new(MediaErrorKind::NoSpace, Operation::Create, name, 0, &message))
 }
 
 /// Waits, unless the protector is to end.

@@ -55,6 +55,8 @@ pub(super) struct Seed<'a> {
     pub(super) lsn: &'a (dyn Fn() -> Lsn + Sync),
     /// Stays free on the replica's media, in bytes.
     pub(super) reserve: u64,
+    /// What the quota leaves, in bytes; none: there is no quota.
+    pub(super) quota_left: &'a (dyn Fn() -> Option<u64> + Sync),
     /// Those of the journal's writer, if the base is to be sealed at rest.
     pub(super) keys: Option<&'a Arc<Keyring>>,
     pub(super) progress: &'a Progress,
@@ -135,14 +137,21 @@ fn copy(storage: &Arc<dyn Storage>, seed: &Seed<'_>) -> Result<Option<Root>, Med
     })
 }
 
-/// Returns when there is more room than the reserve, so that our copy never takes the guest's own.
+/// Returns when there is more room than the reserve, and within the quota, so that our copy never takes the guest's own.
 fn wait_for_room(storage: &dyn Storage, seed: &Seed<'_>) -> Result<(), MediaError> {
-    let needed = seed.reserve.saturating_add(2 * ROOM_EVERY);
-    while storage.free_bytes()? < needed && !seed.stop.load(Ordering::Relaxed) {
-        seed.progress.lack.set(needed);
+    let (within, beside) = (2 * ROOM_EVERY, seed.reserve.saturating_add(2 * ROOM_EVERY));
+    let lack = &seed.progress.lack;
+    while !seed.stop.load(Ordering::Relaxed) {
+        let by_quota = (seed.quota_left)().is_some_and(|left| left < within);
+        lack.set_of_quota(if by_quota { within } else { 0 });
+        if !by_quota && storage.free_bytes()? >= beside {
+            break;
+        }
+        lack.set(if by_quota { within } else { beside });
         pause(seed.stop, RETRY);
     }
-    seed.progress.lack.clear();
+    lack.set_of_quota(0);
+    lack.clear();
     Ok(())
 }
 

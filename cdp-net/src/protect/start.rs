@@ -1,13 +1,12 @@
 //! Starting a protector: the filter, its threads, and the moment from which guests may be served.
 
-use super::append::{APPEND_THREADS, Appends, Queue, run_appends};
 use super::copies::{self, CopyOrder};
 use super::engine::{Engine, Queues};
 use super::failure::Failure;
 use super::levels::Levels;
 use super::open::{Prepared, ProtectError, ProtectOptions, prepare, store};
 use super::pack::{pack_threads, packers, run_packs};
-use super::pump::{Backlog, Completions, Message, Parts, Pump, SYNC_THREADS, Stored, run_syncs};
+use super::pump::{Backlog, Message, Parts, Pump, Stored};
 use super::room::Lack;
 use super::seed::Progress;
 use super::sources::Sources;
@@ -15,6 +14,7 @@ use super::stop::Threads;
 use super::{Notice, Protector, PumpStore, Shared, log_file, reread};
 use crate::clock;
 use crate::device::Device;
+use crate::drive;
 use crate::host::{Host, Live, Watch};
 use crate::owner::{ControlServer, Owner};
 use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Room, Start};
@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 /// How long the first write of the activity log may take before guests are served without it.
 const LOG_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether the replica is still in its place.
-const PLACE_LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether the replica is still in its place, and whether there is anything to tell of its history.
+const PLACE_LOOK: Duration = Duration::from_millis(250);
 
 /// What the threads get their work from.
 struct Work {
@@ -127,24 +127,26 @@ fn launch(
     for (disk, open) in sources {
         shared.sources.insert(disk, open, &engine);
     }
-    let completions = Arc::new(Completions::default());
-    let append_work = Arc::new(Queue::default());
     let (packers, pack_work) = packers();
-    let (syncs, sync_work) = channel();
     let (named, manifests) = sync_channel(1);
     // What an earlier start left to be merged.
     let _ = named.try_send(());
-    let files = Arc::new(executor);
     let group = manifest.group;
-    let sync_work = Arc::new(Mutex::new(sync_work));
+    let for_driver = pump_sender.clone();
+    let wake = Box::new(move || {
+        // A pump that has ended takes nothing any more.
+        let _ = for_driver.send(Message::Done);
+    });
+    let for_room = Arc::clone(&shared);
+    let admit = move |name: &str, bytes| super::room::admit(&for_room.host, &for_room.lack, name, bytes);
+    let driver = drive::start(options.driver, executor.admitted_by(Box::new(admit)), wake)
+        .map_err(|source| ProtectError::System { what: "start a thread", source })?;
+    let driver_name = driver.name();
     let parts = Parts {
         group,
         writer,
-        files: Arc::clone(&files),
-        completions: Arc::clone(&completions),
+        driver,
         packers,
-        appends: Appends::new(&append_work),
-        syncs,
         engine: Arc::clone(&engine),
         host: Arc::clone(&host),
         backlog,
@@ -160,15 +162,6 @@ fn launch(
     for _ in 0..pack_threads() {
         let (work, pump) = (pack_work.clone(), pump_sender.clone());
         threads.spawn("cdp-pack", move || run_packs(&work, group, &pump))?;
-    }
-    for _ in 0..APPEND_THREADS {
-        let (work, done, pump) = (Arc::clone(&append_work), Arc::clone(&completions), pump_sender.clone());
-        threads.spawn("cdp-append", move || run_appends(&work, &done, &pump))?;
-    }
-    for _ in 0..SYNC_THREADS {
-        let (files, work, pump) = (Arc::clone(&files), Arc::clone(&sync_work), pump_sender.clone());
-        let done = Arc::clone(&completions);
-        threads.spawn("cdp-sync", move || run_syncs(&files, &work, &done, &pump))?;
     }
     drop(pump_sender);
     let (pump, stop) = (Arc::clone(&shared.pump), Arc::clone(&shared.stop));
@@ -213,7 +206,15 @@ fn launch(
     threads.spawn("cdp-merge", move || watch.run(&|history| for_watch.tell_history(history)))?;
     let control = ControlServer::start(&owner, Arc::clone(&host) as _)
         .map_err(|source| ProtectError::System { what: "make the control socket", source })?;
-    Ok(Protector { opened, shared, started: Instant::now(), _control: control, _threads: threads, owner })
+    Ok(Protector {
+        opened,
+        driver: driver_name,
+        shared,
+        started: Instant::now(),
+        _control: control,
+        _threads: threads,
+        owner,
+    })
 }
 
 fn queues(backlog: Arc<Backlog>) -> (Queues, Sender<Message>, Work) {

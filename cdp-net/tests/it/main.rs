@@ -3,6 +3,7 @@
 mod dice;
 mod disks;
 mod disks_crash;
+mod drivers;
 mod every_lsn;
 mod held;
 mod history;

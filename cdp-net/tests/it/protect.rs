@@ -8,6 +8,7 @@ use cdp_core::trust::KeyHolder;
 use cdp_core::types::Lsn;
 use cdp_core::when::{Label, When};
 use cdp_net::device::Device;
+use cdp_net::drive::Choice;
 use cdp_net::host::load_idle;
 use cdp_net::protect::{Compared, ProtectOptions, Protector, SourceOptions};
 use std::path::{Path, PathBuf};
@@ -104,9 +105,32 @@ fn write(device: &dyn Device, model: &mut [u8], offset: usize, data: Vec<u8>) {
 
 #[test]
 fn a_mark_brings_back_what_was_there() {
+    let name = mark_and_restore(Choice::default());
+    assert_eq!(name, "threads");
+}
+
+/// On io_uring where it is built in and the kernel gives it to us, and that is said.
+#[test]
+fn a_mark_brings_back_what_was_there_whatever_drives_the_journal() {
+    let name = mark_and_restore(Choice::Uring);
+    #[cfg(feature = "uring")]
+    {
+        use cdp_core::{journal::Executor, media::Memory};
+        let offered = cdp_net::drive::Ring::start(Executor::new(Arc::new(Memory::new())), Box::new(|| {}));
+        if offered.is_ok() {
+            return assert_eq!(name, "io_uring");
+        }
+        println!("skipped: the kernel gives us no io_uring");
+    }
+    assert_eq!(name, "threads");
+}
+
+fn mark_and_restore(driver: Choice) -> &'static str {
     let place = Place::new();
     let mut model = place.make_source("disk", 1);
-    let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    let options = ProtectOptions { driver, ..place.options(&["disk"]) };
+    let protector = Protector::start(&options, |_| {}).unwrap();
+    let driver = protector.driver();
     let device = Arc::clone(&protector.exports()[0].device);
     seeded(&protector);
     let mut marks = Vec::new();
@@ -133,6 +157,7 @@ fn a_mark_brings_back_what_was_there() {
         assert!(restored(&replica, &When::Label(label(name)), "disk") == *content, "{name}");
     }
     assert!(restored(&replica, &When::Latest, "disk") == model);
+    driver
 }
 
 #[test]

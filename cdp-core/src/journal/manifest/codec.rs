@@ -27,10 +27,12 @@ const KEYS: u16 = 11;
 const RETENTION: u16 = 12;
 const MERGE: u16 = 13;
 const CHANGES: u16 = 14;
+const ROOM: u16 = 15;
 
 /// Sections that are read here.
-const KNOWN: [u16; 14] = [
+const KNOWN: [u16; 15] = [
     IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, KEPT, KEYS, RETENTION, MERGE, CHANGES,
+    ROOM,
 ];
 
 /// Bounds on lists, far above what can be used.
@@ -101,6 +103,12 @@ impl Manifest {
                 });
             });
         }
+        // As long as nobody asked for anything else, nothing is said.
+        if (self.policy.when_full, self.policy.quota) != (WhenFull::default(), 0) {
+            section(&mut put, ROOM, |put| {
+                put.u8(self.policy.when_full as u8).u64(self.policy.quota);
+            });
+        }
         for (tag, bytes) in &self.unknown {
             put.u16(*tag).u16(0).u32(bytes.len() as u32).bytes(bytes);
         }
@@ -119,7 +127,7 @@ impl Manifest {
         let (replica, group) = (ReplicaId::new(one()), GroupId::new(one()));
         let (Some(replica), Some(group)) = (replica, group) else { return Err(take.field("replica", 0)) };
         let mut manifest = Self { generation, ..Self::new(replica, group, "") };
-        let (mut seen, mut sealed) = (0u64, Vec::new());
+        let (mut seen, mut sealed, mut room) = (0u64, Vec::new(), (WhenFull::default(), 0));
         while take.left() > 0 {
             let (tag, flags) = (take.u16()?, take.u16()?);
             let length = take.u32()? as usize;
@@ -132,6 +140,8 @@ impl Manifest {
                 if tag == KEYS {
                     manifest.keys = body.list("keys", KEYS_MAX, take_key)?;
                     sealed = body.list("sealed segments", SEGMENTS_MAX, |take| Ok((take.u64()?, take.u32()?)))?;
+                } else if tag == ROOM {
+                    room = take_room(&mut body)?;
                 } else {
                     manifest.take_section(tag, &mut body)?;
                 }
@@ -145,6 +155,8 @@ impl Manifest {
         if seen >> IDENTITY & 1 == 0 {
             return Err(take.field("section", 0));
         }
+        // In whatever order the two sections stand.
+        (manifest.policy.when_full, manifest.policy.quota) = room;
         manifest.mark_sealed(&take, &sealed)?;
         manifest.check(&take)?;
         Ok(manifest)
@@ -381,7 +393,15 @@ fn take_policy(take: &mut Take<'_>) -> Result<Policy, FormatError> {
         points: take.kind("points mode", |n| modes.into_iter().find(|mode| *mode as u8 == n))?,
         long_term_ms: take.u64()?,
         keep_ms: take.u64()?,
+        ..Policy::default()
     })
+}
+
+/// The rest of the policy: what is done without room, and the quota.
+fn take_room(take: &mut Take<'_>) -> Result<(WhenFull, u64), FormatError> {
+    let known = [WhenFull::Shorten, WhenFull::Stop];
+    let when_full = take.kind("when full", |n| known.into_iter().find(|known| *known as u8 == n))?;
+    Ok((when_full, take.u64()?))
 }
 
 fn put_session(put: &mut Put, session: &SessionInfo) {

@@ -120,6 +120,7 @@ pub(crate) fn full() -> Manifest {
         emptied: number == 2,
         regions: vec![range(1, 0, 4), range(1, 9, 9), range(2, 0, 0)],
     };
+    (manifest.policy.when_full, manifest.policy.quota) = (WhenFull::Stop, 1 << 40);
     manifest.next_run = 5;
     manifest.runs = vec![Arc::new(run(4, 2, 1, 5)), Arc::new(run(3, 1, 6, 1))];
     manifest.unknown.push((200, vec![1, 2, 3]));
@@ -130,6 +131,20 @@ pub(crate) fn full() -> Manifest {
 fn comes_back_whole() {
     let manifest = full();
     assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+}
+
+#[test]
+fn what_is_not_said_of_room_is_as_it_is_by_default() {
+    let mut manifest = full();
+    let said = manifest.encode().len();
+    (manifest.policy.when_full, manifest.policy.quota) = (WhenFull::Shorten, 0);
+    let bytes = manifest.encode();
+    assert_eq!(bytes.len(), said - 8 - 9, "the whole section");
+    assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+    for (when_full, quota) in [(WhenFull::Stop, 0), (WhenFull::Shorten, 1), (WhenFull::Stop, u64::MAX)] {
+        (manifest.policy.when_full, manifest.policy.quota) = (when_full, quota);
+        assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::Writer;
 use crate::journal::level::{EmptyTask, IndexMergeError, IndexMergeTask, IndexPlan, RunInfo, run_name};
 use crate::journal::manifest::{Generation, SegmentInfo};
+use crate::mistakes::{self, Mistake};
 use crate::types::SegmentId;
 use std::sync::Arc;
 
@@ -68,7 +69,8 @@ impl Writer {
             return None;
         }
         let durable = |run: &&Arc<RunInfo>| {
-            self.named.get(&run.number).is_none_or(|generation| *generation <= self.manifest_durable())
+            let named = self.named.get(&run.number);
+            named.is_none_or(|generation| *generation <= self.manifest_durable()) || mistakes::is(Mistake::EmptiedEarly)
         };
         let run = self.manifest.runs.iter().filter(|run| !run.emptied).find(durable)?;
         let index = |info: &SegmentInfo| Some((info.number, info.id, info.key, info.summary()?.index_extent()));

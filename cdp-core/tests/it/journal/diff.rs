@@ -286,6 +286,7 @@ fn sessions_differ_from_the_trunk_and_from_each_other() {
         let options = SessionOptions {
             moment: scene.view(&fork),
             keep_free_bytes: 0,
+            segment_bytes: u64::MAX,
             compression: Compression::None,
             keys: KeyHolder::default(),
         };

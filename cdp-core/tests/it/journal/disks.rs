@@ -330,7 +330,7 @@ impl World {
         let mut dice = Dice(self.dice.next());
         let space = manifest.kept.last().map(|kept| {
             let ids = Box::new(move || std::array::from_fn(|_| dice.next() as u8));
-            Space::open(storage.as_ref(), kept.number, 0, (&self.rig.keys, ids), NOW)
+            Space::open(storage.as_ref(), kept.number, (0, u64::MAX), (&self.rig.keys, ids), NOW)
         });
         let space = space.transpose().map_err(|e| e.to_string())?;
         let path = replica.path(to.timeline, to.lsn).map_err(|e| e.to_string())?;

@@ -226,8 +226,9 @@ impl Life {
         let manifest = self.rig.writer.manifest().clone();
         let newest = manifest.kept.last().map(|kept| kept.number);
         let ids = self.ids();
-        let space =
-            newest.map(|number| Space::open(storage.as_ref(), number, 0, (&self.rig.keys, ids), now())).transpose();
+        let space = newest
+            .map(|number| Space::open(storage.as_ref(), number, (0, u64::MAX), (&self.rig.keys, ids), now()))
+            .transpose();
         let space = space.map_err(|e| e.to_string())?;
         let path = replica.path(to.timeline, to.lsn).map_err(|e| e.to_string())?;
         let mut merge =

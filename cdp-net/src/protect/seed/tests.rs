@@ -42,7 +42,17 @@ impl Scene {
         let (progress, stop) = (&self.progress, &self.stop);
         run(
             &self.storage,
-            &Seed { replica, disk, source: &self.device, lsn: &|| Lsn(3), reserve: 0, keys: None, progress, stop },
+            &Seed {
+                replica,
+                disk,
+                source: &self.device,
+                lsn: &|| Lsn(3),
+                reserve: 0,
+                quota_left: &|| None,
+                keys: None,
+                progress,
+                stop,
+            },
         )
     }
 

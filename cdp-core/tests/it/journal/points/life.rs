@@ -1,103 +1,46 @@
 //! A short life in which everything happens that a replica does to its media, and what somebody outside was told meanwhile.
 
 mod disks;
-mod overlay;
+mod history;
+mod sessions;
 
+pub(crate) use self::sessions::Overlay;
 use super::super::kit::*;
 use super::model::*;
-use cdp_core::frame::{Compression, Note, RecordKind};
+use super::step::{Kind, Record, Step};
+use cdp_core::frame::{Compression, Mark, Note, RecordKind};
 use cdp_core::journal::*;
 use cdp_core::media::Storage;
-use cdp_core::replica::kept::{self, Space};
-use cdp_core::replica::merge::{self, Merge};
-use cdp_core::replica::{Replica, merge_limit, remove_bases, retention};
+use cdp_core::replica::base::BaseWriter;
+use cdp_core::replica::session::Session;
+use cdp_core::replica::{Replica, remove_bases, retention};
 use cdp_core::sim::SimDisk;
 use cdp_core::types::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub(super) const NOW: Now = Now { wall: WallTime(1), mono: MonoTime(1) };
+pub(crate) const NOW: Now = Now { wall: WallTime(1), mono: MonoTime(1) };
 
-pub(super) type Outcome<T> = Result<T, String>;
+pub(crate) type Outcome<T> = Result<T, String>;
 
-pub(super) fn said(error: impl std::fmt::Display) -> String {
+pub(crate) fn said(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
 /// What somebody outside was told, and may hold against whoever opens the store after a power cut.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Belief {
+pub(crate) struct Belief {
     /// Changes of the media by then.
-    pub(super) changes: u64,
-    pub(super) durable: Lsn,
-    pub(super) generation: Generation,
-    pub(super) pins: BTreeSet<Lsn>,
+    pub(crate) changes: u64,
+    pub(crate) durable: Lsn,
+    pub(crate) generation: Generation,
+    pub(crate) pins: BTreeSet<Lsn>,
+    /// Long-term points.
+    pub(crate) layers: BTreeSet<Lsn>,
     /// History up to here may be gone, and no more.
-    pub(super) target: Lsn,
-    /// So many of the session's writes were flushed.
-    pub(super) flushed: usize,
-}
-
-/// What the session wrote: each of one block, with its number in every byte.
-#[derive(Clone, Debug)]
-pub(super) struct Overlay {
-    pub(super) info: SessionInfo,
-    pub(super) writes: Vec<(u16, u64)>,
-}
-
-/// What a life does next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
-    Write { records: u64, roll: bool, wait: bool },
-    Pin,
-    Unpin,
-    Merge,
-    Index,
-    Overlay,
-    Grow,
-    Add,
-    Remove,
-    Rotate,
-}
-
-impl Step {
-    pub(super) fn any(dice: &mut Dice) -> Self {
-        match dice.below(18) {
-            0..=6 => Self::write(dice),
-            7..=8 => Self::Pin,
-            9 => Self::Unpin,
-            10..=12 => Self::Merge,
-            13 => Self::Overlay,
-            14 => Self::Grow,
-            15 => Self::Add,
-            16 => Self::Remove,
-            _ => Self::Rotate,
-        }
-    }
-
-    fn write(dice: &mut Dice) -> Self {
-        Self::Write { records: 1 + dice.below(4), roll: dice.below(3) == 0, wait: dice.below(2) == 0 }
-    }
-
-    /// A life's steps: nothing of what there is is left out, and the order is the seed's.
-    pub(super) fn script(dice: &mut Dice) -> Vec<Self> {
-        let held =
-            [Self::Pin, Self::Merge, Self::Pin, Self::Merge, Self::Unpin, Self::Merge, Self::Overlay, Self::Merge];
-        let disks = [Self::Grow, Self::Add, Self::Remove, Self::Rotate, Self::Overlay];
-        let mut rest: Vec<_> = held.into_iter().collect();
-        for step in disks {
-            rest.insert(dice.below(rest.len() as u64 + 1) as usize, step);
-        }
-        let short = Self::Write { records: 1, roll: true, wait: true };
-        let mut steps: Vec<_> = [short; 8].into_iter().chain([Self::Index]).collect();
-        if dice.below(3) > 0 {
-            steps.clear();
-        }
-        for step in rest {
-            steps.extend([Self::write(dice), Self::write(dice), step]);
-        }
-        steps
-    }
+    pub(crate) target: Lsn,
+    /// Sessions, and how many of their writes were flushed.
+    pub(crate) sessions: BTreeMap<Timeline, usize>,
 }
 
 /// The next segment is there before one is full.
@@ -106,84 +49,105 @@ fn small_segments() -> Options {
 }
 
 /// A life; see the module's text.
-pub(super) struct Life {
-    pub(super) disk: SimDisk,
-    pub(super) rig: Rig,
-    pub(super) past: Past,
-    pub(super) belief: Belief,
-    pub(super) beliefs: Vec<Belief>,
-    pub(super) overlay: Option<Overlay>,
-    source: Source,
+pub(crate) struct Life {
+    pub(crate) disk: SimDisk,
+    pub(crate) rig: Rig,
+    pub(crate) past: Past,
+    pub(crate) belief: Belief,
+    pub(crate) beliefs: Vec<Belief>,
+    /// Every session that there ever was.
+    pub(crate) overlays: BTreeMap<Timeline, Overlay>,
+    /// Those that are open.
+    open: BTreeMap<Timeline, Session>,
+    /// The moment before which only kept ones can be restored, and those.
+    pub(crate) oldest: Option<Lsn>,
+    pub(crate) kept: BTreeSet<Lsn>,
+    /// First copies of disks, with the sizes that they had when these were begun.
+    copies: BTreeMap<u16, (BaseWriter, u64)>,
+    pub(crate) source: Source,
     dice: Dice,
     /// Effects that were begun: at most four, those that were carried out with what came of that.
     flying: Vec<(EffectId, Effect, Option<cdp_core::journal::Outcome>)>,
+    /// Looks at the life in the midst of merges.
+    pub(crate) looks: Option<fn(&Life) -> Outcome<()>>,
     /// How often each of the things was done.
-    pub(super) done: BTreeMap<&'static str, u32>,
+    pub(crate) done: BTreeMap<&'static str, u32>,
 }
 
 impl Life {
     /// The first one, on disks of about this size.
-    pub(super) fn new(seed: u64, size: u64, at_rest: &AtRest) -> Self {
+    pub(crate) fn new(seed: u64, size: u64, at_rest: &AtRest) -> Self {
         let disk = SimDisk::new();
         let storage: Arc<dyn Storage> = Arc::new(disk.clone());
         let manifest = Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test");
         let opened = create(storage.as_ref(), manifest).unwrap();
         let rig = Rig::with_at_rest(storage, opened, seed + 1, small_segments(), at_rest);
-        let (source, dice) = (Source::new(seed, timeline(1)), Dice(seed ^ 0x11fe));
-        let (past, belief, beliefs) = (Past::default(), Belief::default(), Vec::new());
-        let mut life = Self {
-            disk,
-            rig,
-            past,
-            belief,
-            beliefs,
-            overlay: None,
-            source,
-            dice,
-            flying: Vec::new(),
-            done: BTreeMap::new(),
-        };
+        let mut life = Self::on(disk, rig, Source::new(seed, timeline(1)), Dice(seed ^ 0x11fe));
         for number in 1..=2 {
             let content = Arc::new(content(&mut life.dice, size + u64::from(number) * SECTOR));
-            let base = life.copy(number, &content, Lsn::ZERO).unwrap();
+            let base = life.base_of(number, &content, Lsn::ZERO).unwrap();
             let info = disks::info(number, content.len() as u64, Lsn::ZERO, Some(base));
             life.rig.writer.edit(|manifest| manifest.disks.push(info));
-            let on = timeline(1);
-            life.past
-                .0
-                .extend([(Lsn::ZERO, on, What::Joined(number, content)), (Lsn::ZERO, on, What::Complete(number))]);
+            life.log(What::Joined(number, content));
+            life.log(What::Complete(number));
         }
         life.settle().unwrap();
         life.begin(None, Lsn::ZERO).unwrap();
         life
     }
 
+    fn on(disk: SimDisk, rig: Rig, source: Source, dice: Dice) -> Self {
+        Self {
+            disk,
+            rig,
+            past: Past::default(),
+            belief: Belief::default(),
+            beliefs: Vec::new(),
+            overlays: BTreeMap::new(),
+            open: BTreeMap::new(),
+            oldest: None,
+            kept: BTreeSet::new(),
+            copies: BTreeMap::new(),
+            source,
+            dice,
+            flying: Vec::new(),
+            looks: None,
+            done: BTreeMap::new(),
+        }
+    }
+
     /// Goes on where a start found things; `seed` draws what this life draws.
-    pub(super) fn after(
+    pub(crate) fn after(
         found: &SimDisk,
         opened: Opened,
         past: &Past,
-        (belief, overlay): (&Belief, Option<&Overlay>),
+        (belief, overlays): (&Belief, &BTreeMap<Timeline, Overlay>),
         (seed, at_rest): (u64, &AtRest),
     ) -> Outcome<Self> {
         let storage: Arc<dyn Storage> = Arc::new(found.clone());
-        let durable = opened.durable.lsn();
-        retention::clean_up(storage.as_ref(), &opened.manifest).map_err(said)?;
-        let pins = opened.manifest.pins.iter().map(|pin| pin.lsn).collect();
-        let generation = opened.stored;
-        let belief = Belief { changes: 0, durable, generation, pins, ..belief.clone() };
-        let last = opened.manifest.timelines.last().map(|info| (info.id, info.number));
-        let overlay = overlay.filter(|overlay| opened.manifest.sessions.contains(&overlay.info)).cloned();
-        let flushed = if overlay.is_some() { belief.flushed } else { 0 };
-        let last_lsn = opened.last_lsn;
+        let (durable, manifest) = (opened.durable.lsn(), opened.manifest.clone());
+        retention::clean_up(storage.as_ref(), &manifest).map_err(said)?;
+        let last = manifest.timelines.last().map(|info| (info.id, info.number));
+        let (last_lsn, generation) = (opened.last_lsn, opened.stored);
         let rig = Rig::with_at_rest(storage, opened, seed, small_segments(), at_rest);
         let mut source = Source::new(seed, last.map_or(timeline(1), |(id, _)| id));
         source.lsn = last_lsn.max(durable);
-        source.time += 1_000_000_000_000;
-        let (past, belief) = (past.upto(durable), Belief { flushed, ..belief });
-        let (disk, dice, beliefs) = (found.clone(), Dice(seed ^ 0xa17e), Vec::new());
-        let mut life =
-            Self { disk, rig, past, belief, beliefs, overlay, source, dice, flying: Vec::new(), done: BTreeMap::new() };
+        let mut life = Self::on(found.clone(), rig, source, Dice(seed ^ 0xa17e));
+        life.past = past.upto(durable);
+        life.source.time = life.past.0.last().map_or(0, |done| done.stamp.time.0) + 1_000_000_000;
+        life.oldest = manifest.oldest().map(|oldest| oldest.lsn);
+        life.kept = manifest.kept.iter().map(|kept| kept.moment.lsn).collect();
+        life.overlays.clone_from(overlays);
+        let flushed = |session: &SessionInfo| belief.sessions.get(&session.timeline).copied().unwrap_or(0);
+        life.belief = Belief {
+            changes: 0,
+            durable,
+            generation,
+            pins: manifest.pins.iter().map(|pin| pin.lsn).collect(),
+            layers: manifest.retention.layers.iter().map(|layer| layer.lsn).collect(),
+            target: belief.target,
+            sessions: manifest.sessions.iter().map(|session| (session.timeline, flushed(session))).collect(),
+        };
         life.take_over()?;
         let next = timeline(last.map_or(1, |(_, number)| number + 1) as u8);
         life.source.fork(next, durable);
@@ -208,20 +172,6 @@ impl Life {
         remove_bases(self.rig.storage.as_ref(), self.rig.writer.manifest()).map_err(said)
     }
 
-    /// A disk whose base is named is complete: the record that says so may be lost, and is written again.
-    fn end_copies(&mut self) {
-        let copied =
-            |number: u16| self.rig.writer.manifest().disk(disk(number)).is_some_and(|info| info.base.is_some());
-        let now = self.past.at(Lsn(u64::MAX)).into_iter();
-        let ended: Vec<_> =
-            now.filter(|(number, then)| !then.complete && copied(*number)).map(|(number, _)| number).collect();
-        for number in ended {
-            let note = Note::ResyncEnd { bytes_read: 0, bytes_changed: 0 };
-            self.source.note(RecordKind::ResyncEnd, Some(number), note);
-            self.log(What::Complete(number));
-        }
-    }
-
     /// A timeline of its own.
     fn begin(&mut self, parent: Option<Timeline>, fork: Lsn) -> Outcome<()> {
         let id = self.source.timeline;
@@ -235,8 +185,11 @@ impl Life {
         Ok(())
     }
 
+    /// What the newest record did, or what goes with it.
     fn log(&mut self, what: What) {
-        self.past.0.push((self.source.lsn, self.source.timeline, what));
+        let (lsn, timeline) = (self.source.lsn, self.source.timeline);
+        let stamp = Stamp { epoch: ClockEpoch(self.source.epoch), time: WallTime(self.source.time) };
+        self.past.0.push(Done { lsn, timeline, stamp, what });
     }
 
     fn did(&mut self, what: &'static str) {
@@ -280,54 +233,48 @@ impl Life {
         Ok(())
     }
 
-    pub(super) fn replica(&self) -> Outcome<Replica> {
+    /// As its readers find it now.
+    pub(crate) fn replica(&self) -> Outcome<Replica> {
         let (writer, storage) = (&self.rig.writer, Arc::clone(&self.rig.storage));
         let (safe, keys) = (writer.durable().lsn(), Arc::clone(&self.rig.keys));
         Replica::load_with(storage, writer.manifest().clone(), writer.snapshot(), safe, keys).map_err(said)
     }
 
     /// The oldest and the newest moment of the trunk.
-    pub(super) fn span(&self) -> (Lsn, Lsn) {
-        let oldest = self.rig.writer.manifest().oldest().map(|oldest| oldest.lsn);
-        let first = self.past.0.iter().map(|(lsn, ..)| *lsn).find(|lsn| *lsn > Lsn::ZERO);
-        (oldest.or(first).unwrap_or(Lsn(1)), self.rig.writer.durable().lsn())
+    pub(crate) fn span(&self) -> (Lsn, Lsn) {
+        let first = self.past.0.iter().map(|done| done.lsn).find(|lsn| *lsn > Lsn::ZERO);
+        (self.oldest.or(first).unwrap_or(Lsn(1)), self.rig.writer.durable().lsn())
     }
 
-    pub(super) fn timeline_of(&self, lsn: Lsn) -> Timeline {
+    pub(crate) fn timeline_of(&self, lsn: Lsn) -> Timeline {
         self.past.timeline_of(lsn).unwrap_or(self.source.timeline)
     }
 
-    fn any_of(&mut self) -> Option<Lsn> {
+    /// A moment of the trunk that can be restored.
+    fn moment(&self, pick: u16) -> Option<Lsn> {
         let (from, to) = self.span();
         let lsns = self.past.lsns(from, to);
-        (!lsns.is_empty()).then(|| lsns[self.dice.below(lsns.len() as u64) as usize])
+        lsns.get(usize::from(pick) % lsns.len().max(1)).copied()
     }
 
-    pub(super) fn play(&mut self, step: Step) -> Outcome<()> {
+    pub(crate) fn play(&mut self, step: &Step) -> Outcome<()> {
         self.rig.now = self.rig.now.after(self.dice.below(30_000_000));
         match step {
-            Step::Write { records, roll, wait } => {
-                (0..records).for_each(|_| self.record());
-                self.append()?;
-                if roll {
-                    self.rig.writer.roll();
-                    self.did("sealed");
-                }
-                if wait {
-                    return self.flush();
-                }
-                self.rig.writer.request_sync();
-                let rounds = self.dice.below(4);
-                self.drive(rounds)
-            }
-            Step::Pin => self.pin(),
-            Step::Unpin => self.unpin(),
-            Step::Merge => self.merge_any(),
+            Step::Write { records, roll, wait } => self.write(records, *roll, *wait),
+            Step::Pin(pick) => self.pin(*pick),
+            Step::Unpin(pick) => self.unpin(*pick),
+            Step::Layer => self.layer(),
+            Step::Expire => self.expire(),
+            Step::Merge { to, pieces } => self.merge_to(*to, *pieces),
             Step::Index => self.index(),
-            Step::Overlay => self.overlay(),
-            Step::Grow => self.grow(),
-            Step::Add => self.add(),
-            Step::Remove => self.remove(),
+            Step::Session { which, fork, writes, flush, after } => {
+                self.session((*which, *fork), writes, (*flush, *after))
+            }
+            Step::Drop(which) => self.drop_session(*which),
+            Step::Resize { disk, sectors } => self.resize(*disk, u64::from(*sectors)),
+            Step::Add { blocks } => self.add(u64::from(*blocks)),
+            Step::Copy { blocks } => self.copy(u64::from(*blocks)),
+            Step::Remove(disk) => self.remove(*disk),
             Step::Rotate => {
                 self.rig.rotate(self.dice.next());
                 self.did("rotated");
@@ -336,22 +283,48 @@ impl Life {
         }
     }
 
+    fn write(&mut self, records: &[Record], roll: bool, wait: bool) -> Outcome<()> {
+        records.iter().for_each(|record| self.record(record));
+        self.append()?;
+        if roll {
+            self.rig.writer.roll();
+            self.did("sealed");
+        }
+        if wait {
+            return self.flush();
+        }
+        self.rig.writer.request_sync();
+        let rounds = self.dice.below(4);
+        self.drive(rounds)
+    }
+
     /// The disks as they are now: number and size.
     fn sizes(&self) -> Vec<(u16, u64)> {
         let now = self.past.at(Lsn(u64::MAX));
         now.into_iter().map(|(number, disk)| (number, disk.bytes.len() as u64)).collect()
     }
 
-    fn record(&mut self) {
-        let sizes = self.sizes();
-        let (number, size) = sizes[self.dice.below(sizes.len() as u64) as usize];
-        let start = self.dice.below(size / SECTOR) * SECTOR;
-        let extent = Extent::new(start, ((1 + self.dice.below(24)) * SECTOR).min(size - start));
-        match self.dice.below(8) {
-            0 => self.source.clear(RecordKind::Zero, number, extent),
-            1 => self.source.clear(RecordKind::Discard, number, extent),
-            _ => self.source.write(number, extent, self.dice.next() as u8),
+    fn record(&mut self, record: &Record) {
+        if record.kind == Kind::Mark {
+            let label = format!("at {}", self.source.lsn.next());
+            self.source.note(RecordKind::Mark, None, Note::Mark(Mark { label: label.clone(), ..Mark::default() }));
+            return self.log(What::Mark(label));
         }
+        let sizes = self.sizes();
+        let (number, size) = sizes[usize::from(record.disk) % sizes.len()];
+        let start = u64::from(record.sector) * 7 % (size / SECTOR) * SECTOR;
+        let extent = Extent::new(start, (u64::from(record.sectors.max(1)) * SECTOR).min(size - start));
+        match record.kind {
+            Kind::Zero => self.source.clear(RecordKind::Zero, number, extent),
+            Kind::Discard => self.source.clear(RecordKind::Discard, number, extent),
+            Kind::Data(fill) => self.source.write(number, extent, fill),
+            Kind::Mark => {}
+        }
+        self.log_write(number, extent);
+    }
+
+    /// What the newest record wrote.
+    fn log_write(&mut self, number: u16, extent: Extent) {
         let data = self.source.model.history.last().and_then(|record| record.4.clone());
         self.log(What::Write(number, extent, data));
     }
@@ -372,107 +345,23 @@ impl Life {
         Ok(())
     }
 
-    fn flush(&mut self) -> Outcome<()> {
+    pub(crate) fn flush(&mut self) -> Outcome<()> {
         self.append()?;
         self.rig.writer.request_sync();
         self.settle()
     }
 
-    fn pin(&mut self) -> Outcome<()> {
-        let Some(lsn) = self.any_of() else { return Ok(()) };
-        let pin = PinInfo { label: String::new(), timeline: self.timeline_of(lsn), lsn, created: WallTime(1) };
-        self.rig.writer.edit(|manifest| manifest.pins.push(pin));
+    /// A clean stop.
+    pub(crate) fn close(&mut self) -> Outcome<()> {
+        self.flush()?;
+        self.rig.writer.close(true);
         self.settle()?;
-        self.belief.pins.insert(lsn);
-        self.note();
-        Ok(())
-    }
-
-    fn unpin(&mut self) -> Outcome<()> {
-        let Some(lsn) = self.belief.pins.first().copied() else { return Ok(()) };
-        self.belief.pins.remove(&lsn);
-        self.note();
-        self.rig.writer.edit(|manifest| manifest.pins.retain(|pin| pin.lsn != lsn));
-        self.settle()?;
-        self.release()
-    }
-
-    fn release(&mut self) -> Outcome<()> {
-        let held = retention::held(self.rig.writer.manifest());
-        if let Some((_, numbers)) = retention::release(&mut self.rig.writer, &held) {
-            self.settle()?;
-            let storage = Arc::clone(&self.rig.storage);
-            numbers.into_iter().try_for_each(|number| kept::remove(storage.as_ref(), number)).map_err(said)?;
-            self.did("released");
-        }
-        remove_bases(self.rig.storage.as_ref(), self.rig.writer.manifest()).map_err(said)
-    }
-
-    fn index(&mut self) -> Outcome<()> {
-        let reader = self.rig.reader();
-        while let Some(task) = self.rig.writer.next_index_merge() {
-            let mut merge = IndexMerge::new(&reader, &self.rig.writer.snapshot(), task).map_err(said)?;
-            let run = loop {
-                if let Some(run) = merge.step(1 << 16).map_err(said)? {
-                    break run;
-                }
-            };
-            self.rig.writer.publish_run(run).ok_or("a run is not taken")?;
-            self.did("index merged");
-            self.settle()?;
-        }
-        Ok(())
+        let state = self.rig.writer.state();
+        if state == WriterState::Closed { Ok(()) } else { Err(format!("{state:?} after a stop")) }
     }
 
     fn ids(&mut self) -> IdSource {
         let mut dice = Dice(self.dice.next());
         Box::new(move || std::array::from_fn(|_| dice.next() as u8))
-    }
-
-    /// Merges up to some moment as an owner does, stopping at what is held.
-    pub(super) fn merge_any(&mut self) -> Outcome<()> {
-        self.flush()?;
-        self.rig.writer.roll();
-        self.settle()?;
-        let Some(lsn) = self.any_of() else { return Ok(()) };
-        let target = merge_limit(self.rig.writer.manifest()).map_or(lsn, |limit| limit.min(lsn));
-        self.belief.target = self.belief.target.max(target);
-        self.note();
-        loop {
-            if let Some(to) = self.rig.writer.manifest().merge {
-                self.merge(to)?;
-                continue;
-            }
-            let held = retention::held(self.rig.writer.manifest());
-            let Some(lsn) = retention::stop(self.rig.writer.manifest(), &held, target) else { break };
-            let (replica, on) = (self.replica()?, self.timeline_of(lsn));
-            let stamp = replica.exact(on, lsn).map_err(said)?.stamp;
-            let keep = retention::to_keep(self.rig.writer.manifest(), &held, replica.catalogue());
-            if let Some(keep) = &keep {
-                let id = Timeline::new(self.ids()()).unwrap();
-                let storage = self.rig.storage.as_ref();
-                kept::create(storage, self.rig.writer.manifest(), keep.number, id, NOW).map_err(said)?;
-                self.did("kept");
-            }
-            retention::begin(&mut self.rig.writer, StampedMoment { timeline: on, lsn, stamp }, keep);
-            self.settle()?;
-        }
-        self.release()
-    }
-
-    fn merge(&mut self, to: StampedMoment) -> Outcome<()> {
-        let (storage, replica) = (Arc::clone(&self.rig.storage), self.replica()?);
-        let manifest = self.rig.writer.manifest().clone();
-        let (newest, ids) = (manifest.kept.last().map(|kept| kept.number), self.ids());
-        let open = |number| Space::open(storage.as_ref(), number, 0, (&self.rig.keys, ids), NOW);
-        let space = newest.map(open).transpose().map_err(said)?;
-        let path = replica.path(to.timeline, to.lsn).map_err(said)?;
-        let mut merge = Merge::begin(&storage, &manifest, to, &path, replica.bases(), space).map_err(said)?;
-        while merge.step(NOW, 16 << 10).map_err(said)? {}
-        let bases = merge.finish(NOW).map_err(said)?;
-        retention::end(&mut self.rig.writer, &bases);
-        self.settle()?;
-        self.did("merged");
-        merge::clean_up(storage.as_ref()).map_err(said)
     }
 }

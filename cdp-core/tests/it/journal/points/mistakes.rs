@@ -94,3 +94,9 @@ fn a_key_that_is_used_again() {
 fn an_index_run_that_is_not_synced() {
     is_caught(Mistake::RunNotSynced);
 }
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "too slow where nothing is optimised: .ci/run has it in its part points")]
+fn footers_that_are_emptied_before_their_run_is_named_for_good() {
+    is_caught(Mistake::EmptiedEarly);
+}

@@ -1,94 +1,153 @@
-//! Disks that grow, join and go.
+//! Disks that change their size, join, are copied and go.
 
 use super::super::super::kit::*;
 use super::super::model::{What, content};
 use super::{Life, Outcome, said};
-use cdp_core::frame::{Note, RecordKind, ResyncReason};
+use cdp_core::frame::{Note, Part, RecordKind, ResyncReason};
 use cdp_core::journal::*;
 use cdp_core::replica::base::BaseWriter;
 use cdp_core::types::*;
 use std::sync::Arc;
 
+/// At most so many disks at a time.
+const DISKS: usize = 4;
+
 impl Life {
-    pub(super) fn grow(&mut self) -> Outcome<()> {
-        let complete = self.past.at(Lsn(u64::MAX)).into_iter().find(|(_, disk)| disk.complete);
-        let Some((number, then)) = complete else { return Ok(()) };
-        let from = then.bytes.len() as u64;
-        let to = from + (1 + self.dice.below(20)) * SECTOR;
+    /// Another size: what a disk has grown by is written first, beyond its end; what is cut off reads as zeros if it comes back.
+    pub(super) fn resize(&mut self, pick: u8, sectors: u64) -> Outcome<()> {
+        let sizes = self.sizes();
+        let (number, from) = sizes[usize::from(pick) % sizes.len()];
+        let unit = if from > 256 << 10 { 16 * SECTOR } else { SECTOR };
+        let to = sectors.max(8) * unit;
+        if to == from {
+            return Ok(());
+        }
+        self.flush()?;
         self.rig.writer.edit(|manifest| manifest.resizing.push(ResizeInfo { disk: disk(number), size: to }));
         self.settle()?;
+        let new = Extent::new(from, to.saturating_sub(from).min(8 * SECTOR));
+        if to > from {
+            self.source.clear(RecordKind::Zero, number, Extent::new(from, to - from));
+            self.log(What::Nothing);
+            let fill = self.dice.next() as u8;
+            self.source.write(number, new, fill);
+            self.log(What::Nothing);
+        }
         self.source.note(RecordKind::Resize, Some(number), Note::Resize { from, to });
         self.log(What::Resize(number, to));
+        if to > from {
+            self.log_write(number, new);
+        }
         self.flush()?;
         self.rig.writer.edit(|manifest| {
             manifest.resizing.clear();
             manifest.disks.iter_mut().filter(|info| info.id == disk(number)).for_each(|info| info.size = to);
         });
-        self.did("grown");
+        self.did(if to > from { "grown" } else { "cut" });
         self.settle()
     }
 
-    /// The first copy of a disk.
-    pub(super) fn copy(&mut self, number: u16, content: &[u8], lsn: Lsn) -> Outcome<BaseInfo> {
-        let storage = Arc::clone(&self.rig.storage);
-        let (replica, size) = (self.rig.writer.manifest().replica, content.len() as u64);
-        let mut copy = BaseWriter::create(storage.as_ref(), replica, disk(number), size).map_err(said)?;
-        if self.rig.at_rest.key.is_some() {
-            copy = copy.at_rest(&self.rig.keys).map_err(said)?;
-        }
-        copy.data(content, lsn).map_err(said)?;
-        Ok(copy.finish(storage.as_ref(), lsn).map_err(said)?.named(Lsn::ZERO))
+    fn base_writer(&self, number: u16, size: u64) -> Outcome<BaseWriter> {
+        let (storage, replica) = (self.rig.storage.as_ref(), self.rig.writer.manifest().replica);
+        let copy = BaseWriter::create(storage, replica, disk(number), size).map_err(said)?;
+        if self.rig.at_rest.key.is_some() { copy.at_rest(&self.rig.keys).map_err(said) } else { Ok(copy) }
     }
 
-    /// A disk joins and is copied, or one that a power cut met in the midst of that is copied anew.
-    pub(super) fn add(&mut self) -> Outcome<()> {
-        self.flush()?;
-        let now = self.past.at(Lsn(u64::MAX));
-        let number = match now.iter().find(|(_, disk)| !disk.complete) {
-            Some((number, _)) => *number,
-            None => {
-                if now.len() > 3 {
-                    return Ok(());
-                }
-                let number = self.rig.writer.manifest().free_disk().ok_or("no number is free")?.get();
-                let blocks = 2 + self.dice.below(6);
-                let content = Arc::new(content(&mut self.dice, blocks * BLOCK + SECTOR));
-                let (size, added) = (content.len() as u64, self.source.lsn.next());
-                self.rig.writer.edit(|manifest| manifest.disks.push(info(number, size, added, None)));
-                self.settle()?;
-                let note = Note::DiskAdded { name: format!("disk{number}"), size };
-                self.source.note(RecordKind::DiskAdded, Some(number), note);
-                self.log(What::Joined(number, content));
-                number
-            }
-        };
+    /// The base of a disk with this content.
+    pub(super) fn base_of(&mut self, number: u16, content: &[u8], lsn: Lsn) -> Outcome<BaseInfo> {
+        let mut copy = self.base_writer(number, content.len() as u64)?;
+        copy.data(content, lsn).map_err(said)?;
+        Ok(copy.finish(self.rig.storage.as_ref(), lsn).map_err(said)?.named(Lsn::ZERO))
+    }
+
+    pub(super) fn add(&mut self, blocks: u64) -> Outcome<()> {
+        if self.past.at(Lsn(u64::MAX)).len() == DISKS {
+            return Ok(());
+        }
+        let number = self.rig.writer.manifest().free_disk().ok_or("no number is free")?.get();
+        let content = Arc::new(content(&mut self.dice, blocks.max(1) * BLOCK + SECTOR));
+        let (size, added) = (content.len() as u64, self.source.lsn.next());
+        self.rig.writer.edit(|manifest| manifest.disks.push(info(number, size, added, None)));
+        self.settle()?;
+        let note = Note::DiskAdded { name: format!("disk{number}"), size };
+        self.source.note(RecordKind::DiskAdded, Some(number), note);
+        self.log(What::Joined(number, content));
+        self.begin_copy(number, size)
+    }
+
+    fn begin_copy(&mut self, number: u16, size: u64) -> Outcome<()> {
         let (from, reason) = (self.source.lsn, ResyncReason::Seeding);
         self.source.note(RecordKind::ResyncBegin, Some(number), Note::ResyncBegin { from, reason });
-        self.log(What::Nothing);
+        self.log(What::Incomplete(number));
         self.flush()?;
-        let content = self.past.at(Lsn(u64::MAX)).remove(&number).ok_or("it is there")?.bytes;
-        let base = self.copy(number, &content, self.source.lsn)?;
-        self.rig.writer.edit(|manifest| {
-            manifest.disks.iter_mut().filter(|info| info.id == disk(number)).for_each(|info| info.base = Some(base));
-        });
-        self.settle()?;
+        let copy = self.base_writer(number, size)?;
+        self.copies.insert(number, (copy, size));
+        Ok(())
+    }
+
+    /// The next blocks of the disks that are not complete, as they are now; a copy that a stop ended begins anew.
+    pub(super) fn copy(&mut self, blocks: u64) -> Outcome<()> {
+        self.flush()?;
+        let now = self.past.at(Lsn(u64::MAX)).into_iter();
+        for (number, then) in now.filter(|(_, then)| !then.complete) {
+            if !self.copies.contains_key(&number) {
+                self.begin_copy(number, then.bytes.len() as u64)?;
+            }
+            let (mut copy, size) = self.copies.remove(&number).ok_or("it was begun")?;
+            // As large as it was when the copy began; what lies behind is in the journal.
+            let at = copy.position();
+            let end = (at + blocks.max(1) * BLOCK).min(size);
+            let mut piece = vec![0; (end - at) as usize];
+            let there = then.bytes.get(at as usize..(end as usize).min(then.bytes.len())).unwrap_or_default();
+            piece[..there.len()].copy_from_slice(there);
+            copy.data(&piece, self.source.lsn).map_err(said)?;
+            if end < size {
+                self.copies.insert(number, (copy, size));
+                continue;
+            }
+            let root = copy.finish(self.rig.storage.as_ref(), self.source.lsn).map_err(said)?;
+            let base = root.named(Lsn::ZERO);
+            self.rig.writer.edit(|manifest| {
+                manifest
+                    .disks
+                    .iter_mut()
+                    .filter(|info| info.id == disk(number))
+                    .for_each(|info| info.base = Some(base));
+            });
+            self.settle()?;
+            self.end_copy(number);
+            self.did("added");
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn end_copy(&mut self, number: u16) {
         let note = Note::ResyncEnd { bytes_read: 0, bytes_changed: 0 };
         self.source.note(RecordKind::ResyncEnd, Some(number), note);
         self.log(What::Complete(number));
-        self.did("added");
-        self.flush()
     }
 
-    pub(super) fn remove(&mut self) -> Outcome<()> {
+    /// A disk whose base is named is complete: the record that says so may be lost, and is written again.
+    pub(super) fn end_copies(&mut self) {
+        let copied =
+            |number: u16| self.rig.writer.manifest().disk(disk(number)).is_some_and(|info| info.base.is_some());
+        let now = self.past.at(Lsn(u64::MAX)).into_iter();
+        let ended: Vec<_> =
+            now.filter(|(number, then)| !then.complete && copied(*number)).map(|(number, _)| number).collect();
+        ended.into_iter().for_each(|number| self.end_copy(number));
+    }
+
+    pub(super) fn remove(&mut self, pick: u8) -> Outcome<()> {
         let sizes = self.sizes();
         if sizes.len() < 2 {
             return Ok(());
         }
-        let number = sizes[self.dice.below(sizes.len() as u64) as usize].0;
-        let (extent, zero) = (Extent::new(0, 0), (Lsn(0), WallTime(0)));
-        let part = cdp_core::frame::Part::plain(RecordKind::DiskRemoved, Some(disk(number)), extent, zero.0, zero.1);
+        let number = sizes[usize::from(pick) % sizes.len()].0;
+        let part = Part::plain(RecordKind::DiskRemoved, Some(disk(number)), Extent::new(0, 0), Lsn::ZERO, WallTime(0));
         let lsn = self.source.plain(part);
         self.log(What::Gone(number));
+        self.copies.remove(&number);
         self.flush()?;
         self.rig.writer.edit(|manifest| {
             let gone = manifest.disks.iter_mut().filter(|info| info.id == disk(number));
