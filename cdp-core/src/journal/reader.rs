@@ -337,7 +337,15 @@ impl Reader {
     /// A chunk's plain bytes.
     pub(super) fn chunk(&self, segment: &SegmentView, chunk: u32, row: &ChunkRow) -> Result<Bytes, ReadError> {
         self.chunks.get_or((segment.id, chunk), || {
-            let stored = Bytes::from(self.read(segment, row.offset, row.stored_length as usize)?);
+            let length = row.stored_length as usize;
+            // What is inflated is not kept: only its plain bytes are.
+            let stored = if row.compressed && !row.sealed && length <= SCRATCH_BYTES {
+                let mut stored = self.scratch.take();
+                self.file(segment.number, segment.id)?.read_exact_at(row.offset, &mut stored[..length])?;
+                stored.freeze(length)
+            } else {
+                Bytes::from(self.read(segment, row.offset, length)?)
+            };
             let failed = |source| ReadError::Frame { segment: segment.number, offset: row.offset, source };
             let plain = match self.file_key(segment)? {
                 Some(key) => frame::open_chunk(&row.info(), chunk, stored, &key),
