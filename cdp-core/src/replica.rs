@@ -318,6 +318,9 @@ fn add_branches(
         catalogue.insert(branch);
     }
     catalogue.begin_at(oldest.as_ref(), &manifest.kept);
+    if let (Some(oldest), Some(mark)) = (&oldest, &manifest.oldest_point) {
+        catalogue.begin_with(oldest, mark);
+    }
     add_sessions(catalogue, manifest);
     Ok(())
 }

@@ -17,6 +17,8 @@ mod frames;
 mod ingest;
 #[path = "journal/rig.rs"]
 mod rig;
+#[path = "journal/steady.rs"]
+mod steady;
 
 use std::path::PathBuf;
 
@@ -36,7 +38,7 @@ const QUICK: Plan = Plan { rounds: 3, bytes: 256 << 20 };
 type RowFn = fn(&Plan) -> Result<(), Failure>;
 
 /// Rows of the table by id, in the order in which they run.
-const ROWS: [(&str, RowFn); 1] = [("ingest-file", ingest::file)];
+const ROWS: [(&str, RowFn); 2] = [("ingest-file", ingest::file), ("steady", steady::steady)];
 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();

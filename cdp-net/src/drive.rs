@@ -15,7 +15,7 @@
 //! on which threads that wait are dear.
 //!
 //! Bound: a driver keeps what it was given until it is carried out, and that is bounded by who gives it: a writer hands out
-//! [`Options::in_flight_bytes`](cdp_core::journal::Options::in_flight_bytes) of frames and a segment's largest frame at most, a
+//! [`Options::in_flight_bytes`](cdp_core::journal::Options::in_flight_bytes) of frames and the one that exceeds them at most, a
 //! footer for each segment that is sealed, and a handful of other effects.
 
 mod gather;
@@ -77,7 +77,7 @@ pub fn start(choice: Choice, executor: Executor, wake: Waker) -> std::io::Result
 /// Is called, on any thread, when there is something to take and there was nothing before.
 pub type Waker = Box<dyn Fn() + Send + Sync>;
 
-/// Completions that were not taken yet.
+/// Completions that were not taken yet: one for each effect that was given and not told, which is bounded as those are.
 struct Done {
     list: Mutex<Vec<(EffectId, Outcome)>>,
     wake: Waker,
@@ -116,7 +116,7 @@ impl fmt::Debug for Done {
     }
 }
 
-/// The open files, and the one that was asked for last: frames go to the same for a long time, and the lock on all of them
+/// The open files (a segment that is filled, one that is prepared, those that are sealed), and the one that was asked for last: frames go to the same for a long time, and the lock on all of them
 /// is not taken for each.
 #[derive(Debug)]
 struct Files {

@@ -5,11 +5,13 @@ use crate::ask::ask;
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::human;
-use crate::json::{History, Hold, Session, Status};
+use crate::json::{History, Hold, Range, Session, Status};
 use crate::output::Output;
 use cdp_core::when::format_bytes;
 use cdp_net::owner::Request;
+use cdp_net::report::RangeKind;
 use clap::Args;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,6 +33,9 @@ impl Arguments {
         Ok(damage_said(status.damaged.as_deref(), output))
     }
 }
+
+/// So many moments of a kind are listed, and no more.
+const FEW: usize = 8;
 
 fn for_people(status: &Status) -> String {
     let owner = status.owner_pid.map(|pid| format!(" by process {pid}")).unwrap_or_default();
@@ -65,10 +70,10 @@ fn for_people(status: &Status) -> String {
         let copied = if disk.incomplete { ", being copied: it cannot be restored yet" } else { "" };
         text.push_str(&format!("disk    {} ({}){place}{copied}\n", disk.name, format_bytes(disk.size)));
     }
-    status.ranges.iter().for_each(|range| text.push_str(&format!("keeps   {}", range_line(range))));
+    text.push_str(&ranges_lines(&status.ranges));
     text.push_str(&history_lines(&status.history));
     status.sessions.iter().for_each(|session| text.push_str(&session_line(session)));
-    status.holds.iter().for_each(|hold| text.push_str(&hold_line(hold)));
+    text.push_str(&holds_lines(&status.holds));
     if status.pins > 0 {
         text.push_str(&format!("held    by {}\n", human::count(status.pins as usize, "reader")));
     }
@@ -92,6 +97,41 @@ fn history_lines(history: &History) -> String {
     text
 }
 
+/// Ranges, and single moments where they are few; else how many there are.
+fn ranges_lines(ranges: &[Range]) -> String {
+    let (single, whole): (Vec<_>, Vec<_>) = ranges.iter().partition(|range| range.kind == RangeKind::Only);
+    let line = |range: &&Range| format!("keeps   {}", range_line(range));
+    let mut text: String = whole.iter().map(line).collect();
+    // The newest stands first.
+    match (single.first(), single.last()) {
+        (Some(newest), Some(oldest)) if single.len() > FEW => text.push_str(&format!(
+            "keeps   only {} from {} to {}: `cdp points` lists them\n",
+            human::count(single.len(), "moment"),
+            human::local_time(oldest.to_time),
+            human::local_time(newest.to_time)
+        )),
+        _ => text.extend(single.iter().map(line)),
+    }
+    text
+}
+
+/// What holds moments; each for itself where it holds few.
+fn holds_lines(holds: &[Hold]) -> String {
+    let mut by: BTreeMap<&str, Vec<&Hold>> = BTreeMap::new();
+    holds.iter().for_each(|hold| by.entry(&hold.by).or_default().push(hold));
+    let of = |(by, holds): (&str, Vec<&Hold>)| match holds.as_slice() {
+        [oldest, .., newest] if holds.len() > FEW => format!(
+            "kept    {} by {by}: {} since {}, the last is {}\n",
+            human::count(holds.len(), "moment"),
+            format_bytes(holds.iter().map(|hold| hold.bytes).sum()),
+            human::moment(&oldest.at),
+            human::moment(&newest.at)
+        ),
+        _ => holds.into_iter().map(hold_line).collect(),
+    };
+    by.into_iter().map(of).collect()
+}
+
 fn hold_line(hold: &Hold) -> String {
     let label = hold.label.as_ref().map(|label| format!(" {label:?}")).unwrap_or_default();
     format!("kept    {} by {}{label}: {}\n", human::moment(&hold.at), hold.by, format_bytes(hold.bytes))
@@ -108,6 +148,24 @@ mod tests {
     use super::*;
     use crate::json::tests::{at, range};
     use crate::json::{Disk, Lack, Space, State};
+
+    #[test]
+    fn many_moments_are_counted_and_few_are_listed() {
+        let hold = |by: &str| Hold { at: at(), by: by.to_owned(), label: None, bytes: 1 << 20 };
+        let only = || Range { kind: RangeKind::Only, ..range() };
+        let holds: Vec<_> = (0..3).map(|_| hold("pin")).chain((0..1000).map(|_| hold("long"))).collect();
+        let text = holds_lines(&holds);
+        assert_eq!(text.matches(" by pin: 1.00 MiB\n").count(), 3, "{text}");
+        assert!(text.contains("kept    1000 moments by long: 1000 MiB since point 0011"), "{text}");
+        assert_eq!(text.lines().count(), 4);
+        let ranges = |count: usize| {
+            ranges_lines(&std::iter::once(range()).chain((0..count).map(|_| only())).collect::<Vec<_>>())
+        };
+        assert_eq!(ranges(8).lines().count(), 9);
+        let text = ranges(900);
+        assert_eq!(text.lines().count(), 2);
+        assert!(text.contains("keeps   only 900 moments from "), "{text}");
+    }
 
     #[test]
     fn a_status_in_words() {

@@ -5,6 +5,7 @@ use crate::support::{Guest, Mounted, Place, Running, cdp, hash, mark, noise, res
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 const DISK: usize = 8 << 20;
@@ -58,7 +59,8 @@ impl Scene {
         ask("status", &self.replica, &[])
     }
 
-    /// Overwrites blocks at random places, no faster than the journal takes them.
+    /// Overwrites blocks at random places, no faster than the journal takes them and history is merged: on a machine that is busy with other
+    /// things either may take long.
     fn overwrite(&mut self, bytes: u64) {
         let end = self.written + bytes;
         while self.written < end {
@@ -68,12 +70,27 @@ impl Scene {
                 self.guest.write(place * 4096, noise(seed ^ 0xabcd, 32 << 10));
             }
             self.written += MIB;
-            let replica = self.replica.clone();
-            wait_for("the journal", || {
-                let status = ask("status", &replica, &[]);
-                status["durable_lsn"] == status["lsn"] || status["state"] == "no-space" || status["state"] == "quota"
-            });
+            self.settle();
         }
+    }
+
+    /// Waits until everything is durable and there is room for a few segments; or until it has stopped for good.
+    fn settle(&self) {
+        wait_for("the journal", || {
+            let status = self.status();
+            let room = status["history"]["room_bytes"].as_u64().is_none_or(|bytes| bytes >= 3 * SEGMENT);
+            let through = status["durable_lsn"] == status["lsn"] && room;
+            through || status["history"]["problem"].is_string() || status["state"] == "no-space"
+        });
+    }
+
+    /// The status, if nothing is recorded any more and it says why.
+    fn stopped(&self) -> Option<Value> {
+        let stopped = |status: &Value| {
+            let [needed, free] = ["needed_bytes", "free_bytes"].map(|what| status["lacks"][what].as_u64().unwrap_or(0));
+            status["state"] == "quota" && status["history"]["problem"].is_string() && free < needed
+        };
+        Some(self.status()).filter(stopped)
     }
 
     fn mark(&mut self) -> String {
@@ -81,6 +98,17 @@ impl Scene {
         mark(&self.replica, &label);
         self.known.push((label.clone(), self.guest.hash()));
         label
+    }
+
+    /// Names the present if it can be kept.
+    fn try_mark(&mut self) -> bool {
+        let label = format!("at {}", self.written / MIB);
+        let marked = cdp(&[OsStr::new("mark"), self.replica.as_os_str(), OsStr::new("--label"), OsStr::new(&label)]);
+        let done = marked.status == 0;
+        if done {
+            self.known.push((label, self.guest.hash()));
+        }
+        done
     }
 
     fn announced(&self) -> Option<Value> {
@@ -209,18 +237,26 @@ fn pins_that_leave_no_room_stop_the_protection_and_are_named() {
     let place = Place::new();
     let mut scene = Scene::begin(place.path("replica"), 704, &["--quota", "64MiB"]);
     let mut pinned = Vec::new();
-    while scene.status()["state"] != "quota" {
-        assert!(scene.written < 4 * TOO_MUCH, "there is still room: {}", scene.status());
-        scene.overwrite(8 * MIB);
-        if scene.status()["state"] == "quota" {
-            break;
+    let mut next = 0;
+    let status = loop {
+        if let Some(status) = scene.stopped() {
+            break status;
         }
-        let label = scene.mark();
-        ask("pin", &scene.replica, &["--at", &label]);
-        pinned.push(label);
-    }
-    wait_for("the reason", || scene.status()["history"]["problem"].is_string());
-    let status = scene.status();
+        let status = scene.status();
+        if status["state"] != "protecting" || status["lsn"] != status["durable_lsn"] {
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        }
+        assert!(scene.written < 4 * TOO_MUCH, "there is still room: {status}");
+        // It may stop just now.
+        if scene.written >= next && scene.try_mark() {
+            let (label, _) = scene.known.last().unwrap();
+            ask("pin", &scene.replica, &["--at", label]);
+            pinned.push(label.clone());
+            next = scene.written + 8 * MIB;
+        }
+        scene.overwrite(MIB);
+    };
     let problem = status["history"]["problem"].as_str().unwrap();
     assert!(problem.contains("held since old moments") && problem.contains("by the pin"), "{status}");
     assert!(status["lacks"]["needed_bytes"].as_u64().unwrap() >= SEGMENT, "{status}");

@@ -63,7 +63,7 @@ fn ours(storage: &Arc<dyn Storage>, rig: &mut Rig) -> Result<f64, Failure> {
         stamp: Stamp { epoch: ClockEpoch(1), time: wall },
     };
     let begin = Instant::now();
-    retention::begin(&mut rig.writer, to, None);
+    retention::begin(&mut rig.writer, to, None, None);
     rig.drain();
     let (manifest, snapshot) = (rig.writer.manifest().clone(), rig.writer.snapshot());
     let mut bases = Bases::default();

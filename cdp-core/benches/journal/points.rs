@@ -88,7 +88,8 @@ impl Making {
             let id = Timeline::new([(keep.number % 250 + 2) as u8; 16]).ok_or("an id of zeros")?;
             kept::create(storage.as_ref(), replica.manifest(), keep.number, id, now)?;
         }
-        retention::begin(&mut self.rig.writer, to, keep);
+        let point = retention::point_at(replica.catalogue(), &to);
+        retention::begin(&mut self.rig.writer, to, point, keep);
         self.rig.drain();
         let manifest = self.rig.writer.manifest().clone();
         let mut dice = Dice(lsn.0);

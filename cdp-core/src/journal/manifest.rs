@@ -11,6 +11,7 @@ pub(super) mod tests;
 pub use self::retention::{Arrival, KeptInfo, LayerInfo, Retention, StampedMoment};
 use super::layout::Summary;
 use super::level::RunInfo;
+use crate::frame::Mark;
 use crate::trust::WrappedKey;
 use crate::types::{DiskId, GroupId, Lsn, ReplicaId, SegmentId, Timeline, WallTime};
 use std::collections::BTreeSet;
@@ -76,6 +77,8 @@ pub struct Manifest {
     pub retention: Retention,
     /// The merge that is under way, by the moment up to which it goes: bases may hold what it wrote, or not.
     pub merge: Option<StampedMoment>,
+    /// What the point says that was made at [`Manifest::oldest`], if one was: the record that says it may be merged.
+    pub oldest_point: Option<Mark>,
     /// The least number that a new disk may get, as far as the disks that are listed do not say it; see [`Manifest::free_disk`].
     pub next_disk: u16,
     /// Sizes of disks that are announced.
@@ -377,6 +380,7 @@ impl Manifest {
             kept: Vec::new(),
             retention: Retention::default(),
             merge: None,
+            oldest_point: None,
             next_disk: 1,
             resizing: Vec::new(),
             next_run: 1,

@@ -6,19 +6,19 @@
 use super::decide::{Action, Facts, Loss, decide};
 use super::footer;
 use super::index::IndexRun;
-use super::layout::{FIXED_BYTES, OPENING_AT, Summary, decode_trailer};
+use super::layout::{ENVELOPE_BYTES, FIXED_BYTES, OPENING_AT, Summary, decode_trailer};
 use super::level;
 use super::manifest::{
     Generation, MANIFEST_MAX, MANIFEST_NAME, MANIFEST_TMP, Manifest, SegmentInfo, SegmentState, is_journal_file,
     segment_name,
 };
-use super::reader::ReadError;
-use super::scan::{AtRest, Depth, Scan, Stop, check_header, scan};
+use super::reader::{ReadError, parse_head};
+use super::scan::{AtRest, Depth, Scan, Stop, check_chunks, check_header, scan, twice};
 use super::snapshot::{SegmentView, Snapshot};
 use crate::journal::bytes::FormatError;
 use crate::media::{self, File, MediaError, MediaErrorKind, Operation, Storage};
 use crate::trust::{FileKey, KeyError, KeyHolder, Keyring, WrappingKey};
-use crate::types::{DurableLsn, Lsn, SegmentId, Timeline};
+use crate::types::{DurableLsn, Extent, Lsn, SegmentId, Timeline};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -460,7 +460,7 @@ fn settle<T>(result: Result<T, ReadError>) -> Result<Result<T, ReadError>, OpenE
 
 fn open_checked(storage: &dyn Storage, directory: &str, info: &SegmentInfo) -> Result<Arc<dyn File>, ReadError> {
     let file = storage.open(&media::join(directory, &segment_name(info.number)), false)?;
-    check_header(file.as_ref(), (info.number, info.id, info.key))?;
+    twice(|| check_header(file.as_ref(), (info.number, info.id, info.key)))?;
     Ok(file)
 }
 
@@ -502,7 +502,7 @@ fn examine_sealed(
         }
         Ok(())
     };
-    let wrong = settle(check())?.err().map(|error| (error.offset().unwrap_or(0), error.to_string()));
+    let wrong = settle(twice(check))?.err().map(|error| (error.offset().unwrap_or(0), error.to_string()));
     let (last, whole) = (summary.last_lsn, summary.whole_lsn);
     Ok(Found { facts: Facts::Sealed { sound: wrong.is_none(), last, whole }, scan: None, wrong })
 }
@@ -619,14 +619,11 @@ fn seal(
     };
     let run = IndexRun::merge(&scan.runs);
     if run.frames[0].last_lsn > scan.witness {
-        let mut bytes = [0; FIXED_BYTES];
-        file.read_exact_at(OPENING_AT, &mut bytes)?;
-        file.write_all_at(OPENING_AT, &bytes)?;
+        file.write_all_at(OPENING_AT, &opening.encode())?;
     }
     let ends = run.frames.iter().skip(1).map(|next| next.offset).chain([scan.end]);
     for (frame, end) in run.frames.iter().zip(ends).filter(|(frame, _)| frame.last_lsn > scan.witness) {
-        let mut bytes = vec![0; (end - frame.offset) as usize];
-        file.read_exact_at(frame.offset, &mut bytes)?;
+        let bytes = twice(|| read_frame(file.as_ref(), info, Extent::new(frame.offset, end - frame.offset)))?;
         file.write_all_at(frame.offset, &bytes)?;
     }
     let facts = footer::Facts {
@@ -643,6 +640,20 @@ fn seal(
     file.set_len(summary.file_bytes)?;
     file.sync()?;
     Ok(summary)
+}
+
+/// The bytes of a frame that was valid when it was scanned, to be written again: only if they still are.
+fn read_frame(file: &dyn File, info: &SegmentInfo, place: Extent) -> Result<Vec<u8>, ReadError> {
+    let (segment, offset) = (info.number, place.offset);
+    let mut bytes = vec![0; place.length as usize];
+    file.read_exact_at(offset, &mut bytes)?;
+    let (envelope, head) = parse_head(segment, info.id, offset, &bytes)?;
+    let body_at = envelope.body_at() as usize;
+    check_chunks(&head, &bytes[body_at..]).map_err(|source| ReadError::Frame { segment, offset, source })?;
+    // Nothing verifies what lies between, which is zeros.
+    bytes[ENVELOPE_BYTES + head.info.head_bytes as usize..body_at].fill(0);
+    bytes[body_at + head.info.body_bytes as usize..].fill(0);
+    Ok(bytes)
 }
 
 /// Replaces the manifest: written beside, synced, renamed over the old one, directory synced.

@@ -51,6 +51,12 @@ pub(super) struct Scan {
     pub(super) witness: Lsn,
 }
 
+/// What does not verify is read again before anything is concluded from it: media may give a flipped bit once, and a start must not
+/// cut off, remove or drop what the next reading would find whole.
+pub(super) fn twice<T, E>(read: impl Fn() -> Result<T, E>) -> Result<T, E> {
+    read().or_else(|_| read())
+}
+
 /// Checks that the file is the segment that the manifest means, sealed at rest by the key that it names.
 pub(super) fn check_header(file: &dyn File, (number, id, key): (u64, SegmentId, u32)) -> Result<(), ReadError> {
     let mut bytes = [0; FIXED_BYTES];
@@ -95,7 +101,12 @@ pub(super) fn scan(
     let mut bytes = vec![0; FIXED_BYTES];
     file.read_exact_at(OPENING_AT, &mut bytes)?;
     let failed = |source| ReadError::Format { segment: number, offset: OPENING_AT, source };
-    match Opening::decode(&bytes) {
+    let mut opening = Opening::decode(&bytes);
+    if opening.is_err() {
+        file.read_exact_at(OPENING_AT, &mut bytes)?;
+        opening = Opening::decode(&bytes);
+    }
+    match opening {
         Ok(opening) if opening.id == id => {
             scan.witness = opening.durable;
             scan.opening = Some(opening);
@@ -126,7 +137,11 @@ impl Scan {
     ) -> Result<(), ReadError> {
         let (mut sequence, mut chunks, mut epoch) = (1, 0, None);
         loop {
-            match self.frame(file, segment, depth, at_rest, (sequence, chunks, epoch)) {
+            let mut found = self.frame(file, segment, depth, at_rest, (sequence, chunks, epoch));
+            if found.is_err() {
+                found = self.frame(file, segment, depth, at_rest, (sequence, chunks, epoch));
+            }
+            match found {
                 Ok(Some(head)) => {
                     sequence += 1;
                     chunks += head.chunks.len() as u32;

@@ -14,6 +14,8 @@ const SLACK: u64 = 8;
 const ARRIVALS: u64 = 16;
 /// Segments are so small a part of the quota: several are kept free for what comes and for merging.
 const QUOTA_SEGMENTS: u64 = 32;
+/// How long a merge of an eighth of the bound takes about, in seconds, its syncs and manifests with it.
+const MERGE_S: u64 = 2;
 /// The shortest time between two of those, in milliseconds.
 const ARRIVAL_MS_MIN: u64 = 100;
 
@@ -67,10 +69,35 @@ pub fn arrival_ms(policy: &Policy) -> u64 {
     (policy.window_ms / ARRIVALS).max(ARRIVAL_MS_MIN)
 }
 
-/// What is to be merged now. `sealed`: the segments that are, oldest first; `open_bytes`: what those take that are not. `at_once`:
-/// also what would not be worth its while yet.
+/// The journal of a replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Journal<'a> {
+    /// The segments that are sealed, oldest first.
+    pub sealed: &'a [Held],
+    /// What those take that are not, in bytes.
+    pub open_bytes: u64,
+    /// How fast it grows, in bytes a second.
+    pub bytes_per_s: u64,
+}
+
+impl Journal<'_> {
+    /// What it takes, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.sealed.iter().map(|segment| segment.bytes).sum::<u64>() + self.open_bytes
+    }
+
+    /// What it will take when a merge that begins now is through, in bytes: no more is foreseen than an eighth of the bound, which is
+    /// what a merge makes room for.
+    #[must_use]
+    pub fn foreseen(&self, max_bytes: u64) -> u64 {
+        self.bytes() + self.bytes_per_s.saturating_mul(MERGE_S).min(max_bytes / SLACK)
+    }
+}
+
+/// What is to be merged now. `at_once`: also what would not be worth its while yet.
 #[must_use]
-pub fn due(policy: &Policy, past: &Retention, sealed: &[Held], open_bytes: u64, at_once: bool) -> Option<Due> {
+pub fn due(policy: &Policy, past: &Retention, journal: &Journal<'_>, at_once: bool) -> Option<Due> {
     let merged = past.oldest.map_or(Lsn::ZERO, |oldest| oldest.lsn);
     let older_than = |ms: u64| {
         let then = past.elapsed_ms.checked_sub(ms)?;
@@ -79,20 +106,20 @@ pub fn due(policy: &Policy, past: &Retention, sealed: &[Held], open_bytes: u64, 
     let slack = if at_once { 0 } else { policy.window_ms / SLACK };
     let worth = older_than(policy.window_ms + slack).is_some_and(|lsn| lsn > merged);
     let window = older_than(policy.window_ms).filter(|lsn| worth && *lsn > merged);
-    let bytes = over_bound(policy.max_bytes, sealed, open_bytes).filter(|lsn| *lsn > merged);
+    let bytes = over_bound(policy.max_bytes, journal).filter(|lsn| *lsn > merged);
     let window = window.map(|upto| Due { upto, reason: Reason::Window });
     let bytes = bytes.map(|upto| Due { upto, reason: Reason::Bytes });
     [window, bytes].into_iter().flatten().max_by_key(|due| due.upto)
 }
 
-/// The last LSN of the oldest segments without which the journal is an eighth below its bound, if it is above.
-fn over_bound(max_bytes: u64, sealed: &[Held], open_bytes: u64) -> Option<Lsn> {
-    let mut bytes = sealed.iter().map(|segment| segment.bytes).sum::<u64>() + open_bytes;
+/// The last LSN of the oldest segments without which the journal is an eighth below its bound, if it is above or soon will be.
+fn over_bound(max_bytes: u64, journal: &Journal<'_>) -> Option<Lsn> {
+    let mut bytes = journal.foreseen(max_bytes);
     if max_bytes == 0 || bytes <= max_bytes {
         return None;
     }
     let mut upto = None;
-    for segment in sealed {
+    for segment in journal.sealed {
         if bytes <= max_bytes - max_bytes / SLACK {
             break;
         }
@@ -149,7 +176,7 @@ mod tests {
         for elapsed in (0..20_000).step_by(50) {
             for merged in (0..2_000).step_by(130) {
                 let past = past(elapsed, merged);
-                match due(&policy, &past, &[], 0, false) {
+                match due(&policy, &past, &Journal::default(), false) {
                     // Ten LSNs are a tenth of a second.
                     Some(Due { upto, reason }) => {
                         assert_eq!(reason, Reason::Window);
@@ -165,18 +192,29 @@ mod tests {
     #[test]
     fn at_once_means_all_that_is_older() {
         let past = past(1_700, 0);
-        assert_eq!(due(&policy(1600, 0), &past, &[], 0, false), None);
-        assert_eq!(due(&policy(1600, 0), &past, &[], 0, true), Some(Due { upto: Lsn(10), reason: Reason::Window }));
+        assert_eq!(due(&policy(1600, 0), &past, &Journal::default(), false), None);
+        assert_eq!(
+            due(&policy(1600, 0), &past, &Journal::default(), true),
+            Some(Due { upto: Lsn(10), reason: Reason::Window })
+        );
     }
 
     #[test]
     fn the_bound_cuts_the_window() {
         let sealed: Vec<_> = (1..=10).map(|n| Held { last: Lsn(n * 100), bytes: 100, plain: 100 }).collect();
-        let due = |max, open| due(&policy(1 << 40, max), &past(900, 0), &sealed, open, false);
+        let at_rate = |max, open_bytes, bytes_per_s| {
+            let journal = Journal { sealed: &sealed, open_bytes, bytes_per_s };
+            due(&policy(1 << 40, max), &past(900, 0), &journal, false)
+        };
+        let due = |max, open| at_rate(max, open, 0);
         assert_eq!(due(0, 50), None);
         assert_eq!(due(1050, 50), None);
         assert_eq!(due(1049, 50), Some(Due { upto: Lsn(200), reason: Reason::Bytes }), "918 or fewer stay");
         assert_eq!(due(10, 50), Some(Due { upto: Lsn(1000), reason: Reason::Bytes }), "what is not sealed stays");
+        let bytes = |upto| Some(Due { upto: Lsn(upto), reason: Reason::Bytes });
+        assert_eq!((at_rate(1190, 50, 70), at_rate(1190, 50, 71)), (None, bytes(200)), "1050, and 142 by then");
+        assert_eq!(at_rate(1200, 50, 1 << 40), None, "no further ahead than 150");
+        assert_eq!(at_rate(0, 50, 1 << 40), None);
     }
 
     #[test]

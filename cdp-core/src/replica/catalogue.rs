@@ -217,7 +217,8 @@ impl Branch {
 
     /// The frontier moved: everything up to `lsn` is durable and settled, and `stamp` is that of the last such record.
     pub fn advance(&mut self, lsn: Lsn, stamp: Stamp) {
-        if lsn <= self.frontier.lsn {
+        // Where nothing of its own is durable yet, what is durable is its past.
+        if lsn <= self.frontier.lsn.max(self.fork) {
             return;
         }
         while self.pending.front().is_some_and(|event| event.lsn <= lsn) {

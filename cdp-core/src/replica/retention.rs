@@ -50,16 +50,18 @@ pub fn to_keep(manifest: &Manifest, held: &Held, catalogue: &Catalogue) -> Optio
     Some(KeptInfo { number: manifest.next_kept, moment, point: point_at(catalogue, &moment), disks })
 }
 
-fn point_at(catalogue: &Catalogue, moment: &StampedMoment) -> Option<Mark> {
+/// What the point says that was made at a moment, if one was.
+#[must_use]
+pub fn point_at(catalogue: &Catalogue, moment: &StampedMoment) -> Option<Mark> {
     let points = catalogue.branch(moment.timeline)?.points();
     let at = points.binary_search_by_key(&moment.lsn, |point| point.id.lsn).ok()?;
     Some(points[at].mark.clone())
 }
 
-/// Names a merge, and the moment that is kept of where it begins.
-pub fn begin(writer: &mut Writer, to: StampedMoment, keep: Option<KeptInfo>) -> Generation {
+/// Names a merge, the point that was made where it ends ([`point_at`]), and the moment that is kept of where it begins.
+pub fn begin(writer: &mut Writer, to: StampedMoment, point: Option<Mark>, keep: Option<KeptInfo>) -> Generation {
     writer.edit(move |manifest| {
-        manifest.merge = Some(to);
+        (manifest.merge, manifest.oldest_point) = (Some(to), point);
         if let Some(keep) = keep {
             manifest.next_kept = manifest.next_kept.max(keep.number + 1);
             manifest.kept.push(keep);
@@ -90,11 +92,12 @@ pub fn end(writer: &mut Writer, bases: &[(DiskId, BaseInfo)]) -> Generation {
     })
 }
 
-/// Drops the timelines before one that nothing names any more.
+/// Drops the timelines before one that lie before every one that is still named: those between are the way to it.
 fn drop_timelines(manifest: &mut Manifest, oldest: Timeline) {
-    let mut merged = BTreeSet::new();
+    let mut merged = Vec::new();
     let mut next = manifest.timeline(oldest).and_then(|info| info.parent);
-    while let Some(timeline) = next.filter(|timeline| merged.insert(*timeline)) {
+    while let Some(timeline) = next.filter(|timeline| !merged.contains(timeline)) {
+        merged.push(timeline);
         next = manifest.timeline(timeline).and_then(|info| info.parent);
     }
     let segments = manifest.segments.iter().filter_map(|segment| Some(segment.summary()?.timeline));
@@ -103,7 +106,9 @@ fn drop_timelines(manifest: &mut Manifest, oldest: Timeline) {
     let sessions = manifest.sessions.iter().map(|session| session.parent);
     let named: BTreeSet<_> = segments.chain(kept).chain(pins).chain(sessions).collect();
     // Segments that are not sealed are of the newest timeline, which is none of those.
-    manifest.timelines.retain(|info| !merged.contains(&info.id) || named.contains(&info.id));
+    let way = merged.iter().rposition(|timeline| named.contains(timeline)).map_or(0, |last| last + 1);
+    let gone: BTreeSet<_> = merged.drain(way..).collect();
+    manifest.timelines.retain(|info| !gone.contains(&info.id));
 }
 
 /// Takes kept moments out of the manifest that nothing held needs: their numbers, whose stores are to be removed when that is

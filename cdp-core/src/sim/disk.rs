@@ -4,6 +4,8 @@
 //! holds a first part of the new bytes), any of the lengths it had since, and any subset of the names made, changed and
 //! removed since the directory's last sync. What was synced stays. The same seed leaves the same.
 //!
+//! A read may return a flipped bit of what is there ([`SimDisk::flip_read`]); the media stay as they are.
+//!
 //! Either the power goes at one change ([`SimDisk::cut_at`]), or the disk remembers itself after every change
 //! ([`SimDisk::remember`]) and one life is told once for all the cuts that it may meet ([`SimDisk::past`]).
 
@@ -65,8 +67,41 @@ struct State {
     effects: u64,
     cut_at: Option<u64>,
     trace: u64,
+    /// Reads so far that gave any bytes.
+    reads: u64,
+    flip: Option<Flip>,
     /// As it was before and after each change since it was asked to remember; whoever asks bounds its life.
     past: Option<Vec<Media>>,
+}
+
+/// A read that goes wrong, once.
+#[derive(Clone, Debug)]
+struct Flip {
+    /// The read, counted as [`State::reads`] counts.
+    read: u64,
+    seed: u64,
+    /// The file's name, once it was read.
+    met: Option<String>,
+}
+
+impl Flip {
+    /// Flips one of the bits that were read, if it is this read that goes wrong.
+    fn meet(&mut self, read: u64, name: &str, out: &mut [IoSliceMut<'_>], length: usize) {
+        if self.read != read {
+            return;
+        }
+        let mut dice = Dice { survival: Survival::Some(0), state: self.seed.wrapping_add(read) };
+        dice.next();
+        let mut at = dice.next() as usize % length;
+        for buffer in out {
+            if let Some(byte) = buffer.get_mut(at) {
+                *byte ^= 1 << (dice.next() % 8);
+                break;
+            }
+            at -= buffer.len();
+        }
+        self.met = Some(name.to_owned());
+    }
 }
 
 /// A simulated directory. Clones share it.
@@ -91,6 +126,24 @@ impl SimDisk {
     /// still have reached the media in part, everything after it fails.
     pub fn cut_at(&self, effect: u64) {
         self.state().cut_at = Some(effect);
+    }
+
+    /// Of the reads from now on the `read`-th (from 0) gives one flipped bit, which the seed chooses. The media do not change.
+    pub fn flip_read(&self, read: u64, seed: u64) {
+        let mut state = self.state();
+        state.flip = Some(Flip { read: state.reads + read, seed, met: None });
+    }
+
+    /// The file of which a read gave a flipped bit, since it was asked for.
+    #[must_use]
+    pub fn flipped(&self) -> Option<String> {
+        self.state().flip.as_ref().and_then(|flip| flip.met.clone())
+    }
+
+    /// Reads so far that gave any bytes.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.state().reads
     }
 
     /// Changes so far.
@@ -401,13 +454,21 @@ impl SimFile {
 
 impl File for SimFile {
     fn read_vectored_at(&self, offset: u64, out: &mut [IoSliceMut<'_>]) -> Result<usize> {
-        let state = self.disk.state();
+        let mut state = self.disk.state();
         let bytes = &state.media.inodes[self.inode].live;
         let mut at = offset;
-        for buffer in out {
+        for buffer in out.iter_mut() {
             at += bytes.read(at, buffer) as u64;
         }
-        Ok((at - offset) as usize)
+        let length = (at - offset) as usize;
+        if length > 0 {
+            let State { reads, flip, .. } = &mut *state;
+            if let Some(flip) = flip {
+                flip.meet(*reads, &self.name, out, length);
+            }
+            *reads += 1;
+        }
+        Ok(length)
     }
 
     fn write_vectored_at(&self, offset: u64, data: &[IoSlice<'_>]) -> Result<()> {

@@ -7,6 +7,7 @@ mod decoders;
 mod diff;
 mod disks;
 mod emptied;
+mod flipped;
 mod golden;
 mod golden_bases;
 mod kit;

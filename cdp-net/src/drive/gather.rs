@@ -30,7 +30,7 @@ pub(super) struct Together {
     pub(super) data: Vec<Bytes>,
 }
 
-/// What is to be written.
+/// What is to be written: as many bytes as who gives them lets be under way, see [the driver](super).
 #[derive(Debug, Default)]
 pub(super) struct Gather {
     waiting: VecDeque<Append>,

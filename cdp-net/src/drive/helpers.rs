@@ -39,7 +39,7 @@ struct Job {
     work: Work,
 }
 
-/// The threads. Dropping this waits until all is done that was pushed.
+/// The threads. Their queue holds what was given and not begun, which who gives it bounds, see [the driver](super). Dropping this waits until all is done that was pushed.
 #[derive(Debug)]
 pub(super) struct Helpers {
     queue: Option<Sender<Job>>,

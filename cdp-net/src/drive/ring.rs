@@ -49,7 +49,7 @@ struct Shared {
     done: Arc<Done>,
 }
 
-/// What is to be handed to the kernel.
+/// What is to be handed to the kernel; bounded as all that a driver is given.
 #[derive(Debug, Default)]
 struct Queue {
     gather: Gather,

@@ -192,14 +192,20 @@ impl Host {
             let replica = self.replica();
             plan(&replica, &Self::held(&replica, readers), due).map_err(|error| document::unreadable(&error))
         };
-        let due = due(&self.replica(), scope == Scope::AtOnce);
+        // Who asks for it wants the policy applied to what there is.
+        let live = self.live().filter(|_| scope != Scope::AtOnce);
+        let growth = live.map_or(0, |live| live.stored_bytes_per_s());
+        let due = due(&self.replica(), growth, scope == Scope::AtOnce);
         if let Some(plan) = due.map(planned).transpose()?.flatten() {
             return Ok(Some(plan));
         }
         if scope != Scope::WithRoom {
             return Ok(None);
         }
-        Ok(self.due_for_room().map(planned).transpose()?.flatten())
+        let Some(due) = self.due_for_room() else { return Ok(None) };
+        let plan = planned(due)?;
+        *lock(&self.retained.shortage) = if plan.is_none() { Some(Shorten::Nothing) } else { None };
+        Ok(plan)
     }
 
     /// Makes the store of the moment that is to be kept: before anything is hidden, because there may be no room for it.
@@ -235,7 +241,8 @@ impl Host {
         let storage = self.storage();
         if !plan.begun {
             let (to, keep) = (plan.to, plan.keep.clone());
-            self.change_for_merge(Box::new(move |writer| retention::begin(writer, to, keep)))?;
+            let point = retention::point_at(self.replica().catalogue(), &to);
+            self.change_for_merge(Box::new(move |writer| retention::begin(writer, to, point, keep)))?;
         } else if !self.replica().keys().is_empty() {
             // Who goes on with a merge seals with a key of its own: the first change is what has one drawn.
             self.edit(Box::new(|_| {}))?;
@@ -378,7 +385,7 @@ impl Host {
         let replica = self.replica();
         let held = Self::held(&replica, readers);
         let mut pruned = Pruned { dry_run: true, oldest: oldest_at(&replica)?, ..Pruned::default() };
-        if let Some(due) = due(&replica, true) {
+        if let Some(due) = due(&replica, 0, true) {
             let target = restorable(&replica, due.upto);
             pruned.holds = held.range(..=target).count() as u64;
             let moment = replica.catalogue().on_path(target).map(|branch| replica.exact(branch.timeline, target));
@@ -432,14 +439,15 @@ pub(super) fn journal_bytes(replica: &Replica) -> (Vec<policy::Held>, u64) {
     (sealed.collect(), runs + open.map(|segment| length(segment.number)).sum::<u64>())
 }
 
-fn due(replica: &Replica, at_once: bool) -> Option<Due> {
+fn due(replica: &Replica, bytes_per_s: u64, at_once: bool) -> Option<Due> {
     let manifest = replica.manifest();
     // Below a base that is not there yet nothing can be merged.
     if is_unseeded(manifest) {
         return None;
     }
-    let (sealed, open) = journal_bytes(replica);
-    policy::due(&manifest.policy, &manifest.retention, &sealed, open, at_once)
+    let (sealed, open_bytes) = journal_bytes(replica);
+    let journal = policy::Journal { sealed: &sealed, open_bytes, bytes_per_s };
+    policy::due(&manifest.policy, &manifest.retention, &journal, at_once)
 }
 
 /// The last moment up to an LSN that can be restored and merged; zero if there is none.
@@ -452,9 +460,23 @@ pub(super) fn restorable(replica: &Replica, upto: Lsn) -> Lsn {
     catalogue.neighbours(trunk.timeline, upto.next()).before.map_or(Lsn::ZERO, |moment| moment.lsn)
 }
 
+/// The moment up to which is merged. Where nothing up to there can be restored but what is merged already, as in a gap that is larger than
+/// a segment, it is the next one that can be: unless that is younger than the window, which alone is no reason to end it.
+fn target(replica: &Replica, due: Due) -> Lsn {
+    let merged = replica.manifest().retention.oldest.map_or(Lsn::ZERO, |oldest| oldest.lsn);
+    let found = restorable(replica, due.upto);
+    if found > merged || due.reason == Reason::Window {
+        return found;
+    }
+    let (sealed, _) = journal_bytes(replica);
+    let further =
+        sealed.iter().filter(|segment| segment.last > due.upto).map(|segment| restorable(replica, segment.last));
+    further.into_iter().find(|next| *next > merged).unwrap_or(found)
+}
+
 fn plan(replica: &Replica, held: &Held, due: Due) -> Result<Option<Plan>, ReplicaError> {
     let manifest = replica.manifest();
-    let target = restorable(replica, due.upto);
+    let target = target(replica, due);
     let Some(lsn) = retention::stop(manifest, held, target) else { return Ok(None) };
     let Some(branch) = replica.catalogue().on_path(lsn) else { return Ok(None) };
     let timeline = branch.timeline;

@@ -201,11 +201,12 @@ impl Host {
         if !room.is_low() {
             *lock(&self.retained.trial) = None;
         }
-        *lock(&self.retained.shortage) = Some(decided).filter(|_| room.is_low());
         match decided {
-            Shorten::Merge(due) => Some(due),
-            _ => None,
+            // Whether there is such a merge is seen by who plans it.
+            Shorten::Merge(due) => return Some(due),
+            decided => *lock(&self.retained.shortage) = Some(decided).filter(|_| room.is_low()),
         }
+        None
     }
 
     /// How much a merge may write next, in bytes.

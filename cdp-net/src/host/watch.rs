@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 const LOOK_MAX: Duration = Duration::from_millis(500);
 /// The least.
 const LOOK_MIN: Duration = Duration::from_millis(25);
-/// The longest while there is little room.
-const LOOK_NEAR: Duration = Duration::from_millis(50);
+/// The longest while there is little room, or the journal is near its bound.
+const LOOK_NEAR: Duration = Duration::from_millis(25);
 /// How long it is left alone after a failure.
 const RETRY: Duration = Duration::from_secs(10);
 /// The same where room was lacking: somebody may make some at any time.
@@ -93,7 +93,7 @@ impl Watch {
             let over = Duration::from_millis(policy.window_ms / 8).min(GROWTH_OVER);
             let growth = self.host.live().and_then(|live| self.growth.take(live.stored_bytes_per_s(), over));
             *lock(&self.host.retained.growth) = growth;
-            let near = history.room_bytes.is_some();
+            let near = history.room_bytes.is_some() || self.host.is_near_bound();
             self.wait((every / 4).clamp(LOOK_MIN, if near { LOOK_NEAR } else { LOOK_MAX }));
         }
     }
@@ -187,14 +187,25 @@ impl From<room::Limit> for Limit {
 }
 
 impl Host {
-    /// Whether merging waits for nothing: the journal is above its bound, or there is hardly any room.
+    /// Whether the journal has taken three quarters of its bound.
+    fn is_near_bound(&self) -> bool {
+        let replica = self.replica();
+        let bound = replica.manifest().policy.max_bytes;
+        bound > 0 && all_bytes(&replica) > bound / 4 * 3
+    }
+
+    /// Whether merging waits for nothing: the journal is above its bound or soon will be, or there is hardly any room.
     fn is_urgent(&self) -> bool {
-        let (bound, bytes) = {
+        let growth = self.live().map_or(0, |live| live.stored_bytes_per_s());
+        let above = {
             let replica = self.replica();
             let bound = replica.manifest().policy.max_bytes;
-            (bound, if bound > 0 { all_bytes(&replica) } else { 0 })
+            bound > 0 && {
+                let (sealed, open_bytes) = journal_bytes(&replica);
+                policy::Journal { sealed: &sealed, open_bytes, bytes_per_s: growth }.foreseen(bound) > bound
+            }
         };
-        bytes > bound || self.room().is_some_and(|room| room.is_low())
+        above || self.room().is_some_and(|room| room.is_low())
     }
 
     /// How far back history goes, and will.

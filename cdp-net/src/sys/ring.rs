@@ -50,8 +50,13 @@ struct Underway<T> {
     _iovecs: Vec<libc::iovec>,
 }
 
-// SAFETY: the addresses lead into memory that `operation` owns, which may be sent itself and takes it along; nothing but the kernel
-// uses them, which does not mind by which thread it is asked.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Operation>();
+};
+
+// SAFETY: the addresses lead into memory that `operation` owns, which may be sent itself, as is seen to above, and takes it along;
+// nothing but the kernel uses them, which does not mind by which thread it is asked.
 unsafe impl<T: Send> Send for Underway<T> {}
 
 /// A ring, and what the kernel works on. Of one thread: others wake it.

@@ -6,6 +6,7 @@ use super::{RunInfo, run_name};
 use crate::journal::layout::FIXED_BYTES;
 use crate::journal::manifest::Manifest;
 use crate::journal::reader::ReadError;
+use crate::journal::scan::twice;
 use crate::media::{self, Storage};
 
 /// A run that the manifest named and a start dropped.
@@ -15,8 +16,8 @@ pub(in crate::journal) struct Fault {
     pub(in crate::journal) what: String,
 }
 
-/// Drops runs of which file, header, length or trailer are not as the manifest says, or whose segments are all gone. A failing
-/// read is as good as a missing file here: nothing is lost by it.
+/// Drops runs of which file, header, length or trailer are not as the manifest says, or whose segments are all gone. A read that
+/// fails twice is as good as a missing file here: nothing is lost by it.
 pub(in crate::journal) fn drop_unsound(storage: &dyn Storage, directory: &str, manifest: &mut Manifest) -> Vec<Fault> {
     let mut faults = Vec::new();
     let segments = &manifest.segments;
@@ -29,7 +30,7 @@ pub(in crate::journal) fn drop_unsound(storage: &dyn Storage, directory: &str, m
             faults.push(Fault { name, what });
             return false;
         }
-        match check(storage, &name, run) {
+        match twice(|| check(storage, &name, run)) {
             Ok(()) => true,
             Err(error) => {
                 faults.push(Fault { name, what: error.to_string() });

@@ -28,11 +28,26 @@ const RETENTION: u16 = 12;
 const MERGE: u16 = 13;
 const CHANGES: u16 = 14;
 const ROOM: u16 = 15;
+const OLDEST_POINT: u16 = 16;
 
 /// Sections that are read here.
-const KNOWN: [u16; 15] = [
-    IDENTITY, DISKS, TIMELINES, SEGMENTS, POLICY, SESSIONS, SEEDING, PINS, RUNS, KEPT, KEYS, RETENTION, MERGE, CHANGES,
+const KNOWN: [u16; 16] = [
+    IDENTITY,
+    DISKS,
+    TIMELINES,
+    SEGMENTS,
+    POLICY,
+    SESSIONS,
+    SEEDING,
+    PINS,
+    RUNS,
+    KEPT,
+    KEYS,
+    RETENTION,
+    MERGE,
+    CHANGES,
     ROOM,
+    OLDEST_POINT,
 ];
 
 /// Bounds on lists, far above what can be used.
@@ -108,6 +123,9 @@ impl Manifest {
             section(&mut put, ROOM, |put| {
                 put.u8(self.policy.when_full as u8).u64(self.policy.quota);
             });
+        }
+        if let Some(point) = &self.oldest_point {
+            section(&mut put, OLDEST_POINT, |put| retention::put_point(put, point));
         }
         for (tag, bytes) in &self.unknown {
             put.u16(*tag).u16(0).u32(bytes.len() as u32).bytes(bytes);
@@ -216,6 +234,7 @@ impl Manifest {
             KEPT => (self.next_kept, self.kept) = retention::take_kept(take)?,
             RETENTION => self.retention = Retention::take(take)?,
             MERGE => self.merge = Some(StampedMoment::take(take)?),
+            OLDEST_POINT => self.oldest_point = Some(retention::take_point(take)?),
             _ => {
                 self.pins = take.list("pins", PINS_MAX, |take| {
                     Ok(PinInfo {

@@ -114,6 +114,18 @@ impl StampedMoment {
     }
 }
 
+pub(super) fn put_point(put: &mut Put, point: &Mark) {
+    put.u8(point.kinds.bits()).u8(u8::from(point.on_barrier)).text(&point.label);
+}
+
+pub(super) fn take_point(take: &mut Take<'_>) -> Result<Mark, FormatError> {
+    Ok(Mark {
+        kinds: PointKinds::from_bits(take.u8()?),
+        on_barrier: take.kind("on_barrier", flag)?,
+        label: take.text("label", NAME_MAX)?,
+    })
+}
+
 pub(super) fn put_kept(put: &mut Put, next: u64, kept: &[KeptInfo]) {
     put.u64(next);
     list(put, kept, |put, kept| {
@@ -121,7 +133,7 @@ pub(super) fn put_kept(put: &mut Put, next: u64, kept: &[KeptInfo]) {
         kept.moment.put(put);
         put.u8(u8::from(kept.point.is_some()));
         if let Some(point) = &kept.point {
-            put.u8(point.kinds.bits()).u8(u8::from(point.on_barrier)).text(&point.label);
+            put_point(put, point);
         }
         list(put, &kept.disks, |put, (disk, size)| {
             put.u16(disk.get()).u64(*size);
@@ -136,11 +148,7 @@ pub(super) fn take_kept(take: &mut Take<'_>) -> Result<(u64, Vec<KeptInfo>), For
             number: take.u64_if("kept moment", |number| (1..next).contains(&number))?,
             moment: StampedMoment::take(take)?,
             point: match take.kind("point", flag)? {
-                true => Some(Mark {
-                    kinds: PointKinds::from_bits(take.u8()?),
-                    on_barrier: take.kind("on_barrier", flag)?,
-                    label: take.text("label", NAME_MAX)?,
-                }),
+                true => Some(take_point(take)?),
                 false => None,
             },
             disks: take.list("disks of a kept moment", DISKS_MAX, |take| {

@@ -1,6 +1,7 @@
 //! What is left of timelines when their oldest records are merged: everything from a moment on, and single moments before it.
 
 use super::{Branch, Catalogue, Point, Range, Role, Span};
+use crate::frame::Mark;
 use crate::journal::{KeptInfo, StampedMoment};
 use crate::types::{Lsn, PointId, Stamp, Timeline};
 use std::collections::BTreeSet;
@@ -77,6 +78,15 @@ impl Catalogue {
         }
         let trunk = self.branches.values_mut().filter(|branch| branch.role == Role::Trunk);
         trunk.for_each(|branch| branch.keep(kept));
+    }
+
+    /// At the oldest moment a point was made; the record that says so may be merged.
+    pub(in crate::replica) fn begin_with(&mut self, oldest: &StampedMoment, mark: &Mark) {
+        let Some(branch) = self.branches.get_mut(&oldest.timeline) else { return };
+        let id = PointId { timeline: oldest.timeline, lsn: oldest.lsn };
+        if let Err(at) = branch.points.binary_search_by_key(&id.lsn, |point| point.id.lsn) {
+            branch.points.insert(at, Point { id, stamp: oldest.stamp, mark: mark.clone() });
+        }
     }
 
     /// The timelines that lie wholly before one.

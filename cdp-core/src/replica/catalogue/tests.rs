@@ -119,6 +119,16 @@ fn a_new_timeline_goes_on_after_its_resync_and_the_old_one_stays() {
 }
 
 #[test]
+fn a_timeline_of_which_nothing_is_durable_offers_nothing() {
+    let mut second = Branch::new(timeline(2), 2, Some(timeline(1)), Lsn(40), Role::Trunk);
+    second.handle(event(1001, RecordKind::TimelineStart, None));
+    second.advance(Lsn(40), stamp(1, 10_010));
+    assert!(second.ranges().is_empty(), "{:?}", second.ranges());
+    second.advance(Lsn(1001), stamp(1, 10_010));
+    assert_eq!(ranges(&second), [(1001, 1001)]);
+}
+
+#[test]
 fn a_session_is_not_the_trunk() {
     let mut catalogue = Catalogue::default();
     let mut trunk = seeded(1);

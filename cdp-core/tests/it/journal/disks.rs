@@ -319,7 +319,9 @@ impl World {
                     .map_err(|e| e.to_string())?;
                 self.did("kept");
             }
-            retention::begin(&mut self.rig.writer, StampedMoment { timeline: on, lsn, stamp }, keep);
+            let to = StampedMoment { timeline: on, lsn, stamp };
+            let point = retention::point_at(replica.catalogue(), &to);
+            retention::begin(&mut self.rig.writer, to, point, keep);
             self.settle()?;
         }
     }

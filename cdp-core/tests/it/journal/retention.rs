@@ -215,7 +215,9 @@ impl Life {
                 kept::create(storage, self.rig.writer.manifest(), keep.number, timeline, now())
                     .map_err(|e| e.to_string())?;
             }
-            retention::begin(&mut self.rig.writer, StampedMoment { timeline, lsn, stamp: moment.stamp }, keep);
+            let to = StampedMoment { timeline, lsn, stamp: moment.stamp };
+            let point = retention::point_at(replica.catalogue(), &to);
+            retention::begin(&mut self.rig.writer, to, point, keep);
             self.settle()?;
         }
     }

@@ -128,7 +128,9 @@ impl Life {
                 kept::create(storage, self.rig.writer.manifest(), keep.number, id, NOW).map_err(said)?;
                 self.did("kept");
             }
-            retention::begin(&mut self.rig.writer, StampedMoment { timeline: on, lsn, stamp }, keep);
+            let to = StampedMoment { timeline: on, lsn, stamp };
+            let point = retention::point_at(replica.catalogue(), &to);
+            retention::begin(&mut self.rig.writer, to, point, keep);
             let passed = self.oldest.replace(lsn).filter(|passed| self.held().contains(passed));
             self.kept.extend(passed);
             self.settle()?;
