@@ -648,7 +648,7 @@ fn read_frame(file: &dyn File, info: &SegmentInfo, place: Extent) -> Result<Vec<
     let mut bytes = vec![0; place.length as usize];
     file.read_exact_at(offset, &mut bytes)?;
     let (envelope, head) = parse_head(segment, info.id, offset, &bytes)?;
-    let body_at = envelope.body_at() as usize;
+    let body_at = envelope.body_at(offset) as usize;
     check_chunks(&head, &bytes[body_at..]).map_err(|source| ReadError::Frame { segment, offset, source })?;
     // Nothing verifies what lies between, which is zeros.
     bytes[ENVELOPE_BYTES + head.info.head_bytes as usize..body_at].fill(0);
