@@ -84,6 +84,8 @@ pub(crate) fn random(plan: &Plan) -> Result<(), Failure> {
     let raw = std::fs::File::open(&path)?;
     let replica = scratch.path("replica");
     let last = filled(&replica, Compression::None, writes(&pool, length, WRITE, true)?, crate::frames::RECORDS)?;
+    cached(&path)?;
+    cached_all(&replica)?;
     let view_of = view(&replica, last)?;
     // Everything is in memory, and the regions' maps are made.
     whole(&view_of, length)?;
@@ -107,6 +109,8 @@ pub(crate) fn random(plan: &Plan) -> Result<(), Failure> {
     let chunks = Chunks::write(&scratch.path("chunks"), &pool, 1)?;
     let replica = scratch.path("packed");
     let last = filled(&replica, Compression::Zstd(1), writes(&pool, length, WRITE, false)?, crate::frames::RECORDS)?;
+    cached(&scratch.path("chunks"))?;
+    cached_all(&replica)?;
     let view_of = view(&replica, last)?;
     whole(&view_of, length)?;
     let (mut ours, mut limit) = (Vec::new(), Vec::new());
@@ -147,6 +151,19 @@ fn forget(path: &Path) -> Result<(), Failure> {
     file.sync_all()?;
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
     Ok(())
+}
+
+/// Reads a file into the system's cache, whatever way it was written: what was written through the cache lies in larger pieces of
+/// memory there than what went past it and was read in later, and is read faster.
+fn cached(path: &Path) -> Result<(), Failure> {
+    forget(path)?;
+    let (mut file, mut out) = (std::fs::File::open(path)?, vec![0; REQUEST as usize]);
+    while std::io::Read::read(&mut file, &mut out)? > 0 {}
+    Ok(())
+}
+
+fn cached_all(replica: &Path) -> Result<(), Failure> {
+    std::fs::read_dir(replica.join(DIRECTORY))?.try_for_each(|entry| cached(&entry?.path()))
 }
 
 fn forget_all(replica: &Path) -> Result<(), Failure> {

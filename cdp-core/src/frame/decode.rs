@@ -300,9 +300,7 @@ pub fn decode_chunk(chunk: &ChunkInfo, stored: &Bytes) -> Result<Bytes, FrameErr
     if !chunk.compressed {
         return Ok(stored.clone());
     }
-    let mut plain = vec![0; chunk.plain_length as usize];
-    inflate(chunk, stored, &mut plain)?;
-    Ok(plain.into())
+    inflate(chunk, stored)
 }
 
 /// Verifies a part's plain bytes against the checksum made at capture.
@@ -328,17 +326,19 @@ thread_local! {
     static INFLATER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-pub(super) fn inflate(chunk: &ChunkInfo, stored: &[u8], plain: &mut [u8]) -> Result<(), FrameError> {
+pub(super) fn inflate(chunk: &ChunkInfo, stored: &[u8]) -> Result<Bytes, FrameError> {
+    // Not filled with zeros first.
+    let mut plain = Vec::with_capacity(chunk.plain_length as usize);
     let inflated = INFLATER.with_borrow_mut(|inflater| {
         let inflater = match inflater {
             Some(inflater) => inflater,
             None => inflater.insert(zstd::bulk::Decompressor::new()?),
         };
-        // The output is bounded by the slice: a bomb ends in an error, not in memory.
-        inflater.decompress_to_buffer(stored, plain)
+        // The output is bounded by what was allocated: a bomb ends in an error, not in memory.
+        inflater.decompress_to_buffer(stored, &mut plain)
     });
     match inflated {
-        Ok(length) if length == chunk.plain_length as usize => Ok(()),
+        Ok(length) if length == chunk.plain_length as usize => Ok(plain.into()),
         _ => Err(FrameError::Inflate { chunk: chunk.number, expected: chunk.plain_length }),
     }
 }

@@ -115,7 +115,5 @@ pub(crate) fn open_chunk(chunk: &ChunkInfo, number: u32, stored: Bytes, key: &Fi
     if !chunk.compressed {
         return Ok(bytes.into());
     }
-    let mut plain = vec![0; chunk.plain_length as usize];
-    inflate(chunk, &bytes, &mut plain)?;
-    Ok(plain.into())
+    inflate(chunk, &bytes)
 }

@@ -42,14 +42,19 @@ impl<K: Ord + Copy, V: Clone> Cache<K, V> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn get(&self, key: K) -> Option<V> {
+    /// Shows a value where it is. What looks at it must not wait for anybody who waits for this cache.
+    pub(super) fn with<T>(&self, key: K, look: impl FnOnce(&V) -> T) -> Option<T> {
         let state = self.shared();
         let held = state.held.get(&key)?;
         // Most often it is set: what many read is then not written.
         if !held.used.load(Ordering::Relaxed) {
             held.used.store(true, Ordering::Relaxed);
         }
-        Some(held.value.clone())
+        Some(look(&held.value))
+    }
+
+    pub(super) fn get(&self, key: K) -> Option<V> {
+        self.with(key, V::clone)
     }
 
     /// Lets go of what is kept under a key.

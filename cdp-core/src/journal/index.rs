@@ -240,7 +240,7 @@ impl IndexRun {
     pub(super) fn of_frame(head: &FrameHead, events: Vec<Event>, place: Place) -> Self {
         let info = &head.info;
         let frame_bytes = info.head_bytes + info.body_bytes;
-        let body_at = place.offset + super::layout::body_at(info.head_bytes.into(), frame_bytes.into());
+        let body_at = place.offset + super::layout::body_at(place.offset, info.head_bytes.into(), frame_bytes.into());
         let frame = FrameRow {
             offset: place.offset,
             frame_bytes,

@@ -154,9 +154,9 @@ impl Envelope {
     pub(super) fn begins(bytes: &[u8]) -> bool {
         bytes.starts_with(&ENVELOPE_MAGIC)
     }
-    /// Bytes from this envelope to the frame's body.
-    pub(super) fn body_at(&self) -> u64 {
-        body_at(u64::from(self.head_bytes), u64::from(self.frame_bytes))
+    /// Bytes from this envelope, which begins at `offset`, to the frame's body.
+    pub(super) fn body_at(&self, offset: u64) -> u64 {
+        body_at(offset, u64::from(self.head_bytes), u64::from(self.frame_bytes))
     }
     /// Bytes from this envelope, which begins at `offset`, to the next one.
     pub(super) fn stride(&self, offset: u64) -> u64 {
@@ -164,18 +164,24 @@ impl Envelope {
     }
 }
 
-/// Bytes from a frame's envelope to its body. That of a large frame begins on a sector: what guests wrote is then handed to the
-/// disk from where it was received.
-pub(super) fn body_at(head_bytes: u64, frame_bytes: u64) -> u64 {
-    let head_ends = ENVELOPE_BYTES as u64 + head_bytes;
-    if frame_bytes >= LARGE_FRAME { head_ends.next_multiple_of(SECTOR) } else { head_ends }
+/// Bytes from a frame's envelope, which begins at `offset`, to its body. That of a large frame begins on a sector: what guests
+/// wrote is then handed to the disk from where it was received. One of whole pages begins on a page, which costs nothing because the
+/// next frame does too: what guests wrote by the page is then read by the page.
+pub(super) fn body_at(offset: u64, head_bytes: u64, frame_bytes: u64) -> u64 {
+    let head_ends = offset + ENVELOPE_BYTES as u64 + head_bytes;
+    let unit = match frame_bytes - head_bytes {
+        _ if frame_bytes < LARGE_FRAME => 1,
+        body_bytes if body_bytes.is_multiple_of(PAGE as u64) => PAGE as u64,
+        _ => SECTOR,
+    };
+    head_ends.next_multiple_of(unit) - offset
 }
 
 /// Bytes that a frame takes in a segment, with envelope and padding, when its envelope begins at `offset`. Behind a large frame
 /// the next one begins on a page: file systems write several of those at once past the page cache, and others one by one.
 pub(super) fn stride(offset: u64, head_bytes: u64, frame_bytes: u64) -> u64 {
     let unit = if frame_bytes >= LARGE_FRAME { PAGE as u64 } else { SECTOR };
-    (offset + body_at(head_bytes, frame_bytes) + frame_bytes - head_bytes).next_multiple_of(unit) - offset
+    (offset + body_at(offset, head_bytes, frame_bytes) + frame_bytes - head_bytes).next_multiple_of(unit) - offset
 }
 
 /// What a footer block holds.

@@ -144,7 +144,7 @@ const ROWS_BYTES: u64 = 128;
 /// Files held open at once.
 const FILES_MAX: u64 = 256;
 /// The longest that is read without being kept: the stored bytes of a chunk.
-const SCRATCH_BYTES: usize = 2 << 16;
+pub(super) const SCRATCH_BYTES: usize = 2 << 16;
 /// So many reads at once find memory ready for that.
 const SCRATCH_RETAINED: usize = 8;
 
@@ -337,7 +337,15 @@ impl Reader {
     /// A chunk's plain bytes.
     pub(super) fn chunk(&self, segment: &SegmentView, chunk: u32, row: &ChunkRow) -> Result<Bytes, ReadError> {
         self.chunks.get_or((segment.id, chunk), || {
-            let stored = Bytes::from(self.read(segment, row.offset, row.stored_length as usize)?);
+            let length = row.stored_length as usize;
+            // What is inflated is not kept: only its plain bytes are.
+            let stored = if row.compressed && !row.sealed && length <= SCRATCH_BYTES {
+                let mut stored = self.scratch.take();
+                self.file(segment.number, segment.id)?.read_exact_at(row.offset, &mut stored[..length])?;
+                stored.freeze(length)
+            } else {
+                Bytes::from(self.read(segment, row.offset, length)?)
+            };
             let failed = |source| ReadError::Frame { segment: segment.number, offset: row.offset, source };
             let plain = match self.file_key(segment)? {
                 Some(key) => frame::open_chunk(&row.info(), chunk, stored, &key),
@@ -376,7 +384,7 @@ impl Reader {
         let bytes = Bytes::from(self.read(segment, row.offset, envelope.stride(row.offset) as usize)?);
         let (envelope, head) = parse_head(segment.number, segment.id, row.offset, &bytes)?;
         let failed = |source| ReadError::Frame { segment: segment.number, offset: row.offset, source };
-        let at = envelope.body_at() as usize;
+        let at = envelope.body_at(row.offset) as usize;
         let expected = head.info.body_bytes as usize;
         if bytes.len() < at + expected {
             return Err(failed(FrameError::Short { expected, found: bytes.len().saturating_sub(at) }));

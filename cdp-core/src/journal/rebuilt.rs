@@ -56,7 +56,7 @@ impl Reader {
         let mut body = Vec::new();
         if head.chunks.iter().any(|chunk| chunk.notes) {
             body.resize(head.info.body_bytes as usize, 0);
-            file.read_exact_at(offset + envelope.body_at(), &mut body)?;
+            file.read_exact_at(offset + envelope.body_at(offset), &mut body)?;
         }
         let (key, new_epoch) = (self.file_key(segment)?, epoch != Some(head.info.epoch));
         let events = event::of_stored(&head, &body, new_epoch, key.as_deref(), first_chunk);

@@ -1,9 +1,10 @@
-//! What 8 MiB of a disk read as at one moment: runs that follow each other, found newest first.
+//! What 8 MiB of a disk read as at one moment: spans that follow each other without a gap, found newest first.
 //!
-//! A map is read far more often than it is made or changed, and there is one for every 8 MiB that somebody reads. So it is two
-//! arrays, of which a read mostly touches one line each: where runs begin and which span each of them shows, and the spans.
+//! A map is read far more often than it is made or changed, and there is one for every 8 MiB that somebody reads. So it is one
+//! array, and a lookup in it mostly touches one line of memory.
 
 use super::index::{Entry, NARROW_SECTORS, What};
+use super::layout::SEGMENT_MAX;
 use crate::types::{Extent, SECTOR};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,19 +14,14 @@ pub(super) const REGION: u64 = 64 << 20;
 pub(super) const MAP: u64 = 8 << 20;
 /// Sectors of a map.
 const SECTORS: u64 = MAP / SECTOR;
-/// What one span takes in memory, in bytes; a run takes four more.
+/// What one span takes in memory, in bytes.
 pub(super) const SPAN_BYTES: u64 = 32;
 /// What an empty map takes, about, with what holds it.
 pub(super) const MAP_BYTES: u64 = 256;
-/// The place of a span that is none: nothing was written.
-const NONE: u16 = u16::MAX;
-/// So many spans may lie in a map that no run shows any more, beside as many as there are runs.
-const UNUSED_MAX: usize = 64;
 
 const _: () = assert!(REGION.is_multiple_of(MAP));
 const _: () = assert!(size_of::<Span>() as u64 == SPAN_BYTES);
-// Sectors and places of spans are numbers of 16 bits.
-const _: () = assert!(2 * SECTORS as usize + UNUSED_MAX < NONE as usize);
+const _: () = assert!(SECTORS <= 1 << 16);
 
 /// Where the bytes of a record's part are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,79 +86,108 @@ pub(super) enum Found {
     Data(Data),
 }
 
-/// An entry of the index and where its bytes are, in as few bytes as that takes.
+/// Where a span's facts begin in its word; below is the place.
+const FACTS: u32 = 40;
+const _: () = assert!(SEGMENT_MAX < 1 << FACTS);
+
+/// Sectors up to the next span, and what they read as: an entry of the index and where its bytes are, in half a line of memory.
 #[derive(Debug)]
+#[repr(align(32))]
 struct Span {
     lsn: u64,
-    /// A [`Place`], worked out at the first read and kept.
-    place: AtomicU64,
+    /// 40 bits [`Place`], worked out at the first read and kept; then what never changes: 6 bits sectors of the part before the
+    /// span's first, 6 bits sectors of the part less one, 7 bits place in the chunk, 2 bits what (0: what lies below).
+    word: AtomicU64,
     source: u32,
     crc: u32,
     chunk: u32,
-    /// First sector of a part, from the map's start: one that begins before it is negative.
-    first: i16,
-    /// 6 bits sectors of a part less one, 7 bits place in the chunk, 2 bits what.
-    packed: u16,
+    /// First sector, from the map's start.
+    start: u16,
+}
+
+impl Clone for Span {
+    fn clone(&self) -> Self {
+        let word = AtomicU64::new(self.word.load(Ordering::Relaxed));
+        Self { word, ..*self }
+    }
 }
 
 impl Span {
-    fn new(region: u64, source: u32, entry: &Entry) -> Self {
+    fn below() -> Self {
+        Self { lsn: 0, word: AtomicU64::new(0), source: 0, crc: 0, chunk: 0, start: 0 }
+    }
+
+    /// An entry's, from a sector of the map on.
+    fn new(region: u64, source: u32, entry: &Entry, start: u32) -> Self {
         let Entry { lsn, crc, chunk, at, what, .. } = *entry;
-        // Where zeros begin and end does not matter: only parts are verified as a whole, and none is longer than a narrow entry.
-        let sectors = entry.sectors.clamp(1, NARROW_SECTORS) as u16;
-        let first = (entry.sector as i64).wrapping_sub((region * SECTORS) as i64);
-        let first = first.clamp(-(NARROW_SECTORS as i64), SECTORS as i64) as i16;
-        let packed = (sectors - 1) | u16::from(at & 127) << 6 | (what as u16) << 13;
-        Self { lsn, place: AtomicU64::new(Place::Unknown.number()), source, crc, chunk, first, packed }
+        let mut facts = (what as u64) << 19;
+        // Only parts are verified as a whole, and none is longer than a narrow entry.
+        if what == What::Data {
+            let lead = (region * SECTORS + u64::from(start)).saturating_sub(entry.sector).min(NARROW_SECTORS - 1);
+            facts |= lead | (entry.sectors.clamp(1, NARROW_SECTORS) - 1) << 6 | u64::from(at & 127) << 12;
+        }
+        Self { lsn, word: AtomicU64::new(facts << FACTS), source, crc, chunk, start: start as u16 }
+    }
+
+    /// What is left of it from a later sector on.
+    fn from(&self, start: u32) -> Self {
+        let mut rest = self.clone();
+        let (word, ahead) = (rest.word.get_mut(), u64::from(start - u32::from(self.start)));
+        if *word >> (FACTS + 19) == What::Data as u64 {
+            *word += ahead << FACTS;
+        }
+        rest.start = start as u16;
+        rest
     }
 
     fn found(&self, region: u64) -> Found {
-        let Self { lsn, source, crc, chunk, .. } = *self;
-        if self.packed >> 13 != What::Data as u16 {
-            return Found::Zero { lsn, discarded: self.packed >> 13 == What::Discard as u16 };
+        let word = self.word.load(Ordering::Relaxed);
+        let (facts, lsn) = (word >> FACTS, self.lsn);
+        match facts >> 19 {
+            0 => Found::Below,
+            what if what != What::Data as u64 => Found::Zero { lsn, discarded: what == What::Discard as u64 },
+            _ => {
+                let first = (region * SECTORS + u64::from(self.start)).saturating_sub(facts & 63);
+                let whole = Extent::new(first * SECTOR, ((facts >> 6 & 63) + 1) * SECTOR);
+                let at = (facts >> 12 & 127) as u32 * SECTOR as u32;
+                let place = Place::of(word & ((1 << FACTS) - 1));
+                let Self { source, crc, chunk, .. } = *self;
+                Found::Data(Data { source, lsn, whole, crc, chunk, at, place })
+            }
         }
-        let first = (region * SECTORS).wrapping_add_signed(self.first.into());
-        let whole = Extent::new(first * SECTOR, u64::from((self.packed & 63) + 1) * SECTOR);
-        let at = u32::from(self.packed >> 6 & 127) * SECTOR as u32;
-        let place = Place::of(self.place.load(Ordering::Relaxed));
-        Found::Data(Data { source, lsn, whole, crc, chunk, at, place })
     }
-}
 
-/// Sectors that read as one span says; they end where the next run begins.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    start: u16,
-    /// The place of the span, or [`NONE`].
-    shown: u16,
+    fn keep_place(&self, place: Place) {
+        let facts = self.word.load(Ordering::Relaxed) >> FACTS << FACTS;
+        // Whoever else does this now has found the same.
+        self.word.store(facts | place.number(), Ordering::Relaxed);
+    }
 }
 
 /// A stretch of a disk at one moment.
 #[derive(Debug)]
 pub(super) struct RegionMap {
-    /// Ascending from sector 0.
-    runs: Vec<Run>,
+    /// Ascending from sector 0; each ends where the next one begins.
     spans: Vec<Span>,
 }
 
 impl Default for RegionMap {
     fn default() -> Self {
-        Self { runs: vec![Run { start: 0, shown: NONE }], spans: Vec::new() }
+        Self { spans: vec![Span::below()] }
     }
 }
 
 impl RegionMap {
     /// What the map takes in memory, in bytes.
     pub(super) fn bytes(&self) -> u64 {
-        let runs = self.runs.capacity() * size_of::<Run>();
-        MAP_BYTES + runs as u64 + self.spans.capacity() as u64 * SPAN_BYTES
+        MAP_BYTES + self.spans.capacity() as u64 * SPAN_BYTES
     }
 
-    /// Which run a sector is in. Runs are mostly of one length: the search begins where it would then be, and widens from there,
-    /// so that it rarely touches memory that is far apart.
-    fn run(&self, sector: u32) -> usize {
-        let behind = |run: usize| self.runs.get(run).is_none_or(|run| u32::from(run.start) > sector);
-        let count = self.runs.len();
+    /// Which span a sector is in. They are mostly of one length: the search begins where it would then be, and widens from
+    /// there, so that it rarely touches memory that is far apart.
+    fn span(&self, sector: u32) -> usize {
+        let behind = |at: usize| self.spans.get(at).is_none_or(|span| u32::from(span.start) > sector);
+        let count = self.spans.len();
         let guess = (sector as usize * count / SECTORS as usize).min(count - 1);
         let (mut first, mut end, mut step) = (guess, guess + 1, 1);
         if behind(guess) {
@@ -176,46 +201,29 @@ impl RegionMap {
                 step *= 2;
             }
         }
-        let wanted = &self.runs[first..end.min(count)];
-        first + wanted.partition_point(|run| u32::from(run.start) <= sector) - 1
+        let wanted = &self.spans[first..end.min(count)];
+        first + wanted.partition_point(|span| u32::from(span.start) <= sector).saturating_sub(1)
     }
 
-    /// The sector after a run.
-    fn end(&self, run: usize) -> u32 {
-        self.runs.get(run + 1).map_or(SECTORS as u32, |next| u32::from(next.start))
-    }
-
-    fn found(&self, region: u64, run: usize) -> Found {
-        self.spans.get(usize::from(self.runs[run].shown)).map_or(Found::Below, |span| span.found(region))
+    /// The sector after a span.
+    fn end(&self, at: usize) -> u32 {
+        self.spans.get(at + 1).map_or(SECTORS as u32, |next| u32::from(next.start))
     }
 
     /// Lays an entry over everything that is there.
     pub(super) fn cover(&mut self, region: u64, source: u32, entry: &Entry) {
         let Some((start, end)) = clip(region, entry) else { return };
-        let (first, last) = (self.run(start), self.run(end - 1));
-        let before = Some(self.runs[first]).filter(|run| u32::from(run.start) < start);
-        let behind = (end < self.end(last)).then_some(Run { start: end as u16, ..self.runs[last] });
-        let own = Run { start: start as u16, shown: self.spans.len() as u16 };
-        self.spans.push(Span::new(region, source, entry));
-        self.runs.splice(first..=last, before.into_iter().chain([own]).chain(behind));
-        self.drop_unused();
-    }
-
-    /// Lets go of spans that no run shows, when they are more than the others.
-    fn drop_unused(&mut self) {
-        if self.spans.len() < 2 * self.runs.len() + UNUSED_MAX {
-            return;
-        }
-        let mut moved = vec![NONE; self.spans.len()];
-        let shown = self.runs.iter().filter(|run| run.shown != NONE);
-        shown.for_each(|run| moved[usize::from(run.shown)] = 0);
-        for (number, place) in (0..).zip(moved.iter_mut().filter(|place| **place != NONE)) {
-            *place = number;
-        }
-        let mut places = moved.iter();
-        self.spans.retain(|_| places.next().is_some_and(|place| *place != NONE));
-        for run in self.runs.iter_mut().filter(|run| run.shown != NONE) {
-            run.shown = moved[usize::from(run.shown)];
+        let (first, last) = (self.span(start), self.span(end - 1));
+        let own = Span::new(region, source, entry, start);
+        let before = u32::from(self.spans[first].start) < start;
+        let behind = (end < self.end(last)).then(|| self.spans[last].from(end));
+        // What has the place of one is laid there; else those behind move.
+        match (first == last && !before, behind) {
+            (true, None) => self.spans[first] = own,
+            (_, behind) => {
+                let from = first + usize::from(before);
+                drop(self.spans.splice(from..=last, [own].into_iter().chain(behind)));
+            }
         }
     }
 
@@ -223,12 +231,12 @@ impl RegionMap {
     pub(super) fn pieces(&self, region: u64, range: Extent, mut each: impl FnMut(Extent, Found)) {
         let base = region * MAP;
         let (from, to) = (((range.offset - base) / SECTOR) as u32, (range.end() - base).div_ceil(SECTOR) as u32);
-        let (mut at, mut run) = (from, self.run(from));
+        let (mut at, mut span) = (from, self.span(from));
         while at < to {
-            let end = self.end(run).min(to);
+            let end = self.end(span).min(to);
             let whole = Extent::new(base + u64::from(at) * SECTOR, u64::from(end - at) * SECTOR);
-            whole.intersect(&range).into_iter().for_each(|extent| each(extent, self.found(region, run)));
-            (at, run) = (end, run + 1);
+            whole.intersect(&range).into_iter().for_each(|extent| each(extent, self.spans[span].found(region)));
+            (at, span) = (end, span + 1);
         }
     }
 
@@ -236,17 +244,17 @@ impl RegionMap {
     pub(super) fn alone(&self, region: u64, range: Extent) -> Option<Found> {
         let base = region * MAP;
         let (from, to) = ((range.offset - base) / SECTOR, (range.end() - base).div_ceil(SECTOR));
-        let run = self.run(from as u32);
-        (to <= u64::from(self.end(run))).then(|| self.found(region, run))
+        let span = self.span(from as u32);
+        (to <= u64::from(self.end(span))).then(|| self.spans[span].found(region))
     }
 
     /// Keeps where the bytes of a part are, for those who read it next; `offset` is a byte of the disk that shows it.
     pub(super) fn keep_place(&self, region: u64, offset: u64, of: &Data, place: Place) {
-        let run = self.run(((offset - region * MAP) / SECTOR) as u32);
-        let span = self.spans.get(usize::from(self.runs[run].shown));
+        let span = &self.spans[self.span(((offset - region * MAP) / SECTOR) as u32)];
         // Something newer may cover it by now.
-        let same = |span: &&Span| span.found(region) == Found::Data(*of);
-        span.filter(same).into_iter().for_each(|span| span.place.store(place.number(), Ordering::Relaxed));
+        if span.found(region) == Found::Data(*of) {
+            span.keep_place(place);
+        }
     }
 }
 
@@ -313,24 +321,16 @@ impl RegionBuilder {
 
     /// The map.
     pub(super) fn finish(self) -> RegionMap {
-        let same = || self.owner.chunk_by(|a, b| a == b);
-        let count = same().count();
-        let mut runs = Vec::with_capacity(count);
-        // Of each entry the place of its span; several runs may show one.
-        let mut places = vec![NONE; self.entries.len() + 1];
-        let mut order = Vec::with_capacity(count.min(self.entries.len()));
+        let runs = || self.owner.chunk_by(|a, b| a == b);
+        let mut spans = Vec::with_capacity(runs().count());
         let mut at = 0;
-        for run in same() {
-            let owner = run[0] as usize;
-            if owner != 0 && places[owner] == NONE {
-                places[owner] = order.len() as u16;
-                order.push(&self.entries[owner - 1]);
-            }
-            runs.push(Run { start: at as u16, shown: places[owner] });
+        for run in runs() {
+            let entry = (run[0] as usize).checked_sub(1).map(|place| &self.entries[place]);
+            let below = || Span { start: at as u16, ..Span::below() };
+            spans.push(entry.map_or_else(below, |(source, entry)| Span::new(self.number, *source, entry, at as u32)));
             at += run.len();
         }
-        let spans = order.into_iter().map(|(source, entry)| Span::new(self.number, *source, entry)).collect();
-        RegionMap { runs, spans }
+        RegionMap { spans }
     }
 }
 
@@ -415,8 +415,7 @@ mod tests {
             let mut map = builder.finish();
             for (number, entry) in newer.iter().enumerate() {
                 map.cover(1, entry.chunk ^ 7, entry);
-                prop_assert!(map.spans.len() < 2 * map.runs.len() + UNUSED_MAX);
-                prop_assert!(map.bytes() >= map.spans.len() as u64 * SPAN_BYTES + map.runs.len() as u64 * 4);
+                prop_assert!(map.bytes() >= map.spans.len() as u64 * SPAN_BYTES);
                 // Somebody reads meanwhile and keeps the place.
                 let sector = entries[number * 7 % entries.len()].sector.clamp(SECTORS, 2 * SECTORS - 1);
                 if let Some(Found::Data(data)) = map.alone(1, Extent::new(sector * SECTOR, 1)) {

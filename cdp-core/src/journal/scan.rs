@@ -185,7 +185,7 @@ impl Scan {
             }
         }
         self.check_chain(&head).map_err(broken)?;
-        let body = &bytes[envelope.body_at() as usize..];
+        let body = &bytes[envelope.body_at(offset) as usize..];
         let failed = |source| ReadError::Frame { segment: number, offset, source };
         let key = at_rest.check(&head).map_err(failed)?;
         if depth != Depth::Heads {

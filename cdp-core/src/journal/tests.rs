@@ -118,7 +118,17 @@ fn behind_a_large_frame_the_next_begins_on_a_page() {
         for bytes in [LARGE_FRAME, 300_000] {
             let next = offset + stride(offset, 176, bytes);
             assert!(next.is_multiple_of(4096) && next - offset - 512 - (bytes - 176) < 4096, "{bytes} at {offset}");
-            assert_eq!((body_at(176, bytes), body_at(448, bytes), body_at(449, bytes)), (512, 512, 1024));
+            let at = |head: u64| body_at(offset, head, bytes);
+            assert_eq!((at(176), at(448), at(449)), (512, 512, 1024));
+        }
+        // Whole pages begin on one, and that takes no more room.
+        for (head, pages) in [(176, 16), (3864, 64), (4032, 64), (4033, 16)] {
+            let bytes = head + pages * 4096;
+            let body = offset + body_at(offset, head, bytes);
+            assert!(body.is_multiple_of(4096) && body - offset - 64 - head < 4096, "{head} at {offset}");
+            assert_eq!(offset + stride(offset, head, bytes), body + pages * 4096);
+            let by_sectors = (offset + 64 + head).next_multiple_of(512) + pages * 4096;
+            assert_eq!(by_sectors.next_multiple_of(4096), body + pages * 4096);
         }
     }
 }

@@ -216,7 +216,7 @@ impl Check<'_> {
         let mut bytes = vec![0; envelope.stride(offset) as usize];
         file.read_exact_at(offset, &mut bytes)?;
         let (envelope, head) = parse_head(number, id, offset, &bytes)?;
-        let (head_ends, body_at) = (ENVELOPE_BYTES + envelope.head_bytes as usize, envelope.body_at() as usize);
+        let (head_ends, body_at) = (ENVELOPE_BYTES + envelope.head_bytes as usize, envelope.body_at(offset) as usize);
         let padding = bytes.split_off(body_at + (envelope.frame_bytes - envelope.head_bytes) as usize);
         self.padding(&bytes[head_ends..body_at], offset + head_ends as u64);
         self.padding(&padding, offset + bytes.len() as u64);

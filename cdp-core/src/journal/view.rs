@@ -4,6 +4,7 @@
 //! which it counts. Opening reads nothing. What 8 MiB of a disk read as is worked out at the first touch, newest
 //! first, from runs of the levelled index where there are any and from segments else, and kept within a bound. Many threads may read at once.
 
+mod ahead;
 mod part;
 
 use super::cache::Cache;
@@ -15,7 +16,8 @@ use super::snapshot::{Content, SegmentView, Snapshot};
 use super::writer::Appended;
 use crate::media::File;
 use crate::types::{DiskId, Extent, Lsn, SegmentId, Timeline};
-use part::{Part, Together};
+use ahead::Ahead;
+use part::{Cursor, Part, Together};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, OnceLock, PoisonError, RwLock};
@@ -119,6 +121,7 @@ pub struct View {
     /// Runs are opened when the first region is made, all of them.
     opened: Once,
     regions: Cache<(u16, u64), Region>,
+    ahead: Ahead,
 }
 
 impl View {
@@ -155,7 +158,7 @@ impl View {
             }
         }
         let (parts, runs) = (RwLock::new(Arc::new(parts)), RwLock::new(runs));
-        Ok(Self { parts, runs, opened: Once::new(), regions: Cache::new(regions_bytes) })
+        Ok(Self { parts, runs, opened: Once::new(), regions: Cache::new(regions_bytes), ahead: Ahead::default() })
     }
 
     /// Shows a frame that was appended after the view was opened: the view now is of that frame's last record. For writable
@@ -242,28 +245,43 @@ impl View {
     /// When anything that is needed cannot be read or does not verify; what `out` holds then means nothing.
     pub fn read(&self, disk: DiskId, offset: u64, out: &mut [u8], below: &dyn Below) -> Result<(), ReadError> {
         let range = Extent::new(offset, out.len() as u64);
+        let known = self.ahead.begin(disk, range);
+        if let Some(next) = known.tell {
+            // What is wrong there finds who reads it.
+            let _ = self.tell(disk, next);
+        }
         // Most small reads are of one run: they take no memory.
-        if let Some(found) = self.alone(disk, range)? {
+        if let Some(found) = self.alone(disk, range)?.filter(|_| !known.watched) {
             return self.read_run(disk, range, found, out, below);
         }
         let mut runs = Vec::new();
         self.runs(disk, range, |extent, found| runs.push((extent, found)))?;
         let parts = self.parts();
-        let mut together = Together::default();
+        let mut together = Together::after(known.cursor);
         for (extent, found) in runs {
             let at = (extent.offset - offset) as usize;
-            match found {
-                Found::Data(data) if data.whole == extent => match self.place(disk, extent.offset, &data)? {
-                    Place::At(place) => together.add(&parts, data, (place, at), out)?,
-                    place => {
-                        let data = Found::Data(Data { place, ..data });
-                        self.read_run(disk, extent, data, &mut out[at..][..extent.length as usize], below)?;
+            let mut found = found;
+            if let Found::Data(data) = &mut found {
+                data.place = self.place(disk, extent.offset, data)?;
+                match data.place {
+                    Place::At(place) if data.whole == extent => {
+                        together.add(&parts, *data, (place, at), out)?;
+                        continue;
                     }
-                },
-                found => self.read_run(disk, extent, found, &mut out[at..][..extent.length as usize], below)?,
+                    Place::At(place) => {
+                        together.read(&parts, out)?;
+                        together.jumps += u64::from(Cursor::follow(&mut together.cursor, data, place));
+                    }
+                    _ => {}
+                }
             }
+            self.read_run(disk, extent, found, &mut out[at..][..extent.length as usize], below)?;
         }
-        together.read(&parts, out)
+        together.read(&parts, out)?;
+        if known.watched {
+            self.ahead.end(disk, range, together.cursor, together.jumps);
+        }
+        Ok(())
     }
 
     /// Fills `out` with the bytes of `extent`, all of which `found` says.
@@ -285,9 +303,15 @@ impl View {
                 Ok(())
             }
             Found::Data(data) => {
-                let place = self.place(disk, extent.offset, &data)?;
-                let part = self.part(data.source);
-                part.read().unwrap_or_else(PoisonError::into_inner).read(extent, &data, place, out)
+                let Place::At(at) = self.place(disk, extent.offset, &data)? else {
+                    let part = self.part(data.source);
+                    return part.read().unwrap_or_else(PoisonError::into_inner).read_packed(extent, &data, out);
+                };
+                let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
+                let plain = parts[data.source as usize].read().unwrap_or_else(PoisonError::into_inner).plain()?;
+                // Nobody waits for the media because of this read.
+                drop(parts);
+                plain.read(extent, &data, at, out)
             }
         }
     }
@@ -312,11 +336,17 @@ impl View {
         Arc::clone(&self.parts.read().unwrap_or_else(PoisonError::into_inner)[source as usize])
     }
 
-    /// Tells the media what of the journal a read of the range will ask for, in the order of its places there.
+    /// Tells the media what of the journal a read of the range will ask for, in the order of its places there. Who reads one range
+    /// after another need not: that is noticed.
     ///
     /// # Errors
     /// When an index cannot be read or does not verify.
     pub fn will_need(&self, disk: DiskId, range: Extent) -> Result<(), ReadError> {
+        self.ahead.told(disk, range);
+        self.tell(disk, range)
+    }
+
+    fn tell(&self, disk: DiskId, range: Extent) -> Result<(), ReadError> {
         let mut wanted = Vec::new();
         self.runs(disk, range, |extent, found| match found {
             Found::Data(data) => wanted.push((extent.offset, data)),
@@ -377,8 +407,16 @@ impl View {
     }
 
     /// Shows the map of a stretch of the disk, made if it is not there.
-    fn with_map<T>(&self, disk: DiskId, number: u64, look: impl FnOnce(&RegionMap) -> T) -> Result<T, ReadError> {
+    fn with_map<T>(&self, disk: DiskId, number: u64, mut look: impl FnMut(&RegionMap) -> T) -> Result<T, ReadError> {
         let key = (disk.get(), number);
+        // Without waiting: whoever makes a map asks this cache.
+        let at_once = |region: &Region, look: &mut dyn FnMut(&RegionMap) -> T| {
+            let held = region.try_read().ok()?;
+            held.as_ref().map(look)
+        };
+        if let Some(Some(found)) = self.regions.with(key, |region| at_once(region, &mut look)) {
+            return Ok(found);
+        }
         let region = self.regions.get_or(key, || Ok::<_, ReadError>((Region::default(), MAP_BYTES)))?;
         let held = region.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(map) = held.as_ref() {

@@ -219,17 +219,26 @@ impl File for DiskFile {
         while !out.is_empty() {
             let batch = out.len().min(IOV_MAX);
             let at = offset + done as u64;
-            // One buffer is what nearly all reads have, and costs the kernel less by itself.
-            let read = match &mut out[..batch] {
-                [one] => rustix::io::pread(&self.fd, &mut one[..], at),
-                many => rustix::io::preadv(&self.fd, many, at),
-            };
-            match read {
+            match rustix::io::preadv(&self.fd, &mut out[..batch], at) {
                 Ok(0) => break,
                 Ok(count) => {
                     done += count;
                     IoSliceMut::advance_slices(&mut out, count);
                 }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(self.error(e, Operation::Read, at)),
+            }
+        }
+        Ok(done)
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        let mut done = 0;
+        while done < out.len() {
+            let at = offset + done as u64;
+            match rustix::io::pread(&self.fd, &mut out[done..], at) {
+                Ok(0) => break,
+                Ok(count) => done += count,
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(self.error(e, Operation::Read, at)),
             }

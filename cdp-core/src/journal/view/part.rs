@@ -1,10 +1,13 @@
 //! The bytes of records' parts: found in a segment's file, read, verified. Nothing leaves here that was not.
 
+use crate::buffer::BufferPool;
 use crate::frame::FrameError;
 use crate::journal::index::{ActiveIndex, ChunkRow};
-use crate::journal::reader::{ReadError, Reader, dangling};
+use crate::journal::reader::{ReadError, Reader, SCRATCH_BYTES, dangling};
 use crate::journal::region::{Data, Place};
 use crate::journal::snapshot::SegmentView;
+use crate::media::File;
+use crate::trust::FileKey;
 use crate::types::{Extent, Lsn};
 use std::io::IoSliceMut;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -39,50 +42,23 @@ impl Part {
         Ok((if packed { Place::Packed } else { Place::At(row.offset + at) }, row))
     }
 
-    /// Checks the CRC32C of a part's bytes, which stand at `offset` or in a chunk there.
-    fn verify(&self, data: &Data, found: u32, offset: u64) -> Result<(), ReadError> {
-        let key = self.reader.file_key(&self.segment)?;
-        let expected = key.map_or(data.crc, |key| key.mask(data.chunk, data.at, data.crc));
-        if found == expected {
-            return Ok(());
-        }
-        let source = FrameError::PartChecksum { lsn: Lsn(data.lsn), expected, found };
-        Err(ReadError::Frame { segment: self.segment.number, offset, source })
-    }
-
-    /// Fills `out` with the bytes of `extent`, which lies inside the part's.
-    pub(super) fn read(&self, extent: Extent, data: &Data, place: Place, out: &mut [u8]) -> Result<(), ReadError> {
-        if !data.whole.contains(&extent) || extent.length != out.len() as u64 {
-            return Err(dangling(&self.segment, "chunk", u64::from(data.chunk)));
-        }
-        let front = (extent.offset - data.whole.offset) as usize;
-        match place {
-            // Stored bytes are plain ones: the part's own checksum is enough, and nothing else of the chunk is read.
-            Place::At(offset) => self.read_plain(data, offset, front, out),
-            _ => {
-                let (_, row) = self.locate(data)?;
-                let plain = self.reader.chunk(&self.segment, data.chunk, &row)?;
-                let part = &plain[data.at as usize..][..data.whole.length as usize];
-                self.verify(data, crc32c::crc32c(part), row.offset)?;
-                out.copy_from_slice(&part[front..][..out.len()]);
-                Ok(())
-            }
-        }
-    }
-
-    /// Reads the whole part, because all of it is what its checksum is of, but only what is wanted to where it is wanted.
-    fn read_plain(&self, data: &Data, offset: u64, front: usize, out: &mut [u8]) -> Result<(), ReadError> {
+    /// Opens what its plain parts are read and verified with.
+    pub(super) fn plain(&self) -> Result<Plain, ReadError> {
         let file = self.reader.file(self.segment.number, self.segment.id)?;
-        let beside = data.whole.length as usize - out.len();
-        if beside == 0 {
-            file.read_exact_at(offset, out)?;
-            return self.verify(data, crc32c::crc32c(out), offset);
-        }
-        let mut scratch = self.reader.scratch.take();
-        let (before, behind) = scratch[..beside].split_at_mut(front);
-        file.read_exact_vectored_at(offset, &mut [&mut *before, &mut *out, &mut *behind].map(IoSliceMut::new))?;
-        let found = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(before), out), behind);
-        self.verify(data, found, offset)
+        let key = self.reader.file_key(&self.segment)?;
+        Ok(Plain { segment: self.segment.number, file, key, scratch: self.reader.scratch.clone() })
+    }
+
+    /// Fills `out` with the bytes of `extent`, which lies inside a part of a packed chunk.
+    pub(super) fn read_packed(&self, extent: Extent, data: &Data, out: &mut [u8]) -> Result<(), ReadError> {
+        let front = data.front(extent, out, self.segment.number)?;
+        let (_, row) = self.locate(data)?;
+        let plain = self.reader.chunk(&self.segment, data.chunk, &row)?;
+        let part = &plain[data.at as usize..][..data.whole.length as usize];
+        let key = self.reader.file_key(&self.segment)?;
+        data.verify(crc32c::crc32c(part), key.as_deref(), (self.segment.number, row.offset))?;
+        out.copy_from_slice(&part[front..][..out.len()]);
+        Ok(())
     }
 
     fn chunk_row(&self, chunk: u32) -> Result<ChunkRow, ReadError> {
@@ -98,19 +74,103 @@ impl Part {
     }
 }
 
-/// Whole plain parts that follow each other on the disk and in a segment's file: they are read at once, and each is verified.
+impl Data {
+    /// Checks the CRC32C of its bytes, which stand in a segment at an offset, or in a chunk there.
+    fn verify(&self, found: u32, key: Option<&FileKey>, (segment, offset): (u64, u64)) -> Result<(), ReadError> {
+        let expected = key.map_or(self.crc, |key| key.mask(self.chunk, self.at, self.crc));
+        if found == expected {
+            return Ok(());
+        }
+        let source = FrameError::PartChecksum { lsn: Lsn(self.lsn), expected, found };
+        Err(ReadError::Frame { segment, offset, source })
+    }
+
+    /// How many of its bytes come before those of `extent`, all of which `out` is for.
+    fn front(&self, extent: Extent, out: &[u8], segment: u64) -> Result<usize, ReadError> {
+        if self.whole.contains(&extent) && extent.length == out.len() as u64 {
+            return Ok((extent.offset - self.whole.offset) as usize);
+        }
+        Err(ReadError::Dangling { segment, what: "chunk", number: u64::from(self.chunk) })
+    }
+}
+
+/// A segment's file, for parts whose stored bytes are plain ones: the part's own checksum is enough, and nothing else of the
+/// chunk is read.
+pub(super) struct Plain {
+    segment: u64,
+    file: Arc<dyn File>,
+    key: Option<Arc<FileKey>>,
+    scratch: BufferPool,
+}
+
+impl Plain {
+    /// Fills `out` with the bytes of `extent`. The whole part is read, because all of it is what its checksum is of, but only
+    /// what is wanted to where it is wanted.
+    pub(super) fn read(&self, extent: Extent, data: &Data, offset: u64, out: &mut [u8]) -> Result<(), ReadError> {
+        let front = data.front(extent, out, self.segment)?;
+        let beside = data.whole.length as usize - out.len();
+        let found = if beside == 0 {
+            self.file.read_exact_at(offset, out)?;
+            crc32c::crc32c(out)
+        } else {
+            let mut scratch = self.scratch.take();
+            let (before, behind) = scratch[..beside].split_at_mut(front);
+            let mut slices = [&mut *before, &mut *out, &mut *behind].map(IoSliceMut::new);
+            self.file.read_exact_vectored_at(offset, &mut slices)?;
+            crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(before), out), behind)
+        };
+        data.verify(found, self.key.as_deref(), (self.segment, offset))
+    }
+}
+
+/// Behind a part, in the journal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Cursor {
+    source: u32,
+    offset: u64,
+}
+
+/// Bytes between two parts in a file that are read along, so that the system sees one long read and not two short ones: the head of a
+/// frame, and some.
+const GAP: u64 = 16 << 10;
+
+impl Cursor {
+    /// How many bytes lie before a place, if they are few.
+    fn gap(&self, source: u32, offset: u64) -> Option<u64> {
+        offset.checked_sub(self.offset).filter(|gap| self.source == source && *gap <= GAP)
+    }
+
+    /// Goes behind a part; whether that was a jump.
+    pub(super) fn follow(cursor: &mut Option<Self>, data: &Data, offset: u64) -> bool {
+        let jumps = cursor.and_then(|cursor| cursor.gap(data.source, offset)).is_none();
+        *cursor = Some(Self { source: data.source, offset: offset + data.whole.length });
+        jumps
+    }
+}
+
+/// Whole plain parts that follow each other on the disk and nearly so in a segment's file: they are read at once, with what lies
+/// between, and each is verified.
 #[derive(Debug, Default)]
 pub(super) struct Together {
-    source: u32,
-    /// Where they begin in the file.
-    offset: u64,
     /// Where they begin in what is read into.
     at: usize,
     length: usize,
-    parts: Vec<Data>,
+    /// With the bytes before it in the file that nobody wants.
+    parts: Vec<(Data, usize)>,
+    /// Bytes of the file that nobody wants.
+    gaps: usize,
+    /// Behind the last one.
+    pub(super) cursor: Option<Cursor>,
+    /// How often the next one was somewhere else.
+    pub(super) jumps: u64,
 }
 
 impl Together {
+    /// Goes on where another read ended.
+    pub(super) fn after(cursor: Option<Cursor>) -> Self {
+        Self { cursor, ..Self::default() }
+    }
+
     /// Adds a part that stands at `offset` and is wanted at `at` of `out`; what does not go on is read first.
     pub(super) fn add(
         &mut self,
@@ -119,33 +179,49 @@ impl Together {
         (offset, at): (u64, usize),
         out: &mut [u8],
     ) -> Result<(), ReadError> {
-        let end = (self.source, self.offset + self.length as u64, self.at + self.length);
-        if end != (data.source, offset, at) {
+        let gap = self.cursor.and_then(|cursor| cursor.gap(data.source, offset)).map(|gap| gap as usize);
+        let room = gap.is_some_and(|gap| self.gaps + gap <= SCRATCH_BYTES);
+        if !room || self.at + self.length != at {
             self.read(segments, out)?;
-            (self.source, self.offset, self.at) = (data.source, offset, at);
+            self.at = at;
         }
+        self.jumps += u64::from(Cursor::follow(&mut self.cursor, &data, offset));
         self.length += data.whole.length as usize;
-        self.parts.push(data);
+        self.gaps += gap.unwrap_or(0);
+        self.parts.push((data, gap.unwrap_or(0)));
         Ok(())
     }
 
     /// Reads what was added.
     pub(super) fn read(&mut self, segments: &[Arc<RwLock<Part>>], out: &mut [u8]) -> Result<(), ReadError> {
-        if self.parts.is_empty() {
-            return Ok(());
+        let (Some(cursor), false) = (self.cursor, self.parts.is_empty()) else { return Ok(()) };
+        let plain = segments[cursor.source as usize].read().unwrap_or_else(PoisonError::into_inner).plain()?;
+        let out = &mut out[self.at..self.at + self.length];
+        let mut offset = cursor.offset - (self.length + self.gaps) as u64;
+        if self.gaps == 0 {
+            plain.file.read_exact_at(offset, out)?;
+        } else {
+            let mut scratch = plain.scratch.take();
+            let (mut left, mut unwanted) = (&mut *out, &mut scratch[..]);
+            let mut slices = Vec::new();
+            for run in self.parts.chunk_by(|_, (_, gap)| *gap == 0) {
+                let (before, rest) = std::mem::take(&mut unwanted).split_at_mut(run[0].1);
+                let length: usize = run.iter().map(|(data, _)| data.whole.length as usize).sum();
+                let (own, behind) = std::mem::take(&mut left).split_at_mut(length);
+                slices.extend([before, own].map(IoSliceMut::new));
+                (left, unwanted) = (behind, rest);
+            }
+            plain.file.read_exact_vectored_at(offset, &mut slices)?;
         }
-        let segment = segments[self.source as usize].read().unwrap_or_else(PoisonError::into_inner);
-        let mut left = &mut out[self.at..self.at + self.length];
-        let mut offset = self.offset;
-        let file = segment.reader.file(segment.segment.number, segment.segment.id)?;
-        file.read_exact_at(offset, left)?;
-        for data in self.parts.drain(..) {
+        let mut left = out;
+        for (data, gap) in self.parts.drain(..) {
+            offset += gap as u64;
             let (own, behind) = left.split_at_mut(data.whole.length as usize);
-            segment.verify(&data, crc32c::crc32c(own), offset)?;
+            data.verify(crc32c::crc32c(own), plain.key.as_deref(), (plain.segment, offset))?;
             offset += own.len() as u64;
             left = behind;
         }
-        self.length = 0;
+        (self.length, self.gaps) = (0, 0);
         Ok(())
     }
 }

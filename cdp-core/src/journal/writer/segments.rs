@@ -138,7 +138,7 @@ impl Segment {
             data.push(Bytes::from_static(&ZEROS[..gap]));
             offset = OPENING_AT;
         }
-        let (body_at, stride) = (envelope.body_at(), envelope.stride(self.offset));
+        let (body_at, stride) = (envelope.body_at(self.offset), envelope.stride(self.offset));
         let zeros = |bytes: u64| (bytes > 0).then(|| Bytes::from_static(&ZEROS[..bytes as usize]));
         data.push(envelope.encode().into());
         data.push(frame.head.clone());
