@@ -3,22 +3,25 @@
 //! Three ways in: [`create`] makes a new store, [`open`] takes one over (its caller holds the directory's lock), [`look`]
 //! only reads, also while an owner is writing. A store that is sealed at rest takes its keys: [`open_with`], [`look_with`]. After `open` every segment is sealed: none is ever appended to again.
 
-use super::decide::{Action, Facts, Loss, decide};
+mod examine;
+
+use self::examine::{Found, examine, file_key};
+use super::decide::{Action, Loss, decide};
 use super::footer;
 use super::index::IndexRun;
-use super::layout::{ENVELOPE_BYTES, FIXED_BYTES, OPENING_AT, Summary, decode_trailer};
+use super::layout::{ENVELOPE_BYTES, OPENING_AT, Summary};
 use super::level;
 use super::manifest::{
     Generation, MANIFEST_MAX, MANIFEST_NAME, MANIFEST_TMP, Manifest, SegmentInfo, SegmentState, is_journal_file,
     segment_name,
 };
 use super::reader::{ReadError, parse_head};
-use super::scan::{AtRest, Depth, Scan, Stop, check_chunks, check_header, scan, twice};
+use super::scan::{Depth, Scan, Stop, check_chunks, twice};
 use super::snapshot::{SegmentView, Snapshot};
 use crate::journal::bytes::FormatError;
 use crate::media::{self, File, MediaError, MediaErrorKind, Operation, Storage};
 use crate::trust::{FileKey, KeyError, KeyHolder, Keyring, WrappingKey};
-use crate::types::{DurableLsn, Extent, Lsn, SegmentId, Timeline};
+use crate::types::{DurableLsn, Extent, Lsn, Timeline};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -138,14 +141,6 @@ impl Opened {
         let segments = self.manifest.segments.iter().filter_map(SegmentView::sealed).map(Arc::new).collect();
         Snapshot::new(&self.manifest, segments, self.durable, self.durable.lsn(), Lsn::ZERO)
     }
-}
-
-/// A segment as it was found.
-struct Found {
-    facts: Facts,
-    scan: Option<Scan>,
-    /// Where it is wrong, and how.
-    wrong: Option<(u64, String)>,
 }
 
 /// Makes a new store with the given state.
@@ -334,10 +329,13 @@ fn look_at(
     let acknowledged = manifest.durable.max(witness.unwrap_or(Lsn::ZERO));
     let loss = decide(&facts, manifest.floor, acknowledged).err();
     let damage = loss.map(|loss| damage(storage, directory, &manifest, &found, loss));
-    let sound = found.iter().take_while(|found| is_sound(found)).count();
+    let sound = found.iter().take_while(|found| found.is_sound()).count();
     // One that was not sealed is good up to where it is damaged.
-    let usable =
-        if loss.is_some() { sound + usize::from(found.get(sound).is_some_and(is_connected)) } else { found.len() };
+    let usable = if loss.is_some() {
+        sound + usize::from(found.get(sound).is_some_and(Found::is_connected))
+    } else {
+        found.len()
+    };
     // Without its loss everything is decided as it would be without a witness.
     let plan = decide(&facts[..usable], manifest.floor, Lsn::ZERO);
     let mut segments = Vec::new();
@@ -348,7 +346,7 @@ fn look_at(
                 whole = whole.max(summary.whole_lsn);
                 segments.extend(SegmentView::sealed(info).map(Arc::new));
             }
-            (None, Some(Scan { opening: Some(opening), runs, whole: last_whole, .. })) if is_connected(found) => {
+            (None, Some(Scan { opening: Some(opening), runs, whole: last_whole, .. })) if found.is_connected() => {
                 whole = last_whole.unwrap_or(whole).max(whole);
                 let last = runs.last().and_then(|run| run.frames.last());
                 settled = settled.max(last.map_or(Lsn::ZERO, |frame| frame.settled));
@@ -362,149 +360,11 @@ fn look_at(
     let whole = plan.map_or(whole, |plan| plan.whole);
     let durable = DurableLsn::mint(acknowledged.min(whole));
     let snapshot = Snapshot::new(&manifest, segments, durable, whole, settled);
-    let behind = manifest.segments.iter().zip(&found).skip(usable).filter(|(_, found)| is_sound(found));
+    let behind = manifest.segments.iter().zip(&found).skip(usable).filter(|(_, found)| found.is_sound());
     let behind = behind.filter_map(|(info, _)| SegmentView::sealed(info));
     let behind =
         behind.map(|segment| Snapshot::new(&manifest, vec![Arc::new(segment)], durable, whole, settled)).collect();
     Ok(Looked { manifest, snapshot, damage, behind, keys })
-}
-
-fn is_sound(found: &Found) -> bool {
-    found.wrong.is_none() && !matches!(found.facts, Facts::Sealed { sound: false, .. })
-}
-
-fn is_connected(found: &Found) -> bool {
-    matches!(found.facts, Facts::Unsealed { there: true, connects: true, frames: true, .. })
-}
-
-/// What a segment has to continue.
-struct Before {
-    last: Lsn,
-    /// None: the segments before were dropped, or there never were any.
-    id: Option<SegmentId>,
-    frames: u32,
-    /// So far every segment with frames continued the one before it.
-    connected: bool,
-}
-
-/// The names in the journal's directory, for who only looks: one list costs as much as a few files.
-struct Listed(Option<Vec<String>>);
-
-impl Listed {
-    /// Whoever takes a store over asks each file for its length instead. Who only looks finds a file that is gone, and one that is
-    /// cut short when it reads it: every byte of it is verified then.
-    fn new(storage: &dyn Storage, directory: &str, depth: Depth) -> Result<Self, MediaError> {
-        let names = (depth == Depth::Heads).then(|| storage.list(directory));
-        Ok(Self(names.transpose()?))
-    }
-
-    fn check(
-        &self,
-        storage: &dyn Storage,
-        directory: &str,
-        info: &SegmentInfo,
-        summary: &Summary,
-    ) -> Result<(), ReadError> {
-        match &self.0 {
-            Some(names) if names.binary_search(&segment_name(info.number)).is_ok() => Ok(()),
-            // What is not listed says itself why.
-            _ => check_length(storage, directory, info, summary),
-        }
-    }
-}
-
-/// Looks at every segment that the manifest names.
-fn examine(
-    storage: &dyn Storage,
-    directory: &str,
-    manifest: &Manifest,
-    keys: &Keyring,
-    depth: Depth,
-) -> Result<Vec<Found>, OpenError> {
-    let mut all = Vec::with_capacity(manifest.segments.len());
-    let mut before = Before { last: manifest.floor, id: None, frames: 0, connected: true };
-    let listed = Listed::new(storage, directory, depth)?;
-    for info in &manifest.segments {
-        let found = match info.summary() {
-            Some(summary) => {
-                let in_run = manifest.run_of(info.number).is_some();
-                examine_sealed(storage, directory, info, summary, in_run.then_some(&listed))?
-            }
-            None => examine_unsealed(storage, directory, info, keys, depth, &before)?,
-        };
-        let id = Some(info.id);
-        match (found.facts, &found.scan) {
-            (Facts::Sealed { last, .. }, _) => {
-                let frames = info.summary().map_or(0, |summary| summary.frames);
-                before = Before { last, id, frames, ..before };
-            }
-            (Facts::Unsealed { connects: true, frames: true, last, .. }, Some(scan)) => {
-                before = Before { last, id, frames: scan.frame_count(), ..before };
-            }
-            (Facts::Unsealed { frames, .. }, _) => before.connected &= !frames,
-        }
-        all.push(found);
-    }
-    Ok(all)
-}
-
-/// What reading gave; what the media answered for good is a fact, a failing read is none and ends the start.
-fn settle<T>(result: Result<T, ReadError>) -> Result<Result<T, ReadError>, OpenError> {
-    match result {
-        Err(ReadError::Media(error)) if !matches!(error.kind, MediaErrorKind::NotFound | MediaErrorKind::Short) => {
-            Err(error.into())
-        }
-        other => Ok(other),
-    }
-}
-
-fn open_checked(storage: &dyn Storage, directory: &str, info: &SegmentInfo) -> Result<Arc<dyn File>, ReadError> {
-    let file = storage.open(&media::join(directory, &segment_name(info.number)), false)?;
-    twice(|| check_header(file.as_ref(), (info.number, info.id, info.key)))?;
-    Ok(file)
-}
-
-fn check_length(
-    storage: &dyn Storage,
-    directory: &str,
-    info: &SegmentInfo,
-    summary: &Summary,
-) -> Result<(), ReadError> {
-    let length = storage.length(&media::join(directory, &segment_name(info.number)))?;
-    if length >= summary.file_bytes {
-        return Ok(());
-    }
-    let (what, expected) = ("segment", summary.file_bytes);
-    let source = FormatError::Short { what, expected, found: length };
-    Err(ReadError::Format { segment: info.number, offset: length, source })
-}
-
-fn examine_sealed(
-    storage: &dyn Storage,
-    directory: &str,
-    info: &SegmentInfo,
-    summary: &Summary,
-    in_run: Option<&Listed>,
-) -> Result<Found, OpenError> {
-    let check = || {
-        // What is in a run was read whole since it was sealed: there are few of the others, however long the journal is.
-        if let Some(listed) = in_run {
-            return listed.check(storage, directory, info, summary);
-        }
-        let file = open_checked(storage, directory, info)?;
-        let offset = summary.trailer_at();
-        let mut bytes = [0; FIXED_BYTES];
-        file.read_exact_at(offset, &mut bytes)?;
-        let failed = |source| ReadError::Format { segment: info.number, offset, source };
-        let (id, found) = decode_trailer(&bytes).map_err(failed)?;
-        if id != info.id || found != *summary {
-            return Err(failed(super::layout::foreign("segment trailer", "segment", info.id, id)));
-        }
-        Ok(())
-    };
-    let wrong = settle(twice(check))?.err().map(|error| (error.offset().unwrap_or(0), error.to_string()));
-    let (last, whole) = (summary.last_lsn, summary.whole_lsn);
-    Ok(Found { facts: Facts::Sealed { sound: wrong.is_none(), last, whole }, scan: None, wrong })
 }
 
 /// The keys of a manifest; none where no key was given. What needs them says so when it comes to that.
@@ -516,67 +376,6 @@ fn unlock(storage: &dyn Storage, manifest: &Manifest, holder: &KeyHolder) -> Res
     }
 }
 
-/// The keys of a segment that is sealed at rest.
-fn file_key(info: &SegmentInfo, keys: &Keyring) -> Result<Option<FileKey>, ReadError> {
-    if info.key == 0 {
-        return Ok(None);
-    }
-    let failed = |source| ReadError::AtRest { segment: info.number, source };
-    keys.segment(info.key, info.id).map(Some).map_err(failed)
-}
-
-fn examine_unsealed(
-    storage: &dyn Storage,
-    directory: &str,
-    info: &SegmentInfo,
-    keys: &Keyring,
-    depth: Depth,
-    before: &Before,
-) -> Result<Found, OpenError> {
-    let key = match file_key(info, keys) {
-        // Who is to write its footer has to know what notes say.
-        Err(error) if depth == Depth::Bodies => return Err(error.into()),
-        key => key.ok().flatten(),
-    };
-    let at_rest = if info.key == 0 { AtRest::Plain } else { AtRest::Sealed(key.as_ref()) };
-    let read = || {
-        let file = open_checked(storage, directory, info)?;
-        scan(file.as_ref(), (info.number, info.id), depth, at_rest)
-    };
-    let scan = match settle(read())? {
-        Ok(scan) => scan,
-        Err(error) => {
-            let none = Lsn::ZERO;
-            let (there, connects, frames, torn) = (false, false, false, false);
-            let facts = Facts::Unsealed { there, connects, frames, last: none, whole: none, torn, witness: none };
-            return Ok(Found { facts, scan: None, wrong: Some((error.offset().unwrap_or(0), error.to_string())) });
-        }
-    };
-    let follows = |opening: &super::layout::Opening| {
-        let same = opening.prev_segment == before.id && opening.prev_frames == before.frames;
-        opening.prev_lsn == before.last && (same || before.id.is_none())
-    };
-    let connects = before.connected && scan.opening.as_ref().is_some_and(follows);
-    let frames = !scan.runs.is_empty();
-    let wrong = match &scan.stop {
-        Stop::Torn(error) => Some((scan.end, error.to_string())),
-        Stop::Clean if frames && !connects => {
-            Some((0, format!("does not continue the segment before it, which ends at LSN {}", before.last)))
-        }
-        Stop::Clean => None,
-    };
-    let facts = Facts::Unsealed {
-        there: true,
-        connects,
-        frames,
-        last: scan.last_lsn,
-        whole: scan.whole.unwrap_or(Lsn::ZERO),
-        torn: matches!(scan.stop, Stop::Torn(_)),
-        witness: scan.witness,
-    };
-    Ok(Found { facts, scan: Some(scan), wrong })
-}
-
 fn damage(storage: &dyn Storage, directory: &str, manifest: &Manifest, found: &[Found], loss: Loss) -> Damage {
     let info = manifest.segments.get(loss.at);
     let name = info.map_or(directory.to_owned(), |info| media::join(directory, &segment_name(info.number)));
@@ -586,8 +385,8 @@ fn damage(storage: &dyn Storage, directory: &str, manifest: &Manifest, found: &[
     let mut ranges: Vec<(Timeline, Lsn, Lsn)> = Vec::new();
     for (info, found) in manifest.segments.iter().zip(found).take(loss.at + 1) {
         let range = match (info.summary(), &found.scan) {
-            (Some(summary), _) if is_sound(found) => (summary.timeline, summary.first_lsn, summary.last_lsn),
-            (None, Some(Scan { opening: Some(opening), runs, last_lsn, .. })) if is_connected(found) => {
+            (Some(summary), _) if found.is_sound() => (summary.timeline, summary.first_lsn, summary.last_lsn),
+            (None, Some(Scan { opening: Some(opening), runs, last_lsn, .. })) if found.is_connected() => {
                 let first = runs.first().and_then(|run| run.frames.first()).map_or(Lsn::ZERO, |frame| frame.first_lsn);
                 (opening.timeline, first, *last_lsn)
             }
