@@ -106,6 +106,16 @@ fn a_view_that_began_before_finds_the_run_that_has_what_its_footers_had() {
     assert_eq!(pieces(&old_early, &source), expected_early);
 }
 
+/// An owner merges the index while somebody verifies what he found before.
+#[test]
+fn a_verification_that_began_before_finds_nothing_wrong_with_footers_that_were_emptied_since() {
+    let (_storage, mut rig, _, _) = store(29, 75);
+    let before = rig.writer.snapshot();
+    rig.merge_index(1 << 16);
+    assert!(rig.empty_footers() > 0);
+    assert_eq!(rig.reader().verify(&before, |_| true).findings, []);
+}
+
 /// A live view's newest part goes on behind what a run that is found holds.
 #[test]
 fn a_live_view_that_finds_a_run_follows_every_append() {
