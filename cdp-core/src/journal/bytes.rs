@@ -75,6 +75,8 @@ pub enum FormatError {
 /// Bytes of the common prefix.
 pub(super) const PREFIX: usize = 16;
 const CRC_AT: std::ops::Range<usize> = 12..16;
+/// Memory for so many entries of a list is taken before the first is looked at; for more when they are there.
+const LIST_AT_ONCE: usize = 1024;
 
 /// Appends fields, little endian.
 #[derive(Default)]
@@ -224,6 +226,10 @@ impl<'a> Take<'a> {
         if count > max || count > self.rest.len() {
             return Err(self.field(field, count as u64));
         }
-        (0..count).map(|_| each(self)).collect()
+        let mut list = Vec::with_capacity(count.min(LIST_AT_ONCE));
+        for _ in 0..count {
+            list.push(each(self)?);
+        }
+        Ok(list)
     }
 }

@@ -190,5 +190,10 @@ pub(super) fn decode_rows<T>(
 ) -> Result<Vec<T>, FormatError> {
     let (_, body) = decode_block(bytes, id, number, kind, row_bytes)?;
     let mut take = Take::new("footer rows", body);
-    (0..body.len() / row_bytes).map(|_| take_row(&mut take)).collect()
+    let count = body.len() / row_bytes;
+    let mut rows = Vec::with_capacity(count);
+    for _ in 0..count {
+        rows.push(take_row(&mut take)?);
+    }
+    Ok(rows)
 }

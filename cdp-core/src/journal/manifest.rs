@@ -227,12 +227,22 @@ pub fn segment_name(number: u64) -> String {
     format!("{number:016x}.seg")
 }
 
+/// The segment to whose file the journal gives such a name.
+#[must_use]
+pub(super) fn segment_number(name: &str) -> Option<u64> {
+    number(name.strip_suffix(".seg")?)
+}
+
 /// Whether the journal gives a file of its directory such a name: a segment's or an index run's.
 #[must_use]
 pub fn is_journal_file(name: &str) -> bool {
-    let number = name.strip_suffix(".seg").or_else(|| name.strip_suffix(".idx"));
+    segment_number(name).or_else(|| number(name.strip_suffix(".idx")?)).is_some()
+}
+
+fn number(digits: &str) -> Option<u64> {
     let is_digit = |digit: u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit);
-    number.is_some_and(|number| number.len() == 16 && number.bytes().all(is_digit))
+    let whole = digits.len() == 16 && digits.bytes().all(is_digit);
+    whole.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// Which LSNs stay restorable.

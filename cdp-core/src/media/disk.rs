@@ -175,7 +175,7 @@ impl Storage for Disk {
                 names.push(name);
             }
         }
-        names.sort();
+        names.sort_unstable();
         Ok(names)
     }
 

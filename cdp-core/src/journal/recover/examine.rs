@@ -4,7 +4,7 @@ use super::OpenError;
 use crate::journal::bytes::FormatError;
 use crate::journal::decide::Facts;
 use crate::journal::layout::{FIXED_BYTES, Opening, Summary, decode_trailer, foreign};
-use crate::journal::manifest::{Manifest, SegmentInfo, segment_name};
+use crate::journal::manifest::{Manifest, SegmentInfo, segment_name, segment_number};
 use crate::journal::reader::ReadError;
 use crate::journal::scan::{AtRest, Depth, Scan, Stop, check_header, scan, twice};
 use crate::media::{self, File, MediaError, MediaErrorKind, Storage};
@@ -40,15 +40,18 @@ struct Before {
     connected: bool,
 }
 
-/// The names in the journal's directory, for who only looks: one list costs as much as a few files.
-struct Listed(Option<Vec<String>>);
+/// The segments of which there are files, for who only looks: one list costs as much as a few files.
+struct Listed(Option<Vec<u64>>);
 
 impl Listed {
     /// Whoever takes a store over asks each file for its length instead. Who only looks finds a file that is gone, and one that is
     /// cut short when it reads it: every byte of it is verified then.
     fn new(storage: &dyn Storage, directory: &str, depth: Depth) -> Result<Self, MediaError> {
-        let names = (depth == Depth::Heads).then(|| storage.list(directory));
-        Ok(Self(names.transpose()?))
+        if depth != Depth::Heads {
+            return Ok(Self(None));
+        }
+        // Names sort as their numbers do.
+        Ok(Self(Some(storage.list(directory)?.iter().filter_map(|name| segment_number(name)).collect())))
     }
 
     fn check(
@@ -59,7 +62,7 @@ impl Listed {
         summary: &Summary,
     ) -> Result<(), ReadError> {
         match &self.0 {
-            Some(names) if names.binary_search(&segment_name(info.number)).is_ok() => Ok(()),
+            Some(there) if there.binary_search(&info.number).is_ok() => Ok(()),
             // What is not listed says itself why.
             _ => check_length(storage, directory, info, summary),
         }
