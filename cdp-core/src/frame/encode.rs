@@ -94,7 +94,7 @@ impl Encoder {
             encoder: self,
             compression,
             entries: Vec::with_capacity(8),
-            body: Vec::new(),
+            body: Vec::with_capacity(raw.parts.len()),
             body_bytes: 0,
             open: 0..0,
             open_bytes: 0,

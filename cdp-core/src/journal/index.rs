@@ -58,6 +58,10 @@ impl Entry {
     pub(super) fn key(&self) -> u128 {
         u128::from(self.disk) << 105 | u128::from(self.sector) << 64 | u128::from(self.lsn)
     }
+    /// The order of the index but for the LSN.
+    fn place(&self) -> u64 {
+        u64::from(self.disk) << 41 | self.sector
+    }
     pub(super) fn is_wide(&self) -> bool {
         self.sectors > NARROW_SECTORS
     }
@@ -326,10 +330,14 @@ impl IndexRun {
             runs.iter().for_each(|run| all.extend_from_slice(of(run)));
             all
         }
-        let (mut narrow, mut wide) = (gather(runs, |run| &run.narrow), gather(runs, |run| &run.wide));
-        // Stable sorting finds the sorted runs and merges them.
-        narrow.sort_by_key(Entry::key);
-        wide.sort_by_key(Entry::key);
+        // Stable sorting finds the sorted runs and merges them; what is at one place stays in the order of the runs, that of LSNs.
+        // Places are sorted and not entries, which are three times as long.
+        let sorted = |entries: Vec<Entry>| -> Vec<Entry> {
+            let mut order: Vec<_> = entries.iter().zip(0u32..).map(|(entry, at)| (entry.place(), at)).collect();
+            order.sort_by_key(|(place, _)| *place);
+            order.into_iter().map(|(_, at)| entries[at as usize]).collect()
+        };
+        let (narrow, wide) = (sorted(gather(runs, |run| &run.narrow)), sorted(gather(runs, |run| &run.wide)));
         Self {
             first_chunk: runs.first().map_or(0, |run| run.first_chunk),
             frames: gather(runs, |run| &run.frames),
