@@ -288,6 +288,10 @@ pub trait File: Send + Sync + fmt::Debug {
     /// A hint that a range is read soon: it may be fetched meanwhile. Does nothing where nothing is gained.
     fn will_need(&self, _: Extent) {}
 
+    /// A hint that what was written to a range is synced soon: it may go to the media meanwhile. Does nothing where nothing is
+    /// gained.
+    fn will_sync(&self, _: Extent) {}
+
     /// The file's descriptors, if it has any, for drivers that hand writes and syncs to the system themselves.
     fn raw(&self) -> Option<&dyn Raw> {
         None

@@ -3,6 +3,7 @@
 //! The same [`Host`] answers a command that owns the directory for a moment and a protecting process that owns it for months;
 //! the one has an idle store, the other hands edits to the pump of its journal ([`Store`], [`Live`]).
 
+mod brake;
 pub(crate) mod disks;
 pub mod document;
 mod holds;

@@ -320,6 +320,11 @@ impl File for DiskFile {
         let _ = fs::fadvise(&self.fd, range.offset, std::num::NonZero::new(range.length), fs::Advice::WillNeed);
     }
 
+    fn will_sync(&self, range: Extent) {
+        // To drop pages from the cache the system begins with writing those that are not written: they stay until they are.
+        let _ = fs::fadvise(&self.fd, range.offset, std::num::NonZero::new(range.length), fs::Advice::DontNeed);
+    }
+
     fn next_data(&self, offset: u64) -> Result<Option<Extent>> {
         let failed = |e| self.error(e, Operation::Seek, offset);
         let length = self.len()?;

@@ -198,6 +198,10 @@ impl File for FaultyFile {
     fn will_need(&self, range: Extent) {
         self.inner.will_need(range);
     }
+
+    fn will_sync(&self, range: Extent) {
+        self.inner.will_sync(range);
+    }
     fn next_data(&self, offset: u64) -> Result<Option<Extent>> {
         self.check(Operation::Seek, offset, 0)?;
         self.inner.next_data(offset)

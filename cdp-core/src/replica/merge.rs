@@ -353,6 +353,10 @@ impl Work {
         for (offset, data) in &batch.writes {
             self.image.write_all_at(*offset, data)?;
         }
+        // While the next batch is read: then the last sync finds little to do.
+        if let (Some((first, _)), Some((last, data))) = (batch.writes.first(), batch.writes.last()) {
+            self.image.will_sync(Extent::new(*first, last + data.len() as u64 - first));
+        }
         for range in batch.punches {
             self.image.punch(range)?;
         }

@@ -4,6 +4,7 @@
 //! that where the journal is above its bound. No lock is held while anything is read or written but the one that keeps
 //! readers of everything out.
 
+use super::brake::{Relief, Relieving};
 use super::room::Weights;
 use super::{Change, Host, document, lock};
 use crate::clock;
@@ -76,6 +77,8 @@ pub(super) struct Retained {
     pub(super) trial: Mutex<Option<(Held, Trial)>>,
     /// What was decided when there was last hardly any room.
     pub(super) shortage: Mutex<Option<Shorten>>,
+    /// Whether a merge makes room.
+    pub(super) relief: Relief,
     /// What kept moments take.
     pub(super) weights: Mutex<Weights>,
     /// A change found no room and is stored later, by itself: until then nobody knows what the manifest will say.
@@ -106,13 +109,15 @@ impl Host {
                 continue;
             }
             let before = self.before(&plan);
-            match self.merge(&plan, pace) {
+            let relieving = self.retained.relief.begin();
+            match self.merge(&plan, &relieving, pace) {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
                 // Readers do not keep retention, and so the guest's writes, from having room.
                 Err(problem) if problem.code == "no-space" && self.give_up(0) => {}
                 Err(problem) => return Err(problem),
             }
+            drop(relieving);
             while self.give_up(self.for_readers_max()) {}
             let cut = plan.reason.filter(|reason| *reason != Reason::Window);
             *lock(&self.retained.cut_at) = cut.map(|reason| (plan.to.lsn, reason));
@@ -237,7 +242,7 @@ impl Host {
     }
 
     /// One merge; whether it came to its end.
-    fn merge(&self, plan: &Plan, pace: Pace<'_>) -> Result<bool, Problem> {
+    fn merge(&self, plan: &Plan, relieving: &Relieving<'_>, pace: Pace<'_>) -> Result<bool, Problem> {
         let storage = self.storage();
         if !plan.begun {
             let (to, keep) = (plan.to, plan.keep.clone());
@@ -251,6 +256,7 @@ impl Host {
         loop {
             let begun = Instant::now();
             let Some(changing) = self.holds.change() else {
+                relieving.goes_on(false);
                 // Also who is in a hurry waits here, and does not spin.
                 std::thread::sleep(PAUSE_LOOK);
                 if !pace(Duration::ZERO) {
@@ -258,6 +264,7 @@ impl Host {
                 }
                 continue;
             };
+            relieving.goes_on(true);
             let piece = self.room_for_piece(PIECE)?;
             if !merge.step(clock::now(), piece).map_err(|error| failed(&error))? {
                 return self.end_merge(&storage, merge).map(|()| true);

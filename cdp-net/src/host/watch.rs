@@ -93,8 +93,9 @@ impl Watch {
             let over = Duration::from_millis(policy.window_ms / 8).min(GROWTH_OVER);
             let growth = self.host.live().and_then(|live| self.growth.take(live.stored_bytes_per_s(), over));
             *lock(&self.host.retained.growth) = growth;
-            let near = history.room_bytes.is_some() || self.host.is_near_bound();
-            self.wait((every / 4).clamp(LOOK_MIN, if near { LOOK_NEAR } else { LOOK_MAX }));
+            let near = history.room_bytes.is_some();
+            let rest = (every / 4).clamp(LOOK_MIN, if near { LOOK_NEAR } else { LOOK_MAX });
+            self.wait(rest, &|| self.host.is_near_bound());
         }
     }
 
@@ -115,7 +116,7 @@ impl Watch {
         let urgent = || self.host.is_urgent();
         let pace = |worked: Duration| {
             if !urgent() {
-                self.wait(worked);
+                self.wait(worked, &urgent);
             }
             !self.is_over()
         };
@@ -125,8 +126,8 @@ impl Watch {
         self.host.retain(scope, &pace).map(drop)
     }
 
-    /// Sleeps in pieces, so that the end is not held up.
-    fn wait(&self, time: Duration) {
+    /// Sleeps until it is time, or a little if there is a reason to go on; in pieces, so that the end is not held up.
+    fn wait(&self, time: Duration, reason: &dyn Fn() -> bool) {
         let until = Instant::now() + time;
         while !self.is_over() {
             let left = until.saturating_duration_since(Instant::now());
@@ -134,6 +135,9 @@ impl Watch {
                 return;
             }
             std::thread::sleep(left.min(LOOK_MIN));
+            if reason() {
+                return;
+            }
         }
     }
 
@@ -249,7 +253,7 @@ impl Host {
 }
 
 /// All bytes of the journal.
-fn all_bytes(replica: &Replica) -> u64 {
+pub(super) fn all_bytes(replica: &Replica) -> u64 {
     let (sealed, open) = journal_bytes(replica);
     sealed.iter().map(|segment| segment.bytes).sum::<u64>() + open
 }

@@ -15,7 +15,7 @@ use crate::host::Host;
 use cdp_core::capture::Room;
 use cdp_core::frame::{EncodedFrame, Encoder, RawFrame, RecordKind};
 use cdp_core::journal::{Event, Generation, Hold, Refusal, Writer, WriterState};
-use cdp_core::types::{ClockEpoch, GroupId, Lsn, Stamp};
+use cdp_core::types::{ClockEpoch, GroupId, Lsn, MonoTime, Stamp};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -24,6 +24,9 @@ use std::time::Duration;
 
 /// The longest the pump sleeps when the journal has no deadline.
 const IDLE: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether frames have to wait for a merge: few come in between.
+const BRAKE_LOOK: Duration = Duration::from_millis(2);
 
 /// Messages between two reports of what became durable.
 const BATCH: usize = 16;
@@ -91,6 +94,8 @@ pub(super) struct Pump {
     stamp: Option<Stamp>,
     epoch: Option<ClockEpoch>,
     room: Room,
+    /// Whether frames have to wait for a merge, and when that is looked at again.
+    braking: (MonoTime, bool),
 }
 
 /// What the journal stored, and how fast.
@@ -138,6 +143,8 @@ pub(super) struct Parts {
     pub(super) failure: Arc<Failure>,
     pub(super) stored: Arc<Stored>,
     pub(super) lack: Arc<Lack>,
+    /// Frames wait for a merge as long as no more bytes do.
+    pub(super) waiting_bytes_max: u64,
     /// Is told when a manifest became durable; one word waits at most, since the next says the same.
     pub(super) named: SyncSender<()>,
     /// Set when everything is sealed, durable, and the manifest says so.
@@ -159,6 +166,7 @@ impl Pump {
             stamp: None,
             epoch: None,
             room: Room::Ok,
+            braking: (MonoTime(0), false),
         }
     }
 
@@ -167,8 +175,9 @@ impl Pump {
         let mut ease = Ease::of_this_thread(clock::mono());
         loop {
             let now = clock::mono();
+            let idle = if self.is_braking() { BRAKE_LOOK } else { IDLE };
             let wait =
-                self.parts.writer.next_deadline().map_or(IDLE, |due| Duration::from_nanos(due.since(now)).min(IDLE));
+                self.parts.writer.next_deadline().map_or(idle, |due| Duration::from_nanos(due.since(now)).min(idle));
             match queue.recv_timeout(wait) {
                 Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(message) => self.handle(message, &mut ease),
@@ -242,7 +251,19 @@ impl Pump {
         Underway { whole: Lsn::ZERO, settled: raw.settled, stamp, events: events_of(raw, new_epoch), bytes: 0 }
     }
 
+    /// Whether frames wait until a merge has made room for them.
+    fn is_braking(&mut self) -> bool {
+        let now = clock::mono();
+        if self.braking.0.since(now) == 0 {
+            self.braking = (now.after(BRAKE_LOOK.as_nanos() as u64), self.parts.host.is_braking());
+        }
+        self.braking.1 && self.parts.backlog.bytes() + self.held_bytes < self.parts.waiting_bytes_max
+    }
+
     fn offer_held(&mut self) {
+        if self.is_braking() {
+            return;
+        }
         while let Some(frame) = self.held.front_mut().and_then(|held| held.frame.take()) {
             let bytes = frame.len();
             match self.parts.writer.append(clock::mono(), frame) {

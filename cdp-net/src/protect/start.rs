@@ -153,6 +153,7 @@ fn launch(
         failure,
         stored,
         lack,
+        waiting_bytes_max: options.queue_bytes / 2,
         named,
         closed: Arc::clone(&shared.closed),
     };

@@ -1,5 +1,6 @@
 //! Everything of cdp-net that takes real sockets, files and programs to test.
 
+mod bound;
 mod dice;
 mod disks;
 mod disks_crash;
