@@ -318,3 +318,30 @@ fn a_part_that_is_missing_is_refused() {
     rig.sync();
     assert_eq!(rig.writer.durable().lsn(), Lsn(1));
 }
+
+/// Media report a write that they lost to one sync of the file; another one beside it would be told that all is well.
+#[test]
+fn no_sync_of_a_file_is_issued_while_another_is_under_way() {
+    let mut rig = Rig::create(Arc::new(Memory::new()));
+    let mut source = Source::new(1, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    source.write(1, Extent::new(0, 512), 1);
+    rig.append(source.frames(Compression::None).remove(0));
+    rig.drain();
+    rig.writer.request_sync();
+    let (id, first) = rig.writer.poll(rig.now).expect("a sync");
+    let Effect::Sync { file: active } = first else { panic!("{first:?}") };
+    // Everything but this sync goes on: the segment is closed, another one is made.
+    rig.writer.roll();
+    while let Some((id, effect)) = rig.writer.poll(rig.now) {
+        assert!(!matches!(effect, Effect::Sync { file } if file == active), "a second sync of the same file");
+        let outcome = rig.executor.run(&effect);
+        rig.writer.completed(rig.now, id, outcome);
+    }
+    assert_eq!(rig.writer.durable().lsn(), Lsn(0));
+    rig.writer.completed(rig.now, id, Ok(()));
+    assert_eq!(rig.writer.durable().lsn(), Lsn(1));
+    // It is sealed when that sync is through.
+    rig.drain();
+    assert!(rig.writer.manifest().segments.iter().any(|segment| segment.summary().is_some()));
+}
