@@ -84,6 +84,8 @@ pub struct Writer {
     /// Segments that no merge of the index can read.
     unmerged: BTreeSet<u64>,
     closing: bool,
+    /// What is still to be said when all is sealed: whether the stop was clean.
+    parting: Option<bool>,
     failed: Option<MediaError>,
 }
 
@@ -138,6 +140,7 @@ impl Writer {
             named: BTreeMap::new(),
             unmerged: BTreeSet::new(),
             closing: false,
+            parting: None,
             failed: None,
         }
     }
@@ -368,11 +371,19 @@ impl Writer {
         generation
     }
 
-    /// Seals everything, removes what was prepared, and writes a manifest that says `clean`; frames are refused from now on.
+    /// Seals everything, removes what was prepared, and then writes a manifest that says `clean`; frames are refused from now on.
     pub fn close(&mut self, clean: bool) {
         self.closing = true;
         self.roll();
         self.commit.request();
+        self.parting = Some(clean);
+    }
+
+    /// Says how it ended when everything is durable: a manifest that came before would tell of what a power cut took.
+    fn part(&mut self) {
+        let sealed =
+            self.active.is_none() && self.sealing.is_empty() && matches!(self.prepare, segments::Prepare::None);
+        let Some(clean) = self.parting.take_if(|_| sealed) else { return };
         let last = self.chain.min(self.whole);
         self.edit(|manifest| {
             manifest.clean = clean;
@@ -400,6 +411,7 @@ impl Writer {
         if self.queue.is_empty() {
             self.advance_commit(now);
             self.advance_segments(now);
+            self.part();
             self.advance_catalog(now);
         }
         self.queue.pop_front()
@@ -487,6 +499,7 @@ impl Writer {
     /// Whether nothing is left to do.
     fn is_through(&self) -> bool {
         self.is_idle()
+            && self.parting.is_none()
             && self.active.is_none()
             && self.sealing.is_empty()
             && matches!(self.prepare, segments::Prepare::None)

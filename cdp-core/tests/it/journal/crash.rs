@@ -142,6 +142,11 @@ fn story(seed: u64, cut: u64, mistake: Mistake, at_rest: &AtRest) -> Result<(u64
                 if opened.manifest.generation < believed.generation {
                     return Err(format!("life {life}: a durable manifest is gone"));
                 }
+                let said =
+                    opened.manifest.timelines.last().filter(|_| opened.manifest.clean).and_then(|info| info.last);
+                if said.is_some_and(|said| said != durable) {
+                    return Err(format!("life {life}: a clean stop at {said:?} was said, LSN {durable} is there"));
+                }
                 if let Some(last) = path_so_far.last_mut() {
                     last.1 = durable;
                 }

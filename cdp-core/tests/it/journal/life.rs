@@ -345,3 +345,40 @@ fn no_sync_of_a_file_is_issued_while_another_is_under_way() {
     rig.drain();
     assert!(rig.writer.manifest().segments.iter().any(|segment| segment.summary().is_some()));
 }
+
+/// A manifest that says `clean` is believed: nobody looks for what is missing behind it.
+#[test]
+fn a_clean_stop_is_said_when_everything_is_sealed() {
+    let storage = Arc::new(Memory::new());
+    let mut rig = Rig::create(storage.clone());
+    let mut source = Source::new(1, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    rig.writer.edit(|manifest| manifest.clean = false);
+    rig.drain();
+    source.write(1, Extent::new(0, 512), 1);
+    rig.append(source.frames(Compression::None).remove(0));
+    rig.drain();
+    rig.writer.close(true);
+    // The footer takes its time, manifests do not.
+    let mut held = Vec::new();
+    while let Some((id, effect)) = rig.writer.poll(rig.now) {
+        match effect {
+            Effect::Write { offset, .. } if offset > 0 => held.push((id, effect)),
+            _ => {
+                let outcome = rig.executor.run(&effect);
+                rig.writer.completed(rig.now, id, outcome);
+            }
+        }
+    }
+    assert_eq!((held.len(), rig.writer.durable().lsn(), rig.writer.state()), (1, Lsn(0), WriterState::Closing));
+    let said = read_manifest(storage.as_ref()).unwrap();
+    let ends = |manifest: &Manifest| (manifest.clean, manifest.timelines.last().and_then(|timeline| timeline.last));
+    assert_eq!(ends(&said), (false, None));
+    for (id, effect) in held {
+        let outcome = rig.executor.run(&effect);
+        rig.writer.completed(rig.now, id, outcome);
+    }
+    rig.drain();
+    assert_eq!((rig.writer.durable().lsn(), rig.writer.state()), (Lsn(1), WriterState::Closed));
+    assert_eq!(ends(&read_manifest(storage.as_ref()).unwrap()), (true, Some(Lsn(1))));
+}
