@@ -382,3 +382,28 @@ fn a_clean_stop_is_said_when_everything_is_sealed() {
     assert_eq!((rig.writer.durable().lsn(), rig.writer.state()), (Lsn(1), WriterState::Closed));
     assert_eq!(ends(&read_manifest(storage.as_ref()).unwrap()), (true, Some(Lsn(1))));
 }
+
+/// What a note says is checked as what the manifest says is: a merge makes a base as large as that.
+#[test]
+fn a_note_of_a_disk_larger_than_disks_get_is_refused() {
+    let added = |size| (RecordKind::DiskAdded, Note::DiskAdded { name: "disk".to_owned(), size });
+    let resized = |from, to| (RecordKind::Resize, Note::Resize { from, to });
+    let large = DISK_MAX + SECTOR;
+    for (kind, note) in [added(large), resized(large, SECTOR), resized(SECTOR, large), resized(0, u64::MAX)] {
+        let mut rig = Rig::create(Arc::new(Memory::new()));
+        let mut source = Source::new(1, timeline(1));
+        rig.start(timeline(1), None, Lsn::ZERO);
+        fill(&mut rig, &mut source, 1);
+        let (last, said) = (source.lsn, format!("{note:?}"));
+        source.note(kind, Some(1), note);
+        let refused = rig.writer.append(rig.now, source.frames(Compression::None).remove(0)).unwrap_err();
+        assert!(matches!(refused.why, Refusal::Damaged(_)), "{said}: {}", refused.why);
+        assert_eq!(rig.writer.last_lsn(), last);
+    }
+    let mut rig = Rig::create(Arc::new(Memory::new()));
+    let mut source = Source::new(1, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    let (kind, note) = resized(SECTOR, DISK_MAX);
+    source.note(kind, Some(1), note);
+    rig.append(source.frames(Compression::None).remove(0));
+}
