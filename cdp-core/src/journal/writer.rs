@@ -83,6 +83,8 @@ pub struct Writer {
     named: BTreeMap<u64, Generation>,
     /// Segments that no merge of the index can read.
     unmerged: BTreeSet<u64>,
+    /// Runs with a segment whose footer could not be emptied.
+    unemptied: BTreeSet<u64>,
     closing: bool,
     /// What is still to be said when all is sealed: whether the stop was clean.
     parting: Option<bool>,
@@ -139,6 +141,7 @@ impl Writer {
             sealing: VecDeque::new(),
             named: BTreeMap::new(),
             unmerged: BTreeSet::new(),
+            unemptied: BTreeSet::new(),
             closing: false,
             parting: None,
             failed: None,
