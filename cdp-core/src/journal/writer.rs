@@ -25,6 +25,7 @@ pub use terms::{Appended, Hold, IdSource, Options, Refusal, Refused, WriterState
 
 use super::effect::{Effect, EffectId, FileId, Outcome};
 use super::index::{IndexRun, LSN_SPAN};
+use super::layout::SEGMENT_MAX;
 use super::manifest::{Generation, Manifest, SegmentState, TimelineInfo, TimelineState};
 use super::snapshot::{SegmentView, Snapshot};
 use crate::frame::{EncodedFrame, FrameError};
@@ -37,6 +38,10 @@ use std::sync::Arc;
 
 /// The smallest segments, in bytes.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+fn segment_bytes(wanted: u64) -> u64 {
+    wanted.clamp(SEGMENT_BYTES_MIN, SEGMENT_MAX)
+}
 
 /// What an effect was for.
 #[derive(Clone, Debug)]
@@ -129,7 +134,7 @@ impl Writer {
             sealed: Arc::new(sealed),
             catalog: catalog::Catalog::new(opened.stored, manifest.generation),
             commit: commit::Commit::new(opened.durable),
-            options: Options { segment_bytes: options.segment_bytes.max(SEGMENT_BYTES_MIN), ..options },
+            options: Options { segment_bytes: segment_bytes(options.segment_bytes), ..options },
             ids,
             manifest,
             queue: VecDeque::new(),
@@ -239,9 +244,9 @@ impl Writer {
         Ok(Appended { segment: number, id, key, timeline, prev_lsn, run, whole: self.whole })
     }
 
-    /// From now on segments are made this large, and so much stays free on the media.
+    /// From now on segments are made this large, as far as they may be, and so much stays free on the media.
     pub fn set_bounds(&mut self, segment_bytes: u64, keep_free_bytes: u64) {
-        self.options.segment_bytes = segment_bytes.max(SEGMENT_BYTES_MIN);
+        self.options.segment_bytes = self::segment_bytes(segment_bytes);
         self.options.keep_free_bytes = keep_free_bytes;
     }
 

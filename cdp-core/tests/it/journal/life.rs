@@ -407,3 +407,27 @@ fn a_note_of_a_disk_larger_than_disks_get_is_refused() {
     source.note(kind, Some(1), note);
     rig.append(source.frames(Compression::None).remove(0));
 }
+
+/// A footer says where it ends: beyond the longest segment nobody would read it.
+#[test]
+fn no_segment_is_made_longer_than_segments_get() {
+    let reserved = |wanted: u64, later: Option<u64>| {
+        let storage: Arc<dyn Storage> = Arc::new(Memory::new());
+        let manifest = Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test");
+        let opened = create(storage.as_ref(), manifest).unwrap();
+        let mut rig = Rig::with(storage, opened, 1, Options { segment_bytes: wanted, ..options() });
+        later.into_iter().for_each(|later| rig.writer.set_bounds(later, 0));
+        let (id, parent, fork, last, opened) = (timeline(1), None, Lsn::ZERO, None, WallTime(1));
+        let (state, role) = (TimelineState::Open, TimelineRole::Trunk);
+        rig.writer.open_timeline(TimelineInfo { id, number: 1, parent, fork, last, state, role, opened });
+        while let Some((id, effect)) = rig.writer.poll(rig.now) {
+            match effect {
+                Effect::Create { preallocate, .. } if preallocate > 0 => return preallocate,
+                _ => rig.writer.completed(rig.now, id, rig.executor.run(&effect)),
+            }
+        }
+        panic!("no segment was made");
+    };
+    assert_eq!((reserved(0, None), reserved(8 << 20, None)), (1 << 20, 8 << 20));
+    assert_eq!((reserved(u64::MAX, None), reserved(8 << 20, Some(u64::MAX))), (16 << 30, 16 << 30));
+}
