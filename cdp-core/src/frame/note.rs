@@ -1,7 +1,7 @@
 //! Notes as bytes: what records without disk data say.
 
 use super::record::{GapReason, Mark, Note, PointKinds, RecordKind, ResyncReason};
-use crate::types::{CHUNK_PLAIN_MAX, Lsn, MonoTime, NAME_MAX, Timeline};
+use crate::types::{CHUNK_PLAIN_MAX, DISK_MAX, Lsn, MonoTime, NAME_MAX, Timeline};
 
 /// The most bytes of a note: a disk's size and its name.
 const NOTE_BYTES_MAX: usize = 8 + 2 + NAME_MAX;
@@ -61,9 +61,9 @@ pub(super) fn decode(kind: RecordKind, bytes: &[u8]) -> Option<Note> {
             Note::Mark(Mark { kinds, on_barrier: on_barrier != 0, label: rest.text()? })
         }
         RecordKind::Time => Note::Time { mono: MonoTime(rest.number()?) },
-        RecordKind::Resize => Note::Resize { from: rest.number()?, to: rest.number()? },
+        RecordKind::Resize => Note::Resize { from: rest.size()?, to: rest.size()? },
         RecordKind::DiskAdded => {
-            let size = rest.number()?;
+            let size = rest.size()?;
             Note::DiskAdded { name: rest.text()?, size }
         }
         RecordKind::TimelineStart => {
@@ -91,6 +91,10 @@ impl<'a> Cursor<'a> {
     }
     fn number(&mut self) -> Option<u64> {
         Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
+    }
+    /// A disk's size: what is as large as it says would be made later, so it is checked here.
+    fn size(&mut self) -> Option<u64> {
+        self.number().filter(|size| *size <= DISK_MAX)
     }
     fn text(&mut self) -> Option<String> {
         let length = u16::from_le_bytes(self.take(2)?.try_into().ok()?);

@@ -21,7 +21,7 @@ pub(super) enum Facts {
         there: bool,
         /// There is an opening, and the segment before it ends where that says, whatever stands behind its frames.
         connects: bool,
-        /// At least one frame is valid.
+        /// At least one frame is valid, also where the header is not.
         frames: bool,
         /// The last LSN with a part in valid frames.
         last: Lsn,
@@ -88,14 +88,20 @@ pub(super) fn decide(facts: &[Facts], floor: Lsn, witness: Lsn) -> Result<Plan, 
             Facts::Unsealed { there, connects, frames, last, whole, torn, witness } => {
                 acknowledged = acknowledged.max(witness);
                 let passes = mistakes::is(Mistake::GapsPassed);
-                let follows = there && frames && (connects && broken.is_none() || passes);
+                let fits = frames && connects && broken.is_none();
+                let follows = there && (fits || frames && passes);
                 if follows {
                     (plan.whole, plan.last) = (plan.whole.max(whole), plan.last.max(last));
                 }
                 if follows {
                     // What stands behind the frames before it is no part of the journal: a footer that was being written.
                     torn_at = None;
-                } else if there && frames {
+                } else if fits {
+                    // A header is durable before the segment is named: it is damaged since, and nobody can tell which of the
+                    // frames behind it were acknowledged.
+                    acknowledged = acknowledged.max(last);
+                    broken = Some(at);
+                } else if frames {
                     broken.get_or_insert(torn_at.unwrap_or(at));
                 }
                 if torn {
@@ -129,9 +135,6 @@ mod tests {
         for bits in 0..16u8 {
             let on = |bit: u8| bits >> bit & 1 == 1;
             let (there, connects, frames, torn) = (on(0), on(1), on(2), on(3));
-            if !there && (connects || frames || torn) {
-                continue;
-            }
             for witness in [0, first - 1, first + 5, first + 15] {
                 let (last, whole) = if frames { (last, whole) } else { (Lsn::ZERO, Lsn::ZERO) };
                 kinds.push(Facts::Unsealed { there, connects, frames, last, whole, torn, witness: Lsn(witness) });
@@ -164,14 +167,20 @@ mod tests {
                         (Facts::Unsealed { there, connects, frames, .. }, Action::Seal) => {
                             assert!(*there && *connects && *frames && intact, "{facts:?}");
                         }
-                        (Facts::Unsealed { there, frames, .. }, Action::Remove) => intact &= !(*there && *frames),
+                        (Facts::Unsealed { there, connects, frames, .. }, Action::Remove) => {
+                            assert!(*there || !(*connects && *frames && intact), "{facts:?}");
+                            intact &= !*frames;
+                        }
                         other => panic!("{other:?}"),
                     }
                 }
             }
             Err(loss) => {
                 assert!(loss.acknowledged > loss.good && loss.at < facts.len().max(1), "{facts:?}");
-                let unsound = facts.iter().any(|facts| matches!(facts, Facts::Sealed { sound: false, .. }));
+                let unsound = facts.iter().any(|facts| match *facts {
+                    Facts::Sealed { sound, .. } => !sound,
+                    Facts::Unsealed { there, frames, .. } => frames && !there,
+                });
                 assert!(unsound || loss.acknowledged <= acknowledged(facts, witness), "{facts:?}");
             }
         }
@@ -204,6 +213,11 @@ mod tests {
         torn: false,
         witness: Lsn(105),
     };
+
+    fn headless() -> Facts {
+        let (last, whole) = (Lsn(115), Lsn(115));
+        Facts::Unsealed { there: false, connects: true, frames: true, last, whole, torn: true, witness: Lsn::ZERO }
+    }
 
     fn next(connects: bool, witness: u64) -> Facts {
         let (last, whole) = (Lsn(120), Lsn(120));
@@ -238,6 +252,8 @@ mod tests {
             "a lost tail, acknowledged: it is in the first"
         );
         assert_eq!(decided(&[VALID, next(false, 115)], 0), Err((1, 110)), "the second continues something else");
+        assert_eq!(decided(&[headless(), next(false, 0)], 0), Err((0, 100)), "a damaged header before valid frames");
+        assert_eq!(decided(&[torn(), headless()], 0), Err((1, 110)), "the header of the second, which goes on");
         assert_eq!(decided(&[], 100), Ok((vec![], 100)), "everything was dropped on purpose");
         assert_eq!(decided(&[], 101), Err((0, 100)), "the peer knows of more");
     }

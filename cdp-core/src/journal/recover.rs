@@ -210,7 +210,8 @@ pub fn open(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Res
 /// Takes a store over: validates its segments, scans those that were not sealed, cuts torn tails, seals what is whole, and
 /// removes what was half made. `witness` is what the peer was told to be durable, if it remembers. Where there is no room for
 /// the manifest that says so the old one stands, and means the same: the writer takes no frame before it is replaced. Where
-/// it is sealed at rest, `holder` has the key; without it nothing is changed.
+/// it is sealed at rest, `holder` has the key; without it a store opens whose segments are all sealed, by a clean stop, and of any other
+/// nothing is changed.
 ///
 /// # Errors
 /// `Damaged` when something acknowledged is missing or damaged; nothing was changed then.

@@ -80,7 +80,7 @@ pub(super) enum AtRest<'a> {
     Sealed(Option<&'a FileKey>),
 }
 
-/// Scans a segment whose header was checked.
+/// Scans a segment whose header was checked, or is damaged: then the id that the manifest says tells what belongs to it.
 pub(super) fn scan(
     file: &dyn File,
     (number, id): (u64, SegmentId),

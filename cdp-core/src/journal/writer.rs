@@ -25,6 +25,7 @@ pub use terms::{Appended, Hold, IdSource, Options, Refusal, Refused, WriterState
 
 use super::effect::{Effect, EffectId, FileId, Outcome};
 use super::index::{IndexRun, LSN_SPAN};
+use super::layout::SEGMENT_MAX;
 use super::manifest::{Generation, Manifest, SegmentState, TimelineInfo, TimelineState};
 use super::snapshot::{SegmentView, Snapshot};
 use crate::frame::{EncodedFrame, FrameError};
@@ -37,6 +38,10 @@ use std::sync::Arc;
 
 /// The smallest segments, in bytes.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+fn segment_bytes(wanted: u64) -> u64 {
+    wanted.clamp(SEGMENT_BYTES_MIN, SEGMENT_MAX)
+}
 
 /// What an effect was for.
 #[derive(Clone, Debug)]
@@ -83,7 +88,11 @@ pub struct Writer {
     named: BTreeMap<u64, Generation>,
     /// Segments that no merge of the index can read.
     unmerged: BTreeSet<u64>,
+    /// Runs with a segment whose footer could not be emptied.
+    unemptied: BTreeSet<u64>,
     closing: bool,
+    /// What is still to be said when all is sealed: whether the stop was clean.
+    parting: Option<bool>,
     failed: Option<MediaError>,
 }
 
@@ -125,7 +134,7 @@ impl Writer {
             sealed: Arc::new(sealed),
             catalog: catalog::Catalog::new(opened.stored, manifest.generation),
             commit: commit::Commit::new(opened.durable),
-            options: Options { segment_bytes: options.segment_bytes.max(SEGMENT_BYTES_MIN), ..options },
+            options: Options { segment_bytes: segment_bytes(options.segment_bytes), ..options },
             ids,
             manifest,
             queue: VecDeque::new(),
@@ -137,7 +146,9 @@ impl Writer {
             sealing: VecDeque::new(),
             named: BTreeMap::new(),
             unmerged: BTreeSet::new(),
+            unemptied: BTreeSet::new(),
             closing: false,
+            parting: None,
             failed: None,
         }
     }
@@ -233,9 +244,9 @@ impl Writer {
         Ok(Appended { segment: number, id, key, timeline, prev_lsn, run, whole: self.whole })
     }
 
-    /// From now on segments are made this large, and so much stays free on the media.
+    /// From now on segments are made this large, as far as they may be, and so much stays free on the media.
     pub fn set_bounds(&mut self, segment_bytes: u64, keep_free_bytes: u64) {
-        self.options.segment_bytes = segment_bytes.max(SEGMENT_BYTES_MIN);
+        self.options.segment_bytes = self::segment_bytes(segment_bytes);
         self.options.keep_free_bytes = keep_free_bytes;
     }
 
@@ -368,11 +379,19 @@ impl Writer {
         generation
     }
 
-    /// Seals everything, removes what was prepared, and writes a manifest that says `clean`; frames are refused from now on.
+    /// Seals everything, removes what was prepared, and then writes a manifest that says `clean`; frames are refused from now on.
     pub fn close(&mut self, clean: bool) {
         self.closing = true;
         self.roll();
         self.commit.request();
+        self.parting = Some(clean);
+    }
+
+    /// Says how it ended when everything is durable: a manifest that came before would tell of what a power cut took.
+    fn part(&mut self) {
+        let sealed =
+            self.active.is_none() && self.sealing.is_empty() && matches!(self.prepare, segments::Prepare::None);
+        let Some(clean) = self.parting.take_if(|_| sealed) else { return };
         let last = self.chain.min(self.whole);
         self.edit(|manifest| {
             manifest.clean = clean;
@@ -400,6 +419,7 @@ impl Writer {
         if self.queue.is_empty() {
             self.advance_commit(now);
             self.advance_segments(now);
+            self.part();
             self.advance_catalog(now);
         }
         self.queue.pop_front()
@@ -487,6 +507,7 @@ impl Writer {
     /// Whether nothing is left to do.
     fn is_through(&self) -> bool {
         self.is_idle()
+            && self.parting.is_none()
             && self.active.is_none()
             && self.sealing.is_empty()
             && matches!(self.prepare, segments::Prepare::None)

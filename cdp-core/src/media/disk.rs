@@ -6,7 +6,7 @@ use super::{File, MediaError, MediaErrorKind, Operation, Raw, Result, Storage, i
 use crate::types::Extent;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FallocateFlags, Mode, OFlags, SeekFrom};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use std::io::{IoSlice, IoSliceMut};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -284,6 +284,7 @@ impl File for DiskFile {
     }
 
     fn sync(&self) -> Result<()> {
+        // Once: one that was interrupted may have taken the word of a lost write with it, and the next one would say that all is well.
         fs::fdatasync(&self.fd).map_err(|e| self.error(e, Operation::Sync, 0))
     }
 
@@ -293,11 +294,12 @@ impl File for DiskFile {
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
-        fs::ftruncate(&self.fd, length).map_err(|e| self.error(e, Operation::SetLength, length))
+        retry_on_intr(|| fs::ftruncate(&self.fd, length)).map_err(|e| self.error(e, Operation::SetLength, length))
     }
 
     fn preallocate(&self, range: Extent) -> Result<()> {
-        match fs::fallocate(&self.fd, FallocateFlags::empty(), range.offset, range.length) {
+        // Reserving much takes long enough to be interrupted; what is reserved already stays so.
+        match retry_on_intr(|| fs::fallocate(&self.fd, FallocateFlags::empty(), range.offset, range.length)) {
             Ok(()) => Ok(()),
             // A file system without it (some network ones): the length alone; lack of room then shows at a write.
             Err(Errno::OPNOTSUPP) if self.len()? < range.end() => self.set_len(range.end()),
@@ -308,7 +310,7 @@ impl File for DiskFile {
 
     fn punch(&self, range: Extent) -> Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match fs::fallocate(&self.fd, flags, range.offset, range.length) {
+        match retry_on_intr(|| fs::fallocate(&self.fd, flags, range.offset, range.length)) {
             Ok(()) => Ok(()),
             Err(Errno::OPNOTSUPP) => self.write_zeros(range),
             Err(e) => Err(self.error(e, Operation::Punch, range.offset)),

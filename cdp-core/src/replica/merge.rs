@@ -113,6 +113,8 @@ struct Work {
 #[derive(Debug, Default)]
 struct Batch {
     rests: Vec<u8>,
+    /// Where blocks that are sealed at rest are read from once `rests` are on the media; at most one for each block of `writes`.
+    copies: Vec<(u64, BlockCopy)>,
     writes: Vec<(u64, Vec<u8>)>,
     punches: Vec<Extent>,
     pages: Vec<Page>,
@@ -183,6 +185,10 @@ impl Merge {
             kept.flush(now)?;
         }
         self.rests.append(&batch.rests)?;
+        // Not before: until then a block that an earlier try tore is read from the copy which that one made.
+        for (block, copy) in std::mem::take(&mut batch.copies) {
+            work.base.expect_torn_sealed(block, copy);
+        }
         work.write(batch)?;
         if work.page == work.digests.len() as u64 {
             self.done.extend(self.waiting.pop_front());
@@ -309,6 +315,7 @@ impl Work {
     ) {
         if self.sealer.is_none() {
             batch.rests.extend_from_slice(&rests::encode_rest(self.disk, block, rest, upto));
+            // True before it is on the media too: every try leaves the same.
             return self.base.expect_torn(block, rest);
         }
         // A cipher changes all of a block: what stays of it is read from a copy of what it is going to be.
@@ -316,7 +323,7 @@ impl Work {
         let offset = rests.end() + batch.rests.len() as u64;
         batch.rests.extend_from_slice(bytes);
         batch.bytes += bytes.len() as u64;
-        self.base.expect_torn_sealed(block, BlockCopy { file: Arc::clone(rests.file()), offset, entry });
+        batch.copies.push((block, BlockCopy { file: Arc::clone(rests.file()), offset, entry }));
     }
 
     /// Whether the base ends inside this page and is going to be longer: what is new of the page are zeros that nobody wrote.

@@ -38,7 +38,10 @@ pub enum KeyError {
         found: usize,
     },
     /// There are as many replica keys as a store can have.
-    #[error("the manifest holds {KEYS_MAX} replica keys, the most that it can: merge, or drop old history")]
+    #[error(
+        "the manifest holds {KEYS_MAX} replica keys, the most that it can: drop old history, whose segments need \
+         them, or begin a new replica where its bases do"
+    )]
     TooMany,
 }
 

@@ -18,4 +18,5 @@ mod points;
 mod resealed;
 mod retention;
 mod room;
+mod torn;
 mod whole;

@@ -90,7 +90,7 @@ impl Levels {
         };
         loop {
             let went = match self.pump.ask(next, PATIENCE) {
-                Ok(Some(Work::Empty(task))) => self.empty(task).map_err(|error| self.tell(&error)),
+                Ok(Some(Work::Empty(task))) => self.empty(task),
                 Ok(Some(Work::Merge(task, snapshot, keys))) => match self.merge(task, &snapshot, keys) {
                     Err(error) => self.failed(error),
                     other => other.map_err(drop),
@@ -126,8 +126,23 @@ impl Levels {
         self.trouble.set(&error);
     }
 
-    /// Whether it came to its end.
-    fn empty(&self, task: EmptyTask) -> Result<bool, ReadError> {
+    /// Whether it came to its end, or the run is left as it is: nobody else waits for a footer that cannot be emptied.
+    fn empty(&self, task: EmptyTask) -> Result<bool, ()> {
+        let run = task.run;
+        match self.empty_all(task) {
+            Ok(done) => Ok(done),
+            Err(error) => {
+                self.tell(&error);
+                match self.pump.ask(move |writer| writer.emptying_failed(run), PATIENCE) {
+                    Ok(()) => Ok(true),
+                    Err(RecvTimeoutError::Timeout) => Err(()),
+                    Err(RecvTimeoutError::Disconnected) => Ok(false),
+                }
+            }
+        }
+    }
+
+    fn empty_all(&self, task: EmptyTask) -> Result<bool, ReadError> {
         let reader = Arc::new(Reader::new(Arc::clone(&self.storage), JOURNAL_DIRECTORY, CACHE_BYTES));
         let mut emptying = IndexEmptying::new(&reader, task);
         while !self.is_over() {

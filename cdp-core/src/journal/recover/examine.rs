@@ -114,10 +114,12 @@ fn settle<T>(result: Result<T, ReadError>) -> Result<Result<T, ReadError>, OpenE
     }
 }
 
-fn open_checked(storage: &dyn Storage, directory: &str, info: &SegmentInfo) -> Result<Arc<dyn File>, ReadError> {
-    let file = storage.open(&media::join(directory, &segment_name(info.number)), false)?;
-    twice(|| check_header(file.as_ref(), (info.number, info.id, info.key)))?;
-    Ok(file)
+fn open_file(storage: &dyn Storage, directory: &str, info: &SegmentInfo) -> Result<Arc<dyn File>, MediaError> {
+    storage.open(&media::join(directory, &segment_name(info.number)), false)
+}
+
+fn check_file(file: &dyn File, info: &SegmentInfo) -> Result<(), ReadError> {
+    twice(|| check_header(file, (info.number, info.id, info.key)))
 }
 
 fn check_length(
@@ -147,7 +149,8 @@ fn examine_sealed(
         if let Some(listed) = in_run {
             return listed.check(storage, directory, info, summary);
         }
-        let file = open_checked(storage, directory, info)?;
+        let file = open_file(storage, directory, info)?;
+        check_file(file.as_ref(), info)?;
         let offset = summary.trailer_at();
         let mut bytes = [0; FIXED_BYTES];
         file.read_exact_at(offset, &mut bytes)?;
@@ -187,11 +190,17 @@ fn examine_unsealed(
     };
     let at_rest = if info.key == 0 { AtRest::Plain } else { AtRest::Sealed(key.as_ref()) };
     let read = || {
-        let file = open_checked(storage, directory, info)?;
-        scan(file.as_ref(), (info.number, info.id), depth, at_rest)
+        let file = open_file(storage, directory, info)?;
+        // It was durable before the segment was named: one that is wrong is damaged since, and what is behind it says how much was
+        // there.
+        let damaged = match check_file(file.as_ref(), info) {
+            Err(error @ ReadError::Format { .. }) => Some(error),
+            header => header.map(|()| None)?,
+        };
+        Ok((scan(file.as_ref(), (info.number, info.id), depth, at_rest)?, damaged))
     };
-    let scan = match settle(read())? {
-        Ok(scan) => scan,
+    let (scan, damaged) = match settle(read())? {
+        Ok(found) => found,
         Err(error) => {
             let none = Lsn::ZERO;
             let (there, connects, frames, torn) = (false, false, false, false);
@@ -213,13 +222,16 @@ fn examine_unsealed(
         Stop::Clean => None,
     };
     let facts = Facts::Unsealed {
-        there: true,
+        there: damaged.is_none(),
         connects,
         frames,
         last: scan.last_lsn,
         whole: scan.whole.unwrap_or(Lsn::ZERO),
-        torn: matches!(scan.stop, Stop::Torn(_)),
+        torn: damaged.is_some() || matches!(scan.stop, Stop::Torn(_)),
         witness: scan.witness,
     };
-    Ok(Found { facts, scan: Some(scan), wrong })
+    match damaged {
+        Some(error) => Ok(Found { facts, scan: None, wrong: Some((0, error.to_string())) }),
+        None => Ok(Found { facts, scan: Some(scan), wrong }),
+    }
 }

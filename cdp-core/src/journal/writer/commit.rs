@@ -183,6 +183,11 @@ impl Commit {
         self.frames.iter().all(|frame| frame.segment != segment || frame.written)
     }
 
+    /// Whether a sync of this segment is under way.
+    pub(super) fn is_syncing(&self, segment: u64) -> bool {
+        self.syncing.contains_key(&segment)
+    }
+
     /// The last frame that a sync of this segment would cover now; every frame before it is written.
     pub(super) fn shown(&self) -> u64 {
         self.shown
@@ -191,7 +196,7 @@ impl Commit {
     /// When a sync of the segment is due by time. Frames that are not written yet, and segments that are being sealed,
     /// wait for completions, not for time.
     pub(super) fn deadline(&self, segment: u64, commit_ns: u64) -> Option<MonoTime> {
-        if self.syncing.contains_key(&segment) {
+        if self.is_syncing(segment) {
             return None;
         }
         let first = self.shown_frames().find(|frame| frame.segment == segment && !frame.synced)?;
@@ -205,7 +210,7 @@ impl Commit {
 
     /// Whether the active segment is to be synced now.
     fn is_due(&self, segment: u64, now: MonoTime, commit_bytes: u64, commit_ns: u64) -> bool {
-        let shown = self.shown >= self.first && !self.syncing.contains_key(&segment);
+        let shown = self.shown >= self.first && !self.is_syncing(segment);
         let by_wish = self.wanted >= self.first && self.shown >= self.wanted;
         let by_bytes = self.unsynced_bytes >= commit_bytes;
         let deadline = || self.deadline(segment, commit_ns);

@@ -58,6 +58,7 @@ impl Writer {
         gone.into_iter().for_each(|name| self.catalog.remove_at(generation, name));
         self.named.retain(|number, _| self.manifest.runs.iter().any(|run| run.number == *number));
         self.named.insert(run.number, generation);
+        self.unemptied.retain(|number| self.manifest.runs.iter().any(|run| run.number == *number));
         Some(generation)
     }
 
@@ -72,7 +73,8 @@ impl Writer {
             let named = self.named.get(&run.number);
             named.is_none_or(|generation| *generation <= self.manifest_durable()) || mistakes::is(Mistake::EmptiedEarly)
         };
-        let run = self.manifest.runs.iter().filter(|run| !run.emptied).find(durable)?;
+        let wanted = |run: &&Arc<RunInfo>| !run.emptied && !self.unemptied.contains(&run.number);
+        let run = self.manifest.runs.iter().filter(wanted).find(durable)?;
         let index = |info: &SegmentInfo| Some((info.number, info.id, info.key, info.summary()?.index_extent()));
         let segments = segments_of(&self.manifest.segments, run).iter().filter_map(index).collect();
         Some(EmptyTask { run: run.number, segments })
@@ -84,6 +86,12 @@ impl Writer {
         let run = self.manifest.runs.iter_mut().find(|run| run.number == number)?;
         Arc::make_mut(run).emptied = true;
         Some(self.catalog.touch(&mut self.manifest))
+    }
+
+    /// A footer of a run's segments could not be emptied: the run is not asked for again in this writer's life, so that others are,
+    /// and merges go on. A run that takes its place is.
+    pub fn emptying_failed(&mut self, number: u64) {
+        self.unemptied.insert(number);
     }
 
     /// A merge did not come to its end. A run that cannot be read leaves the manifest, so that its segments are merged again; a

@@ -271,7 +271,10 @@ impl Writer {
         // One after another: sealed segments come before all others, which recovery relies on.
         while let Some(first) = self.sealing.front() {
             let waits = first.retry_at.is_some_and(|at| at > now);
-            if waits || first.step != SealStep::Filling || !self.commit.all_written(first.segment.number) {
+            // Media report a write that was lost to one sync of the file only: were two under way, the other would call it durable.
+            let (number, step) = (first.segment.number, first.step);
+            let ready = self.commit.all_written(number) && !self.commit.is_syncing(number);
+            if waits || step != SealStep::Filling || !ready {
                 break;
             }
             self.write_footer();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub struct Options {
     /// The directory of the segments inside the storage; empty: the storage's own.
     pub directory: String,
-    /// Segments are made this large, at least 1 MiB.
+    /// Segments are made this large with their footers: at least 1 MiB, at most 16 GiB.
     pub segment_bytes: u64,
     /// A segment closes at so many records whatever their size: its index is in memory until then.
     pub segment_records: u64,

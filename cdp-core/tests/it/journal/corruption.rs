@@ -234,3 +234,42 @@ fn who_remembers_what_was_durable_is_told_that_the_last_frame_is_damaged() {
     assert!(damage.good > Lsn::ZERO && read_right(&reader, &told.snapshot, &source, damage.good, "the front"));
     assert!(matches!(open(&storage, DIRECTORY, Some(durable)), Err(OpenError::Damaged(_))));
 }
+
+/// A segment that was not sealed, with as many commits; gives its name and what was durable.
+fn unsealed(storage: &Memory, commits: u64) -> (String, Lsn) {
+    let mut rig = Rig::create(Arc::new(storage.clone()));
+    let mut source = Source::new(13, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    for _ in 0..commits {
+        source.any();
+        source.frames(Compression::None).into_iter().for_each(|frame| drop(rig.append(frame)));
+        rig.sync();
+    }
+    let mut segments = names(storage).into_iter().filter(|name| name.ends_with(".seg"));
+    (segments.next_back().unwrap(), rig.writer.durable().lsn())
+}
+
+/// The header was durable before anybody named the segment: no power cut leaves a bad one.
+#[test]
+fn a_damaged_header_of_what_was_not_sealed_is_refused() {
+    for commits in [1, 2, 5] {
+        let storage = Memory::new();
+        let (name, durable) = unsealed(&storage, commits);
+        let mut bytes = read(&storage, &name);
+        bytes[40] ^= 1;
+        replace(&storage, &name, &bytes);
+        let looked = look(&storage, DIRECTORY, None).unwrap();
+        assert_eq!(looked.damage.map(|damage| damage.acknowledged), Some(durable), "{commits} commits");
+        let Err(OpenError::Damaged(damage)) = open(&storage, DIRECTORY, None) else { panic!("{commits} commits") };
+        assert_eq!((damage.good, damage.acknowledged, damage.offset), (Lsn::ZERO, durable, 0));
+        assert!(damage.path.ends_with(&name) && damage.what.contains("segment header"), "{damage}");
+        assert!(read(&storage, &name) == bytes, "nothing was changed");
+    }
+    // In one that was only prepared there is nothing to lose.
+    let storage = Memory::new();
+    let (name, durable) = unsealed(&storage, 0);
+    let mut bytes = read(&storage, &name);
+    bytes[40] ^= 1;
+    replace(&storage, &name, &bytes);
+    assert_eq!(open(&storage, DIRECTORY, None).unwrap().durable.lsn(), durable);
+}

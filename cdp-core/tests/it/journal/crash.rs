@@ -39,7 +39,7 @@ pub(super) fn shuffle_rounds(rig: &mut Rig, dice: &mut Dice, mistake: Mistake, r
         let mut batch = Vec::new();
         while batch.len() < 4 {
             let Some(effect) = rig.writer.poll(rig.now) else { break };
-            batch.push(effect);
+            hold(&mut batch, effect);
         }
         if batch.is_empty() {
             return;
@@ -58,13 +58,21 @@ pub(super) fn shuffle_rounds(rig: &mut Rig, dice: &mut Dice, mistake: Mistake, r
             rig.writer.completed(rig.now, id, outcome);
             // Somebody may look, and sync, between any two completions.
             if let Some((id, effect)) = rig.writer.poll(rig.now) {
-                batch.push((id, effect));
+                hold(&mut batch, (id, effect));
             }
         }
         for effect in late {
             let _ = rig.executor.run(&effect);
         }
     }
+}
+
+/// One more effect is under way: never two syncs of one file, of which only one would be told of a write that was lost.
+fn hold(batch: &mut Vec<(EffectId, Effect)>, more: (EffectId, Effect)) {
+    let synced = |effect: &Effect| if let Effect::Sync { file } = effect { Some(*file) } else { None };
+    let beside = synced(&more.1).is_some_and(|file| batch.iter().any(|(_, effect)| synced(effect) == Some(file)));
+    assert!(!beside, "{more:?} beside another one");
+    batch.push(more);
 }
 
 /// Lives on one timeline until the power goes or the life is over.
@@ -133,6 +141,11 @@ fn story(seed: u64, cut: u64, mistake: Mistake, at_rest: &AtRest) -> Result<(u64
                 }
                 if opened.manifest.generation < believed.generation {
                     return Err(format!("life {life}: a durable manifest is gone"));
+                }
+                let said =
+                    opened.manifest.timelines.last().filter(|_| opened.manifest.clean).and_then(|info| info.last);
+                if said.is_some_and(|said| said != durable) {
+                    return Err(format!("life {life}: a clean stop at {said:?} was said, LSN {durable} is there"));
                 }
                 if let Some(last) = path_so_far.last_mut() {
                     last.1 = durable;

@@ -340,3 +340,29 @@ fn a_replaced_run_is_let_go_of_with_the_last_view_that_reads_it() {
     assert_eq!(deleted(&path), 0);
     check_bytes(&new, &source, &elements, "level 2");
 }
+
+/// A footer that cannot be emptied is passed over: the others are, and merges go on.
+#[test]
+fn a_footer_that_cannot_be_emptied_holds_nobody_up() {
+    let (storage, mut rig, ..) = store(26, 75);
+    rig.merge_index(1 << 14);
+    let bad = rig.writer.next_emptying().unwrap();
+    let run = rig.writer.manifest().runs.iter().find(|run| run.number == bad.run).unwrap().clone();
+    let name = format!("{DIRECTORY}/{}", segment_name(run.first_segment));
+    let header = read(&storage, &name)[..512].to_vec();
+    let file = storage.open(&name, true).unwrap();
+    file.write_all_at(40, &[header[40] ^ 1]).unwrap();
+    assert!(IndexEmptying::new(&rig.reader(), bad.clone()).step().is_err());
+    rig.writer.emptying_failed(bad.run);
+    let emptied = rig.empty_footers();
+    assert!(emptied > 0 && rig.writer.next_emptying().is_none());
+    let not: Vec<_> = rig.writer.manifest().runs.iter().filter(|run| !run.emptied).map(|run| run.number).collect();
+    assert_eq!(not, [bad.run]);
+    // The next writer asks for it again.
+    rig.close();
+    file.write_all_at(0, &header).unwrap();
+    drop(rig);
+    let mut rig = Rig::open(Arc::new(storage), 9).unwrap();
+    assert_eq!(rig.writer.next_emptying(), Some(bad));
+    assert_eq!(rig.empty_footers(), 1);
+}

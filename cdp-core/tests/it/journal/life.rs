@@ -318,3 +318,116 @@ fn a_part_that_is_missing_is_refused() {
     rig.sync();
     assert_eq!(rig.writer.durable().lsn(), Lsn(1));
 }
+
+/// Media report a write that they lost to one sync of the file; another one beside it would be told that all is well.
+#[test]
+fn no_sync_of_a_file_is_issued_while_another_is_under_way() {
+    let mut rig = Rig::create(Arc::new(Memory::new()));
+    let mut source = Source::new(1, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    source.write(1, Extent::new(0, 512), 1);
+    rig.append(source.frames(Compression::None).remove(0));
+    rig.drain();
+    rig.writer.request_sync();
+    let (id, first) = rig.writer.poll(rig.now).expect("a sync");
+    let Effect::Sync { file: active } = first else { panic!("{first:?}") };
+    // Everything but this sync goes on: the segment is closed, another one is made.
+    rig.writer.roll();
+    while let Some((id, effect)) = rig.writer.poll(rig.now) {
+        assert!(!matches!(effect, Effect::Sync { file } if file == active), "a second sync of the same file");
+        let outcome = rig.executor.run(&effect);
+        rig.writer.completed(rig.now, id, outcome);
+    }
+    assert_eq!(rig.writer.durable().lsn(), Lsn(0));
+    rig.writer.completed(rig.now, id, Ok(()));
+    assert_eq!(rig.writer.durable().lsn(), Lsn(1));
+    // It is sealed when that sync is through.
+    rig.drain();
+    assert!(rig.writer.manifest().segments.iter().any(|segment| segment.summary().is_some()));
+}
+
+/// A manifest that says `clean` is believed: nobody looks for what is missing behind it.
+#[test]
+fn a_clean_stop_is_said_when_everything_is_sealed() {
+    let storage = Arc::new(Memory::new());
+    let mut rig = Rig::create(storage.clone());
+    let mut source = Source::new(1, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    rig.writer.edit(|manifest| manifest.clean = false);
+    rig.drain();
+    source.write(1, Extent::new(0, 512), 1);
+    rig.append(source.frames(Compression::None).remove(0));
+    rig.drain();
+    rig.writer.close(true);
+    // The footer takes its time, manifests do not.
+    let mut held = Vec::new();
+    while let Some((id, effect)) = rig.writer.poll(rig.now) {
+        match effect {
+            Effect::Write { offset, .. } if offset > 0 => held.push((id, effect)),
+            _ => {
+                let outcome = rig.executor.run(&effect);
+                rig.writer.completed(rig.now, id, outcome);
+            }
+        }
+    }
+    assert_eq!((held.len(), rig.writer.durable().lsn(), rig.writer.state()), (1, Lsn(0), WriterState::Closing));
+    let said = read_manifest(storage.as_ref()).unwrap();
+    let ends = |manifest: &Manifest| (manifest.clean, manifest.timelines.last().and_then(|timeline| timeline.last));
+    assert_eq!(ends(&said), (false, None));
+    for (id, effect) in held {
+        let outcome = rig.executor.run(&effect);
+        rig.writer.completed(rig.now, id, outcome);
+    }
+    rig.drain();
+    assert_eq!((rig.writer.durable().lsn(), rig.writer.state()), (Lsn(1), WriterState::Closed));
+    assert_eq!(ends(&read_manifest(storage.as_ref()).unwrap()), (true, Some(Lsn(1))));
+}
+
+/// What a note says is checked as what the manifest says is: a merge makes a base as large as that.
+#[test]
+fn a_note_of_a_disk_larger_than_disks_get_is_refused() {
+    let added = |size| (RecordKind::DiskAdded, Note::DiskAdded { name: "disk".to_owned(), size });
+    let resized = |from, to| (RecordKind::Resize, Note::Resize { from, to });
+    let large = DISK_MAX + SECTOR;
+    for (kind, note) in [added(large), resized(large, SECTOR), resized(SECTOR, large), resized(0, u64::MAX)] {
+        let mut rig = Rig::create(Arc::new(Memory::new()));
+        let mut source = Source::new(1, timeline(1));
+        rig.start(timeline(1), None, Lsn::ZERO);
+        fill(&mut rig, &mut source, 1);
+        let (last, said) = (source.lsn, format!("{note:?}"));
+        source.note(kind, Some(1), note);
+        let refused = rig.writer.append(rig.now, source.frames(Compression::None).remove(0)).unwrap_err();
+        assert!(matches!(refused.why, Refusal::Damaged(_)), "{said}: {}", refused.why);
+        assert_eq!(rig.writer.last_lsn(), last);
+    }
+    let mut rig = Rig::create(Arc::new(Memory::new()));
+    let mut source = Source::new(1, timeline(1));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    let (kind, note) = resized(SECTOR, DISK_MAX);
+    source.note(kind, Some(1), note);
+    rig.append(source.frames(Compression::None).remove(0));
+}
+
+/// A footer says where it ends: beyond the longest segment nobody would read it.
+#[test]
+fn no_segment_is_made_longer_than_segments_get() {
+    let reserved = |wanted: u64, later: Option<u64>| {
+        let storage: Arc<dyn Storage> = Arc::new(Memory::new());
+        let manifest = Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test");
+        let opened = create(storage.as_ref(), manifest).unwrap();
+        let mut rig = Rig::with(storage, opened, 1, Options { segment_bytes: wanted, ..options() });
+        later.into_iter().for_each(|later| rig.writer.set_bounds(later, 0));
+        let (id, parent, fork, last, opened) = (timeline(1), None, Lsn::ZERO, None, WallTime(1));
+        let (state, role) = (TimelineState::Open, TimelineRole::Trunk);
+        rig.writer.open_timeline(TimelineInfo { id, number: 1, parent, fork, last, state, role, opened });
+        while let Some((id, effect)) = rig.writer.poll(rig.now) {
+            match effect {
+                Effect::Create { preallocate, .. } if preallocate > 0 => return preallocate,
+                _ => rig.writer.completed(rig.now, id, rig.executor.run(&effect)),
+            }
+        }
+        panic!("no segment was made");
+    };
+    assert_eq!((reserved(0, None), reserved(8 << 20, None)), (1 << 20, 8 << 20));
+    assert_eq!((reserved(u64::MAX, None), reserved(8 << 20, Some(u64::MAX))), (16 << 30, 16 << 30));
+}
