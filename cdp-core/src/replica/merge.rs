@@ -393,16 +393,16 @@ impl Batch {
     }
 }
 
-/// The largest sizes that disks had on the way: one that was cut since may have been longer at the moment up to which is merged.
+/// The largest sizes that the journal says of disks, at whichever of its moments: what a disk grows by is recorded before its size
+/// is, and one that was cut since had it at the moments between. All of them stand on the bases, so these hold what any of them
+/// shows. The way is through one journal.
 fn reached(path: &[PathElement]) -> Result<BTreeMap<DiskId, u64>, ReadError> {
     let mut sizes = BTreeMap::new();
-    for element in path {
-        for event in element.reader.events(&element.snapshot)? {
-            let counts = event.timeline == element.timeline && event.lsn <= element.upto;
-            if let (true, Some(disk), Some(Note::Resize { from, to })) = (counts, event.disk, &event.note) {
-                let size = sizes.entry(disk).or_insert(0);
-                *size = (*from).max(*to).max(*size);
-            }
+    let Some(PathElement { reader, snapshot, .. }) = path.last() else { return Ok(sizes) };
+    for event in reader.events(snapshot)? {
+        if let (Some(disk), Some(Note::Resize { from, to })) = (event.disk, &event.note) {
+            let size = sizes.entry(disk).or_insert(0);
+            *size = (*from).max(*to).max(*size);
         }
     }
     Ok(sizes)
