@@ -27,7 +27,7 @@ use self::holds::{Hold, Holds};
 use crate::owner::{Connection, Handler, PinReply, Request, Side, reply};
 use crate::report::{DiskChanged, Problem, ProblemClass, Session, State, Status};
 use cdp_core::frame::PointKinds;
-use cdp_core::journal::{Generation, Looked, Manifest, Snapshot, Writer, look_with};
+use cdp_core::journal::{Generation, Looked, Manifest, Snapshot, Writer, look_through};
 use cdp_core::media::Storage;
 use cdp_core::replica::catalogue::{Catalogue, Moment};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, ResolveError};
@@ -376,13 +376,13 @@ fn safe(catalogue: &Catalogue, timeline: Timeline) -> Lsn {
     path.iter().map(|(branch, upto)| branch.frontier().lsn.min(*upto)).max().unwrap_or(Lsn::ZERO)
 }
 
-/// A replica that nobody protects, read without changing it.
+/// A replica that nobody owns but the caller, read without changing it: what a power cut tore is not in it, nor after a start.
 ///
 /// # Errors
 /// When there is none or it cannot be read.
 pub fn load_idle(storage: &Arc<dyn Storage>, key: &KeyHolder) -> Result<Replica, ReplicaError> {
     let witness = crate::protect::witness(storage.as_ref());
-    let looked = look_with(storage.as_ref(), JOURNAL_DIRECTORY, witness, key)?;
+    let looked = look_through(storage.as_ref(), JOURNAL_DIRECTORY, witness, key)?;
     let Looked { manifest, snapshot, damage, keys, .. } = looked;
     let written = snapshot.written();
     Ok(Replica::load_with(Arc::clone(storage), manifest, snapshot, written, keys)?.with_damage(damage))
