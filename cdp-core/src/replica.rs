@@ -245,7 +245,7 @@ impl Replica {
             return Ok((self.path(timeline, lsn)?, Arc::clone(&self.bases)));
         }
         let number = self.manifest.kept_at(timeline, lsn).ok_or(ReplicaError::Merged { timeline, lsn })?.number;
-        let path = kept::path(self.storage.as_ref(), &self.manifest.kept, number, &self.keys)?;
+        let path = kept::path(self.storage.as_ref(), &self.manifest.kept, number, (&self.keys, &self.reader))?;
         // Nothing lies over what a merge changes there: what it leaves of a block is not enough.
         Ok((path, Arc::new(open_bases(&self.storage, &self.manifest, &self.keys, false)?)))
     }

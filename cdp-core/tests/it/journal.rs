@@ -9,6 +9,7 @@ mod emptied;
 mod flipped;
 mod golden;
 mod golden_bases;
+mod kept;
 mod kit;
 mod levels;
 mod levels_crash;
