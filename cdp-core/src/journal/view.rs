@@ -15,7 +15,7 @@ use super::region::{Data, Found, MAP, MAP_BYTES, Place, REGION, RegionBuilder, R
 use super::snapshot::{Content, SegmentView, Snapshot};
 use super::writer::Appended;
 use crate::media::File;
-use crate::types::{DiskId, Extent, Lsn, SegmentId, Timeline};
+use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
 use ahead::Ahead;
 use part::{Cursor, Part, Together};
 use std::collections::BTreeMap;
@@ -165,7 +165,7 @@ impl View {
     /// sessions; the frame must be written, need not be durable, and `reader` is the session's.
     pub fn advance(&self, reader: &Arc<Reader>, appended: &Appended) {
         let source = self.live_part(reader, appended);
-        for ((disk, number), region) in self.regions.values() {
+        for ((disk, number), region) in self.touched(&appended.run) {
             let mut held = region.write().unwrap_or_else(PoisonError::into_inner);
             let (Some(map), Some(of)) = (held.as_mut(), DiskId::new(disk)) else { continue };
             let range = Extent::new(number * MAP, MAP);
@@ -180,6 +180,22 @@ impl View {
                 self.regions.recount((disk, number), bytes);
             }
         }
+    }
+
+    /// The maps of what a frame's records touch, as far as they are there: a view of a large disk has many more.
+    fn touched(&self, run: &IndexRun) -> BTreeMap<(u16, u64), Region> {
+        let (mut touched, mut last) = (BTreeMap::new(), None);
+        for entry in run.narrow.iter().chain(&run.wide) {
+            let first = entry.sector * SECTOR / MAP;
+            let end = (entry.end() * SECTOR).div_ceil(MAP).max(first + 1);
+            let maps = (entry.disk, first)..(entry.disk, end);
+            // Entries are sorted: mostly the next one is in the same map.
+            if last.as_ref() != Some(&maps) {
+                touched.extend(self.regions.range(maps.clone()));
+                last = Some(maps);
+            }
+        }
+        touched
     }
 
     /// The newest part, with the frame added; a new part when the frame went to another segment.

@@ -14,6 +14,7 @@ mod kit;
 mod levels;
 mod levels_crash;
 mod life;
+mod live;
 mod model;
 mod points;
 mod resealed;
