@@ -42,6 +42,9 @@ pub enum MergeError {
     /// What is to be merged cannot be read, or does not verify.
     #[error("a merge into the bases stops: {0}")]
     Read(#[from] ReadError),
+    /// The bases are given to views of moments before it, too.
+    #[error("a merge into the bases stops: they were opened before the manifest named it, and must be opened again")]
+    Shared,
     /// The base.
     #[error("a merge into the bases stops: {0}")]
     Base(#[from] base::BaseError),
@@ -130,10 +133,10 @@ struct Change {
 
 impl Merge {
     /// The merge that the manifest names; that manifest is durable. `path` leads to its LSN, `bases` are those that everybody
-    /// in this process reads. `kept` is the newest kept moment's store, if there is any: it gets what is replaced.
+    /// in this process reads since then. `kept` is the newest kept moment's store, if there is any: it gets what is replaced.
     ///
     /// # Errors
-    /// When the journal does not reach that far, or the media fail.
+    /// When the bases were opened before the manifest named it, the journal does not reach that far, or the media fail.
     pub fn begin(
         storage: &Arc<dyn Storage>,
         manifest: &Manifest,
@@ -142,6 +145,10 @@ impl Merge {
         bases: &Arc<Bases>,
         kept: Option<Space>,
     ) -> Result<Self, MergeError> {
+        // A view of an older moment has nothing to lay over what changes: it would take new bytes for old ones.
+        if bases.merge() != Some(info) {
+            return Err(MergeError::Shared);
+        }
         rests::expect_torn(storage.as_ref(), bases, info)?;
         let rests = Rests::open(storage.as_ref())?;
         let mut waiting = VecDeque::new();
