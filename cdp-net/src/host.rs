@@ -47,7 +47,8 @@ pub type Change = Box<dyn FnOnce(&mut Writer) -> Generation + Send>;
 
 /// How changes of a directory's store become durable.
 pub trait Store: Send + Sync {
-    /// Makes the change and returns when it is durable, with the manifest that holds it and the journal as it is then.
+    /// Makes the change and returns when it is durable, with the manifest that holds it and the journal as it is then. Where
+    /// somebody else brings the replica up to date, as the pump does, the change is in it by then.
     ///
     /// # Errors
     /// When the media do not take it.
@@ -192,6 +193,11 @@ impl Host {
     fn change(&self, change: Change) -> Result<(), Problem> {
         let (manifest, snapshot) = self.store.change(change)?;
         let mut replica = self.replica_mut();
+        // Whoever brought it here before had this change too, and may have had more: what others have changed since shares the
+        // generation as long as it is not written.
+        if manifest.generation <= replica.manifest().generation {
+            return Ok(());
+        }
         // Whoever writes the journal may have shown more of it since.
         let newer = snapshot.written() >= replica.snapshot().written();
         let snapshot = if newer { snapshot } else { replica.snapshot().clone() };

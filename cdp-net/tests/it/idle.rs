@@ -9,10 +9,11 @@ use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
 use cdp_core::trust::KeyHolder;
 use cdp_core::types::*;
 use cdp_core::when::When;
-use cdp_net::host::{Host, load_idle};
+use cdp_net::host::{Change, Host, Store, load_idle};
 use cdp_net::owner::{Connection, Handler, Request};
+use cdp_net::report::Problem;
 use cdp_net::verify::verify;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const SIZE: usize = 16 * BLOCK as usize;
 
@@ -119,4 +120,46 @@ fn an_idle_reader_after_a_cut_offers_only_whole_frames() {
     assert_eq!((opened.durable.lsn(), pinned), (Lsn(4), vec![Lsn(4)]));
     let found = load_idle(&storage, &key).unwrap();
     assert_eq!(content(&found, Lsn(4)), expected(4));
+}
+
+/// Answers to changes, in the order in which they arrive.
+struct Answers(Mutex<Vec<(Manifest, Snapshot)>>);
+
+impl Store for Answers {
+    fn change(&self, _: Change) -> Result<(Manifest, Snapshot), Problem> {
+        Ok(self.0.lock().unwrap().remove(0))
+    }
+}
+
+/// Two change the store at once: one is answered when a part of what the other changes is there, and comes last. Nobody writes
+/// meanwhile, so that the journal ends where it did.
+#[test]
+fn a_late_answer_takes_nothing_back_from_the_replica() {
+    let (storage, key) = (killed(3), KeyHolder::default());
+    let opened = open(storage.as_ref(), JOURNAL_DIRECTORY, None).unwrap();
+    let options = Options { directory: JOURNAL_DIRECTORY.to_owned(), ..Options::default() };
+    let mut writer = Writer::new(opened, options, Box::new(|| [9; 16]));
+    let pin = |writer: &mut Writer, lsn: u64| {
+        let (label, timeline, created) = (String::new(), timeline(), WallTime(1));
+        writer.edit(|manifest| manifest.pins.push(PinInfo { label, timeline, lsn: Lsn(lsn), created }))
+    };
+    let early = pin(&mut writer, 1);
+    let first = (writer.manifest().clone(), writer.snapshot());
+    let late = pin(&mut writer, 2);
+    let numbers: Vec<_> = writer.manifest().segments.iter().map(|segment| segment.number).collect();
+    writer.forget(&numbers);
+    let second = (writer.manifest().clone(), writer.snapshot());
+    let holds = |snapshot: &Snapshot| snapshot.span(timeline()).is_some();
+    assert_eq!((early, holds(&first.1), holds(&second.1)), (late, true, false));
+    assert_eq!(first.1.written(), second.1.written());
+    let before = load_idle(&storage, &key).unwrap();
+    assert!(before.manifest().generation < early);
+    let older = (before.manifest().clone(), before.snapshot().clone());
+    let answers = Answers(Mutex::new(vec![second, first, older]));
+    let host = Host::new(before, Box::new(answers));
+    for _ in 0..3 {
+        host.edit(Box::new(|_| {})).unwrap();
+        let replica = host.replica();
+        assert_eq!((replica.manifest().pins.len(), holds(replica.snapshot())), (2, false));
+    }
 }
