@@ -17,7 +17,7 @@ use super::writer::Appended;
 use crate::media::File;
 use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
 use ahead::Ahead;
-use part::{Cursor, Part, Together};
+use part::{Chunk, Cursor, Part, Together};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, OnceLock, PoisonError, RwLock};
@@ -320,8 +320,7 @@ impl View {
             }
             Found::Data(data) => {
                 let Place::At(at) = self.place(disk, extent.offset, &data)? else {
-                    let part = self.part(data.source);
-                    return part.read().unwrap_or_else(PoisonError::into_inner).read_packed(extent, &data, out);
+                    return self.chunk(&data).read(extent, &data, out);
                 };
                 let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
                 let plain = parts[data.source as usize].read().unwrap_or_else(PoisonError::into_inner).plain()?;
@@ -337,8 +336,7 @@ impl View {
         if data.place != Place::Unknown {
             return Ok(data.place);
         }
-        let part = self.part(data.source);
-        let place = part.read().unwrap_or_else(PoisonError::into_inner).place(data)?;
+        let place = self.chunk(data).place(data)?;
         let number = offset / MAP;
         self.with_map(disk, number, |map| map.keep_place(number, offset, data, place))?;
         Ok(place)
@@ -350,6 +348,11 @@ impl View {
 
     fn part(&self, source: u32) -> Arc<RwLock<Part>> {
         Arc::clone(&self.parts.read().unwrap_or_else(PoisonError::into_inner)[source as usize])
+    }
+
+    /// The chunk that a part is in. No lock is held while it is found or read.
+    fn chunk(&self, data: &Data) -> Chunk {
+        self.part(data.source).read().unwrap_or_else(PoisonError::into_inner).chunk(data.chunk)
     }
 
     /// Tells the media what of the journal a read of the range will ask for, in the order of its places there. Who reads one range
@@ -378,8 +381,7 @@ impl View {
                 _ if packed == Some((source, chunk)) => {}
                 _ => {
                     packed = Some((source, chunk));
-                    let part = self.part(source);
-                    let (_, row) = part.read().unwrap_or_else(PoisonError::into_inner).locate(&data)?;
+                    let (_, row) = self.chunk(&data).locate(&data)?;
                     places.push((source, Extent::new(row.offset, row.stored_length.into())));
                 }
             }
