@@ -142,7 +142,8 @@ impl Replica {
             return Ok(());
         };
         let roots = |manifest: &Manifest| manifest.disks.iter().map(|disk| disk.base).collect::<Vec<_>>();
-        if roots(manifest) != roots(&self.manifest) {
+        // What a merge changes of a block it tells those alone who lay the journal over that: views of before keep theirs.
+        if roots(manifest) != roots(&self.manifest) || manifest.merge != self.manifest.merge {
             self.bases = Arc::new(open_bases(&self.storage, manifest, &self.keys, true)?);
         }
         let first = |manifest: &Manifest| manifest.segments.first().map(|segment| segment.number);
@@ -199,7 +200,7 @@ impl Replica {
         &self.reader
     }
 
-    /// The base disks.
+    /// The base disks: others when the manifest names a merge or its end.
     #[must_use]
     pub fn bases(&self) -> &Arc<Bases> {
         &self.bases
@@ -245,7 +246,7 @@ impl Replica {
             return Ok((self.path(timeline, lsn)?, Arc::clone(&self.bases)));
         }
         let number = self.manifest.kept_at(timeline, lsn).ok_or(ReplicaError::Merged { timeline, lsn })?.number;
-        let path = kept::path(self.storage.as_ref(), &self.manifest.kept, number, &self.keys)?;
+        let path = kept::path(self.storage.as_ref(), &self.manifest.kept, number, (&self.keys, &self.reader))?;
         // Nothing lies over what a merge changes there: what it leaves of a block is not enough.
         Ok((path, Arc::new(open_bases(&self.storage, &self.manifest, &self.keys, false)?)))
     }
@@ -274,6 +275,7 @@ fn open_bases(
     }
     if let Some(merge) = manifest.merge.filter(|_| covered) {
         rests::expect_torn(storage.as_ref(), &bases, merge)?;
+        return Ok(bases.changed_by(merge));
     }
     Ok(bases)
 }

@@ -28,7 +28,7 @@ use self::holds::{Hold, Holds};
 use crate::owner::{Connection, Handler, PinReply, Request, Side, reply};
 use crate::report::{DiskChanged, Problem, ProblemClass, Session, State, Status};
 use cdp_core::frame::PointKinds;
-use cdp_core::journal::{Generation, Looked, Manifest, Snapshot, Writer, look_with};
+use cdp_core::journal::{Generation, Looked, Manifest, Snapshot, Writer, look_through};
 use cdp_core::media::Storage;
 use cdp_core::replica::catalogue::{Catalogue, Moment};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, ResolveError};
@@ -48,7 +48,8 @@ pub type Change = Box<dyn FnOnce(&mut Writer) -> Generation + Send>;
 
 /// How changes of a directory's store become durable.
 pub trait Store: Send + Sync {
-    /// Makes the change and returns when it is durable, with the manifest that holds it and the journal as it is then.
+    /// Makes the change and returns when it is durable, with the manifest that holds it and the journal as it is then. Where
+    /// somebody else brings the replica up to date, as the pump does, the change is in it by then.
     ///
     /// # Errors
     /// When the media do not take it.
@@ -193,6 +194,11 @@ impl Host {
     fn change(&self, change: Change) -> Result<(), Problem> {
         let (manifest, snapshot) = self.store.change(change)?;
         let mut replica = self.replica_mut();
+        // Whoever brought it here before had this change too, and may have had more: what others have changed since shares the
+        // generation as long as it is not written.
+        if manifest.generation <= replica.manifest().generation {
+            return Ok(());
+        }
         // Whoever writes the journal may have shown more of it since.
         let newer = snapshot.written() >= replica.snapshot().written();
         let snapshot = if newer { snapshot } else { replica.snapshot().clone() };
@@ -377,13 +383,13 @@ fn safe(catalogue: &Catalogue, timeline: Timeline) -> Lsn {
     path.iter().map(|(branch, upto)| branch.frontier().lsn.min(*upto)).max().unwrap_or(Lsn::ZERO)
 }
 
-/// A replica that nobody protects, read without changing it.
+/// A replica that nobody owns but the caller, read without changing it: what a power cut tore is not in it, nor after a start.
 ///
 /// # Errors
 /// When there is none or it cannot be read.
 pub fn load_idle(storage: &Arc<dyn Storage>, key: &KeyHolder) -> Result<Replica, ReplicaError> {
     let witness = crate::protect::witness(storage.as_ref());
-    let looked = look_with(storage.as_ref(), JOURNAL_DIRECTORY, witness, key)?;
+    let looked = look_through(storage.as_ref(), JOURNAL_DIRECTORY, witness, key)?;
     let Looked { manifest, snapshot, damage, keys, .. } = looked;
     let written = snapshot.written();
     Ok(Replica::load_with(Arc::clone(storage), manifest, snapshot, written, keys)?.with_damage(damage))

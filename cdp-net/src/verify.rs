@@ -3,7 +3,8 @@
 use crate::host::document;
 use crate::report::{Problem, Range, RangeKind};
 use cdp_core::journal::{
-    BaseInfo, Damage as Unopened, Finding, KeptInfo, Looked, ReadError, Reader, look_with, read_manifest, run_name,
+    BaseInfo, Damage as Unopened, Finding, KeptInfo, Looked, ReadError, Reader, look_through, look_with, read_manifest,
+    run_name,
 };
 use cdp_core::media::Storage;
 use cdp_core::replica::base::{Base, BaseError, file_names, table_name};
@@ -70,7 +71,9 @@ pub fn verify(
     let unreadable = |error: cdp_core::journal::OpenError| document::unreadable(&error.into());
     // A live owner is the witness for what it vouched for, and its log may run ahead of that.
     let witness = safe.or_else(|| crate::protect::witness(storage.as_ref()));
-    let looked = look_with(storage.as_ref(), JOURNAL_DIRECTORY, witness, key).map_err(unreadable)?;
+    // What a power cut tore is no damage: a start cuts it off. A live owner may be writing what is not whole yet.
+    let look = if safe.is_some() { look_with } else { look_through };
+    let looked = look(storage.as_ref(), JOURNAL_DIRECTORY, witness, key).map_err(unreadable)?;
     let Looked { manifest, snapshot, damage: unopened, behind, keys } = looked;
     let root = PathBuf::from(storage.path());
     let total = stored_bytes(storage.as_ref());
@@ -228,7 +231,7 @@ fn check_kept(storage: &Arc<dyn Storage>, info: &KeptInfo, key: &KeyHolder, byte
     let damage =
         |file: PathBuf, offset, length, what| Damage { file, offset, length, what, lost: vec![moment.clone()] };
     let store = storage.sub(&kept::directory(info.number));
-    let looked = store.map_err(Into::into).and_then(|store| Ok((look_with(store.as_ref(), "", None, key)?, store)));
+    let looked = store.map_err(Into::into).and_then(|store| Ok((look_through(store.as_ref(), "", None, key)?, store)));
     let (looked, store) = match looked {
         Ok(found) => found,
         Err(error) => {

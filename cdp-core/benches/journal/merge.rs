@@ -71,7 +71,7 @@ fn ours(storage: &Arc<dyn Storage>, rig: &mut Rig) -> Result<f64, Failure> {
     bases.insert(disk(), Arc::new(Base::open(storage.as_ref(), manifest.replica, disk(), base.into())?));
     let reader = Arc::new(Reader::new(Arc::clone(storage), DIRECTORY, 64 << 20));
     let path = [PathElement { reader, snapshot, timeline: timeline(), upto: to.lsn }];
-    let mut merge = Merge::begin(storage, &manifest, to, &path, &Arc::new(bases), None)?;
+    let mut merge = Merge::begin(storage, &manifest, to, &path, &Arc::new(bases.changed_by(to)), None)?;
     while merge.step(now, PIECE)? {}
     let bases = merge.finish(now)?;
     retention::end(&mut rig.writer, &bases);

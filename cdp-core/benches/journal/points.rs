@@ -103,7 +103,7 @@ impl Making {
         let mut bases = cdp_core::replica::Bases::default();
         let base = manifest.disks[0].base.ok_or("a base was made")?;
         bases.insert(disk(), Arc::new(Base::open(storage.as_ref(), manifest.replica, disk(), base.into())?));
-        let mut merge = Merge::begin(&storage, &manifest, to, &path, &Arc::new(bases), space)?;
+        let mut merge = Merge::begin(&storage, &manifest, to, &path, &Arc::new(bases.changed_by(to)), space)?;
         while merge.step(now, 8 << 20)? {}
         let bases = merge.finish(now)?;
         retention::end(&mut self.rig.writer, &bases);

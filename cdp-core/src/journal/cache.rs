@@ -2,7 +2,7 @@
 //! was not asked for since a hand last came by goes first (second chance).
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -96,9 +96,9 @@ impl<K: Ord + Copy, V: Clone> Cache<K, V> {
         }
     }
 
-    /// All values.
-    pub(super) fn values(&self) -> Vec<(K, V)> {
-        self.shared().held.iter().map(|(key, held)| (*key, held.value.clone())).collect()
+    /// What is kept under keys of a range.
+    pub(super) fn range(&self, keys: impl RangeBounds<K>) -> Vec<(K, V)> {
+        self.shared().held.range(keys).map(|(key, held)| (*key, held.value.clone())).collect()
     }
 }
 
@@ -132,16 +132,16 @@ mod tests {
             cache.put(key, key, 3);
             let _ = cache.get(0);
         }
-        assert_eq!(cache.values().into_iter().map(|(key, _)| key).collect::<Vec<_>>(), [0, 3, 4]);
+        assert_eq!(cache.range(..).into_iter().map(|(key, _)| key).collect::<Vec<_>>(), [0, 3, 4]);
         assert_eq!(cache.put(0, 9, 3), 0);
         assert_eq!(cache.get_or(7, || Ok::<_, ()>((7, 3))), Ok(7));
         assert_eq!(cache.get_or(8, || Err("no")), Err("no"));
         // What is let go of counts no more: all that is left stays when something comes in its place.
-        let left: Vec<_> = cache.values().into_iter().map(|(key, _)| key).collect();
+        let left: Vec<_> = cache.range(..).into_iter().map(|(key, _)| key).collect();
         cache.remove(left[0]);
         cache.remove(99);
         cache.put(20, 20, 3);
-        let now: Vec<_> = cache.values().into_iter().map(|(key, _)| key).collect();
+        let now: Vec<_> = cache.range(..).into_iter().map(|(key, _)| key).collect();
         assert_eq!(now, [&left[1..], &[20]].concat());
     }
 

@@ -402,11 +402,6 @@ impl ActiveIndex {
             run = Arc::new(IndexRun::merge(&std::mem::take(&mut self.levels[level])));
         }
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.levels.is_empty()
-    }
-
     /// All runs, in order.
     pub(super) fn runs(&self) -> Vec<Arc<IndexRun>> {
         self.levels.iter().rev().flatten().cloned().collect()

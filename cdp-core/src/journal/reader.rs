@@ -123,7 +123,8 @@ type BlockKey = (SegmentId, u32);
 pub struct Reader {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) directory: String,
-    pub(super) files: Cache<SegmentId, Arc<dyn File>>,
+    /// Shared by readers of several stores.
+    pub(super) files: Arc<Cache<SegmentId, Arc<dyn File>>>,
     /// Files of runs that somebody reads: as many as the runs of the views that there are.
     pub(super) run_files: Mutex<BTreeMap<SegmentId, Weak<dyn File>>>,
     pub(super) tables: Cache<SegmentId, Arc<Tables>>,
@@ -141,7 +142,7 @@ pub struct Reader {
 
 /// What a block of rows takes in memory beside its bytes, about.
 const ROWS_BYTES: u64 = 128;
-/// Files held open at once.
+/// Files of segments held open at once, of all readers that are beside each other.
 const FILES_MAX: u64 = 256;
 /// The longest that is read without being kept: the stored bytes of a chunk.
 pub(super) const SCRATCH_BYTES: usize = 2 << 16;
@@ -157,7 +158,7 @@ impl Reader {
         Self {
             storage,
             directory: directory.to_owned(),
-            files: Cache::new(FILES_MAX),
+            files: Arc::new(Cache::new(FILES_MAX)),
             run_files: Mutex::default(),
             tables: Cache::new(cache_bytes / 8),
             rebuilt: Cache::new(cache_bytes),
@@ -174,6 +175,13 @@ impl Reader {
     #[must_use]
     pub fn with_keys(self, keys: Arc<Keyring>) -> Self {
         Self { keys, ..self }
+    }
+
+    /// The same for a store beside another one: both together hold open as many files of segments, and have as many buffers wait, as
+    /// one alone would.
+    #[must_use]
+    pub fn beside(self, other: &Self) -> Self {
+        Self { files: Arc::clone(&other.files), scratch: other.scratch.clone(), ..self }
     }
 
     /// The keys of a segment that is sealed at rest; none of one that is not.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub(super) enum Depth {
     /// Every stored byte, by who seals what is whole and so has to have the key.
     Bodies,
-    /// Every stored byte, with or without the key.
+    /// Every stored byte, with or without the key, by who looks at what nobody owns.
     Stored,
     /// Heads only: for readers of a journal that its owner is writing.
     Heads,

@@ -15,9 +15,9 @@ use super::region::{Data, Found, MAP, MAP_BYTES, Place, REGION, RegionBuilder, R
 use super::snapshot::{Content, SegmentView, Snapshot};
 use super::writer::Appended;
 use crate::media::File;
-use crate::types::{DiskId, Extent, Lsn, SegmentId, Timeline};
+use crate::types::{DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
 use ahead::Ahead;
-use part::{Cursor, Part, Together};
+use part::{Chunk, Cursor, Part, Together};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, OnceLock, PoisonError, RwLock};
@@ -165,7 +165,7 @@ impl View {
     /// sessions; the frame must be written, need not be durable, and `reader` is the session's.
     pub fn advance(&self, reader: &Arc<Reader>, appended: &Appended) {
         let source = self.live_part(reader, appended);
-        for ((disk, number), region) in self.regions.values() {
+        for ((disk, number), region) in self.touched(&appended.run) {
             let mut held = region.write().unwrap_or_else(PoisonError::into_inner);
             let (Some(map), Some(of)) = (held.as_mut(), DiskId::new(disk)) else { continue };
             let range = Extent::new(number * MAP, MAP);
@@ -180,6 +180,22 @@ impl View {
                 self.regions.recount((disk, number), bytes);
             }
         }
+    }
+
+    /// The maps of what a frame's records touch, as far as they are there: a view of a large disk has many more.
+    fn touched(&self, run: &IndexRun) -> BTreeMap<(u16, u64), Region> {
+        let (mut touched, mut last) = (BTreeMap::new(), None);
+        for entry in run.narrow.iter().chain(&run.wide) {
+            let first = entry.sector * SECTOR / MAP;
+            let end = (entry.end() * SECTOR).div_ceil(MAP).max(first + 1);
+            let maps = (entry.disk, first)..(entry.disk, end);
+            // Entries are sorted: mostly the next one is in the same map.
+            if last.as_ref() != Some(&maps) {
+                touched.extend(self.regions.range(maps.clone()));
+                last = Some(maps);
+            }
+        }
+        touched
     }
 
     /// The newest part, with the frame added; a new part when the frame went to another segment.
@@ -304,8 +320,7 @@ impl View {
             }
             Found::Data(data) => {
                 let Place::At(at) = self.place(disk, extent.offset, &data)? else {
-                    let part = self.part(data.source);
-                    return part.read().unwrap_or_else(PoisonError::into_inner).read_packed(extent, &data, out);
+                    return self.chunk(&data).read(extent, &data, out);
                 };
                 let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
                 let plain = parts[data.source as usize].read().unwrap_or_else(PoisonError::into_inner).plain()?;
@@ -321,8 +336,7 @@ impl View {
         if data.place != Place::Unknown {
             return Ok(data.place);
         }
-        let part = self.part(data.source);
-        let place = part.read().unwrap_or_else(PoisonError::into_inner).place(data)?;
+        let place = self.chunk(data).place(data)?;
         let number = offset / MAP;
         self.with_map(disk, number, |map| map.keep_place(number, offset, data, place))?;
         Ok(place)
@@ -334,6 +348,11 @@ impl View {
 
     fn part(&self, source: u32) -> Arc<RwLock<Part>> {
         Arc::clone(&self.parts.read().unwrap_or_else(PoisonError::into_inner)[source as usize])
+    }
+
+    /// The chunk that a part is in. No lock is held while it is found or read.
+    fn chunk(&self, data: &Data) -> Chunk {
+        self.part(data.source).read().unwrap_or_else(PoisonError::into_inner).chunk(data.chunk)
     }
 
     /// Tells the media what of the journal a read of the range will ask for, in the order of its places there. Who reads one range
@@ -362,8 +381,7 @@ impl View {
                 _ if packed == Some((source, chunk)) => {}
                 _ => {
                     packed = Some((source, chunk));
-                    let part = self.part(source);
-                    let (_, row) = part.read().unwrap_or_else(PoisonError::into_inner).locate(&data)?;
+                    let (_, row) = self.chunk(&data).locate(&data)?;
                     places.push((source, Extent::new(row.offset, row.stored_length.into())));
                 }
             }

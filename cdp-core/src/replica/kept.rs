@@ -99,7 +99,8 @@ pub fn remove_strays(storage: &dyn Storage, manifest: &Manifest) -> Result<(), M
     Ok(())
 }
 
-/// The overlays from the newest kept moment down to the one with this number, as they are now.
+/// The overlays from the newest kept moment down to the one with this number, as they are now. There may be a thousand, each with
+/// many segments: all of them are read beside `reader`, within its bound of open files.
 ///
 /// # Errors
 /// When a store does not open, or is damaged.
@@ -107,17 +108,17 @@ pub fn path(
     storage: &dyn Storage,
     kept: &[KeptInfo],
     number: u64,
-    keys: &Keyring,
+    (keys, reader): (&Keyring, &Reader),
 ) -> Result<Vec<PathElement>, ReplicaError> {
     let (mut path, holder) = (Vec::new(), keys.of_stores());
     for info in kept.iter().rev().take_while(|info| info.number >= number) {
         let store = storage.sub(&directory(info.number))?;
         // The newest may have been written to when the power went: what is torn there is still whole in the base.
-        let looked = look_through(store.as_ref(), "", &holder)?;
+        let looked = look_through(store.as_ref(), "", None, &holder)?;
         if let Some(damage) = looked.damage {
             return Err(OpenError::Damaged(Box::new(damage)).into());
         }
-        let reader = Arc::new(Reader::new(store, "", CACHE_BYTES).with_keys(looked.keys));
+        let reader = Arc::new(Reader::new(store, "", CACHE_BYTES).with_keys(looked.keys).beside(reader));
         path.extend(own_path(&looked.manifest.timelines, &looked.snapshot, &reader));
     }
     Ok(path)

@@ -42,6 +42,9 @@ pub enum MergeError {
     /// What is to be merged cannot be read, or does not verify.
     #[error("a merge into the bases stops: {0}")]
     Read(#[from] ReadError),
+    /// The bases are given to views of moments before it, too.
+    #[error("a merge into the bases stops: they were opened before the manifest named it, and must be opened again")]
+    Shared,
     /// The base.
     #[error("a merge into the bases stops: {0}")]
     Base(#[from] base::BaseError),
@@ -132,10 +135,10 @@ struct Change {
 
 impl Merge {
     /// The merge that the manifest names; that manifest is durable. `path` leads to its LSN, `bases` are those that everybody
-    /// in this process reads. `kept` is the newest kept moment's store, if there is any: it gets what is replaced.
+    /// in this process reads since then. `kept` is the newest kept moment's store, if there is any: it gets what is replaced.
     ///
     /// # Errors
-    /// When the journal does not reach that far, or the media fail.
+    /// When the bases were opened before the manifest named it, the journal does not reach that far, or the media fail.
     pub fn begin(
         storage: &Arc<dyn Storage>,
         manifest: &Manifest,
@@ -144,6 +147,10 @@ impl Merge {
         bases: &Arc<Bases>,
         kept: Option<Space>,
     ) -> Result<Self, MergeError> {
+        // A view of an older moment has nothing to lay over what changes: it would take new bytes for old ones.
+        if bases.merge() != Some(info) {
+            return Err(MergeError::Shared);
+        }
         rests::expect_torn(storage.as_ref(), bases, info)?;
         let rests = Rests::open(storage.as_ref())?;
         let mut waiting = VecDeque::new();
@@ -404,16 +411,16 @@ impl Batch {
     }
 }
 
-/// The largest sizes that disks had on the way: one that was cut since may have been longer at the moment up to which is merged.
+/// The largest sizes that the journal says of disks, at whichever of its moments: what a disk grows by is recorded before its size
+/// is, and one that was cut since had it at the moments between. All of them stand on the bases, so these hold what any of them
+/// shows. The way is through one journal.
 fn reached(path: &[PathElement]) -> Result<BTreeMap<DiskId, u64>, ReadError> {
     let mut sizes = BTreeMap::new();
-    for element in path {
-        for event in element.reader.events(&element.snapshot)? {
-            let counts = event.timeline == element.timeline && event.lsn <= element.upto;
-            if let (true, Some(disk), Some(Note::Resize { from, to })) = (counts, event.disk, &event.note) {
-                let size = sizes.entry(disk).or_insert(0);
-                *size = (*from).max(*to).max(*size);
-            }
+    let Some(PathElement { reader, snapshot, .. }) = path.last() else { return Ok(sizes) };
+    for event in reader.events(snapshot)? {
+        if let (Some(disk), Some(Note::Resize { from, to })) = (event.disk, &event.note) {
+            let size = sizes.entry(disk).or_insert(0);
+            *size = (*from).max(*to).max(*size);
         }
     }
     Ok(sizes)

@@ -2,7 +2,7 @@
 
 use super::base::{Base, BaseError};
 use super::content::Provenance;
-use crate::journal::{Below, Origin, PathElement, Piece, ReadError, View};
+use crate::journal::{Below, Origin, PathElement, Piece, ReadError, StampedMoment, View};
 use crate::types::{DiskId, Extent};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -14,18 +14,34 @@ const STRIDE: u64 = 64 << 20;
 
 /// The bases of a replica's disks. A disk without one (not yet seeded) reads as zeros below the journal.
 #[derive(Debug, Default)]
-pub struct Bases(BTreeMap<DiskId, Arc<Base>>);
+pub struct Bases {
+    disks: BTreeMap<DiskId, Arc<Base>>,
+    /// The merge under way that may change them.
+    merge: Option<StampedMoment>,
+}
 
 impl Bases {
+    /// The same, opened to be changed by a merge that the manifest names: who reads them lays the journal up to its end over them.
+    /// Views of older moments stand on others, where what it changes does not verify.
+    #[must_use]
+    pub fn changed_by(self, merge: StampedMoment) -> Self {
+        Self { merge: Some(merge), ..self }
+    }
+
+    /// The merge that may change them.
+    pub(super) fn merge(&self) -> Option<StampedMoment> {
+        self.merge
+    }
+
     /// Adds a disk's base.
     pub fn insert(&mut self, disk: DiskId, base: Arc<Base>) {
-        self.0.insert(disk, base);
+        self.disks.insert(disk, base);
     }
 
     /// A disk's base.
     #[must_use]
     pub fn get(&self, disk: DiskId) -> Option<&Arc<Base>> {
-        self.0.get(&disk)
+        self.disks.get(&disk)
     }
 
     /// Bytes that all of them hold.
@@ -33,13 +49,13 @@ impl Bases {
     /// # Errors
     /// When the media fail.
     pub fn stored_bytes(&self) -> Result<u64, BaseError> {
-        self.0.values().map(|base| base.stored_bytes()).sum()
+        self.disks.values().map(|base| base.stored_bytes()).sum()
     }
 }
 
 impl Below for Bases {
     fn read(&self, disk: DiskId, offset: u64, out: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        match self.0.get(&disk) {
+        match self.disks.get(&disk) {
             Some(base) => Ok(base.read(offset, out)?),
             None => {
                 out.fill(0);

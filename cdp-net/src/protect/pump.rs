@@ -210,7 +210,11 @@ impl Pump {
         }
         match message {
             Message::Frame(raw) => self.append(raw, ease),
-            Message::Call(call) => call(&mut self.parts.writer),
+            Message::Call(call) => {
+                // Who hears that a change is durable finds it in the replica, in the order in which changes were made.
+                self.report();
+                call(&mut self.parts.writer);
+            }
             Message::Done | Message::End => {}
         }
     }

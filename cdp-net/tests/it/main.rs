@@ -8,6 +8,7 @@ mod drivers;
 mod every_lsn;
 mod held;
 mod history;
+mod idle;
 mod levels;
 mod nbd;
 mod nbd_clients;

@@ -47,7 +47,7 @@ impl Listed {
     /// Whoever takes a store over asks each file for its length instead. Who only looks finds a file that is gone, and one that is
     /// cut short when it reads it: every byte of it is verified then.
     fn new(storage: &dyn Storage, directory: &str, depth: Depth) -> Result<Self, MediaError> {
-        if depth != Depth::Heads {
+        if depth == Depth::Bodies {
             return Ok(Self(None));
         }
         // Names sort as their numbers do.

@@ -23,6 +23,31 @@ pub(super) struct Part {
 }
 
 impl Part {
+    /// What a chunk is found and read by. What takes long is done with that, and nobody waits meanwhile for this segment's lock.
+    pub(super) fn chunk(&self, chunk: u32) -> Chunk {
+        let live = self.live.runs();
+        let run = live.iter().rev().find(|run| run.first_chunk <= chunk && !run.chunks.is_empty());
+        let row = run.and_then(|run| run.chunks.get((chunk - run.first_chunk) as usize)).copied();
+        Chunk { reader: Arc::clone(&self.reader), segment: Arc::clone(&self.segment), row }
+    }
+
+    /// Opens what its plain parts are read and verified with.
+    pub(super) fn plain(&self) -> Result<Plain, ReadError> {
+        let file = self.reader.file(self.segment.number, self.segment.id)?;
+        let key = self.reader.file_key(&self.segment)?;
+        Ok(Plain { segment: self.segment.number, file, key, scratch: self.reader.scratch.clone() })
+    }
+}
+
+/// A chunk of a segment of the view.
+pub(super) struct Chunk {
+    reader: Arc<Reader>,
+    segment: Arc<SegmentView>,
+    /// Its row, if it was added since the snapshot.
+    row: Option<ChunkRow>,
+}
+
+impl Chunk {
     /// Where a part's bytes are, as its span knows it or by its chunk's row.
     pub(super) fn place(&self, data: &Data) -> Result<Place, ReadError> {
         match data.place {
@@ -33,7 +58,7 @@ impl Part {
 
     /// Where a part's bytes are, and its chunk.
     pub(super) fn locate(&self, data: &Data) -> Result<(Place, ChunkRow), ReadError> {
-        let row = self.chunk_row(data.chunk)?;
+        let row = self.row.map_or_else(|| self.reader.chunk_row(&self.segment, data.chunk), Ok)?;
         let at = u64::from(data.at);
         if row.notes || at + data.whole.length > u64::from(row.plain_length) {
             return Err(dangling(&self.segment, "chunk", u64::from(data.chunk)));
@@ -42,15 +67,8 @@ impl Part {
         Ok((if packed { Place::Packed } else { Place::At(row.offset + at) }, row))
     }
 
-    /// Opens what its plain parts are read and verified with.
-    pub(super) fn plain(&self) -> Result<Plain, ReadError> {
-        let file = self.reader.file(self.segment.number, self.segment.id)?;
-        let key = self.reader.file_key(&self.segment)?;
-        Ok(Plain { segment: self.segment.number, file, key, scratch: self.reader.scratch.clone() })
-    }
-
-    /// Fills `out` with the bytes of `extent`, which lies inside a part of a packed chunk.
-    pub(super) fn read_packed(&self, extent: Extent, data: &Data, out: &mut [u8]) -> Result<(), ReadError> {
+    /// Fills `out` with the bytes of `extent`, which lies inside a part of it; it is a packed one.
+    pub(super) fn read(&self, extent: Extent, data: &Data, out: &mut [u8]) -> Result<(), ReadError> {
         let front = data.front(extent, out, self.segment.number)?;
         let (_, row) = self.locate(data)?;
         let plain = self.reader.chunk(&self.segment, data.chunk, &row)?;
@@ -59,18 +77,6 @@ impl Part {
         data.verify(crc32c::crc32c(part), key.as_deref(), (self.segment.number, row.offset))?;
         out.copy_from_slice(&part[front..][..out.len()]);
         Ok(())
-    }
-
-    fn chunk_row(&self, chunk: u32) -> Result<ChunkRow, ReadError> {
-        if self.live.is_empty() {
-            return self.reader.chunk_row(&self.segment, chunk);
-        }
-        let runs = self.live.runs();
-        let live = runs.iter().rev().find(|run| run.first_chunk <= chunk && !run.chunks.is_empty());
-        match live.and_then(|run| run.chunks.get((chunk - run.first_chunk) as usize)) {
-            Some(row) => Ok(*row),
-            None => self.reader.chunk_row(&self.segment, chunk),
-        }
     }
 }
 

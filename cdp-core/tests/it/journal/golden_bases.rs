@@ -105,7 +105,8 @@ fn merged() -> (Memory, [Root; 2]) {
 fn bases(storage: &Memory, root: Root) -> Arc<Bases> {
     let mut bases = Bases::default();
     bases.insert(disk(1), Arc::new(Base::open(storage, replica(), disk(1), root).unwrap()));
-    Arc::new(bases)
+    // The one merge that there is in these tests.
+    Arc::new(bases.changed_by(merge_info()))
 }
 
 fn line_of(root: &Root) -> String {

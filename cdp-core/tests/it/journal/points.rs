@@ -5,6 +5,7 @@
 //! crash point. One that was looked at already is not counted again.
 
 pub(crate) mod check;
+mod grown;
 pub(crate) mod life;
 mod mistakes;
 pub(crate) mod model;

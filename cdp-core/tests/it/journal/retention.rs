@@ -3,10 +3,12 @@
 use super::corruption::{damage_one_of, read};
 use super::kit::*;
 use super::points::check::{Found, check};
-use super::points::life::{Life, Outcome};
+use super::points::life::{Life, NOW, Outcome};
 use super::points::step::{Kind, Record, Step};
+use cdp_core::journal::{StampedMoment, WriterState};
 use cdp_core::media::{Memory, Storage};
-use cdp_core::replica::{Replica, kept};
+use cdp_core::replica::merge::{Merge, MergeError};
+use cdp_core::replica::{Replica, ReplicaView, kept, retention};
 use cdp_core::sim::{SimDisk, Survival};
 use cdp_core::types::*;
 use cdp_core::when::When;
@@ -183,4 +185,59 @@ fn a_point_outlasts_the_record_that_made_it() {
         assert_eq!(found, [lsn], "history begins at LSN {target}");
     }
     assert_eq!(life.kept.first(), Some(&lsn));
+}
+
+/// In one process: a view of the oldest moment has nothing above the base. A sector of a block is merged; what the merge knows of the
+/// rest of the block proves nothing to that view.
+#[test]
+fn a_view_below_a_merge_in_this_process_fails_or_is_right() {
+    for at_rest in AtRest::both() {
+        let mut life = Life::new(4, 32 * BLOCK, &at_rest);
+        (0..16).for_each(|block| life.bytes(1, 2 * block * BLOCK, &[7; BLOCK as usize]));
+        // Its segment ends there, and goes with the first merge.
+        write(&mut life, &mut Dice(u64::MAX), 0);
+        let old = life.source.lsn;
+        life.advance(old, None).unwrap();
+        life.pin_at(old).unwrap();
+        (0..16).for_each(|block| life.bytes(1, 2 * block * BLOCK + SECTOR, &[8; SECTOR as usize]));
+        life.flush().unwrap();
+        let mut replica = life.replica().unwrap();
+        let (on, new) = (life.timeline_of(old), life.source.lsn);
+        let (view, before) = (replica.view(on, old).unwrap(), Arc::clone(replica.bases()));
+        let to = StampedMoment { timeline: on, lsn: new, stamp: replica.exact(on, new).unwrap().stamp };
+        let (held, writer) = (life.held(), &mut life.rig.writer);
+        let keep = retention::to_keep(writer.manifest(), &held, replica.catalogue()).unwrap();
+        let (storage, number) = (Arc::clone(&life.rig.storage), keep.number);
+        kept::create(storage.as_ref(), writer.manifest(), number, timeline(99), NOW).unwrap();
+        retention::begin(writer, to, None, Some(keep));
+        life.rig.drain();
+        assert_eq!(life.rig.writer.state(), WriterState::Running);
+        let manifest = life.rig.writer.manifest().clone();
+        replica.update(Some(&manifest), life.rig.writer.snapshot()).unwrap();
+        let path = replica.path(on, new).unwrap();
+        let refused = Merge::begin(&storage, &manifest, to, &path, &before, None).unwrap_err();
+        assert!(matches!(refused, MergeError::Shared), "{refused}");
+        let mut dice = Dice(9);
+        let ids = Box::new(move || std::array::from_fn(|_| dice.next() as u8));
+        let space = kept::Space::open(storage.as_ref(), number, (0, u64::MAX), (&life.rig.keys, ids), NOW).unwrap();
+        let mut merge = Merge::begin(&storage, &manifest, to, &path, replica.bases(), Some(space)).unwrap();
+        while merge.step(NOW, 1).unwrap() {}
+        let (then, now) = (life.past.at(old)[&1].bytes.clone(), life.past.at(new)[&1].bytes.clone());
+        let read = |view: &ReplicaView, block: u64| {
+            let mut bytes = vec![0xee; BLOCK as usize];
+            view.read(disk(1), block * BLOCK, &mut bytes).map(|()| bytes)
+        };
+        let of = |content: &[u8], block: u64| content[(block * BLOCK) as usize..][..BLOCK as usize].to_vec();
+        let (kept, newest) = (replica.view(on, old).unwrap(), replica.view(on, new).unwrap());
+        for block in 0..32 {
+            match read(&view, block) {
+                Ok(bytes) => assert!(bytes == of(&then, block), "block {block} is not as it was"),
+                Err(_) => assert!(of(&then, block) != of(&now, block), "block {block} was not changed"),
+            }
+            assert_eq!(
+                (read(&kept, block).unwrap(), read(&newest, block).unwrap()),
+                (of(&then, block), of(&now, block))
+            );
+        }
+    }
 }

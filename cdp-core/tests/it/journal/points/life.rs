@@ -271,7 +271,7 @@ impl Life {
                 self.session((*which, *fork), writes, (*flush, *after))
             }
             Step::Drop(which) => self.drop_session(*which),
-            Step::Resize { disk, sectors } => self.resize(*disk, u64::from(*sectors)),
+            Step::Resize { disk, sectors } => self.resize(*disk, u64::from(*sectors), false),
             Step::Add { blocks } => self.add(u64::from(*blocks)),
             Step::Copy { blocks } => self.copy(u64::from(*blocks)),
             Step::Remove(disk) => self.remove(*disk),

@@ -14,7 +14,8 @@ const DISKS: usize = 4;
 
 impl Life {
     /// Another size: what a disk has grown by is written first, beyond its end; what is cut off reads as zeros if it comes back.
-    pub(super) fn resize(&mut self, pick: u8, sectors: u64) -> Outcome<()> {
+    /// `apart`: a segment ends between that and the record of the new size.
+    pub(crate) fn resize(&mut self, pick: u8, sectors: u64, apart: bool) -> Outcome<()> {
         let sizes = self.sizes();
         let (number, from) = sizes[usize::from(pick) % sizes.len()];
         let unit = if from > 256 << 10 { 16 * SECTOR } else { SECTOR };
@@ -32,6 +33,11 @@ impl Life {
             let fill = self.dice.next() as u8;
             self.source.write(number, new, fill);
             self.log(What::Nothing);
+        }
+        if apart {
+            self.flush()?;
+            self.rig.writer.roll();
+            self.settle()?;
         }
         self.source.note(RecordKind::Resize, Some(number), Note::Resize { from, to });
         self.log(What::Resize(number, to));
