@@ -295,9 +295,9 @@ impl Host {
             let message = "no hook is set that freezes applications: the point would not be what its name says";
             return Err(refused("no-hook", message).hint("mark without --app-consistent"));
         }
+        // Who protects looks again, at those too that are not durable yet.
         if !self.replica().catalogue().labelled(label.as_str()).is_empty() {
-            let message = format!("there is a point with the label {:?} already", label.as_str());
-            return Err(refused("label-taken", &message).hint("take another label"));
+            return Err(label_taken(label.as_str()));
         }
         let Some(live) = self.live() else {
             let message = "nobody protects this replica now: there is no present moment to mark";
@@ -314,6 +314,12 @@ impl Host {
             None => Err(refused("not-protecting", "the replica has no timeline")),
         }
     }
+}
+
+/// Why a label cannot be given.
+pub(crate) fn label_taken(label: &str) -> Problem {
+    let message = format!("there is a point with the label {label:?} already");
+    Problem::new(ProblemClass::Refused, "label-taken", message).hint("take another label")
 }
 
 impl Handler for Host {
