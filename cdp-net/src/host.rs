@@ -105,6 +105,8 @@ pub struct Host {
     open_sessions: Arc<Mutex<BTreeSet<Timeline>>>,
     /// Held while a session is opened or dropped.
     opening: Mutex<()>,
+    /// Held while the disks of a group that nobody protects are changed.
+    changing: Mutex<()>,
     /// The owner ends: what takes long ends at its next step.
     ending: AtomicBool,
     /// For what is given out and comes back by being dropped.
@@ -133,6 +135,7 @@ impl Host {
             retained: retain::Retained::default(),
             open_sessions: Arc::default(),
             opening: Mutex::default(),
+            changing: Mutex::default(),
             ending: AtomicBool::new(false),
             me: Weak::clone(me),
         })
