@@ -53,9 +53,9 @@ pub use manifest::{
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};
-pub(crate) use recover::look_through;
 pub use recover::{
-    Damage, Looked, OpenError, Opened, Repair, create, look, look_with, open, open_with, read_manifest, rewrap,
+    Damage, Looked, OpenError, Opened, Repair, create, look, look_through, look_with, open, open_with, read_manifest,
+    rewrap,
 };
 pub use snapshot::Snapshot;
 pub use verify::{Finding, Verified};

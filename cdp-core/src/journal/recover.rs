@@ -290,10 +290,10 @@ pub fn look(storage: &dyn Storage, directory: &str, witness: Option<Lsn>) -> Res
     look_with(storage, directory, witness, &KeyHolder::default())
 }
 
-/// Reads a store without changing it, also while its owner writes: what was not sealed is scanned by heads, up to where it
-/// ends now. `written` of the snapshot then says how far; what of that is durable only the owner knows. `witness` is what
-/// somebody remembers to have been durable before this call. `holder` has the key of a store that is sealed at rest; without it,
-/// what is sealed is found and not opened.
+/// Reads a store without changing it while its owner writes: what was not sealed is scanned by heads, up to where it
+/// ends now. `written` of the snapshot then says how far; what of that is durable only the owner knows, and of what is not some
+/// bytes may be missing. `witness` is what somebody remembers to have been durable before this call. `holder` has the key of a
+/// store that is sealed at rest; without it, what is sealed is found and not opened. Where nobody writes: [`look_through`].
 ///
 /// # Errors
 /// When the manifest or a file cannot be read. Damage is not an error here.
@@ -306,13 +306,19 @@ pub fn look_with(
     look_at(storage, directory, witness, holder, Depth::Heads)
 }
 
-/// The same for a store whose owner may have been stopped by a power cut and has not opened it since: a frame counts only if every
-/// byte of it is right. What was being written then is not damage.
+/// The same for a store that nobody owns: its last owner may have been stopped by a power cut, and has not opened it since. A frame
+/// counts only if every byte of it is right, as for [`open_with`]: what is found here is what a start keeps. What was being written
+/// then is not damage.
 ///
 /// # Errors
 /// As [`look_with`].
-pub(crate) fn look_through(storage: &dyn Storage, directory: &str, holder: &KeyHolder) -> Result<Looked, OpenError> {
-    look_at(storage, directory, None, holder, Depth::Stored)
+pub fn look_through(
+    storage: &dyn Storage,
+    directory: &str,
+    witness: Option<Lsn>,
+    holder: &KeyHolder,
+) -> Result<Looked, OpenError> {
+    look_at(storage, directory, witness, holder, Depth::Stored)
 }
 
 fn look_at(

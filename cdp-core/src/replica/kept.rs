@@ -113,7 +113,7 @@ pub fn path(
     for info in kept.iter().rev().take_while(|info| info.number >= number) {
         let store = storage.sub(&directory(info.number))?;
         // The newest may have been written to when the power went: what is torn there is still whole in the base.
-        let looked = look_through(store.as_ref(), "", &holder)?;
+        let looked = look_through(store.as_ref(), "", None, &holder)?;
         if let Some(damage) = looked.damage {
             return Err(OpenError::Damaged(Box::new(damage)).into());
         }
