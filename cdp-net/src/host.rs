@@ -8,6 +8,7 @@ pub(crate) mod disks;
 pub mod document;
 mod holds;
 mod idle;
+mod looking;
 mod pins;
 pub(crate) mod place;
 mod policy;
@@ -19,6 +20,7 @@ mod space;
 mod watch;
 
 pub use idle::IdleStore;
+pub use looking::{Looking, read_only};
 pub use policy::{RPO_MS, check_policy};
 pub use rotate::rotate_key;
 pub use sessions::{OpenedSession, SESSIONS_DIRECTORY, session_directory};

@@ -21,6 +21,9 @@ pub fn rotate_key(
     old: &KeyHolder,
     new: &WrappingKey,
 ) -> Result<(), Problem> {
+    if owner.is_read_only() {
+        return Err(super::read_only(owner.dir()));
+    }
     let failed = |error: OpenError| document::unreadable(&error.into());
     let manifest = journal::read_manifest(storage.as_ref()).map_err(failed)?;
     if manifest.keys.is_empty() {
