@@ -13,6 +13,7 @@ mod nbd;
 mod nbd_clients;
 mod overlap;
 mod protect;
+mod restoring;
 mod rotating;
 mod seeding;
 mod stopping;
