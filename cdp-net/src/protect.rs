@@ -43,7 +43,7 @@ mod start;
 mod stop;
 
 pub(crate) use open::witness;
-pub use open::{ProtectError, ProtectOptions, SourceOptions};
+pub use open::{LOG_BYTES_MAX, ProtectError, ProtectOptions, SourceOptions};
 pub use room::Lack;
 pub use seed::Progress;
 pub use stop::Summary;
