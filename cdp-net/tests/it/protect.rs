@@ -5,11 +5,11 @@ use cdp_core::journal::{Looked, look};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
 use cdp_core::trust::KeyHolder;
-use cdp_core::types::Lsn;
+use cdp_core::types::{Lsn, WallTime};
 use cdp_core::when::{Label, When};
 use cdp_net::device::Device;
 use cdp_net::drive::Choice;
-use cdp_net::host::load_idle;
+use cdp_net::host::{document, load_idle};
 use cdp_net::owner::{ControlClient, Request};
 use cdp_net::protect::{Compared, ProtectOptions, Protector, SourceOptions};
 use cdp_net::reading::not_answered;
@@ -264,6 +264,10 @@ fn a_dropped_protector_leaves_what_a_crash_leaves_and_is_made_whole() {
     let gap = trunk.gaps()[0];
     let lost = replica.resolve(&When::Lsn { timeline: None, lsn: gap.from }).unwrap_err();
     assert!(lost.to_string().contains("not restorable"), "{lost}");
+    let listed = |since, until| document::points(&replica, since, until, None).gaps.len();
+    let all = trunk.gaps().len();
+    assert_eq!((listed(None, None), listed(Some(gap.from_time), Some(gap.from_time))), (all, 1));
+    assert_eq!((listed(Some(WallTime(u64::MAX)), None), listed(None, Some(WallTime(gap.from_time.0 - 1)))), (0, 0));
 }
 
 #[test]
