@@ -12,7 +12,7 @@ use crate::stop::Stop;
 use cdp_core::media::{Disk, Storage};
 use cdp_core::trust::{KeyHolder, WrappingKey};
 use cdp_net::device::Device;
-use cdp_net::host::{Host, Looking, read_only};
+use cdp_net::host::{Host, Looking, ReadWhole, read_only};
 use cdp_net::mount::{SessionDevice, ViewDevice};
 use cdp_net::nbd::{self, Address, ListenError, ServeError, Server, ServerOptions, TlsServer, Uri};
 use cdp_net::owner::{Access, Handler, Owner, PinReply, Request};
@@ -195,7 +195,10 @@ impl Engine for Libraries {
                 let pinned: PinReply = client.call(&Request::PinAll).map_err(not_answered)?;
                 Ok(verify(&storage, Some(pinned.at.lsn), &self.key(), &mut told)?)
             }
-            Access::Owner(_owner) => Ok(verify(&storage, None, &self.key(), &mut told)?),
+            Access::Owner(owner) => {
+                let _whole = ReadWhole::begin(owner, &storage, &self.key());
+                Ok(verify(&storage, None, &self.key(), &mut told)?)
+            }
         }
     }
 

@@ -20,7 +20,7 @@ mod space;
 mod watch;
 
 pub use idle::IdleStore;
-pub use looking::{Looking, read_only};
+pub use looking::{Looking, ReadWhole, read_only};
 pub use policy::{RPO_MS, check_policy};
 pub use rotate::rotate_key;
 pub use sessions::{OpenedSession, SESSIONS_DIRECTORY, session_directory};

@@ -9,6 +9,7 @@ mod every_lsn;
 mod held;
 mod history;
 mod levels;
+mod looking;
 mod nbd;
 mod nbd_clients;
 mod overlap;
