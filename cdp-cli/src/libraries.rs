@@ -12,7 +12,7 @@ use crate::stop::Stop;
 use cdp_core::media::{Disk, Storage};
 use cdp_core::trust::{KeyHolder, WrappingKey};
 use cdp_net::device::Device;
-use cdp_net::host::Host;
+use cdp_net::host::{Host, Looking, ReadWhole, read_only};
 use cdp_net::mount::{SessionDevice, ViewDevice};
 use cdp_net::nbd::{self, Address, ListenError, ServeError, Server, ServerOptions, TlsServer, Uri};
 use cdp_net::owner::{Access, Handler, Owner, PinReply, Request};
@@ -119,7 +119,12 @@ impl Engine for Libraries {
 
     fn open(&self, owner: Owner) -> Result<Box<dyn Handler>, Failure> {
         let host = Host::idle(open_storage(owner.dir())?, &self.key())?;
-        Ok(Box::new(OwnedHost { host, _owner: owner }))
+        let read_only = owner.is_read_only().then(|| read_only(owner.dir()));
+        let answers: Arc<dyn Handler> = match read_only {
+            Some(refusal) => Arc::new(Looking::new(host, refusal)),
+            None => host,
+        };
+        Ok(Box::new(OwnedHost { answers, _owner: owner }))
     }
 
     fn protect(
@@ -190,7 +195,10 @@ impl Engine for Libraries {
                 let pinned: PinReply = client.call(&Request::PinAll).map_err(not_answered)?;
                 Ok(verify(&storage, Some(pinned.at.lsn), &self.key(), &mut told)?)
             }
-            Access::Owner(_owner) => Ok(verify(&storage, None, &self.key(), &mut told)?),
+            Access::Owner(owner) => {
+                let _whole = ReadWhole::begin(owner, &storage, &self.key());
+                Ok(verify(&storage, None, &self.key(), &mut told)?)
+            }
         }
     }
 
@@ -201,7 +209,7 @@ impl Engine for Libraries {
 
 /// A host, and the lock under which it may answer.
 struct OwnedHost {
-    host: Arc<Host>,
+    answers: Arc<dyn Handler>,
     _owner: Owner,
 }
 
@@ -211,7 +219,7 @@ impl Handler for OwnedHost {
         request: Request,
         connection: &cdp_net::owner::Connection,
     ) -> Result<serde_json::Value, cdp_net::report::Problem> {
-        self.host.handle(request, connection)
+        self.answers.handle(request, connection)
     }
 }
 

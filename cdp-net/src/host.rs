@@ -8,6 +8,7 @@ pub(crate) mod disks;
 pub mod document;
 mod holds;
 mod idle;
+mod looking;
 mod pins;
 pub(crate) mod place;
 mod policy;
@@ -19,6 +20,7 @@ mod space;
 mod watch;
 
 pub use idle::IdleStore;
+pub use looking::{Looking, ReadWhole, read_only};
 pub use policy::{RPO_MS, check_policy};
 pub use rotate::rotate_key;
 pub use sessions::{OpenedSession, SESSIONS_DIRECTORY, session_directory};
@@ -106,6 +108,8 @@ pub struct Host {
     open_sessions: Arc<Mutex<BTreeSet<Timeline>>>,
     /// Held while a session is opened or dropped.
     opening: Mutex<()>,
+    /// Held while the disks of a group that nobody protects are changed.
+    changing: Mutex<()>,
     /// The owner ends: what takes long ends at its next step.
     ending: AtomicBool,
     /// For what is given out and comes back by being dropped.
@@ -134,6 +138,7 @@ impl Host {
             retained: retain::Retained::default(),
             open_sessions: Arc::default(),
             opening: Mutex::default(),
+            changing: Mutex::default(),
             ending: AtomicBool::new(false),
             me: Weak::clone(me),
         })
@@ -301,9 +306,9 @@ impl Host {
             let message = "no hook is set that freezes applications: the point would not be what its name says";
             return Err(refused("no-hook", message).hint("mark without --app-consistent"));
         }
+        // Who protects looks again, at those too that are not durable yet.
         if !self.replica().catalogue().labelled(label.as_str()).is_empty() {
-            let message = format!("there is a point with the label {:?} already", label.as_str());
-            return Err(refused("label-taken", &message).hint("take another label"));
+            return Err(label_taken(label.as_str()));
         }
         let Some(live) = self.live() else {
             let message = "nobody protects this replica now: there is no present moment to mark";
@@ -320,6 +325,12 @@ impl Host {
             None => Err(refused("not-protecting", "the replica has no timeline")),
         }
     }
+}
+
+/// Why a label cannot be given.
+pub(crate) fn label_taken(label: &str) -> Problem {
+    let message = format!("there is a point with the label {label:?} already");
+    Problem::new(ProblemClass::Refused, "label-taken", message).hint("take another label")
 }
 
 impl Handler for Host {

@@ -27,6 +27,7 @@ mod ease;
 mod engine;
 mod failure;
 mod found;
+mod labels;
 mod levels;
 mod log_file;
 mod make;
@@ -42,7 +43,7 @@ mod start;
 mod stop;
 
 pub(crate) use open::witness;
-pub use open::{ProtectError, ProtectOptions, SourceOptions};
+pub use open::{LOG_BYTES_MAX, ProtectError, ProtectOptions, SourceOptions};
 pub use room::Lack;
 pub use seed::Progress;
 pub use stop::Summary;
@@ -50,6 +51,7 @@ pub use stop::Summary;
 use self::copies::CopyOrder;
 use self::engine::Engine;
 use self::failure::Failure;
+use self::labels::Labels;
 use self::pump::{Message, Stored};
 use self::sources::Sources;
 use self::stop::Threads;
@@ -156,6 +158,8 @@ struct Shared {
     copies: Mutex<Option<Sender<CopyOrder>>>,
     /// Held while a disk joins, changes or leaves.
     changing: Mutex<()>,
+    /// Those of marks that are made and not yet durable.
+    labels: Labels,
     /// News of how far back history will go, for the thread that tells.
     history: Mutex<Option<report::History>>,
 }
@@ -301,14 +305,17 @@ impl Live for Shared {
             return Err(Problem::new(ProblemClass::Refused, "not-restorable-now", message)
                 .hint("make room; the protection then goes on by itself"));
         }
-        let mark = Mark { kinds, on_barrier: false, label: label.to_owned() };
-        let lsn = self.engine.with(|filter, now| filter.mark(now, mark)).map_err(|error| match error {
-            MarkError::NotRestorable { .. } => {
-                Problem::new(ProblemClass::Refused, "not-restorable-now", error.to_string())
-                    .hint("wait until `cdp status` says protecting")
-            }
-            error => Problem::new(ProblemClass::Refused, "not-marked", error.to_string()),
-        })?;
+        let mark = || {
+            let mark = Mark { kinds, on_barrier: false, label: label.to_owned() };
+            self.engine.with(|filter, now| filter.mark(now, mark)).map_err(|error| match error {
+                MarkError::NotRestorable { .. } => {
+                    Problem::new(ProblemClass::Refused, "not-restorable-now", error.to_string())
+                        .hint("wait until `cdp status` says protecting")
+                }
+                error => Problem::new(ProblemClass::Refused, "not-marked", error.to_string()),
+            })
+        };
+        let lsn = self.labels.take(label, &self.host, mark)?;
         let deadline = Instant::now() + MARK_PATIENCE;
         // A pump that has ended made nothing durable, which is seen below.
         let _ = self.pump.ask(|writer| writer.request_sync(), MARK_PATIENCE);

@@ -1,7 +1,7 @@
 //! Reading a moment of a replica: under the pin of its owner, or as the owner for the time being.
 
 use crate::clock;
-use crate::host::{Host, OpenedSession, document, load_idle, session_directory};
+use crate::host::{Host, OpenedSession, document, load_idle, read_only, session_directory};
 use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, PinReply, Request, Side};
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
@@ -19,8 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// What keeps the moment from going away: dropped last.
 enum Keep {
-    /// This process owns the directory, and answers others who ask; let go of in this order.
-    Owner { _control: ControlServer, _session: Option<OpenedSession>, _host: Arc<Host>, _owner: Owner },
+    /// This process owns the directory, and answers others who ask, where a socket can be made; let go of in this order.
+    Owner { _control: Option<ControlServer>, _session: Option<OpenedSession>, _host: Arc<Host>, _owner: Owner },
     /// The owner holds a pin, or a session, while this connection lives.
     Client { client: ControlClient },
 }
@@ -35,7 +35,9 @@ impl std::fmt::Debug for Keep {
 }
 
 fn keep(owner: Owner, host: Arc<Host>, session: Option<OpenedSession>) -> Result<Keep, Problem> {
-    let control = ControlServer::start(&owner, Arc::clone(&host) as _).map_err(|error| {
+    let start = || ControlServer::start(&owner, Arc::clone(&host) as _);
+    // Where nobody can write nobody needs to ask: all who read have the lock.
+    let control = (!owner.is_read_only()).then(start).transpose().map_err(|error| {
         Problem::new(ProblemClass::Failed, "control-socket", format!("cannot make the control socket: {error}"))
     })?;
     Ok(Keep::Owner { _control: control, _session: session, _host: host, _owner: owner })
@@ -322,6 +324,7 @@ impl Writing {
                 let replica = load_under_owner(&storage(dir)?, report.at.lsn, key)?;
                 (replica, report, Keep::Client { client })
             }
+            Access::Owner(owner) if owner.is_read_only() => return Err(read_only(dir)),
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
                 let host = Host::idle(Arc::clone(&storage), key)?;

@@ -10,8 +10,10 @@ use crate::report::{Problem, ProblemClass};
 use crate::source::{SourceError, lock_image};
 use bytes::Bytes;
 use cdp_core::journal::ReadError;
-use cdp_core::replica::{ReplicaView, ViewDisk};
+use cdp_core::replica::{ReplicaView, Run, ViewDisk};
 use cdp_core::types::Extent;
+use rustix::fs::{CWD, RenameFlags, renameat, renameat_with};
+use rustix::io::Errno;
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -88,7 +90,7 @@ fn restore_all(
         if is_block_device(&path) {
             write_device(view, &disk, &path, &mut of_disk)?;
         } else {
-            write_file(view, &disk, &path, &mut of_disk)?;
+            write_file(view, &disk, (&path, options.force), &mut of_disk)?;
         }
         done += disk.size;
         restored.push(RestoredDisk { disk: disk.name, path, bytes: disk.size, over });
@@ -105,8 +107,24 @@ fn size_of(path: &Path) -> Option<u64> {
 fn make_directory(path: &Path) -> Result<bool, Problem> {
     match std::fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        made => made.map(|()| true).map_err(|error| failed("make", path, &error)),
+        made => {
+            made.map_err(|error| failed("make", path, &error))?;
+            sync_around(path).map(|()| true).map_err(|error| {
+                let _ = std::fs::remove_dir(path);
+                failed("sync the directory of", path, &error)
+            })
+        }
     }
+}
+
+/// The directory that a path is in.
+fn around(path: &Path) -> &Path {
+    path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes a new name durable.
+fn sync_around(path: &Path) -> io::Result<()> {
+    File::open(around(path)).and_then(|directory| directory.sync_all())
 }
 
 fn refused(code: &str, message: String) -> Problem {
@@ -137,8 +155,7 @@ fn check_target(path: &Path, options: &RestoreOptions) -> Result<(), Problem> {
         return Err(refused("output-exists", message).hint("--force writes over it"));
     }
     if kind.is_file() && !force {
-        let message = format!("{} is there already", path.display());
-        return Err(refused("output-exists", message).hint("give another file, or --force to replace it"));
+        return Err(exists(path));
     }
     if kind.is_file() {
         // An image that a machine or a protection has open would go on living without a name.
@@ -227,13 +244,34 @@ fn take_after(file: &File, replaced: &Path) {
     }
 }
 
+/// Gives what was written its name. What came there since it was looked for is only replaced by force.
+fn name_it(temporary: &Path, path: &Path, force: bool) -> Result<(), Problem> {
+    let flags = if force { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+    let renamed = match renameat_with(CWD, temporary, CWD, path, flags) {
+        // A file system that cannot refuse by itself is asked first.
+        Err(Errno::INVAL | Errno::NOSYS) if !force && path.symlink_metadata().is_ok() => Err(Errno::EXIST),
+        Err(Errno::INVAL | Errno::NOSYS) => renameat(CWD, temporary, CWD, path),
+        renamed => renamed,
+    };
+    renamed.map_err(|errno| match errno {
+        Errno::EXIST => exists(path),
+        errno => failed("rename to", path, &errno.into()),
+    })
+}
+
+/// Why a file is not written over.
+fn exists(path: &Path) -> Problem {
+    let message = format!("{} is there already", path.display());
+    refused("output-exists", message).hint("give another file, or --force to replace it")
+}
+
 fn write_file(
     view: &ReplicaView,
     disk: &ViewDisk,
-    path: &Path,
+    (path, force): (&Path, bool),
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> Result<(), Problem> {
-    let directory = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = around(path);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unique: String = crate::random::identity()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
     let temporary = directory.join(format!(".{name}.cdp-{unique}"));
@@ -241,9 +279,8 @@ fn write_file(
     let file = file.map_err(|error| failed("make", &temporary, &error))?;
     let written = fill_file(view, disk, &file, &temporary, progress).map_err(Problem::from).and_then(|()| {
         take_after(&file, path);
-        std::fs::rename(&temporary, path).map_err(|error| failed("rename to", path, &error))?;
-        let synced = File::open(directory).and_then(|directory| directory.sync_all());
-        synced.map_err(|error| failed("sync", directory, &error))
+        name_it(&temporary, path, force)?;
+        sync_around(path).map_err(|error| failed("sync", directory, &error))
     });
     if written.is_err() {
         // What cannot be removed now is a hidden file that says by its name what it is.
@@ -261,13 +298,50 @@ fn fill_file(
 ) -> Result<(), Failure> {
     let problem = |error: io::Error| Failure::Problem(failed("write", path, &error));
     file.set_len(disk.size).map_err(problem)?;
-    let mut buffer = vec![0; PIECE];
-    view.walk(disk, &mut buffer, |offset, bytes| {
-        file.write_all_at(bytes, offset).map_err(problem)?;
-        if progress(offset + bytes.len() as u64) { Ok(()) } else { Err(stopped()) }
-    })?;
+    // It is new: where nothing is written it is all zeros.
+    let sink = Sink { data: &|offset, bytes| file.write_all_at(&bytes, offset), zero: &|_| Ok(()) };
+    copy(view, disk, &sink, &problem, &mut |at| if progress(at) { Ok(()) } else { Err(stopped()) })?;
     file.sync_all().map_err(problem)?;
     if progress(disk.size) { Ok(()) } else { Err(stopped()) }
+}
+
+/// What is done with the content of a disk.
+struct Sink<'a> {
+    data: &'a dyn Fn(u64, Vec<u8>) -> io::Result<()>,
+    zero: &'a dyn Fn(&Run) -> io::Result<()>,
+}
+
+/// Goes through a disk: zeros run by run, everything else read, verified and in pieces. `done` is told after each how far it is,
+/// and says whether to go on: also through terabytes of zeros.
+fn copy(
+    view: &ReplicaView,
+    disk: &ViewDisk,
+    sink: &Sink<'_>,
+    problem: &dyn Fn(io::Error) -> Failure,
+    done: &mut dyn FnMut(u64) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut at = 0;
+    while at < disk.size {
+        let stride = Extent::new(at, STRIDE.min(disk.size - at));
+        for run in view.runs(disk.id, stride)? {
+            let mut from = run.extent.offset;
+            if run.zero {
+                (sink.zero)(&run).map_err(problem)?;
+                from = run.extent.end();
+                done(from)?;
+            }
+            while from < run.extent.end() {
+                let mut piece = vec![0; (run.extent.end() - from).min(PIECE as u64) as usize];
+                view.read(disk.id, from, &mut piece)?;
+                let length = piece.len() as u64;
+                (sink.data)(from, piece).map_err(problem)?;
+                from += length;
+                done(from)?;
+            }
+        }
+        at = stride.end();
+    }
+    Ok(())
 }
 
 fn write_device(
@@ -297,29 +371,19 @@ fn fill_device(
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> Result<(), Failure> {
     let problem = |error: io::Error| Failure::Problem(failed("write", path, &error));
-    let mut at = 0;
-    while at < disk.size {
-        let stride = Extent::new(at, STRIDE.min(disk.size - at));
-        for run in view.runs(disk.id, stride)? {
-            if run.zero {
-                let flags = ZeroFlags { no_hole: !run.hole, ..ZeroFlags::default() };
-                device.write_zeroes(run.extent.offset, run.extent.length, flags).map_err(problem)?;
-                continue;
-            }
-            let mut from = run.extent.offset;
-            while from < run.extent.end() {
-                let mut piece = vec![0; (run.extent.end() - from).min(PIECE as u64) as usize];
-                view.read(disk.id, from, &mut piece)?;
-                let length = piece.len() as u64;
-                device.write(from, Bytes::from(piece), false).map_err(problem)?;
-                from += length;
-                if !progress(from) {
-                    let message = format!("stopped before the end: {} holds a part of the disk", path.display());
-                    return Err(Failure::Problem(Problem::new(ProblemClass::Failed, "stopped", message)));
-                }
-            }
+    let sink = Sink {
+        data: &|offset, bytes| device.write(offset, Bytes::from(bytes), false),
+        zero: &|run| {
+            let flags = ZeroFlags { no_hole: !run.hole, ..ZeroFlags::default() };
+            device.write_zeroes(run.extent.offset, run.extent.length, flags)
+        },
+    };
+    copy(view, disk, &sink, &problem, &mut |at| {
+        if progress(at) {
+            return Ok(());
         }
-        at = stride.end();
-    }
+        let message = format!("stopped before the end: {} holds a part of the disk", path.display());
+        Err(Failure::Problem(Problem::new(ProblemClass::Failed, "stopped", message)))
+    })?;
     device.flush().map_err(problem)
 }

@@ -1,6 +1,8 @@
-//! Reading everything of a replica: journal, index and bases; what is wrong, where, and which moments are still good.
+//! Reading everything of a replica: journal, index, bases, kept moments and sessions; what is wrong, where, and which moments are still good.
 
-use crate::host::document;
+mod sessions;
+
+use crate::host::{SESSIONS_DIRECTORY, document};
 use crate::report::{Problem, Range, RangeKind};
 use cdp_core::journal::{
     BaseInfo, Damage as Unopened, Finding, KeptInfo, Looked, ReadError, Reader, look_through, look_with, read_manifest,
@@ -143,6 +145,14 @@ pub fn verify(
             damage
         }));
     }
+    for info in &manifest.sessions {
+        let found = sessions::check_session(storage, info, &keys.of_stores(), &mut out.bytes);
+        progress(out.bytes, total);
+        out.damage.extend(found.into_iter().map(|mut damage| {
+            damage.file = root.join(&damage.file);
+            damage
+        }));
+    }
     // Bases lie below every moment: with one damaged none can be promised.
     if !base_lost && let Ok(replica) = load(storage, manifest, snapshot, safe, keys) {
         out.good = good_ranges(&replica, &lost);
@@ -170,9 +180,11 @@ fn stored_bytes(storage: &dyn Storage) -> u64 {
         let names = storage.list(directory).unwrap_or_default();
         names.into_iter().filter_map(|name| length(format!("{directory}/{name}"))).sum::<u64>()
     };
-    let kept = storage.list(kept::KEPT_DIRECTORY).unwrap_or_default().into_iter();
-    let kept = kept.map(|name| of(&format!("{}/{name}", kept::KEPT_DIRECTORY))).sum::<u64>();
-    of(JOURNAL_DIRECTORY) + of(BASE_DIRECTORY) + kept
+    let stores = |directory: &str| {
+        let names = storage.list(directory).unwrap_or_default();
+        names.into_iter().map(|name| of(&format!("{directory}/{name}"))).sum::<u64>()
+    };
+    of(JOURNAL_DIRECTORY) + of(BASE_DIRECTORY) + stores(kept::KEPT_DIRECTORY) + stores(SESSIONS_DIRECTORY)
 }
 
 fn of_unopened(damage: &Unopened, timeline: Option<Timeline>) -> Damage {

@@ -9,7 +9,8 @@ use cdp_core::media::{Disk, File, MediaError, Storage};
 use cdp_core::replica::BaseFile;
 use cdp_core::replica::sidecar::{self, Layout, PAGE_BYTES, PageDigest, Root};
 use cdp_core::types::GroupId;
-use std::path::Path;
+use cdp_net::protect::LOG_BYTES_MAX;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 /// What the file is and what stands in it.
@@ -29,7 +30,7 @@ pub(super) fn run(path: &Path) -> Result<Inspected, Failure> {
         return Ok(inspected(text));
     }
     // The other files name no owner that could be checked: their replica's manifest, a directory above, does.
-    let replica: Option<Arc<dyn Storage>> = directory.parent().and_then(|above| open_storage(above).ok());
+    let replica: Option<Arc<dyn Storage>> = above(directory).and_then(|above| open_storage(&above).ok());
     let manifest = replica.and_then(|storage| read_manifest(storage.as_ref()).ok());
     let is_log = path.extension().is_some_and(|ending| ending == "log");
     let text = match (BaseFile::of(&name), &manifest) {
@@ -52,8 +53,15 @@ pub(super) fn run(path: &Path) -> Result<Inspected, Failure> {
     Ok(inspected(text))
 }
 
+/// The directory above another one, also where the path to that one does not name it.
+fn above(directory: &Path) -> Option<PathBuf> {
+    let climbs = directory.components().any(|part| part == Component::ParentDir);
+    let whole = if climbs { directory.canonicalize() } else { std::path::absolute(directory) };
+    whole.ok()?.parent().map(Path::to_owned)
+}
+
 fn activity_log(file: &dyn File, group: GroupId) -> Result<String, MediaError> {
-    let mut bytes = vec![0; file.len()? as usize];
+    let mut bytes = vec![0; file.len()?.min(LOG_BYTES_MAX) as usize];
     file.read_exact_at(0, &mut bytes)?;
     let log = match LogContents::read(&bytes, group) {
         Ok(log) => log,

@@ -6,3 +6,4 @@ mod flips;
 mod journal;
 mod log;
 mod owned;
+mod sessions;

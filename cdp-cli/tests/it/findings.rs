@@ -151,6 +151,29 @@ fn a_directory_for_several_disks_is_made_if_it_is_asked_for() {
     running.stop_clean();
 }
 
+/// A file is explained by the replica around it, wherever one stands when one asks.
+#[test]
+fn a_file_is_inspected_from_every_directory() {
+    let mut scene = Scene::begin(68, 1 << 20);
+    scene.running.stop_clean();
+    for (standing, path, kind) in [
+        ("", "base/1.img", "a base image"),
+        ("", "./base/1.sum", "the sidecar of a base"),
+        ("", "state/activity.log", "an activity log"),
+        ("", "MANIFEST", "manifest"),
+        ("base", "1.img", "a base image"),
+        ("base", "./1.img", "a base image"),
+        ("base", "../state/activity.log", "an activity log"),
+        ("state", "activity.log", "an activity log"),
+        ("..", "replica/base/1.img", "a base image"),
+        ("base", "../../replica/base/1.sum", "the sidecar of a base"),
+    ] {
+        let mut asking = command(&["inspect", path]);
+        let answer = Answer::of(&asking.current_dir(scene.replica.join(standing)).output().unwrap()).done();
+        assert!(answer["kind"].as_str().unwrap().starts_with(kind), "{standing} {path}: {answer}");
+    }
+}
+
 /// What says `protecting` has to be what `latest` is of.
 #[test]
 fn latest_is_of_the_new_timeline_once_the_state_says_protecting() {

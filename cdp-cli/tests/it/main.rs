@@ -10,6 +10,7 @@ mod full_disk;
 mod hostile;
 mod no_room;
 mod places;
+mod read_only;
 mod real_clients;
 mod retention;
 mod sealed;

@@ -1,7 +1,7 @@
 //! Changes of the group's disks: by the protection that is going on, or written down for the next one.
 
-use super::Host;
 use super::place::replica_around;
+use super::{Host, lock};
 use crate::report::{Disk, DiskChanged, DiskVerb, Problem, ProblemClass};
 use crate::source::{Source, SourceError, identity};
 use cdp_core::journal::{DiskInfo, ResizeInfo};
@@ -38,6 +38,8 @@ impl Host {
         if let Some(live) = self.live() {
             return live.add_disk(name, path);
         }
+        // One at a time: of two, the second sees what the first did.
+        let _changing = lock(&self.changing);
         self.refuse_unseeded()?;
         let (id, added) = {
             let replica = self.replica();
@@ -107,6 +109,7 @@ impl Host {
         if let Some(live) = self.live() {
             return live.remove_disk(name);
         }
+        let _changing = lock(&self.changing);
         self.refuse_unseeded()?;
         let (id, size) = self.find_disk(name)?;
         let (disks, end) = {
@@ -129,6 +132,7 @@ impl Host {
         if let Some(live) = self.live() {
             return live.resize_disk(name, size, force);
         }
+        let _changing = lock(&self.changing);
         self.refuse_unseeded()?;
         let (id, from) = self.find_disk(name)?;
         let Some(to) = size.filter(|to| *to < from) else {

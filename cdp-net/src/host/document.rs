@@ -162,22 +162,46 @@ pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime
         ..Points::default()
     };
     let limit = limit.map_or(LIMIT, |limit| limit as usize);
-    let mut points = Vec::new();
-    for branch in catalogue.branches().into_iter().rev() {
+    let branches: Vec<_> = catalogue.branches().into_iter().rev().collect();
+    for branch in &branches {
         document.timelines.push(timeline(branch));
         let ranges = branch.ranges().iter().rev().filter(|range| overlaps(range, since, until));
         document.ranges.extend(ranges.map(|found| range(branch, found)));
-        document.gaps.extend(branch.gaps().iter().rev().map(|found| gap(branch, found)));
-        let inside =
-            |time: WallTime| since.is_none_or(|since| time >= since) && until.is_none_or(|until| time <= until);
-        let restorable = |point: &&catalogue::Point| inside(point.stamp.time) && branch.is_restorable(point.id.lsn);
-        // One more than is shown says that there are more.
-        let wanted = limit.saturating_add(1).saturating_sub(points.len());
-        points.extend(branch.points().iter().rev().filter(restorable).take(wanted));
+        let gaps = branch.gaps().iter().rev().filter(|gap| lies_in(branch, gap, (since, until)));
+        document.gaps.extend(gaps.map(|found| gap(branch, found)));
     }
+    // One more than is shown says that there are more.
+    let points = newest(&branches, (since, until), limit.saturating_add(1));
     document.next = points.get(limit).map(|point| point.stamp.time);
     document.points = points.into_iter().take(limit).map(|found| point(replica, found)).collect();
     document
+}
+
+/// The newest points between two times that can be restored, by their stamps: a list goes on at the time where the one before
+/// ended, and where a clock was set back those of an older timeline may be the later ones.
+fn newest<'a>(
+    branches: &[&'a Branch],
+    (since, until): (Option<WallTime>, Option<WallTime>),
+    wanted: usize,
+) -> Vec<&'a catalogue::Point> {
+    let inside = |time: WallTime| since.is_none_or(|since| time >= since) && until.is_none_or(|until| time <= until);
+    let of = |branch: &&'a Branch| {
+        let branch = *branch;
+        branch.points().iter().rev().filter(move |point| inside(point.stamp.time)).map(move |point| (branch, point))
+    };
+    let mut points: Vec<_> = branches.iter().flat_map(of).collect();
+    // Those of one time stay as they are, and most are in order already.
+    points.sort_by_key(|(_, point)| std::cmp::Reverse(point.stamp.time));
+    let restorable = points.into_iter().filter(|(branch, point)| branch.is_restorable(point.id.lsn));
+    restorable.map(|(_, point)| point).take(wanted).collect()
+}
+
+/// Whether any of a branch's gap lies between two times. One in which the branch still is has no end.
+fn lies_in(branch: &Branch, gap: &catalogue::Gap, (since, until): (Option<WallTime>, Option<WallTime>)) -> bool {
+    // A clock may have been set back within.
+    let (first, last) = (gap.from_time.min(gap.to_time), gap.from_time.max(gap.to_time));
+    let ends_after = since.is_none_or(|since| last >= since || gap.open && branch.open);
+    ends_after && until.is_none_or(|until| first <= until)
 }
 
 fn overlaps(range: &catalogue::Range, since: Option<WallTime>, until: Option<WallTime>) -> bool {
@@ -282,4 +306,82 @@ pub fn policy(policy: &journal::Policy) -> Policy {
 #[must_use]
 pub fn session_name(session: &cdp_core::journal::SessionInfo) -> Option<String> {
     (session.kind == SessionKind::Named).then(|| session.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdp_core::frame::{GapReason, Mark, Note, PointKinds, RecordKind};
+    use cdp_core::journal::Event;
+    use cdp_core::types::{ClockEpoch, Lsn, Stamp, Timeline};
+
+    fn stamp(time: u64) -> Stamp {
+        Stamp { epoch: ClockEpoch(1), time: WallTime(time) }
+    }
+
+    fn event(timeline: Timeline, lsn: u64, time: u64, kind: RecordKind, note: Option<Note>) -> Event {
+        Event { timeline, lsn: Lsn(lsn), stamp: stamp(time), kind, disk: None, note }
+    }
+
+    /// A timeline with points at these LSNs and times.
+    fn branch(number: u8, points: &[(u64, u64)]) -> Branch {
+        let timeline = Timeline::new([number; 16]).unwrap();
+        let parent = (number > 1).then(|| Timeline::new([number - 1; 16]).unwrap());
+        let mut branch = Branch::new(timeline, number.into(), parent, Lsn(points[0].0 - 1), Role::Trunk);
+        for (lsn, time) in points {
+            let kinds = PointKinds { mark: true, ..PointKinds::default() };
+            let mark = Mark { kinds, on_barrier: false, label: lsn.to_string() };
+            branch.handle(event(timeline, *lsn, *time, RecordKind::Mark, Some(Note::Mark(mark))));
+        }
+        let (lsn, time) = points[points.len() - 1];
+        branch.advance(Lsn(lsn), stamp(time));
+        branch
+    }
+
+    /// All points, page by page as a script reads them.
+    fn pages(branches: &[&Branch], limit: usize) -> Vec<u64> {
+        let (mut until, mut all) = (None, Vec::new());
+        loop {
+            let found = newest(branches, (None, until), limit + 1);
+            all.extend(found.iter().take(limit).map(|point| point.id.lsn.0));
+            let Some(next) = found.get(limit) else { return all };
+            until = Some(next.stamp.time);
+        }
+    }
+
+    #[test]
+    fn pages_of_points_lose_none_where_a_clock_was_set_back() {
+        let old = branch(1, &[(10, 100), (11, 200), (12, 900)]);
+        let new = branch(2, &[(20, 300), (21, 400), (22, 500)]);
+        for limit in 1..8 {
+            assert_eq!(pages(&[&new, &old], limit), [12, 22, 21, 20, 11, 10], "limit {limit}");
+        }
+        let some = newest(&[&new, &old], (Some(WallTime(200)), Some(WallTime(400))), 9);
+        assert_eq!(some.iter().map(|point| point.id.lsn.0).collect::<Vec<_>>(), [21, 20, 11]);
+    }
+
+    #[test]
+    fn a_gap_is_listed_for_the_times_in_which_it_lies() {
+        let mut branch = branch(1, &[(10, 100), (11, 200)]);
+        let timeline = branch.timeline;
+        let begin = Note::GapBegin { from: Lsn(12), reason: GapReason::Overload };
+        branch.handle(event(timeline, 12, 300, RecordKind::GapBegin, Some(begin)));
+        branch.advance(Lsn(13), stamp(400));
+        let listed = |branch: &Branch, since: Option<u64>, until: Option<u64>| {
+            let gaps = branch.gaps();
+            assert_eq!(gaps.len(), 1);
+            lies_in(branch, &gaps[0], (since.map(WallTime), until.map(WallTime)))
+        };
+        assert!(listed(&branch, None, None) && listed(&branch, Some(999), None), "it is open");
+        assert!(!listed(&branch, None, Some(99)));
+        branch.open = false;
+        assert!(!listed(&branch, Some(999), None), "nobody is in it any more");
+        let end = Note::ResyncEnd { bytes_read: 0, bytes_changed: 0 };
+        branch.handle(event(timeline, 14, 500, RecordKind::ResyncEnd, Some(end)));
+        branch.advance(Lsn(20), stamp(600));
+        assert!(
+            listed(&branch, None, None) && listed(&branch, Some(500), None) && listed(&branch, Some(350), Some(400))
+        );
+        assert!(!listed(&branch, Some(501), None) && !listed(&branch, None, Some(99)));
+    }
 }

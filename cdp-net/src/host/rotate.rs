@@ -5,7 +5,7 @@ use crate::owner::{Owner, is_owned};
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
 use cdp_core::journal::{self, OpenError};
-use cdp_core::media::Storage;
+use cdp_core::media::{MediaError, Storage};
 use cdp_core::replica::kept::KEPT_DIRECTORY;
 use cdp_core::trust::{KeyHolder, WrappingKey};
 use std::sync::Arc;
@@ -21,13 +21,16 @@ pub fn rotate_key(
     old: &KeyHolder,
     new: &WrappingKey,
 ) -> Result<(), Problem> {
+    if owner.is_read_only() {
+        return Err(super::read_only(owner.dir()));
+    }
     let failed = |error: OpenError| document::unreadable(&error.into());
     let manifest = journal::read_manifest(storage.as_ref()).map_err(failed)?;
     if manifest.keys.is_empty() {
         let message = "the replica is not sealed at rest: it has no key to rotate";
         return Err(Problem::new(ProblemClass::Refused, "not-sealed", message));
     }
-    for directory in stores(storage.as_ref()) {
+    for directory in stores(storage.as_ref()).map_err(|error| failed(error.into()))? {
         if is_owned(&owner.dir().join(&directory)).unwrap_or(false) {
             let message = "a session of the replica is open, and who writes there has the old key";
             return Err(Problem::new(ProblemClass::Refused, "session-open", message).hint("end that mount first"));
@@ -43,11 +46,11 @@ pub fn rotate_key(
     Ok(())
 }
 
-/// The directories of sessions and of kept moments.
-fn stores(storage: &dyn Storage) -> Vec<String> {
-    let inside = |directory: &str| {
-        let names = storage.list(directory).unwrap_or_default();
-        names.into_iter().map(|name| format!("{directory}/{name}")).collect::<Vec<_>>()
-    };
-    [super::SESSIONS_DIRECTORY, KEPT_DIRECTORY].into_iter().flat_map(inside).collect()
+/// The directories of sessions and of kept moments; none where there are none, and an error where nobody can tell.
+fn stores(storage: &dyn Storage) -> Result<Vec<String>, MediaError> {
+    let mut stores = Vec::new();
+    for directory in [super::SESSIONS_DIRECTORY, KEPT_DIRECTORY] {
+        stores.extend(storage.list(directory)?.into_iter().map(|name| format!("{directory}/{name}")));
+    }
+    Ok(stores)
 }

@@ -13,7 +13,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// A way to a replica directory.
 #[derive(Debug)]
 pub enum Access {
-    /// Nobody owned it: now this process does.
+    /// Nobody owned it: now this process does, or reads it together with others where nobody can write
+    /// ([`Owner::is_read_only`]).
     Owner(Owner),
     /// Another process does, and listens.
     Client(ControlClient),
@@ -46,7 +47,11 @@ impl Access {
                 Err(ClientError::Io { .. }) if Instant::now() < deadline && !super::is_owned(dir)? => {}
                 Err(error) => return Err(error.into()),
             }
-            match Owner::acquire(dir) {
+            let acquired = match Owner::acquire(dir) {
+                Err(error) if error.is_read_only() => Owner::acquire_to_read(dir),
+                acquired => acquired,
+            };
+            match acquired {
                 Ok(owner) => return Ok(Self::Owner(owner)),
                 Err(OwnerError::Owned { .. }) if Instant::now() < deadline => sleep(PAUSE),
                 Err(error) => return Err(error.into()),

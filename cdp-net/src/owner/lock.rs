@@ -28,6 +28,8 @@ pub struct Owner {
     dir: PathBuf,
     dir_fd: OwnedFd,
     since: WallTime,
+    /// Nobody writes to the directory's media: it is shared with others who read there.
+    read_only: bool,
     /// Its open file description carries the lock.
     lock: File,
 }
@@ -80,7 +82,35 @@ impl Owner {
             Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
             written => written.map_err(|source| io_error(dir, source))?,
         }
-        Ok(Self { dir: dir.to_owned(), dir_fd, since, lock })
+        Ok(Self { dir: dir.to_owned(), dir_fd, since, read_only: false, lock })
+    }
+
+    /// Takes the lock of `dir`, on media that nobody writes to, to read there. Others who read have it too; who may change the
+    /// directory by another mount of it has not. Waits as [`Owner::acquire`] does.
+    ///
+    /// # Errors
+    /// [`OwnerError::Owned`] when somebody may change it.
+    pub fn acquire_to_read(dir: &Path) -> Result<Self, OwnerError> {
+        let (dir_fd, mut lock) = match open(dir, OFlags::empty()) {
+            // A copy may have come there without it: then the directory itself is as good.
+            Err(OwnerError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                let dir_fd = open_directory(dir)?;
+                let lock = dir_fd.try_clone().map_err(|source| io_error(dir, source))?;
+                (dir_fd, lock.into())
+            }
+            opened => opened?,
+        };
+        if !try_lock(&lock, FlockOperation::NonBlockingLockShared).map_err(|source| io_error(dir, source))? {
+            let (pid, since) = read_text(&mut lock);
+            return Err(OwnerError::Owned { dir: dir.to_owned(), pid, since });
+        }
+        Ok(Self { dir: dir.to_owned(), dir_fd, since: clock::wall(), read_only: true, lock })
+    }
+
+    /// Whether the right is only to read: nothing can be written there, not even a socket to be asked by.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     /// The replica directory.
@@ -126,14 +156,25 @@ pub fn is_owned(dir: &Path) -> Result<bool, OwnerError> {
     }
 }
 
+impl OwnerError {
+    /// Whether there is no lock because nobody writes to these media.
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem)
+    }
+}
+
 fn io_error(dir: &Path, source: io::Error) -> OwnerError {
     OwnerError::Io { path: dir.join(LOCK_FILE), source }
 }
 
-fn open(dir: &Path, create: OFlags) -> Result<(OwnedFd, File), OwnerError> {
+fn open_directory(dir: &Path) -> Result<OwnedFd, OwnerError> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-    let dir_fd = rustix::fs::open(dir, flags, Mode::empty())
-        .map_err(|errno| OwnerError::Io { path: dir.to_owned(), source: errno.into() })?;
+    rustix::fs::open(dir, flags, Mode::empty())
+        .map_err(|errno| OwnerError::Io { path: dir.to_owned(), source: errno.into() })
+}
+
+fn open(dir: &Path, create: OFlags) -> Result<(OwnedFd, File), OwnerError> {
+    let dir_fd = open_directory(dir)?;
     // Whoever only looks (no CREATE) may not be allowed to write.
     let access = if create.is_empty() { OFlags::RDONLY } else { OFlags::RDWR };
     let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | create;

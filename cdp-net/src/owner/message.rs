@@ -191,6 +191,23 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether something of the replica is another after it.
+    #[must_use]
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Ping | Self::Status | Self::Points { .. } | Self::Pin { .. } | Self::PinAll | Self::Unpin { .. } => {
+                false
+            }
+            Self::Prune { dry_run } => !dry_run,
+            Self::Policy { change } => *change != PolicyChange::default(),
+            Self::Mark { .. } | Self::Keep { .. } | Self::LetGo { .. } | Self::Compact => true,
+            Self::OpenSession { .. } | Self::DropSession { .. } => true,
+            Self::AddDisk { .. } | Self::RemoveDisk { .. } | Self::ResizeDisk { .. } => true,
+        }
+    }
+}
+
 /// The answer to [`Request::Pin`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PinReply {

@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub(super) const ACTIVITY_LOG: &str = "state/activity.log";
 
 /// The most bytes of an activity log that are read: 64 disks of a PiB have fewer.
-const LOG_BYTES_MAX: u64 = 4 << 30;
+pub const LOG_BYTES_MAX: u64 = 4 << 30;
 
 /// A disk to protect.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -3,6 +3,7 @@
 use super::copies::{self, CopyOrder};
 use super::engine::{Engine, Queues};
 use super::failure::Failure;
+use super::labels::Labels;
 use super::levels::Levels;
 use super::open::{Prepared, ProtectError, ProtectOptions, prepare, store};
 use super::pack::{pack_threads, packers, run_packs};
@@ -122,6 +123,7 @@ fn launch(
         sources: Sources::default(),
         copies: Mutex::new(Some(copies)),
         changing: Mutex::default(),
+        labels: Labels::default(),
         history: Mutex::default(),
     });
     for (disk, open) in sources {

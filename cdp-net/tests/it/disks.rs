@@ -355,6 +355,50 @@ fn what_is_changed_while_nobody_protects_is_recorded_by_the_next_start() {
     assert_eq!(place.load().catalogue().trunk().unwrap().disk_changes().len(), events, "and only once");
 }
 
+/// One process that owns the group without protecting it, as a mount does, is asked by two at once.
+#[test]
+fn of_two_changes_at_once_the_second_sees_what_the_first_did() {
+    let place = Place::new();
+    ["one", "two", "three", "four"].iter().for_each(|name| drop(place.make_source(name, 14)));
+    let first = Protector::start(&place.options(&["one", "two"]), |_| {}).unwrap();
+    seeded(&first);
+    stop(first);
+    let storage = Arc::new(cdp_core::media::Disk::open(place.replica()).unwrap());
+    let host = Host::idle(storage, &KeyHolder::default()).unwrap();
+    let at_once = |requests: [Request; 2]| {
+        let together = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            let asking = requests.map(|request| {
+                scope.spawn(|| {
+                    together.wait();
+                    host.handle(request, &Connection::local()).map(drop)
+                })
+            });
+            asking.map(|asking| asking.join().unwrap())
+        })
+    };
+    for round in 0..8 {
+        let gone = at_once(["one", "two"].map(|name| Request::RemoveDisk { name: name.into() }));
+        let last: Vec<_> = gone.iter().filter_map(|gone| Some(gone.as_ref().err()?.code.as_str())).collect();
+        assert_eq!(last, ["last-disk"], "round {round}");
+        let left = host.replica().disks()[0].name.clone();
+        let back = if left == "one" { "two" } else { "one" };
+        let path = |name: &str| place.source(name);
+        let added = at_once([back, "three"].map(|name| Request::AddDisk { name: name.into(), source: path(name) }));
+        assert_eq!(added, [Ok(()), Ok(())], "round {round}");
+        let twice = at_once(["four", "four"].map(|name| Request::AddDisk { name: name.into(), source: path(name) }));
+        let codes: Vec<_> = twice.iter().filter_map(|twice| Some(twice.as_ref().err()?.code.as_str())).collect();
+        assert_eq!(codes, ["disk-exists"], "round {round}");
+        let replica = host.replica();
+        let ids: std::collections::BTreeSet<_> = replica.manifest().disks.iter().map(|disk| disk.id).collect();
+        assert_eq!(ids.len(), replica.manifest().disks.len(), "round {round}: a number was given twice");
+        drop(replica);
+        for name in ["three", "four"] {
+            host.handle(Request::RemoveDisk { name: name.into() }, &Connection::local()).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_new_group_is_copied_before_it_changes() {
     use crate::held::{Access as Touch, Gate, Held};

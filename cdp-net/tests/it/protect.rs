@@ -5,12 +5,15 @@ use cdp_core::journal::{Looked, look};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
 use cdp_core::trust::KeyHolder;
-use cdp_core::types::Lsn;
+use cdp_core::types::{Lsn, WallTime};
 use cdp_core::when::{Label, When};
 use cdp_net::device::Device;
 use cdp_net::drive::Choice;
-use cdp_net::host::load_idle;
+use cdp_net::host::{document, load_idle};
+use cdp_net::owner::{ControlClient, Request};
 use cdp_net::protect::{Compared, ProtectOptions, Protector, SourceOptions};
+use cdp_net::reading::not_answered;
+use cdp_net::report::{At, ProblemClass};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -160,6 +163,38 @@ fn mark_and_restore(driver: Choice) -> &'static str {
     driver
 }
 
+/// Each of those who mark looks before any of their marks is durable.
+#[test]
+fn of_two_who_give_the_same_label_at_once_one_gets_it() {
+    let place = Place::new();
+    place.make_source("disk", 9);
+    let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    seeded(&protector);
+    for round in 0..5 {
+        let name = label(&format!("round {round}"));
+        let together = std::sync::Barrier::new(2);
+        let ask = || {
+            let mut client = ControlClient::connect(&place.replica()).unwrap();
+            together.wait();
+            let request = Request::Mark { label: name.clone(), app_consistent: false };
+            client.call::<At>(&request).map_err(not_answered)
+        };
+        let answers = std::thread::scope(|scope| {
+            let asking = [scope.spawn(ask), scope.spawn(ask)];
+            asking.map(|asking| asking.join().unwrap())
+        });
+        let (given, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+        assert_eq!((given.len(), refused.len()), (1, 1), "{given:?} {refused:?}");
+        let problem = refused[0].as_ref().unwrap_err();
+        assert_eq!((problem.class, problem.code.as_str()), (ProblemClass::Refused, "label-taken"), "{problem:?}");
+    }
+    assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
+    let replica = place.load();
+    for round in 0..5 {
+        assert_eq!(replica.catalogue().labelled(&format!("round {round}")).len(), 1);
+    }
+}
+
 #[test]
 fn a_clean_stop_is_resumed_on_the_same_timeline_without_reading_the_source() {
     let place = Place::new();
@@ -229,6 +264,10 @@ fn a_dropped_protector_leaves_what_a_crash_leaves_and_is_made_whole() {
     let gap = trunk.gaps()[0];
     let lost = replica.resolve(&When::Lsn { timeline: None, lsn: gap.from }).unwrap_err();
     assert!(lost.to_string().contains("not restorable"), "{lost}");
+    let listed = |since, until| document::points(&replica, since, until, None).gaps.len();
+    let all = trunk.gaps().len();
+    assert_eq!((listed(None, None), listed(Some(gap.from_time), Some(gap.from_time))), (all, 1));
+    assert_eq!((listed(Some(WallTime(u64::MAX)), None), listed(None, Some(WallTime(gap.from_time.0 - 1)))), (0, 0));
 }
 
 #[test]

@@ -64,6 +64,11 @@ impl Built {
         found
     }
 
+    /// `cdp mount` of a writable session.
+    pub(super) fn mount(&self, more: &[&str]) -> Running {
+        Running::mount(&self.replica, &self.place.socket("mount"), &[&["--writable"], more].concat())
+    }
+
     pub(super) fn verify(&self) -> Answer {
         cdp(&[OsStr::new("verify"), self.replica.as_os_str()])
     }

@@ -5,12 +5,12 @@ use crate::support::times;
 use std::path::Path;
 
 /// How many places of each file are tried.
-fn flips() -> u64 {
+pub(super) fn flips() -> u64 {
     times("CDP_TEST_FLIPS", 12)
 }
 
 /// Places all over a file: its first and last bytes, and others by a stride that meets every alignment.
-fn places(file: &Path, many: u64) -> Vec<u64> {
+pub(super) fn places(file: &Path, many: u64) -> Vec<u64> {
     let length = std::fs::metadata(file).unwrap().len();
     let mut places: Vec<u64> = (0..many).map(|n| (n * length / many + n * 131 + 7).min(length - 1)).collect();
     places.extend([0, length - 1]);

@@ -5,6 +5,7 @@ use crate::journal::bytes::{FormatError, Put, Take};
 use crate::journal::level;
 use crate::trust::{KEYS_MAX, WrappedKey};
 use crate::types::{DISK_MAX, DISKS_MAX, NAME_MAX};
+use std::collections::BTreeSet;
 
 const VERSION: u16 = 1;
 const WHAT: &str = "manifest";
@@ -260,8 +261,12 @@ impl Manifest {
         if let Some(late) = unsealed.into_iter().find(|segment| segment.summary().is_some()) {
             return Err(take.field("segment sealed out of order", late.number));
         }
+        let mut disks = BTreeSet::new();
+        if let Some(twice) = self.disks.iter().find(|disk| !disks.insert(disk.id)) {
+            return Err(take.field("disk listed twice", twice.id.get().into()));
+        }
         let apart = |pair: &[Arc<RunInfo>]| pair[0].last_segment < pair[1].first_segment;
-        let numbers: std::collections::BTreeSet<u64> = self.runs.iter().map(|run| run.number).collect();
+        let numbers: BTreeSet<u64> = self.runs.iter().map(|run| run.number).collect();
         let newest = numbers.last().copied().unwrap_or(0);
         if !self.runs.windows(2).all(apart) || numbers.len() != self.runs.len() || newest >= self.next_run {
             return Err(take.field("run number", newest));

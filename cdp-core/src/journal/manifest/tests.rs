@@ -184,6 +184,17 @@ fn keys_out_of_order_and_segments_without_their_key_are_refused() {
 }
 
 #[test]
+fn two_disks_of_one_number_are_refused() {
+    let mut manifest = full();
+    let second = DiskInfo { id: DiskId::new(2).unwrap(), ..manifest.disks[0].clone() };
+    manifest.disks.push(second);
+    assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+    manifest.disks[1].id = manifest.disks[0].id;
+    let refused = Manifest::decode(&manifest.encode()).unwrap_err().to_string();
+    assert!(refused.contains("disk listed twice"), "{refused}");
+}
+
+#[test]
 fn a_newer_section_that_must_be_understood_is_refused() {
     let mut manifest = full();
     manifest.unknown.clear();
