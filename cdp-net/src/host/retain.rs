@@ -6,6 +6,7 @@
 
 use super::brake::{Relief, Relieving};
 use super::room::Weights;
+use super::watch::Elapsed;
 use super::{Change, Host, document, lock};
 use crate::clock;
 use crate::random::identity;
@@ -20,7 +21,7 @@ use cdp_core::replica::retention::{self, Held};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, is_unseeded, merge_limit, remove_bases};
 use cdp_core::types::{Lsn, Timeline};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Bytes that are merged in one piece, about: between two syncs of what is kept.
@@ -85,6 +86,8 @@ pub(super) struct Retained {
     unstored: AtomicBool,
     /// How fast the journal grows, in bytes a second, over a while; none while that is not known.
     pub(super) growth: Mutex<Option<u64>>,
+    /// Set by who watches.
+    pub(super) elapsed: OnceLock<Elapsed>,
 }
 
 fn failed(error: &MergeError) -> Problem {

@@ -15,3 +15,4 @@ mod overlap;
 mod protect;
 mod seeding;
 mod stopping;
+mod watch;
