@@ -177,8 +177,8 @@ impl Host {
         Ok(())
     }
 
-    /// A change that a merge needs: where there is no room for it, nothing goes on before it is stored.
-    fn change_for_merge(&self, change: Change) -> Result<(), Problem> {
+    /// A change that merges need, now or later: where there is no room for it, nothing goes on before it is stored.
+    pub(super) fn change_for_merge(&self, change: Change) -> Result<(), Problem> {
         let changed = self.change(change);
         if changed.is_err() {
             self.retained.unstored.store(true, Ordering::Relaxed);

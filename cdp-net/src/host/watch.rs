@@ -37,6 +37,8 @@ pub struct Watch {
     host: Arc<Host>,
     stop: Arc<AtomicBool>,
     noted: Noted,
+    /// A long-term point that was made and may not be in the manifest: that one is noted, and no other made, until it is.
+    pending: Option<LayerInfo>,
     /// A failure is not tried again before.
     not_before: Option<Instant>,
     /// A long-term point that could not be made is not tried again before.
@@ -102,7 +104,16 @@ impl Watch {
         let noted = Noted::of(&host.replica().manifest().retention);
         host.retained.elapsed.get_or_init(|| Elapsed { before_ms: noted.elapsed, since: Instant::now() });
         let (host, stop) = (Arc::clone(host), Arc::clone(stop));
-        Self { host, stop, noted, not_before: None, point_not_before: None, announced: None, growth: Growth::new() }
+        Self {
+            host,
+            stop,
+            noted,
+            pending: None,
+            not_before: None,
+            point_not_before: None,
+            announced: None,
+            growth: Growth::new(),
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -178,7 +189,10 @@ impl Watch {
         let since = |then: u64| elapsed_ms.saturating_sub(then);
         let arrived = since(self.noted.arrival) >= policy::arrival_ms(policy);
         let wanted = policy.long_term_ms > 0 && since(self.noted.layer) >= policy.long_term_ms;
-        let layer = wanted.then(|| self.long_term_point(elapsed_ms)).flatten();
+        if wanted && self.pending.is_none() {
+            self.pending = self.long_term_point(elapsed_ms);
+        }
+        let layer = self.pending;
         if !arrived && layer.is_none() && since(self.noted.elapsed) < ELAPSED_MS_MAX {
             return Ok(());
         }
@@ -188,7 +202,9 @@ impl Watch {
             trunk.map_or(Lsn::ZERO, |trunk| super::safe(replica.catalogue(), trunk.timeline))
         });
         let keep_ms = policy.keep_ms;
-        self.host.change(Box::new(move |writer| {
+        // Where it fails, what it notes may be stored later, or not: nothing is merged before that is known, and noting it again changes
+        // nothing.
+        self.host.change_for_merge(Box::new(move |writer| {
             if durable.is_some() {
                 writer.roll();
             }
@@ -197,6 +213,8 @@ impl Watch {
                 past.elapsed_ms = past.elapsed_ms.max(elapsed_ms);
                 let newer = durable.filter(|lsn| past.arrivals.last().is_none_or(|last| last.lsn < *lsn));
                 past.arrivals.extend(newer.map(|lsn| Arrival { elapsed_ms, lsn }));
+                let new = |layer: &LayerInfo| past.layers.last().is_none_or(|last| last.lsn < layer.lsn);
+                let layer = layer.filter(new);
                 past.layers.extend(layer);
                 past.layers.retain(|layer| elapsed_ms - layer.elapsed_ms.min(elapsed_ms) < keep_ms);
             })
@@ -205,8 +223,8 @@ impl Watch {
         if arrived {
             self.noted.arrival = elapsed_ms;
         }
-        if layer.is_some() {
-            self.noted.layer = elapsed_ms;
+        if let Some(layer) = self.pending.take() {
+            self.noted.layer = layer.elapsed_ms;
         }
         Ok(())
     }
@@ -309,4 +327,140 @@ impl Host {
 pub(super) fn all_bytes(replica: &Replica) -> u64 {
     let (sealed, open) = journal_bytes(replica);
     sealed.iter().map(|segment| segment.bytes).sum::<u64>() + open
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Change, IdleStore, Store, load_idle};
+    use crate::protect::{ProtectOptions, Protector, SourceOptions};
+    use crate::report::{DiskChanged, ProblemClass, Status};
+    use cdp_core::journal::{Manifest, Snapshot};
+    use cdp_core::media::{Disk, Storage};
+    use cdp_core::trust::KeyHolder;
+    use std::path::Path;
+    use std::sync::{Mutex, OnceLock, Weak};
+
+    /// A store that, while it fails, makes changes and says that it did not, or keeps them until it is asked again.
+    struct Unsure {
+        store: IdleStore,
+        fails: Mutex<Option<Fails>>,
+        kept: Mutex<Vec<Change>>,
+        host: OnceLock<Weak<Host>>,
+    }
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Fails {
+        Stored,
+        Later,
+    }
+
+    impl Store for Arc<Unsure> {
+        fn change(&self, change: Change) -> Result<(Manifest, Snapshot), Problem> {
+            let failed = Problem::new(ProblemClass::Failed, "no-space", "the change is kept in mind");
+            match *self.fails.lock().unwrap() {
+                Some(Fails::Stored) => {
+                    let (manifest, snapshot) = self.store.change(change)?;
+                    // As whoever writes the journal does when it is stored.
+                    let host = self.host.get().and_then(Weak::upgrade).unwrap();
+                    host.replica_mut().update(Some(&manifest), snapshot).unwrap();
+                    Err(failed)
+                }
+                Some(Fails::Later) => {
+                    self.kept.lock().unwrap().push(change);
+                    Err(failed)
+                }
+                None => {
+                    for kept in std::mem::take(&mut *self.kept.lock().unwrap()) {
+                        self.store.change(kept)?;
+                    }
+                    self.store.change(change)
+                }
+            }
+        }
+    }
+
+    /// A protection whose marks are all durable at once.
+    struct Marking(Mutex<u64>);
+
+    impl crate::host::Live for Marking {
+        fn mark(&self, _: PointKinds, _: &str) -> Result<Lsn, Problem> {
+            let mut made = self.0.lock().unwrap();
+            *made += 1;
+            Ok(Lsn(1_000_000 + *made))
+        }
+        fn stored_bytes_per_s(&self) -> u64 {
+            0
+        }
+        fn segment_bytes(&self) -> u64 {
+            1 << 20
+        }
+        fn describe(&self, _: &mut Status) {}
+        fn add_disk(&self, _: &str, _: &Path) -> Result<DiskChanged, Problem> {
+            unreachable!("no disks here")
+        }
+        fn remove_disk(&self, _: &str) -> Result<DiskChanged, Problem> {
+            unreachable!("no disks here")
+        }
+        fn resize_disk(&self, _: &str, _: Option<u64>, _: bool) -> Result<DiskChanged, Problem> {
+            unreachable!("no disks here")
+        }
+        fn policy_changed(&self, _: &Policy) {}
+    }
+
+    struct Scene {
+        watch: Watch,
+        store: Arc<Unsure>,
+        live: Arc<Marking>,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let (path, replica) = (directory.path().join("disk.img"), directory.path().join("replica"));
+            std::fs::write(&path, vec![7; 8192]).unwrap();
+            let options = ProtectOptions::new(vec![SourceOptions { name: "disk".to_owned(), path }], replica.clone());
+            let protector = Protector::start(&options, |_| {}).unwrap();
+            assert!(protector.stop(Duration::from_secs(20), &|| false).manifest_stored);
+            let storage: Arc<dyn Storage> = Arc::new(Disk::open(&replica).unwrap());
+            let loaded = load_idle(&storage, &KeyHolder::default()).unwrap();
+            let store = IdleStore::new(storage, Arc::clone(loaded.keys()));
+            let store =
+                Arc::new(Unsure { store, fails: Mutex::default(), kept: Mutex::default(), host: OnceLock::new() });
+            let host = Host::new(loaded, Box::new(Arc::clone(&store)));
+            store.host.set(Arc::downgrade(&host)).unwrap();
+            let live = Arc::new(Marking(Mutex::new(0)));
+            host.set_live(Some(Arc::clone(&live) as _));
+            let watch = Watch::new(&host, &Arc::default());
+            Self { watch, store, live, _directory: directory }
+        }
+
+        fn past(&self) -> Retention {
+            self.watch.host.replica().manifest().retention.clone()
+        }
+    }
+
+    #[test]
+    fn what_a_failed_note_leaves_to_be_stored_later_is_counted_once() {
+        for fails in [Fails::Stored, Fails::Later] {
+            let mut scene = Scene::new();
+            let begun = scene.past().elapsed_ms;
+            let policy = Policy { window_ms: 16_000, long_term_ms: 1000, ..Policy::default() };
+            *scene.store.fails.lock().unwrap() = Some(fails);
+            for passed in [1000, 1100, 1900, 2500] {
+                scene.watch.note(&policy, begun + passed).unwrap_err();
+            }
+            assert_eq!(*scene.live.0.lock().unwrap(), 1, "a point with each try");
+            *scene.store.fails.lock().unwrap() = None;
+            scene.watch.note(&policy, begun + 2600).unwrap();
+            let past = scene.past();
+            assert_eq!(past.elapsed_ms, begun + 2600, "time is counted twice");
+            let layers: Vec<_> = past.layers.iter().map(|layer| (layer.lsn.0, layer.elapsed_ms)).collect();
+            assert_eq!(layers, [(1_000_001, begun + 1000)]);
+            assert!(past.arrivals.windows(2).all(|pair| pair[0].lsn < pair[1].lsn), "{past:?}");
+            scene.watch.note(&policy, begun + 2700).unwrap();
+            assert_eq!(scene.past().layers.len(), 2, "it goes on");
+        }
+    }
 }
