@@ -19,7 +19,7 @@ mod space;
 mod watch;
 
 pub use idle::IdleStore;
-pub use policy::{RPO_MS, check_policy};
+pub use policy::{RPO_MS, check_policy, check_policy_over};
 pub use rotate::rotate_key;
 pub use sessions::{OpenedSession, SESSIONS_DIRECTORY, session_directory};
 pub use watch::Watch;

@@ -3,7 +3,7 @@
 
 use super::retain::{Scope, journal_bytes};
 use super::{Host, lock};
-use crate::report::{History, Limit, Problem};
+use crate::report::{History, Limit, Problem, ProblemClass};
 use cdp_core::frame::PointKinds;
 use cdp_core::journal::WhenFull;
 use cdp_core::journal::{Arrival, LayerInfo, Policy, Retention};
@@ -205,19 +205,11 @@ impl Watch {
         // Where it fails, what it notes may be stored later, or not: nothing is merged before that is known, and noting it again changes
         // nothing.
         self.host.change_for_merge(Box::new(move |writer| {
-            if durable.is_some() {
+            let past = &writer.manifest().retention;
+            if durable.is_some() && !past.is_waiting() {
                 writer.roll();
             }
-            writer.edit(|manifest| {
-                let past = &mut manifest.retention;
-                past.elapsed_ms = past.elapsed_ms.max(elapsed_ms);
-                let newer = durable.filter(|lsn| past.arrivals.last().is_none_or(|last| last.lsn < *lsn));
-                past.arrivals.extend(newer.map(|lsn| Arrival { elapsed_ms, lsn }));
-                let new = |layer: &LayerInfo| past.layers.last().is_none_or(|last| last.lsn < layer.lsn);
-                let layer = layer.filter(new);
-                past.layers.extend(layer);
-                past.layers.retain(|layer| elapsed_ms - layer.elapsed_ms.min(elapsed_ms) < keep_ms);
-            })
+            writer.edit(|manifest| write_down(&mut manifest.retention, elapsed_ms, durable, layer, keep_ms))
         }))?;
         self.noted.elapsed = elapsed_ms;
         if arrived {
@@ -235,11 +227,27 @@ impl Watch {
             return None;
         }
         let kinds = PointKinds { long: true, ..PointKinds::default() };
-        let made = self.host.live()?.mark(kinds, "").ok();
-        self.point_not_before = made.is_none().then(|| Instant::now() + RETRY);
+        let made = self.host.live()?.mark(kinds, "");
+        // What is refused leaves nothing; else a mark was made that cannot be restored, and those should be few.
+        let retry = |problem: &Problem| if problem.class == ProblemClass::Refused { RETRY_ROOM } else { RETRY };
+        self.point_not_before = made.as_ref().err().map(|problem| Instant::now() + retry(problem));
         let timeline = self.host.replica().catalogue().trunk()?.timeline;
-        made.map(|lsn| LayerInfo { timeline, lsn, elapsed_ms })
+        Some(LayerInfo { timeline, lsn: made.ok()?, elapsed_ms })
     }
+}
+
+/// What a note makes of the past: what is durable then, if that is due, and a layer, if one was made.
+pub(super) fn write_down(
+    past: &mut Retention,
+    elapsed_ms: u64,
+    durable: Option<Lsn>,
+    layer: Option<LayerInfo>,
+    keep_ms: u64,
+) {
+    past.elapsed_ms = past.elapsed_ms.max(elapsed_ms);
+    durable.into_iter().for_each(|lsn| past.arrive(Arrival { elapsed_ms, lsn }));
+    layer.into_iter().for_each(|layer| past.add_layer(layer));
+    past.expire_layers(keep_ms);
 }
 
 impl From<room::Limit> for Limit {
@@ -334,7 +342,7 @@ mod tests {
     use super::*;
     use crate::host::{Change, IdleStore, Store, load_idle};
     use crate::protect::{ProtectOptions, Protector, SourceOptions};
-    use crate::report::{DiskChanged, ProblemClass, Status};
+    use crate::report::{DiskChanged, Status};
     use cdp_core::journal::{Manifest, Snapshot};
     use cdp_core::media::{Disk, Storage};
     use cdp_core::trust::KeyHolder;

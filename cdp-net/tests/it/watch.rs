@@ -46,7 +46,7 @@ fn long_term_points_have_a_period_of_their_own() {
     let mut options = place.options(&["disk"]);
     // What is durable is noted every four seconds.
     options.policy.window_ms = Some(64_000);
-    options.policy.long_term_ms = Some(1000);
+    (options.policy.long_term_ms, options.policy.keep_ms) = (Some(1000), Some(3_600_000));
     let protector = start(&options);
     wait_for("three long-term points", || past(&protector).layers.len() >= 3);
     let past = past(&protector);
