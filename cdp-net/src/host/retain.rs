@@ -5,7 +5,7 @@
 //! readers of everything out.
 
 use super::brake::{Relief, Relieving};
-use super::room::Weights;
+use super::room::{Above, Weights};
 use super::watch::Elapsed;
 use super::{Change, Host, document, lock};
 use crate::clock;
@@ -82,6 +82,8 @@ pub(super) struct Retained {
     pub(super) relief: Relief,
     /// What kept moments take.
     pub(super) weights: Mutex<Weights>,
+    /// How far above its quota the replica is.
+    pub(super) above: Mutex<Above>,
     /// A change found no room and is stored later, by itself: until then nobody knows what the manifest will say.
     unstored: AtomicBool,
     /// How fast the journal grows, in bytes a second, over a while; none while that is not known.
