@@ -11,6 +11,7 @@ mod idle;
 mod pins;
 pub(crate) mod place;
 mod policy;
+mod prune;
 mod retain;
 mod room;
 mod rotate;

@@ -13,6 +13,7 @@ mod nbd;
 mod nbd_clients;
 mod overlap;
 mod protect;
+mod prune;
 mod seeding;
 mod stopping;
 mod watch;
