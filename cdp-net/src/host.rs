@@ -12,6 +12,7 @@ mod looking;
 mod pins;
 pub(crate) mod place;
 mod policy;
+mod prune;
 mod retain;
 mod room;
 mod rotate;
@@ -21,7 +22,7 @@ mod watch;
 
 pub use idle::IdleStore;
 pub use looking::{Looking, ReadWhole, read_only};
-pub use policy::{RPO_MS, check_policy};
+pub use policy::{RPO_MS, check_policy, check_policy_over};
 pub use rotate::rotate_key;
 pub use sessions::{OpenedSession, SESSIONS_DIRECTORY, session_directory};
 pub use watch::Watch;

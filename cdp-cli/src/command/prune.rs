@@ -1,6 +1,6 @@
 //! `cdp prune` and `cdp compact`: retention now instead of when it is worth its while.
 
-use crate::ask::ask;
+use crate::ask::{ask, ask_patiently};
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::human;
@@ -10,6 +10,10 @@ use cdp_core::when::format_bytes;
 use cdp_net::owner::Request;
 use clap::Args;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long merging may take: all of a long history may go into the base.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// Apply retention now: what is past the window or the bound goes into the base
 #[derive(Args, Debug)]
@@ -34,7 +38,11 @@ impl Prune {
     /// # Errors
     /// What the owner or the replica says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
-        let pruned: Pruned = ask(engine, &self.dir, Request::Prune { dry_run: self.dry_run })?;
+        let request = Request::Prune { dry_run: self.dry_run };
+        let pruned: Pruned = match self.dry_run {
+            true => ask(engine, &self.dir, request)?,
+            false => ask_patiently(engine, &self.dir, request, PATIENCE)?,
+        };
         output.answer(&pruned, for_people);
         Ok(Exit::Done)
     }
@@ -46,7 +54,7 @@ impl Compact {
     /// # Errors
     /// What the owner or the replica says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
-        let pruned: Pruned = ask(engine, &self.dir, Request::Compact)?;
+        let pruned: Pruned = ask_patiently(engine, &self.dir, Request::Compact, PATIENCE)?;
         output.answer(&pruned, for_people);
         Ok(Exit::Done)
     }

@@ -277,3 +277,35 @@ fn pins_that_leave_no_room_stop_the_protection_and_are_named() {
     assert!(scene.restorable().contains(&scene.known.last().unwrap().0));
     scene.end();
 }
+
+/// A quota that is lowered below what there is does not keep the history that is above it.
+#[test]
+fn a_quota_below_what_is_there_is_reached_by_merging() {
+    const LOWER: u64 = 48 * MIB;
+    let place = Place::new();
+    let mut scene = Scene::begin(place.path("replica"), 705, &["--quota", "96MiB"]);
+    let takes = |status: &Value| {
+        let space = &status["space"];
+        let parts = ["base", "layers", "segments", "overlays", "pinned"].map(|part| space[part].as_u64().unwrap());
+        parts.iter().sum::<u64>()
+    };
+    while takes(&scene.status()) < LOWER + 16 * MIB {
+        assert!(scene.written < TOO_MUCH, "history does not grow: {}", scene.status());
+        scene.overwrite(MIB);
+    }
+    ask("policy", &scene.replica, &["--quota", "48MiB"]);
+    // What comes now finds no room before there is some.
+    for piece in 0..32 {
+        scene.guest.write(piece << 16, noise(piece + 1, 64 << 10));
+    }
+    wait_for("the lower quota", || {
+        let status = scene.status();
+        let settled = status["state"] == "protecting" && status["lsn"] == status["durable_lsn"];
+        settled && takes(&status) <= LOWER && status["space"]["quota"] == LOWER
+    });
+    scene.overwrite(4 * MIB);
+    scene.mark();
+    assert!(takes(&scene.status()) <= LOWER, "{}", scene.status());
+    assert!(scene.restorable().contains(&scene.known.last().unwrap().0));
+    scene.end();
+}

@@ -69,6 +69,12 @@ pub fn arrival_ms(policy: &Policy) -> u64 {
     (policy.window_ms / ARRIVALS).max(ARRIVAL_MS_MIN)
 }
 
+/// How many long-term points there are at once, at most.
+#[must_use]
+pub fn layers(policy: &Policy) -> u64 {
+    policy.keep_ms.checked_div(policy.long_term_ms).map_or(0, |whole| whole.saturating_add(1))
+}
+
 /// The journal of a replica.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Journal<'a> {

@@ -72,10 +72,8 @@ pub fn begin(writer: &mut Writer, to: StampedMoment, point: Option<Mark>, keep: 
 /// Names the bases that a merge made, and drops the segments and timelines that are in them whole.
 pub fn end(writer: &mut Writer, bases: &[(DiskId, BaseInfo)]) -> Generation {
     let Some(moment) = writer.manifest().merge else { return writer.manifest().generation };
-    let whole = |segment: &SegmentInfo| {
-        segment.summary().is_some_and(|summary| summary.last_lsn <= moment.lsn).then_some(segment.number)
-    };
-    let numbers: Vec<_> = writer.manifest().segments.iter().filter_map(whole).collect();
+    let whole = writer.manifest().segments.iter().filter(|segment| is_whole(segment, moment.lsn));
+    let numbers: Vec<_> = whole.map(|segment| segment.number).collect();
     writer.forget(&numbers);
     writer.edit(|manifest| {
         for (id, base) in bases {
@@ -90,6 +88,20 @@ pub fn end(writer: &mut Writer, bases: &[(DiskId, BaseInfo)]) -> Generation {
         manifest.retention.arrivals.drain(..merged.saturating_sub(1));
         drop_timelines(manifest, moment.timeline);
     })
+}
+
+/// Whether all that a segment has lies up to there.
+fn is_whole(segment: &SegmentInfo, upto: Lsn) -> bool {
+    segment.summary().is_some_and(|summary| summary.last_lsn <= upto)
+}
+
+/// Takes out of a manifest what a merge will, as far as decisions about the next one go by it: for who asks what would come of it.
+pub fn foresee(manifest: &mut Manifest, to: StampedMoment) {
+    manifest.segments.retain(|segment| !is_whole(segment, to.lsn));
+    let Manifest { segments, runs, .. } = manifest;
+    let held = |first: u64, last: u64| segments.iter().any(|segment| (first..=last).contains(&segment.number));
+    runs.retain(|run| held(run.first_segment, run.last_segment));
+    (manifest.merge, manifest.retention.oldest) = (None, Some(to));
 }
 
 /// Drops the timelines before one that lie before every one that is still named: those between are the way to it.

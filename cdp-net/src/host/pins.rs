@@ -7,6 +7,9 @@ use crate::report::{At, Problem, ProblemClass};
 use cdp_core::journal::PinInfo;
 use cdp_core::when::{Label, When};
 
+/// The most pins: with layers, sessions and readers no more moments are kept than a manifest takes.
+const PINS_MAX: usize = 1 << 16;
+
 impl Host {
     /// Pins a moment; one that is pinned already gets the new label, if there is one.
     pub(super) fn keep(&self, at: &When, side: Option<Side>, label: Option<&Label>) -> Result<At, Problem> {
@@ -19,6 +22,12 @@ impl Host {
         }
         let label = label.map_or_else(String::new, |label| label.as_str().to_owned());
         let pin = PinInfo { label, timeline: moment.timeline, lsn: moment.lsn, created: clock::wall() };
+        let same = |known: &PinInfo| (known.timeline, known.lsn) == (moment.timeline, moment.lsn);
+        let is_full = |pins: &[PinInfo]| pins.len() >= PINS_MAX && !pins.iter().any(same);
+        if is_full(&self.replica().manifest().pins) {
+            let message = format!("{PINS_MAX} moments are pinned, the most that can be");
+            return Err(Problem::new(ProblemClass::Refused, "pins", message).hint("take some away with `cdp unpin`"));
+        }
         self.edit(Box::new(move |manifest| {
             let same = |known: &PinInfo| (known.timeline, known.lsn) == (pin.timeline, pin.lsn);
             match manifest.pins.iter_mut().find(|known| same(known)) {

@@ -3,7 +3,8 @@
 use super::{Host, document};
 use crate::owner::PolicyChange;
 use crate::report::{PointPolicy, Problem, ProblemClass, WhenFull};
-use cdp_core::journal::{self, PointsMode, Policy};
+use cdp_core::journal::{self, PointsMode, Policy, Retention};
+use cdp_core::policy::retention;
 use std::ops::RangeInclusive;
 
 /// The shortest and the longest RPO, in milliseconds.
@@ -42,7 +43,34 @@ pub fn check_policy(change: &PolicyChange) -> Result<(), Problem> {
     if let Some(bytes) = change.quota.filter(|bytes| *bytes != 0 && *bytes < QUOTA_MIN) {
         return usage("quota", format!("a quota of {bytes} bytes is too small: {QUOTA_MIN} are the least"));
     }
-    Ok(())
+    change.long_term_ms.zip(change.keep_ms).map_or(Ok(()), |(every, keep)| check_layers(every, keep))
+}
+
+/// Refuses what cannot be followed together with what is not changed.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_policy_over(change: &PolicyChange, policy: &Policy) -> Result<(), Problem> {
+    check_policy(change)?;
+    // What was accepted once does not keep anything else from being changed.
+    if (change.long_term_ms, change.keep_ms) == (None, None) {
+        return Ok(());
+    }
+    let mut policy = *policy;
+    change.apply(&mut policy);
+    check_layers(policy.long_term_ms, policy.keep_ms)
+}
+
+/// Refuses more long-term points than a manifest lists.
+fn check_layers(every: u64, keep: u64) -> Result<(), Problem> {
+    let layers = retention::layers(&Policy { long_term_ms: every, keep_ms: keep, ..Policy::default() });
+    let most = Retention::LAYERS_MAX as u64;
+    if layers <= most {
+        return Ok(());
+    }
+    let message = format!("long-term points every {every} ms, kept for {keep} ms, are {layers}: {most} are the most");
+    let hint = "make them less often, or keep them for a shorter time";
+    Err(Problem::new(ProblemClass::Usage, "long-term", message).hint(hint))
 }
 
 impl PolicyChange {
@@ -71,7 +99,7 @@ impl PolicyChange {
 
 impl Host {
     pub(super) fn change_policy(&self, change: PolicyChange) -> Result<crate::report::Policy, Problem> {
-        check_policy(&change)?;
+        check_policy_over(&change, &self.replica().manifest().policy)?;
         if change != PolicyChange::default() {
             self.edit(Box::new(move |manifest| change.apply(&mut manifest.policy)))?;
         }
@@ -80,5 +108,79 @@ impl Host {
             live.policy_changed(&policy);
         }
         Ok(document::policy(&policy))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::watch::write_down;
+    use cdp_core::journal::{LayerInfo, Manifest};
+    use cdp_core::types::{GroupId, Lsn, ReplicaId, Timeline};
+
+    /// What the manifest is when nothing was ever merged, after so many notes that far apart, each with a layer.
+    fn manifest(policy: &Policy, notes: u64, apart_ms: u64) -> Manifest {
+        let id = [1; 16];
+        let mut manifest = Manifest::new(ReplicaId::new(id).unwrap(), GroupId::new(id).unwrap(), "group");
+        let timeline = Timeline::new(id).unwrap();
+        for note in 1..=notes {
+            let (elapsed_ms, lsn) = (note * apart_ms, Lsn(note));
+            let layer = LayerInfo { timeline, lsn, elapsed_ms };
+            write_down(&mut manifest.retention, elapsed_ms, Some(lsn), Some(layer), policy.keep_ms);
+        }
+        manifest
+    }
+
+    #[test]
+    fn no_policy_that_is_accepted_makes_a_manifest_that_is_refused() {
+        const DAY: u64 = 86_400_000;
+        let notes = Retention::LAYERS_MAX as u64 + 3000;
+        let spans = [
+            (30_000, 30 * DAY, false),
+            (1000, Retention::LAYERS_MAX as u64 * 1000, false),
+            (1000, Retention::LAYERS_MAX as u64 * 1000 - 1, true),
+            (3_600_000, 10 * 365 * DAY, false),
+            (8 * 3_600_000, 10 * 365 * DAY, true),
+            (DAY, DAY, true),
+        ];
+        for (long_term_ms, keep_ms, accepted) in spans {
+            let change =
+                PolicyChange { long_term_ms: Some(long_term_ms), keep_ms: Some(keep_ms), ..Default::default() };
+            let half = PolicyChange { keep_ms: None, ..change };
+            let held = Policy { keep_ms, ..Policy::default() };
+            for (change, held) in [(change, Policy::default()), (half, held)] {
+                let checked = check_policy_over(&change, &held);
+                assert_eq!(checked.is_ok(), accepted, "{long_term_ms} {keep_ms}");
+                let said =
+                    |problem: Problem| problem.message.contains(&format!("{} are the most", Retention::LAYERS_MAX));
+                assert!(checked.err().is_none_or(said));
+            }
+            let mut policy = Policy::default();
+            change.apply(&mut policy);
+            // Also one that an earlier version accepted.
+            let manifest = manifest(&policy, notes, long_term_ms);
+            let layers = manifest.retention.layers.len() as u64;
+            assert!(layers <= retention::layers(&policy), "{layers} with {policy:?}");
+            assert_eq!(manifest.retention.layers.last().map(|layer| layer.lsn), Some(Lsn(notes)));
+            assert_eq!(Manifest::decode(&manifest.encode()).as_ref(), Ok(&manifest), "{policy:?}");
+            assert_eq!(
+                check_policy_over(&PolicyChange { window_ms: Some(1000), ..Default::default() }, &policy),
+                Ok(())
+            );
+        }
+    }
+
+    #[test]
+    fn arrivals_that_are_thinned_say_nothing_younger_than_it_is() {
+        // As while a first copy lasts for hours, with a window of a second.
+        let notes = 100_000;
+        let manifest = manifest(&Policy::default(), notes, 100);
+        let past = &manifest.retention;
+        assert!(past.arrivals.len() <= 4096 && past.arrivals.len() > 2048, "{}", past.arrivals.len());
+        assert!(past.is_waiting());
+        let of = |at: u64| (at * 100, Lsn(at));
+        let all: Vec<_> = past.arrivals.iter().map(|arrival| (arrival.elapsed_ms, arrival.lsn)).collect();
+        assert_eq!((all[0], all[all.len() - 1]), (of(1), of(notes)), "the age of the oldest, and the newest");
+        assert!(all.iter().all(|arrival| *arrival == of(arrival.1.0)), "none is another than it was");
     }
 }

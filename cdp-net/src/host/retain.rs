@@ -5,11 +5,12 @@
 //! readers of everything out.
 
 use super::brake::{Relief, Relieving};
-use super::room::Weights;
+use super::room::{Above, Weights};
+use super::watch::Elapsed;
 use super::{Change, Host, document, lock};
 use crate::clock;
 use crate::random::identity;
-use crate::report::{At, Problem, ProblemClass, Pruned};
+use crate::report::{Problem, ProblemClass};
 use cdp_core::journal::{KeptInfo, Manifest, StampedMoment};
 use cdp_core::media::Storage;
 use cdp_core::policy::retention::{self as policy, Due, Reason};
@@ -20,7 +21,7 @@ use cdp_core::replica::retention::{self, Held};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, is_unseeded, merge_limit, remove_bases};
 use cdp_core::types::{Lsn, Timeline};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Bytes that are merged in one piece, about: between two syncs of what is kept.
@@ -81,10 +82,14 @@ pub(super) struct Retained {
     pub(super) relief: Relief,
     /// What kept moments take.
     pub(super) weights: Mutex<Weights>,
+    /// How far above its quota the replica is.
+    pub(super) above: Mutex<Above>,
     /// A change found no room and is stored later, by itself: until then nobody knows what the manifest will say.
     unstored: AtomicBool,
     /// How fast the journal grows, in bytes a second, over a while; none while that is not known.
     pub(super) growth: Mutex<Option<u64>>,
+    /// Set by who watches.
+    pub(super) elapsed: OnceLock<Elapsed>,
 }
 
 fn failed(error: &MergeError) -> Problem {
@@ -174,8 +179,8 @@ impl Host {
         Ok(())
     }
 
-    /// A change that a merge needs: where there is no room for it, nothing goes on before it is stored.
-    fn change_for_merge(&self, change: Change) -> Result<(), Problem> {
+    /// A change that merges need, now or later: where there is no room for it, nothing goes on before it is stored.
+    pub(super) fn change_for_merge(&self, change: Change) -> Result<(), Problem> {
         let changed = self.change(change);
         if changed.is_err() {
             self.retained.unstored.store(true, Ordering::Relaxed);
@@ -200,7 +205,10 @@ impl Host {
         // Who asks for it wants the policy applied to what there is.
         let live = self.live().filter(|_| scope != Scope::AtOnce);
         let growth = live.map_or(0, |live| live.stored_bytes_per_s());
-        let due = due(&self.replica(), growth, scope == Scope::AtOnce);
+        let due = {
+            let replica = self.replica();
+            due(replica.manifest(), unsealed_bytes(&replica), growth, scope == Scope::AtOnce)
+        };
         if let Some(plan) = due.map(planned).transpose()?.flatten() {
             return Ok(Some(plan));
         }
@@ -367,92 +375,45 @@ impl Host {
         // What cannot be removed now is found by the next owner.
         let _ = remove_bases(replica.storage().as_ref(), replica.manifest());
     }
-
-    /// Applies retention now, to the end; or says what that would do.
-    pub(super) fn prune(&self, dry_run: bool) -> Result<Pruned, Problem> {
-        if dry_run {
-            return self.would_prune();
-        }
-        let before = self.journal_bytes();
-        if !self.retain(Scope::AtOnce, &|_| !self.is_ending())? {
-            let message = "the owner ends: the merge stops where it is";
-            let problem = Problem::new(ProblemClass::Refused, "ending", message);
-            return Err(problem.hint("nothing is lost by that: the next `cdp protect`, `prune` or `compact` goes on"));
-        }
-        let replica = self.replica();
-        let oldest = oldest_at(&replica)?;
-        drop(replica);
-        Ok(Pruned { oldest, freed_bytes: before.saturating_sub(self.journal_bytes()), dry_run, ..Pruned::default() })
-    }
-
-    fn would_prune(&self) -> Result<Pruned, Problem> {
-        let planning = self.holds.plan();
-        let readers = planning.held();
-        drop(planning);
-        let replica = self.replica();
-        let held = Self::held(&replica, readers);
-        let mut pruned = Pruned { dry_run: true, oldest: oldest_at(&replica)?, ..Pruned::default() };
-        if let Some(due) = due(&replica, 0, true) {
-            let target = restorable(&replica, due.upto);
-            pruned.holds = held.range(..=target).count() as u64;
-            let moment = replica.catalogue().on_path(target).map(|branch| replica.exact(branch.timeline, target));
-            if let Some(moment) = moment.filter(|_| target > Lsn::ZERO) {
-                let moment = moment.map_err(|error| document::unresolved(&replica, &error))?;
-                pruned.oldest = Some(document::at(&replica, &moment));
-            }
-            let whole = replica.manifest().segments.iter().filter_map(|segment| segment.summary());
-            pruned.freed_bytes =
-                whole.filter(|summary| summary.last_lsn <= target).map(|summary| summary.file_bytes).sum();
-        }
-        Ok(pruned)
-    }
-
-    /// Merges to the end what retention has begun, and all that is due: afterwards nothing waits.
-    pub(super) fn compact(&self) -> Result<Pruned, Problem> {
-        self.prune(false)
-    }
-
-    fn journal_bytes(&self) -> u64 {
-        let replica = self.replica();
-        let (sealed, open) = journal_bytes(&replica);
-        sealed.iter().map(|segment| segment.bytes).sum::<u64>() + open
-    }
-}
-
-/// The oldest moment that every write after can be restored from.
-fn oldest_at(replica: &Replica) -> Result<Option<At>, Problem> {
-    let Some(oldest) = replica.manifest().oldest() else { return Ok(None) };
-    let moment = replica.exact(oldest.timeline, oldest.lsn).map_err(|error| document::unresolved(replica, &error))?;
-    Ok(Some(document::at(replica, &moment)))
 }
 
 /// The journal's sealed segments, and the bytes of everything else of it.
 pub(super) fn journal_bytes(replica: &Replica) -> (Vec<policy::Held>, u64) {
-    let manifest: &Manifest = replica.manifest();
-    let of = |segment: &cdp_core::journal::SegmentInfo| segment.summary().copied();
-    let sealed = manifest.segments.iter().filter_map(of);
-    let held = |summary: cdp_core::journal::Summary| policy::Held {
+    let manifest = replica.manifest();
+    (sealed(manifest), run_bytes(manifest) + unsealed_bytes(replica))
+}
+
+fn sealed(manifest: &Manifest) -> Vec<policy::Held> {
+    let held = |summary: &cdp_core::journal::Summary| policy::Held {
         last: summary.last_lsn,
         bytes: summary.file_bytes,
         plain: summary.plain_bytes,
     };
-    let sealed = sealed.map(held);
+    manifest.segments.iter().filter_map(|segment| segment.summary()).map(held).collect()
+}
+
+/// Bytes of the runs of the index.
+fn run_bytes(manifest: &Manifest) -> u64 {
+    manifest.runs.iter().map(|run| run.totals.file_bytes).sum()
+}
+
+/// Bytes of the segments that are not sealed: the media are asked.
+pub(super) fn unsealed_bytes(replica: &Replica) -> u64 {
     let length = |number: u64| {
         let name = format!("{JOURNAL_DIRECTORY}/{}", cdp_core::journal::segment_name(number));
         replica.storage().length(&name).unwrap_or(0)
     };
-    let open = manifest.segments.iter().filter(|segment| segment.summary().is_none());
-    let runs = manifest.runs.iter().map(|run| run.totals.file_bytes).sum::<u64>();
-    (sealed.collect(), runs + open.map(|segment| length(segment.number)).sum::<u64>())
+    let open = replica.manifest().segments.iter().filter(|segment| segment.summary().is_none());
+    open.map(|segment| length(segment.number)).sum()
 }
 
-fn due(replica: &Replica, bytes_per_s: u64, at_once: bool) -> Option<Due> {
-    let manifest = replica.manifest();
+/// What is due by a manifest, beside whose segments others that are not sealed take so much.
+pub(super) fn due(manifest: &Manifest, unsealed_bytes: u64, bytes_per_s: u64, at_once: bool) -> Option<Due> {
     // Below a base that is not there yet nothing can be merged.
     if is_unseeded(manifest) {
         return None;
     }
-    let (sealed, open_bytes) = journal_bytes(replica);
+    let (sealed, open_bytes) = (sealed(manifest), run_bytes(manifest) + unsealed_bytes);
     let journal = policy::Journal { sealed: &sealed, open_bytes, bytes_per_s };
     policy::due(&manifest.policy, &manifest.retention, &journal, at_once)
 }
@@ -469,28 +430,37 @@ pub(super) fn restorable(replica: &Replica, upto: Lsn) -> Lsn {
 
 /// The moment up to which is merged. Where nothing up to there can be restored but what is merged already, as in a gap that is larger than
 /// a segment, it is the next one that can be: unless that is younger than the window, which alone is no reason to end it.
-fn target(replica: &Replica, due: Due) -> Lsn {
-    let merged = replica.manifest().retention.oldest.map_or(Lsn::ZERO, |oldest| oldest.lsn);
+fn target(replica: &Replica, manifest: &Manifest, due: Due) -> Lsn {
+    let merged = manifest.retention.oldest.map_or(Lsn::ZERO, |oldest| oldest.lsn);
     let found = restorable(replica, due.upto);
     if found > merged || due.reason == Reason::Window {
         return found;
     }
-    let (sealed, _) = journal_bytes(replica);
+    let sealed = sealed(manifest);
     let further =
         sealed.iter().filter(|segment| segment.last > due.upto).map(|segment| restorable(replica, segment.last));
     further.into_iter().find(|next| *next > merged).unwrap_or(found)
 }
 
-fn plan(replica: &Replica, held: &Held, due: Due) -> Result<Option<Plan>, ReplicaError> {
-    let manifest = replica.manifest();
-    let target = target(replica, due);
+/// Where the next merge of what is due ends; none where there is nothing to merge. `manifest`: the replica's, or what it would become.
+pub(super) fn next_stop(
+    replica: &Replica,
+    manifest: &Manifest,
+    held: &Held,
+    due: Due,
+) -> Result<Option<StampedMoment>, ReplicaError> {
+    let target = target(replica, manifest, due);
     let Some(lsn) = retention::stop(manifest, held, target) else { return Ok(None) };
     let Some(branch) = replica.catalogue().on_path(lsn) else { return Ok(None) };
     let timeline = branch.timeline;
     let Ok(moment) = replica.exact(timeline, lsn) else {
         return Err(ReplicaError::Merged { timeline, lsn });
     };
-    let to = StampedMoment { timeline, lsn, stamp: moment.stamp };
-    let keep = retention::to_keep(manifest, held, replica.catalogue());
+    Ok(Some(StampedMoment { timeline, lsn, stamp: moment.stamp }))
+}
+
+fn plan(replica: &Replica, held: &Held, due: Due) -> Result<Option<Plan>, ReplicaError> {
+    let Some(to) = next_stop(replica, replica.manifest(), held, due)? else { return Ok(None) };
+    let keep = retention::to_keep(replica.manifest(), held, replica.catalogue());
     Ok(Some(Plan { to, keep, begun: false, reason: Some(due.reason) }))
 }

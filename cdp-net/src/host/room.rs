@@ -38,6 +38,8 @@ struct Facts {
     /// Numbers of kept moments, oldest first.
     kept: Vec<u64>,
     sessions: Vec<Timeline>,
+    /// What the largest segment holds, in plain bytes.
+    largest: u64,
 }
 
 impl Facts {
@@ -47,11 +49,12 @@ impl Facts {
         let open = manifest.segments.iter().filter(|segment| segment.summary().is_none());
         Self {
             policy: manifest.policy,
-            sealed: summaries.map(|summary| summary.file_bytes).chain(runs).sum(),
+            sealed: summaries.clone().map(|summary| summary.file_bytes).chain(runs).sum(),
             open: open.map(|segment| segment.number).collect(),
             disks: manifest.disks.iter().map(|disk| (disk.id, manifest.reach(disk))).collect(),
             kept: manifest.kept.iter().map(|kept| kept.number).collect(),
             sessions: manifest.sessions.iter().map(|session| session.timeline).collect(),
+            largest: summaries.clone().map(|summary| summary.plain_bytes).max().unwrap_or(0),
         }
     }
 }
@@ -70,6 +73,25 @@ pub(super) struct Account {
 impl Account {
     pub(super) fn all(&self) -> u64 {
         self.base + self.journal + self.kept + self.overlays
+    }
+}
+
+/// The least that a replica has taken since it reached its quota, in bytes. From there merging may take a little more, so that it can
+/// give some at all: a quota that is lowered below what there is, or used up by something else, must not keep history for ever.
+#[derive(Debug, Default)]
+pub(super) struct Above(Option<u64>);
+
+impl Above {
+    /// What merging may take within the quota, and above it at most so much more than the least that there was.
+    fn leaves(&mut self, quota: u64, all: u64, more: u64) -> u64 {
+        let within = quota.saturating_sub(all);
+        if within >= PIECE_MIN * PIECE_ROOM {
+            self.0 = None;
+            return within;
+        }
+        let least = self.0.map_or(all, |least| least.min(all));
+        self.0 = Some(least);
+        least.saturating_add(more).saturating_sub(all).max(within)
     }
 }
 
@@ -150,7 +172,15 @@ impl Host {
         };
         let before_end = within.saturating_sub(quota / QUOTA_PARTS);
         let limit = if before_end < beside { Limit::Quota } else { Limit::Media };
-        let for_merging = media.saturating_sub(floor(reserve_bytes)).min(within);
+        let for_merging = media.saturating_sub(floor(reserve_bytes)).min(match quota {
+            0 => u64::MAX,
+            // Enough for one segment, which gives nothing before all of it is merged; bases and what is kept grow by no more than the disks.
+            quota => {
+                let whole = facts.disks.iter().map(|(_, size)| size + size / 64).sum();
+                let segment = facts.largest.saturating_mul(PIECE_ROOM).min(whole);
+                lock(&self.retained.above).leaves(quota, account.all(), segment.max(quota / QUOTA_PARTS))
+            }
+        });
         Ok(Found { account, facts, limit, free: beside.min(before_end), for_merging })
     }
 
@@ -281,6 +311,17 @@ fn floor(reserve: u64) -> u64 {
 mod tests {
     use super::*;
     use cdp_core::media::Memory;
+
+    #[test]
+    fn above_the_quota_merging_takes_a_little_more_than_the_least_that_there_was() {
+        const MIB: u64 = 1 << 20;
+        let mut above = Above::default();
+        let mut leaves = |all: u64| above.leaves(64 * MIB, all, 4 * MIB);
+        assert_eq!((leaves(0), leaves(60 * MIB), leaves(63 * MIB)), (64 * MIB, 4 * MIB, MIB), "within");
+        assert_eq!((leaves(80 * MIB), leaves(82 * MIB), leaves(84 * MIB)), (4 * MIB, 2 * MIB, 0), "and no more");
+        assert_eq!((leaves(79 * MIB), leaves(82 * MIB), leaves(200 * MIB)), (4 * MIB, MIB, 0));
+        assert_eq!((leaves(64 * MIB), leaves(63 * MIB), leaves(68 * MIB)), (4 * MIB, MIB, 4 * MIB), "it begins anew");
+    }
 
     #[test]
     fn only_the_newest_kept_moment_is_asked_for_again() {

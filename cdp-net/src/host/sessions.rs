@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex, Weak};
 
 /// Where the stores of sessions are, inside the replica's directory.
 pub const SESSIONS_DIRECTORY: &str = "sessions";
+/// The most sessions at once.
+const SESSIONS_MAX: usize = 1 << 12;
 
 /// The directory of a session's store, inside the replica's.
 #[must_use]
@@ -145,6 +147,10 @@ impl Host {
     }
 
     fn make_session(&self, moment: &Moment, name: Option<String>) -> Result<SessionInfo, Problem> {
+        if self.replica().manifest().sessions.len() >= SESSIONS_MAX {
+            let message = format!("there are {SESSIONS_MAX} sessions, the most that can be");
+            return Err(refused("sessions", message).hint("drop some: `cdp status` lists them"));
+        }
         let Some(timeline) = Timeline::new(identity()) else { unreachable!("an identity is never zero") };
         let created = crate::clock::wall();
         let kind = if name.is_some() { SessionKind::Named } else { SessionKind::Temporary };

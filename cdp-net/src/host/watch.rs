@@ -3,10 +3,10 @@
 
 use super::retain::{Scope, journal_bytes};
 use super::{Host, lock};
-use crate::report::{History, Limit, Problem};
+use crate::report::{History, Limit, Problem, ProblemClass};
 use cdp_core::frame::PointKinds;
 use cdp_core::journal::WhenFull;
-use cdp_core::journal::{Arrival, LayerInfo, Policy};
+use cdp_core::journal::{Arrival, LayerInfo, Policy, Retention};
 use cdp_core::policy::retention::{self as policy, Reason};
 use cdp_core::policy::room;
 use cdp_core::replica::Replica;
@@ -27,6 +27,8 @@ const RETRY: Duration = Duration::from_secs(10);
 const RETRY_ROOM: Duration = Duration::from_secs(2);
 /// Nothing is merged for room before it was announced for so long: whoever listens has heard it.
 const ANNOUNCED_FOR: Duration = Duration::from_millis(400);
+/// Elapsed time is written down so often at least: what a crash forgets of it.
+const ELAPSED_MS_MAX: u64 = 10 * 60_000;
 /// The growth of the journal is a mean over so long, or an eighth of the window: what is shorter is a burst.
 const GROWTH_OVER: Duration = Duration::from_secs(60);
 
@@ -34,13 +36,43 @@ const GROWTH_OVER: Duration = Duration::from_secs(60);
 pub struct Watch {
     host: Arc<Host>,
     stop: Arc<AtomicBool>,
-    /// When elapsed time was last written down.
-    noted: Instant,
+    noted: Noted,
+    /// A long-term point that was made and may not be in the manifest: that one is noted, and no other made, until it is.
+    pending: Option<LayerInfo>,
     /// A failure is not tried again before.
     not_before: Option<Instant>,
+    /// A long-term point that could not be made is not tried again before.
+    point_not_before: Option<Instant>,
     /// What is known to limit history, and since when that is announced.
     announced: Option<(Limit, Instant)>,
     growth: Growth,
+}
+
+/// What elapsed was when something was last noted, in milliseconds. It goes on from what an earlier owner noted: many short runs are as
+/// long as one.
+#[derive(Clone, Copy, Debug)]
+struct Noted {
+    /// An arrival.
+    arrival: u64,
+    /// A long-term point.
+    layer: u64,
+    /// Elapsed itself.
+    elapsed: u64,
+}
+
+impl Noted {
+    fn of(past: &Retention) -> Self {
+        let arrival = past.arrivals.last().map_or(0, |last| last.elapsed_ms);
+        let layer = past.layers.last().map_or(0, |last| last.elapsed_ms);
+        Self { arrival, layer, elapsed: past.elapsed_ms }
+    }
+}
+
+/// The time that owners have watched: it goes on from what the manifest says, and never by a clock that can be set.
+#[derive(Debug)]
+pub(super) struct Elapsed {
+    before_ms: u64,
+    since: Instant,
 }
 
 /// How fast the journal grows: a mean that forgets.
@@ -69,8 +101,19 @@ impl Watch {
     /// Of a host that has a live protection.
     #[must_use]
     pub fn new(host: &Arc<Host>, stop: &Arc<AtomicBool>) -> Self {
+        let noted = Noted::of(&host.replica().manifest().retention);
+        host.retained.elapsed.get_or_init(|| Elapsed { before_ms: noted.elapsed, since: Instant::now() });
         let (host, stop) = (Arc::clone(host), Arc::clone(stop));
-        Self { host, stop, noted: Instant::now(), not_before: None, announced: None, growth: Growth::new() }
+        Self {
+            host,
+            stop,
+            noted,
+            pending: None,
+            not_before: None,
+            point_not_before: None,
+            announced: None,
+            growth: Growth::new(),
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -81,11 +124,12 @@ impl Watch {
     pub fn run(mut self, cut: &dyn Fn(History)) {
         while !self.is_over() {
             let policy = self.host.replica().manifest().policy;
-            let every = Duration::from_millis(policy::arrival_ms(&policy));
+            let long_term = Some(policy.long_term_ms).filter(|ms| *ms > 0);
+            let every = long_term.into_iter().chain([policy::arrival_ms(&policy)]).min().map(Duration::from_millis);
             let history = self.host.history();
             self.announce(&history, cut);
             if self.not_before.is_none_or(|at| at <= Instant::now()) {
-                let done = self.look(&policy, every);
+                let done = self.look(&policy);
                 *lock(&self.host.retained.problem) = done.as_ref().err().map(|problem| problem.message.clone());
                 let retry = |problem: &Problem| if problem.code == "no-space" { RETRY_ROOM } else { RETRY };
                 self.not_before = done.err().map(|problem| Instant::now() + retry(&problem));
@@ -94,7 +138,7 @@ impl Watch {
             let growth = self.host.live().and_then(|live| self.growth.take(live.stored_bytes_per_s(), over));
             *lock(&self.host.retained.growth) = growth;
             let near = history.room_bytes.is_some();
-            let rest = (every / 4).clamp(LOOK_MIN, if near { LOOK_NEAR } else { LOOK_MAX });
+            let rest = (every.unwrap_or(LOOK_MAX) / 4).clamp(LOOK_MIN, if near { LOOK_NEAR } else { LOOK_MAX });
             self.wait(rest, &|| self.host.is_near_bound());
         }
     }
@@ -109,10 +153,8 @@ impl Watch {
         cut(history.clone());
     }
 
-    fn look(&mut self, policy: &Policy, every: Duration) -> Result<(), Problem> {
-        if self.noted.elapsed() >= every {
-            self.note(policy)?;
-        }
+    fn look(&mut self, policy: &Policy) -> Result<(), Problem> {
+        self.note(policy, self.host.elapsed_ms())?;
         let urgent = || self.host.is_urgent();
         let pace = |worked: Duration| {
             if !urgent() {
@@ -141,44 +183,71 @@ impl Watch {
         }
     }
 
-    /// Writes down how much time has passed and what is durable now, begins a new segment, and makes and drops layers.
-    fn note(&mut self, policy: &Policy) -> Result<(), Problem> {
-        let passed = u64::try_from(self.noted.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let (durable, past) = {
+    /// Writes down what is due of how much time has passed: what is durable now, with which the journal goes on in a new segment, and
+    /// which layers come and go.
+    fn note(&mut self, policy: &Policy, elapsed_ms: u64) -> Result<(), Problem> {
+        let since = |then: u64| elapsed_ms.saturating_sub(then);
+        let arrived = since(self.noted.arrival) >= policy::arrival_ms(policy);
+        let wanted = policy.long_term_ms > 0 && since(self.noted.layer) >= policy.long_term_ms;
+        if wanted && self.pending.is_none() {
+            self.pending = self.long_term_point(elapsed_ms);
+        }
+        let layer = self.pending;
+        if !arrived && layer.is_none() && since(self.noted.elapsed) < ELAPSED_MS_MAX {
+            return Ok(());
+        }
+        let durable = arrived.then(|| {
             let replica = self.host.replica();
             let trunk = replica.catalogue().trunk();
-            let durable = trunk.map_or(Lsn::ZERO, |trunk| super::safe(replica.catalogue(), trunk.timeline));
-            (durable, replica.manifest().retention.clone())
-        };
-        let elapsed_ms = past.elapsed_ms.saturating_add(passed);
-        let last = past.layers.last().map_or(0, |layer| layer.elapsed_ms);
-        let wanted = policy.long_term_ms > 0 && elapsed_ms - last.min(elapsed_ms) >= policy.long_term_ms;
-        let layer = wanted.then(|| self.long_term_point(elapsed_ms)).flatten();
+            trunk.map_or(Lsn::ZERO, |trunk| super::safe(replica.catalogue(), trunk.timeline))
+        });
         let keep_ms = policy.keep_ms;
-        self.host.change(Box::new(move |writer| {
-            writer.roll();
-            writer.edit(|manifest| {
-                let past = &mut manifest.retention;
-                past.elapsed_ms = elapsed_ms;
-                if past.arrivals.last().is_none_or(|last| last.lsn < durable) {
-                    past.arrivals.push(Arrival { elapsed_ms, lsn: durable });
-                }
-                past.layers.extend(layer);
-                past.layers.retain(|layer| elapsed_ms - layer.elapsed_ms.min(elapsed_ms) < keep_ms);
-            })
+        // Where it fails, what it notes may be stored later, or not: nothing is merged before that is known, and noting it again changes
+        // nothing.
+        self.host.change_for_merge(Box::new(move |writer| {
+            let past = &writer.manifest().retention;
+            if durable.is_some() && !past.is_waiting() {
+                writer.roll();
+            }
+            writer.edit(|manifest| write_down(&mut manifest.retention, elapsed_ms, durable, layer, keep_ms))
         }))?;
-        self.noted += Duration::from_millis(passed);
+        self.noted.elapsed = elapsed_ms;
+        if arrived {
+            self.noted.arrival = elapsed_ms;
+        }
+        if let Some(layer) = self.pending.take() {
+            self.noted.layer = layer.elapsed_ms;
+        }
         Ok(())
     }
 
     /// A long-term point now; none where this moment cannot be restored: then it is made a little later.
-    fn long_term_point(&self, elapsed_ms: u64) -> Option<LayerInfo> {
+    fn long_term_point(&mut self, elapsed_ms: u64) -> Option<LayerInfo> {
+        if self.point_not_before.is_some_and(|at| at > Instant::now()) {
+            return None;
+        }
         let kinds = PointKinds { long: true, ..PointKinds::default() };
-        let lsn = self.host.live()?.mark(kinds, "").ok()?;
-        let replica = self.host.replica();
-        let timeline = replica.catalogue().trunk()?.timeline;
-        Some(LayerInfo { timeline, lsn, elapsed_ms })
+        let made = self.host.live()?.mark(kinds, "");
+        // What is refused leaves nothing; else a mark was made that cannot be restored, and those should be few.
+        let retry = |problem: &Problem| if problem.class == ProblemClass::Refused { RETRY_ROOM } else { RETRY };
+        self.point_not_before = made.as_ref().err().map(|problem| Instant::now() + retry(problem));
+        let timeline = self.host.replica().catalogue().trunk()?.timeline;
+        Some(LayerInfo { timeline, lsn: made.ok()?, elapsed_ms })
     }
+}
+
+/// What a note makes of the past: what is durable then, if that is due, and a layer, if one was made.
+pub(super) fn write_down(
+    past: &mut Retention,
+    elapsed_ms: u64,
+    durable: Option<Lsn>,
+    layer: Option<LayerInfo>,
+    keep_ms: u64,
+) {
+    past.elapsed_ms = past.elapsed_ms.max(elapsed_ms);
+    durable.into_iter().for_each(|lsn| past.arrive(Arrival { elapsed_ms, lsn }));
+    layer.into_iter().for_each(|layer| past.add_layer(layer));
+    past.expire_layers(keep_ms);
 }
 
 impl From<room::Limit> for Limit {
@@ -191,6 +260,16 @@ impl From<room::Limit> for Limit {
 }
 
 impl Host {
+    /// How long owners have watched over the replica by now, in milliseconds.
+    pub(crate) fn elapsed_ms(&self) -> u64 {
+        let elapsed = self.retained.elapsed.get().map(|elapsed| {
+            let now = u64::try_from(elapsed.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            elapsed.before_ms.saturating_add(now)
+        });
+        // Where nobody watches no time passes.
+        elapsed.unwrap_or_else(|| self.replica().manifest().retention.elapsed_ms)
+    }
+
     /// Whether the journal has taken three quarters of its bound.
     fn is_near_bound(&self) -> bool {
         let replica = self.replica();
@@ -256,4 +335,140 @@ impl Host {
 pub(super) fn all_bytes(replica: &Replica) -> u64 {
     let (sealed, open) = journal_bytes(replica);
     sealed.iter().map(|segment| segment.bytes).sum::<u64>() + open
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Change, IdleStore, Store, load_idle};
+    use crate::protect::{ProtectOptions, Protector, SourceOptions};
+    use crate::report::{DiskChanged, Status};
+    use cdp_core::journal::{Manifest, Snapshot};
+    use cdp_core::media::{Disk, Storage};
+    use cdp_core::trust::KeyHolder;
+    use std::path::Path;
+    use std::sync::{Mutex, OnceLock, Weak};
+
+    /// A store that, while it fails, makes changes and says that it did not, or keeps them until it is asked again.
+    struct Unsure {
+        store: IdleStore,
+        fails: Mutex<Option<Fails>>,
+        kept: Mutex<Vec<Change>>,
+        host: OnceLock<Weak<Host>>,
+    }
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Fails {
+        Stored,
+        Later,
+    }
+
+    impl Store for Arc<Unsure> {
+        fn change(&self, change: Change) -> Result<(Manifest, Snapshot), Problem> {
+            let failed = Problem::new(ProblemClass::Failed, "no-space", "the change is kept in mind");
+            match *self.fails.lock().unwrap() {
+                Some(Fails::Stored) => {
+                    let (manifest, snapshot) = self.store.change(change)?;
+                    // As whoever writes the journal does when it is stored.
+                    let host = self.host.get().and_then(Weak::upgrade).unwrap();
+                    host.replica_mut().update(Some(&manifest), snapshot).unwrap();
+                    Err(failed)
+                }
+                Some(Fails::Later) => {
+                    self.kept.lock().unwrap().push(change);
+                    Err(failed)
+                }
+                None => {
+                    for kept in std::mem::take(&mut *self.kept.lock().unwrap()) {
+                        self.store.change(kept)?;
+                    }
+                    self.store.change(change)
+                }
+            }
+        }
+    }
+
+    /// A protection whose marks are all durable at once.
+    struct Marking(Mutex<u64>);
+
+    impl crate::host::Live for Marking {
+        fn mark(&self, _: PointKinds, _: &str) -> Result<Lsn, Problem> {
+            let mut made = self.0.lock().unwrap();
+            *made += 1;
+            Ok(Lsn(1_000_000 + *made))
+        }
+        fn stored_bytes_per_s(&self) -> u64 {
+            0
+        }
+        fn segment_bytes(&self) -> u64 {
+            1 << 20
+        }
+        fn describe(&self, _: &mut Status) {}
+        fn add_disk(&self, _: &str, _: &Path) -> Result<DiskChanged, Problem> {
+            unreachable!("no disks here")
+        }
+        fn remove_disk(&self, _: &str) -> Result<DiskChanged, Problem> {
+            unreachable!("no disks here")
+        }
+        fn resize_disk(&self, _: &str, _: Option<u64>, _: bool) -> Result<DiskChanged, Problem> {
+            unreachable!("no disks here")
+        }
+        fn policy_changed(&self, _: &Policy) {}
+    }
+
+    struct Scene {
+        watch: Watch,
+        store: Arc<Unsure>,
+        live: Arc<Marking>,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let (path, replica) = (directory.path().join("disk.img"), directory.path().join("replica"));
+            std::fs::write(&path, vec![7; 8192]).unwrap();
+            let options = ProtectOptions::new(vec![SourceOptions { name: "disk".to_owned(), path }], replica.clone());
+            let protector = Protector::start(&options, |_| {}).unwrap();
+            assert!(protector.stop(Duration::from_secs(20), &|| false).manifest_stored);
+            let storage: Arc<dyn Storage> = Arc::new(Disk::open(&replica).unwrap());
+            let loaded = load_idle(&storage, &KeyHolder::default()).unwrap();
+            let store = IdleStore::new(storage, Arc::clone(loaded.keys()));
+            let store =
+                Arc::new(Unsure { store, fails: Mutex::default(), kept: Mutex::default(), host: OnceLock::new() });
+            let host = Host::new(loaded, Box::new(Arc::clone(&store)));
+            store.host.set(Arc::downgrade(&host)).unwrap();
+            let live = Arc::new(Marking(Mutex::new(0)));
+            host.set_live(Some(Arc::clone(&live) as _));
+            let watch = Watch::new(&host, &Arc::default());
+            Self { watch, store, live, _directory: directory }
+        }
+
+        fn past(&self) -> Retention {
+            self.watch.host.replica().manifest().retention.clone()
+        }
+    }
+
+    #[test]
+    fn what_a_failed_note_leaves_to_be_stored_later_is_counted_once() {
+        for fails in [Fails::Stored, Fails::Later] {
+            let mut scene = Scene::new();
+            let begun = scene.past().elapsed_ms;
+            let policy = Policy { window_ms: 16_000, long_term_ms: 1000, ..Policy::default() };
+            *scene.store.fails.lock().unwrap() = Some(fails);
+            for passed in [1000, 1100, 1900, 2500] {
+                scene.watch.note(&policy, begun + passed).unwrap_err();
+            }
+            assert_eq!(*scene.live.0.lock().unwrap(), 1, "a point with each try");
+            *scene.store.fails.lock().unwrap() = None;
+            scene.watch.note(&policy, begun + 2600).unwrap();
+            let past = scene.past();
+            assert_eq!(past.elapsed_ms, begun + 2600, "time is counted twice");
+            let layers: Vec<_> = past.layers.iter().map(|layer| (layer.lsn.0, layer.elapsed_ms)).collect();
+            assert_eq!(layers, [(1_000_001, begun + 1000)]);
+            assert!(past.arrivals.windows(2).all(|pair| pair[0].lsn < pair[1].lsn), "{past:?}");
+            scene.watch.note(&policy, begun + 2700).unwrap();
+            assert_eq!(scene.past().layers.len(), 2, "it goes on");
+        }
+    }
 }

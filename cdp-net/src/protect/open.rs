@@ -6,7 +6,7 @@ use super::sources::OpenSource;
 use super::{Compared, Opened};
 use crate::clock;
 use crate::drive::Choice;
-use crate::host::{document, place};
+use crate::host::{check_policy_over, document, place};
 use crate::owner::{Owner, OwnerError, PolicyChange};
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
@@ -208,6 +208,8 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
         Some(manifest) => (Some(manifest), true),
         None => (None, false),
     };
+    let policy = manifest.as_ref().map(|manifest| manifest.policy).unwrap_or_default();
+    check_policy_over(&options.policy, &policy).map_err(ProtectError::Replica)?;
     if let Some(manifest) = &manifest {
         check_key(manifest, options).map_err(ProtectError::Replica)?;
         check_name(manifest, options)?;

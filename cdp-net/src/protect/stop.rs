@@ -97,8 +97,15 @@ impl Protector {
 
     /// Seals the journal; whether its manifest says so durably.
     fn close_journal(&self, clean: bool, over: &dyn Fn() -> bool) -> bool {
-        let pump = &self.shared.pump;
-        pump.send(Message::Call(Box::new(move |writer| writer.close(clean))));
+        let (pump, elapsed_ms) = (&self.shared.pump, self.shared.host.elapsed_ms());
+        pump.send(Message::Call(Box::new(move |writer| {
+            // In the same manifest: the next owner counts on from here, however short this run was.
+            writer.edit(|manifest| {
+                let past = &mut manifest.retention;
+                past.elapsed_ms = past.elapsed_ms.max(elapsed_ms);
+            });
+            writer.close(clean);
+        })));
         loop {
             match pump.ask(|writer| writer.state(), ASK_PATIENCE) {
                 // The pump ends when its writer is closed, or by a failure.

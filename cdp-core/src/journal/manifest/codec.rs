@@ -61,9 +61,29 @@ const RUNS_MAX: usize = 1 << 18;
 pub(super) const DISKS_LISTED_MAX: usize = DISKS_MAX * 64;
 
 impl Manifest {
+    /// The list that is longer than a reader takes, if one is: who adds to one sees to it that there is none.
+    #[must_use]
+    pub fn too_long(&self) -> Option<&'static str> {
+        let lists = [
+            ("disks", self.disks.len(), DISKS_LISTED_MAX),
+            ("timelines", self.timelines.len(), TIMELINES_MAX),
+            ("segments", self.segments.len(), SEGMENTS_MAX),
+            ("sessions", self.sessions.len(), SESSIONS_MAX),
+            ("seeding", self.seeding.len(), DISKS_LISTED_MAX),
+            ("resizes", self.resizing.len(), DISKS_LISTED_MAX),
+            ("pins", self.pins.len(), PINS_MAX),
+            ("index runs", self.runs.len(), RUNS_MAX),
+            ("keys", self.keys.len(), KEYS_MAX),
+        ];
+        let long = lists.into_iter().find(|(_, count, max)| count > max).map(|(what, ..)| what);
+        let kept = retention::too_many_kept(&self.kept).then_some("kept moments");
+        long.or(kept).or(self.retention.too_long())
+    }
+
     /// The file's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
+        debug_assert_eq!(self.too_long(), None, "a list that no reader takes");
         let mut put = Put::begin(MANIFEST_MAGIC, VERSION, 0);
         put.u64(self.generation.0);
         section(&mut put, IDENTITY, |put| {

@@ -10,6 +10,8 @@ use crate::types::{DISK_MAX, DISKS_MAX, DiskId, Lsn, NAME_MAX, Stamp, Timeline};
 const KEPT_MAX: usize = 1 << 20;
 const ARRIVALS_MAX: usize = 1 << 16;
 const LAYERS_MAX: usize = 1 << 16;
+/// So many arrivals are listed at most: a window has 16, and where merging waits for long they become many.
+const ARRIVALS_LISTED: usize = 1 << 12;
 
 /// A moment of the group, with its stamp.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +71,56 @@ pub struct KeptInfo {
 }
 
 impl Retention {
+    /// The most long-term points that are listed; no policy may ask for more.
+    pub const LAYERS_MAX: usize = LAYERS_MAX;
+
+    /// Whether there are so many arrivals that merging must be waiting for something: to note them more finely is of no use.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.arrivals.len() > ARRIVALS_LISTED / 4
+    }
+
+    /// Notes what is durable now, if that is more than before. Where the list is full every second goes: what lies between two is older
+    /// than the later one says, so a little is kept longer, and nothing shorter.
+    pub fn arrive(&mut self, arrival: Arrival) {
+        if self.arrivals.last().is_some_and(|last| last.lsn >= arrival.lsn) {
+            return;
+        }
+        if self.arrivals.len() >= ARRIVALS_LISTED {
+            let mut stays = false;
+            // The first says how old the oldest moment is.
+            self.arrivals.retain(|_| {
+                stays = !stays;
+                stays
+            });
+        }
+        self.arrivals.push(arrival);
+    }
+
+    /// Adds a long-term point, unless it is there. Where the list is full, which no policy asks for, the oldest goes.
+    pub fn add_layer(&mut self, layer: LayerInfo) {
+        if self.layers.last().is_some_and(|last| last.lsn >= layer.lsn) {
+            return;
+        }
+        if self.layers.len() >= LAYERS_MAX {
+            self.layers.remove(0);
+        }
+        self.layers.push(layer);
+    }
+
+    /// Drops long-term points that are so old.
+    pub fn expire_layers(&mut self, keep_ms: u64) {
+        let elapsed_ms = self.elapsed_ms;
+        let old = self.layers.partition_point(|layer| elapsed_ms.saturating_sub(layer.elapsed_ms) >= keep_ms);
+        self.layers.drain(..old);
+    }
+
+    /// The list that is longer than a reader takes, if one is.
+    pub(super) fn too_long(&self) -> Option<&'static str> {
+        let lists = [("arrivals", self.arrivals.len(), ARRIVALS_MAX), ("layers", self.layers.len(), LAYERS_MAX)];
+        lists.into_iter().find(|(_, count, max)| count > max).map(|(what, ..)| what)
+    }
+
     pub(super) fn put(&self, put: &mut Put) {
         put.u64(self.elapsed_ms).u8(u8::from(self.oldest.is_some()));
         if let Some(oldest) = &self.oldest {
@@ -139,6 +191,11 @@ pub(super) fn put_kept(put: &mut Put, next: u64, kept: &[KeptInfo]) {
             put.u16(disk.get()).u64(*size);
         });
     });
+}
+
+/// Whether no reader takes so many kept moments.
+pub(super) fn too_many_kept(kept: &[KeptInfo]) -> bool {
+    kept.len() > KEPT_MAX
 }
 
 pub(super) fn take_kept(take: &mut Take<'_>) -> Result<(u64, Vec<KeptInfo>), FormatError> {

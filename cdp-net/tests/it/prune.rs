@@ -1,0 +1,91 @@
+//! What retention would do, and what it does when it is asked for.
+
+use super::protect::{Place, label, noise, seeded, wait_for};
+use bytes::Bytes;
+use cdp_core::media::Disk;
+use cdp_core::trust::KeyHolder;
+use cdp_core::when::When;
+use cdp_net::host::Host;
+use cdp_net::owner::{Connection, Handler, PinReply, PolicyChange, Request};
+use cdp_net::protect::Protector;
+use cdp_net::report::{At, Policy, Pruned};
+use std::sync::Arc;
+use std::time::Duration;
+
+fn host(place: &Place) -> Arc<Host> {
+    Host::idle(Arc::new(Disk::open(place.replica()).unwrap()), &KeyHolder::default()).unwrap()
+}
+
+fn ask<T: serde::de::DeserializeOwned>(host: &Host, request: Request, connection: &Connection) -> T {
+    serde_json::from_value(host.handle(request, connection).unwrap()).unwrap()
+}
+
+fn bounded(host: &Host, change: PolicyChange) {
+    let _: Policy = ask(host, Request::Policy { change }, &Connection::local());
+}
+
+/// Applies retention, and it does what it said that it would.
+fn pruned(host: &Host, case: &str) -> Pruned {
+    let local = Connection::local();
+    let would: Pruned = ask(host, Request::Prune { dry_run: true }, &local);
+    let done: Pruned = ask(host, Request::Prune { dry_run: false }, &local);
+    assert_eq!(Pruned { dry_run: false, ..would }, done, "{case}");
+    done
+}
+
+#[test]
+fn pruning_does_what_a_dry_run_said() {
+    let place = Place::new();
+    place.make_source("disk", 95);
+    let mut options = place.options(&["disk"]);
+    options.segment_bytes = 1 << 20;
+    // What is durable is noted every second.
+    options.policy.window_ms = Some(16_000);
+    let protector = Protector::start(&options, |_| {}).unwrap();
+    seeded(&protector);
+    for piece in 0..40u64 {
+        let data = noise(700 + piece, (1 << 20) - (piece as usize % 3) * 100_000 / 4096 * 4096);
+        protector.exports()[0].device.write((piece % 20) << 20, Bytes::from(data), false).unwrap();
+        if piece % 5 == 4 {
+            protector.mark(&label(&format!("m{piece}"))).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(75));
+    }
+    assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
+    let bound = |mib: u64| PolicyChange { max_bytes: Some(mib << 20), ..PolicyChange::default() };
+    let first = host(&place);
+    for piece in [9, 14, 29] {
+        let at = When::Label(label(&format!("m{piece}")));
+        let _: At = ask(&first, Request::Keep { at, nearest: None, label: None }, &Connection::local());
+    }
+    let nothing = pruned(&first, "nothing is due");
+    assert_eq!((nothing.oldest, nothing.freed_bytes, nothing.holds), (None, 0, 0));
+    bounded(&first, bound(36));
+    let some = pruned(&first, "the bound, before what is pinned");
+    assert!(some.holds == 0 && some.freed_bytes >= 4 << 20, "{some:?}");
+    // A merge that is cut off.
+    bounded(&first, bound(28));
+    let reader = Connection::local();
+    let _: PinReply = ask(&first, Request::PinAll, &reader);
+    let merging = Arc::clone(&first);
+    let merging = std::thread::spawn(move || merging.handle(Request::Compact, &Connection::local()));
+    wait_for("a merge that waits", || first.replica().manifest().merge.is_some());
+    first.end();
+    assert_eq!(merging.join().unwrap().unwrap_err().code, "ending");
+    drop((reader, first));
+    let second = host(&place);
+    assert!(second.replica().manifest().merge.is_some());
+    // With no bound any more only what was begun is done.
+    bounded(&second, bound(0));
+    let begun = pruned(&second, "what was begun");
+    assert!(begun.oldest.is_some() && begun.oldest != some.oldest, "{begun:?}");
+    bounded(&second, bound(20));
+    let held = pruned(&second, "the bound, past what is pinned");
+    assert!(held.holds >= 1 && held.freed_bytes > 0, "{held:?}");
+    bounded(&second, PolicyChange { window_ms: Some(1000), ..bound(0) });
+    let old = pruned(&second, "the window");
+    assert!(old.holds >= 2 && old.oldest != held.oldest, "{old:?}");
+    bounded(&second, PolicyChange { window_ms: Some(16_000), ..bound(8) });
+    let all = pruned(&second, "hardly anything stays");
+    assert!(all.holds == 3 && all.freed_bytes > 0, "{all:?}");
+}

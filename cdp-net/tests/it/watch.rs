@@ -1,0 +1,57 @@
+//! What an owner notes of the time it watches: over many short runs, and for points that come more often than arrivals.
+
+use super::protect::{Place, noise, seeded, wait_for};
+use bytes::Bytes;
+use cdp_core::journal::Retention;
+use cdp_net::protect::{ProtectOptions, Protector};
+use std::time::Duration;
+
+const DRAIN: Duration = Duration::from_secs(20);
+
+fn start(options: &ProtectOptions) -> Protector {
+    let protector = Protector::start(options, |_| {}).unwrap();
+    seeded(&protector);
+    protector
+}
+
+fn past(protector: &Protector) -> Retention {
+    protector.host().replica().manifest().retention.clone()
+}
+
+#[test]
+fn runs_shorter_than_a_sixteenth_of_the_window_add_up() {
+    let place = Place::new();
+    place.make_source("disk", 91);
+    let mut options = place.options(&["disk"]);
+    options.policy.window_ms = Some(32_000);
+    for run in 0..6 {
+        let protector = start(&options);
+        let before = past(&protector).elapsed_ms;
+        protector.exports()[0].device.write(run * 4096, Bytes::from(noise(run, 4096)), false).unwrap();
+        std::thread::sleep(Duration::from_millis(800));
+        assert!(protector.stop(DRAIN, &|| false).drained);
+        let past = place.load().manifest().retention.clone();
+        assert!(past.elapsed_ms >= before + 800, "{} ms more in run {run}", past.elapsed_ms - before);
+    }
+    let past = place.load().manifest().retention.clone();
+    // Two seconds are a sixteenth of the window: no run lasted so long.
+    assert!(past.arrivals.len() >= 2, "{past:?}");
+    assert!(past.arrivals.windows(2).all(|pair| pair[0].elapsed_ms + 2000 <= pair[1].elapsed_ms), "{past:?}");
+}
+
+#[test]
+fn long_term_points_have_a_period_of_their_own() {
+    let place = Place::new();
+    place.make_source("disk", 92);
+    let mut options = place.options(&["disk"]);
+    // What is durable is noted every four seconds.
+    options.policy.window_ms = Some(64_000);
+    (options.policy.long_term_ms, options.policy.keep_ms) = (Some(1000), Some(3_600_000));
+    let protector = start(&options);
+    wait_for("three long-term points", || past(&protector).layers.len() >= 3);
+    let past = past(&protector);
+    assert!(past.layers[2].elapsed_ms - past.layers[0].elapsed_ms < 4000, "{past:?}");
+    assert!(past.layers.windows(2).all(|pair| pair[0].elapsed_ms + 1000 <= pair[1].elapsed_ms), "{past:?}");
+    assert!(past.arrivals.len() <= 1 + past.elapsed_ms as usize / 4000, "noted more often: {past:?}");
+    assert!(protector.stop(DRAIN, &|| false).drained);
+}
