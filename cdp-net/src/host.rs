@@ -24,7 +24,8 @@ pub use rotate::rotate_key;
 pub use sessions::{OpenedSession, SESSIONS_DIRECTORY, session_directory};
 pub use watch::Watch;
 
-use self::holds::{Hold, Holds};
+pub(crate) use self::holds::Hold;
+use self::holds::Holds;
 use crate::owner::{Connection, Handler, PinReply, Request, Side, reply};
 use crate::report::{DiskChanged, Problem, ProblemClass, Session, State, Status};
 use cdp_core::frame::PointKinds;
@@ -230,7 +231,7 @@ impl Host {
     }
 
     /// The moment that is meant, held for a reader until what this gives is dropped.
-    fn hold(&self, at: &When, side: Option<Side>) -> Result<(Moment, Hold), Problem> {
+    pub(crate) fn hold(&self, at: &When, side: Option<Side>) -> Result<(Moment, Hold), Problem> {
         let planning = self.holds.plan();
         let moment = self.moment(at, side)?;
         let hold = planning.add(&self.holds, moment.lsn);

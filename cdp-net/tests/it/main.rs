@@ -13,5 +13,6 @@ mod nbd;
 mod nbd_clients;
 mod overlap;
 mod protect;
+mod readers;
 mod seeding;
 mod stopping;
