@@ -19,15 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// What keeps the moment from going away: dropped last.
 enum Keep {
-    /// This process owns the directory, and answers others who ask: what they ask for may end what is read here, if it is not held.
-    /// Let go of in this order.
-    Owner {
-        _control: ControlServer,
-        _session: Option<OpenedSession>,
-        _holds: Vec<Hold>,
-        _host: Arc<Host>,
-        _owner: Owner,
-    },
+    /// This process owns the directory.
+    Owner { _owning: Owning },
     /// The owner holds a pin, or a session, while this connection lives.
     Client { client: ControlClient },
 }
@@ -41,11 +34,28 @@ impl std::fmt::Debug for Keep {
     }
 }
 
+/// The directory as this process owns it. It answers others who ask, and what they ask for may end what is read here, if it is not
+/// held. Let go of in this order.
+struct Owning {
+    _control: ControlServer,
+    _session: Option<OpenedSession>,
+    _holds: Vec<Hold>,
+    host: Arc<Host>,
+    _owner: Owner,
+}
+
+/// Before the control server waits for what it was asked for.
+impl Drop for Owning {
+    fn drop(&mut self) {
+        self.host.end();
+    }
+}
+
 fn keep(owner: Owner, host: Arc<Host>, session: Option<OpenedSession>, holds: Vec<Hold>) -> Result<Keep, Problem> {
     let control = ControlServer::start(&owner, Arc::clone(&host) as _).map_err(|error| {
         Problem::new(ProblemClass::Failed, "control-socket", format!("cannot make the control socket: {error}"))
     })?;
-    Ok(Keep::Owner { _control: control, _session: session, _holds: holds, _host: host, _owner: owner })
+    Ok(Keep::Owner { _owning: Owning { _control: control, _session: session, _holds: holds, host, _owner: owner } })
 }
 
 /// A moment that can be read for as long as this lives.

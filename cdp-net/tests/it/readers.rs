@@ -1,11 +1,13 @@
 //! What is read stays whole while it is read, also where the reader is the owner and does what others ask for.
 
-use super::protect::{DISK, Place, label, noise, seeded};
+use super::protect::{DISK, Place, label, noise, seeded, wait_for};
 use bytes::Bytes;
+use cdp_core::journal::read_manifest;
+use cdp_core::media::Disk;
 use cdp_core::replica::ReplicaView;
 use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
-use cdp_net::owner::{Access, ControlClient, PolicyChange, Request};
+use cdp_net::owner::{Access, ControlClient, PinReply, PolicyChange, Request};
 use cdp_net::protect::{ProtectOptions, Protector};
 use cdp_net::reading::{Reading, ReadingTwo};
 use cdp_net::report::{Policy, Pruned};
@@ -21,9 +23,10 @@ fn written(place: &Place, seed: u64) -> [Vec<u8>; 3] {
     let options = ProtectOptions { segment_bytes: MIB as u64, ..place.options(&["disk"]) };
     let protector = Protector::start(&options, |_| {}).unwrap();
     seeded(&protector);
-    // Much is written, and always to the same place: what a merge has to keep for who reads a moment before is little.
-    let models = [("seen", 20), ("later", 21), ("end", 22)].map(|(name, place)| {
-        for round in 0..30 {
+    // Before the first of them all over, more than a merge does in one piece; then to one place each: what is kept for who reads a
+    // moment before is little.
+    let models = [("seen", 0..20), ("later", 21..22), ("end", 22..23)].map(|(name, places)| {
+        for (round, place) in (0..30).zip(places.cycle()) {
             let (at, data) = (place * MIB, noise(seed + 100 * place as u64 + round, MIB));
             model[at..at + MIB].copy_from_slice(&data);
             protector.exports()[0].device.write(at as u64, Bytes::from(data), false).unwrap();
@@ -45,12 +48,19 @@ fn access(replica: &Path) -> Access {
 
 /// Has the owner merge everything but what is held.
 fn prune(replica: &Path) {
+    let pruned: Pruned = bounded(replica).call(&PRUNE).unwrap();
+    assert!(pruned.freed_bytes > 0, "{pruned:?}");
+}
+
+const PRUNE: Request = Request::Prune { dry_run: false };
+
+/// Asks for a bound, and applies nothing yet.
+fn bounded(replica: &Path) -> ControlClient {
     let mut asking = ControlClient::connect(replica).unwrap();
     // Less than was written after each of the moments. A quarter of it may be kept for readers.
     let change = PolicyChange { max_bytes: Some(20 * MIB as u64), ..PolicyChange::default() };
     let _: Policy = asking.call(&Request::Policy { change }).unwrap();
-    let pruned: Pruned = asking.call(&Request::Prune { dry_run: false }).unwrap();
-    assert!(pruned.freed_bytes > 0, "{pruned:?}");
+    asking
 }
 
 fn content(view: &ReplicaView) -> Vec<u8> {
@@ -73,7 +83,7 @@ fn a_mount_without_an_owner_outlasts_a_prune_that_it_is_asked_for() {
     let mut held = place.load();
     assert_eq!(held.manifest().kept.len(), 1);
     let reading = Reading::open(&replica, access(&replica), &When::Latest, None, &key).unwrap();
-    ControlClient::connect(&replica).unwrap().call::<Pruned>(&Request::Prune { dry_run: false }).unwrap();
+    ControlClient::connect(&replica).unwrap().call::<Pruned>(&PRUNE).unwrap();
     drop(reading);
     held = place.load();
     assert!(held.manifest().kept.is_empty());
@@ -91,4 +101,28 @@ fn a_comparison_without_an_owner_outlasts_a_prune_too() {
     prune(&replica);
     assert!(content(&views[0]) == seen);
     assert!(content(&views[1]) == later);
+}
+
+#[test]
+fn the_end_of_a_reader_that_owns_the_replica_does_not_wait_for_a_prune_that_it_was_asked_for() {
+    let place = Place::new();
+    written(&place, 7003);
+    let (replica, key) = (place.replica(), KeyHolder::default());
+    let reading = Reading::open(&replica, access(&replica), &When::Latest, None, &key).unwrap();
+    // Nothing is merged while somebody reads everything: the merge is under way for as long as the test needs.
+    let mut everything = ControlClient::connect(&replica).unwrap();
+    let _: PinReply = everything.call(&Request::PinAll).unwrap();
+    let mut asking = bounded(&replica);
+    let pruning = std::thread::spawn(move || asking.call::<Pruned>(&PRUNE));
+    let merging = || read_manifest(&Disk::open(&replica).unwrap()).unwrap().merge.is_some();
+    wait_for("a merge that waits", merging);
+    drop(reading);
+    let refused = pruning.join().unwrap();
+    assert!(refused.is_err(), "it merged to the end: {refused:?}");
+    assert!(merging(), "the end waited for a merge");
+    // The next one goes on.
+    let reading = Reading::open(&replica, access(&replica), &When::Latest, None, &key).unwrap();
+    prune(&replica);
+    drop(reading);
+    assert!(!merging());
 }
