@@ -1,17 +1,19 @@
 //! What is read stays whole while it is read, also where the reader is the owner and does what others ask for.
 
-use super::protect::{DISK, Place, label, noise, seeded, wait_for};
+use super::protect::{DISK, Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::journal::read_manifest;
-use cdp_core::media::Disk;
+use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::ReplicaView;
 use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
 use cdp_net::owner::{Access, ControlClient, PinReply, PolicyChange, Request};
 use cdp_net::protect::{ProtectOptions, Protector};
 use cdp_net::reading::{Reading, ReadingTwo};
-use cdp_net::report::{Policy, Pruned};
+use cdp_net::report::{At, Policy, Pruned};
+use cdp_net::verify::verify;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
@@ -125,4 +127,33 @@ fn the_end_of_a_reader_that_owns_the_replica_does_not_wait_for_a_prune_that_it_w
     prune(&replica);
     drop(reading);
     assert!(!merging());
+}
+
+#[test]
+fn what_is_let_go_of_stays_until_who_reads_everything_is_through() {
+    let place = Place::new();
+    let [seen, ..] = written(&place, 7004);
+    let (replica, key) = (place.replica(), KeyHolder::default());
+    let reading = Reading::open(&replica, access(&replica), &When::Latest, None, &key).unwrap();
+    let mut asking = ControlClient::connect(&replica).unwrap();
+    let pin = Request::Keep { at: named("seen"), nearest: None, label: None };
+    let _: At = asking.call(&pin).unwrap();
+    prune(&replica);
+    let storage: Arc<dyn Storage> = Arc::new(Disk::open(&replica).unwrap());
+    let kept = || storage.list("kept").unwrap();
+    assert_eq!(kept().len(), 1);
+    let mut everything = ControlClient::connect(&replica).unwrap();
+    let pause: PinReply = everything.call(&Request::PinAll).unwrap();
+    // As a verification does it that takes long: what there is is what was there when it began.
+    let before = place.load();
+    let _: At = asking.call(&Request::LetGo { at: named("seen"), nearest: None }).unwrap();
+    let pruning = std::thread::spawn(move || asking.call::<Pruned>(&PRUNE));
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(kept().len(), 1, "it is removed while somebody reads everything");
+    assert!(restored(&before, &named("seen"), "disk") == seen);
+    assert!(verify(&storage, Some(pause.at.lsn), &key, &mut |_, _| {}).unwrap().ok);
+    drop(everything);
+    pruning.join().unwrap().unwrap();
+    assert!(kept().is_empty());
+    drop(reading);
 }
