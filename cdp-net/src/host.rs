@@ -342,7 +342,7 @@ impl Handler for Host {
             Request::LetGo { at, nearest } => reply(self.let_go(&at, nearest)?),
             Request::Prune { dry_run } => reply(self.prune(dry_run)?),
             Request::Compact => reply(self.compact()?),
-            Request::Unpin { pin } => reply(connection.release(pin).is_some()),
+            Request::Unpin { pin } => reply(connection.release(pin).is_some_and(|held| holds::was_held(held.as_ref()))),
             Request::Policy { change } => reply(self.change_policy(change)?),
             Request::OpenSession { at, nearest, name } => {
                 let opened = self.open_session(at.as_ref(), nearest, name)?;

@@ -20,7 +20,7 @@ use cdp_core::replica::retention::{self, Held};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, is_unseeded, merge_limit, remove_bases};
 use cdp_core::types::{Lsn, Timeline};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 /// Bytes that are merged in one piece, about: between two syncs of what is kept.
@@ -93,9 +93,14 @@ fn failed(error: &MergeError) -> Problem {
 }
 
 impl Host {
-    /// Merges what is due; whether it came to the end.
+    /// Merges what is due; whether it came to the end. Who watches over a protection waits neither for who merges already nor for who
+    /// reads everything: he has other things to do, and comes again.
     pub(super) fn retain(&self, scope: Scope, pace: Pace<'_>) -> Result<bool, Problem> {
-        let _working = lock(&self.retained.working);
+        let _working = match self.retained.working.try_lock() {
+            Ok(working) => working,
+            Err(TryLockError::WouldBlock) if scope != Scope::AtOnce => return Ok(false),
+            Err(_) => lock(&self.retained.working),
+        };
         self.catch_up()?;
         if !self.release(scope, pace)? {
             return Ok(false);
@@ -255,6 +260,10 @@ impl Host {
                 self.changing(scope, pace)
             })
         };
+        // Nothing is opened for who cannot go on.
+        if plan.begun && changing().is_none() {
+            return Ok(false);
+        }
         if !plan.begun {
             let (to, keep) = (plan.to, plan.keep.clone());
             let point = retention::point_at(self.replica().catalogue(), &to);
@@ -279,11 +288,17 @@ impl Host {
         }
     }
 
-    /// Keeps out who reads everything, or waits until he is through; none where it is not to go on.
-    fn changing(&self, _: Scope, pace: Pace<'_>) -> Option<MutexGuard<'_, ()>> {
+    /// Keeps out who reads everything, or waits until he is through; none where it is not to go on now.
+    fn changing(&self, scope: Scope, pace: Pace<'_>) -> Option<MutexGuard<'_, ()>> {
         loop {
             if let Some(changing) = self.holds.change() {
                 return Some(changing);
+            }
+            // Who reads everything keeps neither the journal from its bound nor the guest's writes from having room.
+            if self.live().is_some() && self.is_urgent() {
+                self.holds.give_up_pauses();
+            } else if scope != Scope::AtOnce {
+                return None;
             }
             // Also who is in a hurry waits here, and does not spin.
             std::thread::sleep(PAUSE_LOOK);

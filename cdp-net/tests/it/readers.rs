@@ -2,18 +2,21 @@
 
 use super::protect::{DISK, Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
-use cdp_core::journal::read_manifest;
+use cdp_core::journal::{Manifest, read_manifest};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::ReplicaView;
 use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
-use cdp_net::owner::{Access, ControlClient, PinReply, PolicyChange, Request};
+use cdp_net::owner::{
+    Access, Connection, ControlClient, ControlServer, Handler, Owner, PinReply, PolicyChange, Request, reply,
+};
 use cdp_net::protect::{ProtectOptions, Protector};
 use cdp_net::reading::{Reading, ReadingTwo};
-use cdp_net::report::{At, Policy, Pruned};
-use cdp_net::verify::verify;
+use cdp_net::report::{At, Policy, Problem, ProblemClass, Pruned};
+use cdp_net::verify::{verify, verify_beside_owner};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
@@ -156,4 +159,129 @@ fn what_is_let_go_of_stays_until_who_reads_everything_is_through() {
     pruning.join().unwrap().unwrap();
     assert!(kept().is_empty());
     drop(reading);
+}
+
+fn journal_bytes(replica: &Path) -> u64 {
+    let entries = std::fs::read_dir(replica.join("journal")).unwrap();
+    entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|found| found.len()).sum()
+}
+
+#[test]
+fn who_reads_everything_and_never_ends_keeps_no_journal_from_its_bound() {
+    let place = Place::new();
+    let mut model = place.make_source("disk", 7005);
+    let bound = 16 * MIB as u64;
+    let policy = PolicyChange { max_bytes: Some(bound), ..PolicyChange::default() };
+    let options = ProtectOptions { segment_bytes: MIB as u64, ..place.options(&["disk"]) };
+    let protector = Protector::start(&options, |_| {}).unwrap();
+    seeded(&protector);
+    protector.mark(&label("begun")).unwrap();
+    let replica = place.replica();
+    let mut everything = ControlClient::connect(&replica).unwrap();
+    let _: Policy = everything.call(&Request::Policy { change: policy }).unwrap();
+    // As one that was stopped from the terminal.
+    let pause: PinReply = everything.call(&Request::PinAll).unwrap();
+    for round in 0..60 {
+        let (at, data) = (round % 24 * MIB, noise(7100 + round as u64, MIB));
+        model[at..at + MIB].copy_from_slice(&data);
+        protector.exports()[0].device.write(at as u64, Bytes::from(data), true).unwrap();
+        wait_for("the journal to be within its bound", || journal_bytes(&replica) < bound + bound / 2);
+    }
+    let held: bool = everything.call(&Request::Unpin { pin: pause.pin }).unwrap();
+    assert!(!held, "it is told that nothing was changed");
+    protector.mark(&label("end")).unwrap();
+    let storage: Arc<dyn Storage> = Arc::new(Disk::open(&replica).unwrap());
+    let verified = verify_beside_owner(&storage, &mut everything, &KeyHolder::default(), &mut |_, _| {}).unwrap();
+    assert!(verified.ok, "{verified:?}");
+    assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
+    assert!(restored(&place.load(), &named("end"), "disk") == model);
+}
+
+/// Time passes, and long-term points are made, also while a merge waits for who reads everything, or for another merge.
+#[test]
+fn a_merge_that_waits_keeps_nothing_else_waiting() {
+    let place = Place::new();
+    place.make_source("disk", 7006);
+    let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    seeded(&protector);
+    protector.mark(&label("begun")).unwrap();
+    let replica = place.replica();
+    let mut everything = ControlClient::connect(&replica).unwrap();
+    let change = PolicyChange {
+        window_ms: Some(1000),
+        long_term_ms: Some(1000),
+        keep_ms: Some(60_000),
+        ..PolicyChange::default()
+    };
+    let _: Policy = everything.call(&Request::Policy { change }).unwrap();
+    let pause: PinReply = everything.call(&Request::PinAll).unwrap();
+    let mut round = 0;
+    let mut until = |what: &str, holds: &dyn Fn(&Manifest) -> bool| {
+        wait_for(what, || {
+            round += 1;
+            protector.exports()[0].device.write(0, Bytes::from(noise(round, 4096)), false).unwrap();
+            holds(protector.host().replica().manifest())
+        });
+    };
+    until("a merge that waits", &|manifest| manifest.merge.is_some());
+    let mut asking = ControlClient::connect(&replica).unwrap();
+    let pruning = std::thread::spawn(move || asking.call::<Pruned>(&PRUNE));
+    let then = protector.host().replica().manifest().retention.clone();
+    until("time to be noted", &|manifest| {
+        let now = &manifest.retention;
+        now.elapsed_ms > then.elapsed_ms + 1500 && now.layers.len() > then.layers.len()
+    });
+    assert!(protector.host().replica().manifest().merge.is_some(), "nobody waited");
+    assert!(everything.call::<bool>(&Request::Unpin { pin: pause.pin }).unwrap(), "nothing was urgent");
+    pruning.join().unwrap().unwrap();
+    assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
+}
+
+/// An owner who leaves nobody alone but who asks for it the so-maniest time.
+struct Pressed {
+    at: At,
+    asked: AtomicU32,
+    held_at: u32,
+}
+
+impl Handler for Pressed {
+    fn handle(&self, request: Request, _: &Connection) -> Result<serde_json::Value, Problem> {
+        match request {
+            Request::PinAll => {
+                self.asked.fetch_add(1, Ordering::Relaxed);
+                reply(PinReply { pin: 1, at: self.at.clone() })
+            }
+            _ => reply(self.asked.load(Ordering::Relaxed) == self.held_at),
+        }
+    }
+}
+
+#[test]
+fn what_does_not_verify_is_damage_only_where_nobody_changed_it_meanwhile() {
+    let place = Place::new();
+    written(&place, 7007);
+    let (replica, key) = (place.replica(), KeyHolder::default());
+    let reading = Reading::open(&replica, access(&replica), &When::Latest, None, &key).unwrap();
+    let at = reading.at.clone();
+    drop(reading);
+    let storage: Arc<dyn Storage> = Arc::new(Disk::open(&replica).unwrap());
+    let owner = Owner::acquire(&replica).unwrap();
+    let verified = |held_at: u32| {
+        let pressed = Arc::new(Pressed { at: at.clone(), asked: AtomicU32::new(0), held_at });
+        let _control = ControlServer::start(&owner, Arc::clone(&pressed) as _).unwrap();
+        let mut client = ControlClient::connect(&replica).unwrap();
+        let verified = verify_beside_owner(&storage, &mut client, &key, &mut |_, _| {});
+        (verified, pressed.asked.load(Ordering::Relaxed))
+    };
+    let (whole, asked) = verified(u32::MAX);
+    assert!(whole.unwrap().ok && asked == 1, "what verifies was stored so");
+    let image = storage.open("base/1.img", true).unwrap();
+    image.write_all_at(23 * MIB as u64, &[0x5a; 16]).unwrap();
+    let (damaged, asked) = verified(2);
+    let damaged = damaged.unwrap();
+    assert!(!damaged.ok && damaged.damage.len() == 1 && asked == 2, "{damaged:?}");
+    let (doubtful, asked) = verified(u32::MAX);
+    let doubtful = doubtful.unwrap_err();
+    assert_eq!((doubtful.class, doubtful.code.as_str(), asked), (ProblemClass::Refused, "not-verified", 3));
+    assert!(doubtful.message.contains("1.img"), "{doubtful:?}");
 }
