@@ -247,7 +247,7 @@ impl Host {
             return false;
         }
         let kept: Vec<_> = replica.manifest().kept.iter().chain(&plan.keep).cloned().collect();
-        replica.catalogue_mut().begin_at(Some(&plan.to), &kept);
+        replica.begin_at(Some(plan.to), kept);
         true
     }
 
@@ -379,7 +379,7 @@ impl Host {
             // From here on nobody is given one of them.
             let needed = replica.manifest().kept.iter().skip_while(|kept| !held.contains(&kept.moment.lsn));
             let (needed, oldest): (Vec<_>, _) = (needed.cloned().collect(), replica.manifest().oldest());
-            replica.catalogue_mut().begin_at(oldest.as_ref(), &needed);
+            replica.begin_at(oldest, needed);
             held
         };
         let numbers = Arc::new(Mutex::new(Vec::new()));

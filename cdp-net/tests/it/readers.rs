@@ -2,9 +2,10 @@
 
 use super::protect::{DISK, Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
-use cdp_core::journal::{Manifest, read_manifest};
+use cdp_core::journal::{KeptInfo, Manifest, StampedMoment, read_manifest};
 use cdp_core::media::{Disk, Storage};
-use cdp_core::replica::ReplicaView;
+use cdp_core::replica::catalogue::Moment;
+use cdp_core::replica::{Replica, ReplicaView};
 use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
 use cdp_net::owner::{
@@ -284,4 +285,35 @@ fn what_does_not_verify_is_damage_only_where_nobody_changed_it_meanwhile() {
     let doubtful = doubtful.unwrap_err();
     assert_eq!((doubtful.class, doubtful.code.as_str(), asked), (ProblemClass::Refused, "not-verified", 3));
     assert!(doubtful.message.contains("1.img"), "{doubtful:?}");
+}
+
+#[test]
+fn what_a_merge_that_is_decided_takes_is_not_shown_again_before_the_manifest_says_so() {
+    let place = Place::new();
+    written(&place, 7008);
+    let mut replica = place.load();
+    let (mut manifest, snapshot) = (replica.manifest().clone(), replica.snapshot().clone());
+    let [oldest, to] = ["seen", "end"].map(|name| {
+        let Moment { timeline, lsn, stamp } = replica.resolve(&named(name)).unwrap();
+        StampedMoment { timeline, lsn, stamp }
+    });
+    manifest.retention.oldest = Some(oldest);
+    replica.update(Some(&manifest), snapshot.clone()).unwrap();
+    let shown = |replica: &Replica| {
+        let branch = replica.catalogue().branch(to.timeline).unwrap();
+        ([oldest, to].map(|moment| branch.is_restorable(moment.lsn)), branch.ranges().len())
+    };
+    assert_eq!(shown(&replica), ([true, true], 1));
+    replica.begin_at(Some(to), Vec::new());
+    assert_eq!(shown(&replica), ([false, true], 1));
+    // An edit of something else is written, with what the manifest said before.
+    replica.update(Some(&manifest), snapshot.clone()).unwrap();
+    assert_eq!(shown(&replica), ([false, true], 1), "it is shown again");
+    manifest.merge = Some(to);
+    replica.update(Some(&manifest), snapshot.clone()).unwrap();
+    assert_eq!(shown(&replica), ([false, true], 1));
+    // From then on the manifest is believed.
+    manifest.kept.push(KeptInfo { number: 9, moment: oldest, point: None, disks: Vec::new() });
+    replica.update(Some(&manifest), snapshot).unwrap();
+    assert_eq!(shown(&replica), ([true, true], 2));
 }
