@@ -15,10 +15,10 @@ use cdp_net::device::Device;
 use cdp_net::host::{Host, Looking, ReadWhole, read_only};
 use cdp_net::mount::{SessionDevice, ViewDevice};
 use cdp_net::nbd::{self, Address, ListenError, ServeError, Server, ServerOptions, TlsServer, Uri};
-use cdp_net::owner::{Access, Handler, Owner, PinReply, Request};
-use cdp_net::reading::{Reading, Writing, not_answered};
+use cdp_net::owner::{Access, Handler, Owner, Request};
+use cdp_net::reading::{Reading, Writing};
 use cdp_net::restore::{RestoreOptions, restore};
-use cdp_net::verify::verify;
+use cdp_net::verify::{verify, verify_beside_owner};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -190,11 +190,7 @@ impl Engine for Libraries {
         let storage = open_storage(dir)?;
         let mut told = |done, total| progress(Progress { done, total });
         match access {
-            Access::Client(mut client) => {
-                // The owner vouches for what is durable, and keeps it while this connection lives.
-                let pinned: PinReply = client.call(&Request::PinAll).map_err(not_answered)?;
-                Ok(verify(&storage, Some(pinned.at.lsn), &self.key(), &mut told)?)
-            }
+            Access::Client(mut client) => Ok(verify_beside_owner(&storage, &mut client, &self.key(), &mut told)?),
             Access::Owner(owner) => {
                 let _whole = ReadWhole::begin(owner, &storage, &self.key());
                 Ok(verify(&storage, None, &self.key(), &mut told)?)

@@ -29,11 +29,14 @@ pub use view::{Bases, Ground, Renew, ReplicaView, Run, ViewDisk};
 
 use self::base::{Base, BaseError};
 use self::catalogue::{Branch, Catalogue, Role};
-use crate::journal::{Damage, Event, Manifest, PathElement, ReadError, Reader, Snapshot, TimelineRole, TimelineState};
+use crate::journal::{
+    Damage, Event, KeptInfo, Manifest, PathElement, ReadError, Reader, Snapshot, StampedMoment, TimelineRole,
+    TimelineState,
+};
 use crate::media::{MediaError, Storage};
 use crate::trust::Keyring;
 use crate::types::{Lsn, Timeline};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Directory of the trunk's segments inside the replica's.
@@ -81,6 +84,8 @@ pub struct Replica {
     reader: Arc<Reader>,
     bases: Arc<Bases>,
     catalogue: Catalogue,
+    /// Where history begins, and what is kept before, once a merge or a release is named that was decided: none is.
+    decided: Option<(Option<StampedMoment>, Vec<KeptInfo>)>,
     damage: Option<Damage>,
     keys: Arc<Keyring>,
 }
@@ -116,7 +121,7 @@ impl Replica {
         let bases = Arc::new(open_bases(&storage, &manifest, &keys, true)?);
         let mut catalogue = Catalogue::default();
         add_branches(&mut catalogue, &manifest, &snapshot, &reader, safe)?;
-        Ok(Self { storage, manifest, snapshot, reader, bases, catalogue, damage: None, keys })
+        Ok(Self { storage, manifest, snapshot, reader, bases, catalogue, decided: None, damage: None, keys })
     }
 
     /// The same, knowing that a part of the journal is damaged and left out: moments that may have been there are refused.
@@ -166,8 +171,27 @@ impl Replica {
         add_sessions(&mut self.catalogue, &self.manifest);
         let known = |timeline: Timeline| self.manifest.timeline(timeline).is_some();
         self.catalogue.retain(|branch| branch.role != Role::Trunk || known(branch.timeline));
-        self.catalogue.begin_at(self.manifest.oldest().as_ref(), &self.manifest.kept);
+        self.begin();
         Ok(())
+    }
+
+    /// Nothing before `oldest` is given to anybody any more but what is `kept`: it is decided, and the manifest will say so. What it
+    /// says until then, for whatever other reason it was written, brings nothing back.
+    pub fn begin_at(&mut self, oldest: Option<StampedMoment>, kept: Vec<KeptInfo>) {
+        self.decided = Some((oldest, kept));
+        self.begin();
+    }
+
+    fn begin(&mut self) {
+        let (oldest, kept) = (self.manifest.oldest(), &self.manifest.kept);
+        let lsn = |oldest: &Option<StampedMoment>| oldest.map(|oldest| oldest.lsn);
+        let numbers = |kept: &[KeptInfo]| kept.iter().map(|kept| kept.number).collect::<BTreeSet<_>>();
+        let is_said = |(decided, needed): &(Option<StampedMoment>, Vec<KeptInfo>)| {
+            lsn(&oldest) >= lsn(decided) && numbers(kept).is_subset(&numbers(needed))
+        };
+        self.decided = self.decided.take().filter(|decided| !is_said(decided));
+        let (oldest, kept) = self.decided.as_ref().map_or((oldest, kept), |(oldest, kept)| (*oldest, kept));
+        self.catalogue.begin_at(oldest.as_ref(), kept);
     }
 
     /// The files.

@@ -27,7 +27,8 @@ pub use rotate::rotate_key;
 pub use sessions::{OpenedSession, SESSIONS_DIRECTORY, session_directory};
 pub use watch::Watch;
 
-use self::holds::{Hold, Holds};
+pub(crate) use self::holds::Hold;
+use self::holds::Holds;
 use crate::owner::{Connection, Handler, PinReply, Request, Side, reply};
 use crate::report::{DiskChanged, Problem, ProblemClass, Session, State, Status};
 use cdp_core::frame::PointKinds;
@@ -242,7 +243,7 @@ impl Host {
     }
 
     /// The moment that is meant, held for a reader until what this gives is dropped.
-    fn hold(&self, at: &When, side: Option<Side>) -> Result<(Moment, Hold), Problem> {
+    pub(crate) fn hold(&self, at: &When, side: Option<Side>) -> Result<(Moment, Hold), Problem> {
         let planning = self.holds.plan();
         let moment = self.moment(at, side)?;
         let hold = planning.add(&self.holds, moment.lsn);
@@ -359,7 +360,7 @@ impl Handler for Host {
             Request::LetGo { at, nearest } => reply(self.let_go(&at, nearest)?),
             Request::Prune { dry_run } => reply(self.prune(dry_run)?),
             Request::Compact => reply(self.compact()?),
-            Request::Unpin { pin } => reply(connection.release(pin).is_some()),
+            Request::Unpin { pin } => reply(connection.release(pin).is_some_and(|held| holds::was_held(held.as_ref()))),
             Request::Policy { change } => reply(self.change_policy(change)?),
             Request::OpenSession { at, nearest, name } => {
                 let opened = self.open_session(at.as_ref(), nearest, name)?;

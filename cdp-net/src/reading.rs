@@ -1,7 +1,7 @@
 //! Reading a moment of a replica: under the pin of its owner, or as the owner for the time being.
 
 use crate::clock;
-use crate::host::{Host, OpenedSession, document, load_idle, read_only, session_directory};
+use crate::host::{Hold, Host, OpenedSession, document, load_idle, read_only, session_directory};
 use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, PinReply, Request, Side};
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
@@ -19,8 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// What keeps the moment from going away: dropped last.
 enum Keep {
-    /// This process owns the directory, and answers others who ask, where a socket can be made; let go of in this order.
-    Owner { _control: Option<ControlServer>, _session: Option<OpenedSession>, _host: Arc<Host>, _owner: Owner },
+    /// This process owns the directory.
+    Owner { _owning: Owning },
     /// The owner holds a pin, or a session, while this connection lives.
     Client { client: ControlClient },
 }
@@ -34,13 +34,31 @@ impl std::fmt::Debug for Keep {
     }
 }
 
-fn keep(owner: Owner, host: Arc<Host>, session: Option<OpenedSession>) -> Result<Keep, Problem> {
+/// The directory as this process owns it. It answers others who ask, and what they ask for may end what is read here, if it is not
+/// held. Let go of in this order.
+struct Owning {
+    /// None where no socket can be made.
+    _control: Option<ControlServer>,
+    _session: Option<OpenedSession>,
+    _holds: Vec<Hold>,
+    host: Arc<Host>,
+    _owner: Owner,
+}
+
+/// Before the control server waits for what it was asked for.
+impl Drop for Owning {
+    fn drop(&mut self) {
+        self.host.end();
+    }
+}
+
+fn keep(owner: Owner, host: Arc<Host>, session: Option<OpenedSession>, holds: Vec<Hold>) -> Result<Keep, Problem> {
     let start = || ControlServer::start(&owner, Arc::clone(&host) as _);
     // Where nobody can write nobody needs to ask: all who read have the lock.
     let control = (!owner.is_read_only()).then(start).transpose().map_err(|error| {
         Problem::new(ProblemClass::Failed, "control-socket", format!("cannot make the control socket: {error}"))
     })?;
-    Ok(Keep::Owner { _control: control, _session: session, _host: host, _owner: owner })
+    Ok(Keep::Owner { _owning: Owning { _control: control, _session: session, _holds: holds, host, _owner: owner } })
 }
 
 /// A moment that can be read for as long as this lives.
@@ -165,10 +183,10 @@ impl Reading {
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
                 let host = Host::idle(Arc::clone(&storage), key)?;
-                let moment = host.moment(when, side)?;
+                let (moment, hold) = host.hold(when, side)?;
                 let at = document::at(&host.replica(), &moment);
                 let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
-                Ok(Self { replica, moment, at, keep: keep(owner, host, None)? })
+                Ok(Self { replica, moment, at, keep: keep(owner, host, None, vec![hold])? })
             }
         }
     }
@@ -272,10 +290,11 @@ impl ReadingTwo {
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
                 let host = Host::idle(Arc::clone(&storage), key)?;
-                let moments = [host.moment(when[0], side)?, host.moment(when[1], side)?];
+                let ((one, hold_one), (two, hold_two)) = (host.hold(when[0], side)?, host.hold(when[1], side)?);
+                let (moments, holds) = ([one, two], vec![hold_one, hold_two]);
                 let at = [0, 1].map(|which: usize| document::at(&host.replica(), &moments[which]));
                 let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
-                Ok(Self { replica, moments, at, _keep: keep(owner, host, None)? })
+                Ok(Self { replica, moments, at, _keep: keep(owner, host, None, holds)? })
             }
         }
     }
@@ -332,7 +351,7 @@ impl Writing {
                 let opened = host.open_session(at, side, name)?;
                 let replica = load_idle(&storage, key).map_err(|error| document::unreadable(&error))?;
                 let report = opened.report.clone();
-                (replica, report, keep(owner, host, Some(opened))?)
+                (replica, report, keep(owner, host, Some(opened), Vec::new())?)
             }
         };
         let timeline = timeline_named(&replica, report.timeline)?;

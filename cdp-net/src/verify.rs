@@ -3,7 +3,9 @@
 mod sessions;
 
 use crate::host::{SESSIONS_DIRECTORY, document};
-use crate::report::{Problem, Range, RangeKind};
+use crate::owner::{ControlClient, PinReply, Request};
+use crate::reading::not_answered;
+use crate::report::{Problem, ProblemClass, Range, RangeKind};
 use cdp_core::journal::{
     BaseInfo, Damage as Unopened, Finding, KeptInfo, Looked, ReadError, Reader, look_through, look_with, read_manifest,
     run_name,
@@ -20,6 +22,9 @@ use std::sync::Arc;
 
 /// Bytes of one read of a base.
 const PIECE: u64 = 1 << 20;
+
+/// How often everything is read beside an owner who cannot leave it alone for so long.
+const READS_MAX: usize = 3;
 
 /// Something stored that is not what was stored.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -57,6 +62,42 @@ pub struct Verified {
 struct Lost {
     timeline: Timeline,
     from: Lsn,
+}
+
+/// Reads and checks everything beside the owner of the replica, who leaves it alone meanwhile if he can. Where he could not, and
+/// something does not verify, it is read again: it may have been changed or removed while it was read.
+///
+/// # Errors
+/// When it cannot be read at all, or could not be read in peace.
+pub fn verify_beside_owner(
+    storage: &Arc<dyn Storage>,
+    client: &mut ControlClient,
+    key: &KeyHolder,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Verified, Problem> {
+    let mut doubt = String::new();
+    for _ in 0..READS_MAX {
+        // The owner vouches for what is durable, and keeps it while this connection lives.
+        let PinReply { pin, at } = client.call(&Request::PinAll).map_err(not_answered)?;
+        let verified = verify(storage, Some(at.lsn), key, progress);
+        let held: bool = client.call(&Request::Unpin { pin }).map_err(not_answered)?;
+        match verified {
+            verified if held => return verified,
+            // What verifies is what was stored, whatever was done meanwhile.
+            Ok(verified) if verified.ok => return Ok(verified),
+            Ok(Verified { damage, .. }) => {
+                let first = damage.first().map(|first| format!("{}: {}", first.file.display(), first.what));
+                doubt = format!("{} such places, the first in {}", damage.len(), first.unwrap_or_default());
+            }
+            Err(problem) => doubt = problem.message,
+        }
+    }
+    let message = format!(
+        "the owner had to go on merging each of the {READS_MAX} times that this read everything, so that its journal stays within its \
+         bound and room: what does not verify may be damage, or was changed meanwhile ({doubt})"
+    );
+    let hint = "verify when less is written, with a larger bound or more room, or while nobody protects";
+    Err(Problem::new(ProblemClass::Refused, "not-verified", message).hint(hint))
 }
 
 /// Reads and checks everything that was written up to `safe` (everything, where nobody owns the replica). `progress` is told

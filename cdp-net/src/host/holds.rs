@@ -3,7 +3,8 @@
 use super::lock;
 use cdp_core::replica::retention::Held;
 use cdp_core::types::Lsn;
-use std::collections::BTreeMap;
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 /// The moments that readers hold now.
@@ -19,7 +20,15 @@ struct State {
     next: u64,
     /// By a number that is never used again.
     readers: BTreeMap<u64, Lsn>,
-    pauses: u32,
+    /// By numbers of the same row.
+    pauses: BTreeSet<u64>,
+}
+
+impl State {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
 }
 
 /// The moments that readers hold, for as long as nobody may add one: what is decided meanwhile holds for the next one.
@@ -33,8 +42,7 @@ impl Planning<'_> {
 
     /// Adds one.
     pub(super) fn add(mut self, holds: &Arc<Holds>, lsn: Lsn) -> Hold {
-        self.0.next += 1;
-        let number = self.0.next;
+        let number = self.0.number();
         self.0.readers.insert(number, lsn);
         Hold { holds: Arc::clone(holds), number }
     }
@@ -53,14 +61,25 @@ impl Drop for Hold {
     }
 }
 
-/// Nothing is merged until this is dropped.
+/// Nothing is merged until this is dropped, or given up.
 #[derive(Debug)]
-pub(crate) struct Pause(Arc<Holds>);
+pub(crate) struct Pause {
+    holds: Arc<Holds>,
+    number: u64,
+}
 
 impl Drop for Pause {
     fn drop(&mut self) {
-        lock(&self.0.state).pauses -= 1;
+        lock(&self.holds.state).pauses.remove(&self.number);
     }
+}
+
+/// Whether what a connection held was held to the end: retention gives up what keeps it from its work.
+pub(super) fn was_held(guard: &(dyn Any + Send)) -> bool {
+    if let Some(Hold { holds, number }) = guard.downcast_ref() {
+        return lock(&holds.state).readers.contains_key(number);
+    }
+    guard.downcast_ref::<Pause>().is_none_or(|Pause { holds, number }| lock(&holds.state).pauses.contains(number))
 }
 
 impl Holds {
@@ -80,15 +99,25 @@ impl Holds {
     /// How many hold something.
     pub(super) fn readers(&self) -> u32 {
         let state = lock(&self.state);
-        u32::try_from(state.readers.len()).unwrap_or(u32::MAX).saturating_add(state.pauses)
+        u32::try_from(state.readers.len() + state.pauses.len()).unwrap_or(u32::MAX)
     }
 
     /// Stops merging when the piece is done that is under way.
     pub(super) fn pause(self: &Arc<Self>) -> Pause {
-        lock(&self.state).pauses += 1;
-        let pause = Pause(Arc::clone(self));
+        let number = {
+            let mut state = lock(&self.state);
+            let number = state.number();
+            state.pauses.insert(number);
+            number
+        };
+        let pause = Pause { holds: Arc::clone(self), number };
         drop(lock(&self.changing));
         pause
+    }
+
+    /// Gives up every pause: who reads everything is told so when he lets go of it.
+    pub(super) fn give_up_pauses(&self) {
+        lock(&self.state).pauses.clear();
     }
 
     /// For the next piece of a merge; none while there is a pause.
@@ -98,6 +127,6 @@ impl Holds {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        (lock(&self.state).pauses == 0).then_some(guard)
+        lock(&self.state).pauses.is_empty().then_some(guard)
     }
 }

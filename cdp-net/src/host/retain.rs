@@ -21,7 +21,7 @@ use cdp_core::replica::retention::{self, Held};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, is_unseeded, merge_limit, remove_bases};
 use cdp_core::types::{Lsn, Timeline};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::time::{Duration, Instant};
 
 /// Bytes that are merged in one piece, about: between two syncs of what is kept.
@@ -98,11 +98,18 @@ fn failed(error: &MergeError) -> Problem {
 }
 
 impl Host {
-    /// Merges what is due; whether it came to the end.
+    /// Merges what is due; whether it came to the end. Who watches over a protection waits neither for who merges already nor for who
+    /// reads everything: he has other things to do, and comes again.
     pub(super) fn retain(&self, scope: Scope, pace: Pace<'_>) -> Result<bool, Problem> {
-        let _working = lock(&self.retained.working);
+        let _working = match self.retained.working.try_lock() {
+            Ok(working) => working,
+            Err(TryLockError::WouldBlock) if scope != Scope::AtOnce => return Ok(false),
+            Err(_) => lock(&self.retained.working),
+        };
         self.catch_up()?;
-        self.release()?;
+        if !self.release(scope, pace)? {
+            return Ok(false);
+        }
         while let Some(plan) = self.next_merge(scope)? {
             if !pace(Duration::ZERO) {
                 return Ok(false);
@@ -115,18 +122,21 @@ impl Host {
             }
             let before = self.before(&plan);
             let relieving = self.retained.relief.begin();
-            match self.merge(&plan, &relieving, pace) {
+            let merged = self.merge(&plan, &relieving, scope, pace);
+            drop(relieving);
+            match merged {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
                 // Readers do not keep retention, and so the guest's writes, from having room.
-                Err(problem) if problem.code == "no-space" && self.give_up(0) => {}
+                Err(problem) if problem.code == "no-space" && self.give_up(0, scope, pace) => {}
                 Err(problem) => return Err(problem),
             }
-            drop(relieving);
-            while self.give_up(self.for_readers_max()) {}
+            while self.give_up(self.for_readers_max(), scope, pace) {}
             let cut = plan.reason.filter(|reason| *reason != Reason::Window);
             *lock(&self.retained.cut_at) = cut.map(|reason| (plan.to.lsn, reason));
-            self.release()?;
+            if !self.release(scope, pace)? {
+                return Ok(false);
+            }
             if let Some(before) = before {
                 self.weigh_up(&before);
             }
@@ -245,13 +255,23 @@ impl Host {
             return false;
         }
         let kept: Vec<_> = replica.manifest().kept.iter().chain(&plan.keep).cloned().collect();
-        replica.catalogue_mut().begin_at(Some(&plan.to), &kept);
+        replica.begin_at(Some(plan.to), kept);
         true
     }
 
     /// One merge; whether it came to its end.
-    fn merge(&self, plan: &Plan, relieving: &Relieving<'_>, pace: Pace<'_>) -> Result<bool, Problem> {
+    fn merge(&self, plan: &Plan, relieving: &Relieving<'_>, scope: Scope, pace: Pace<'_>) -> Result<bool, Problem> {
         let storage = self.storage();
+        let changing = || {
+            self.holds.change().or_else(|| {
+                relieving.goes_on(false);
+                self.changing(scope, pace)
+            })
+        };
+        // Nothing is opened for who cannot go on.
+        if plan.begun && changing().is_none() {
+            return Ok(false);
+        }
         if !plan.begun {
             let (to, keep) = (plan.to, plan.keep.clone());
             let point = retention::point_at(self.replica().catalogue(), &to);
@@ -262,16 +282,8 @@ impl Host {
         }
         let mut merge = self.open_merge(&storage, plan.to)?;
         loop {
+            let Some(changing) = changing() else { return Ok(false) };
             let begun = Instant::now();
-            let Some(changing) = self.holds.change() else {
-                relieving.goes_on(false);
-                // Also who is in a hurry waits here, and does not spin.
-                std::thread::sleep(PAUSE_LOOK);
-                if !pace(Duration::ZERO) {
-                    return Ok(false);
-                }
-                continue;
-            };
             relieving.goes_on(true);
             let piece = self.room_for_piece(PIECE)?;
             if !merge.step(clock::now(), piece).map_err(|error| failed(&error))? {
@@ -280,6 +292,26 @@ impl Host {
             drop(changing);
             if !pace(begun.elapsed()) {
                 return Ok(false);
+            }
+        }
+    }
+
+    /// Keeps out who reads everything, or waits until he is through; none where it is not to go on now.
+    fn changing(&self, scope: Scope, pace: Pace<'_>) -> Option<MutexGuard<'_, ()>> {
+        loop {
+            if let Some(changing) = self.holds.change() {
+                return Some(changing);
+            }
+            // Who reads everything keeps neither the journal from its bound nor the guest's writes from having room.
+            if self.live().is_some() && self.is_urgent() {
+                self.holds.give_up_pauses();
+            } else if scope != Scope::AtOnce {
+                return None;
+            }
+            // Also who is in a hurry waits here, and does not spin.
+            std::thread::sleep(PAUSE_LOOK);
+            if !pace(Duration::ZERO) {
+                return None;
             }
         }
     }
@@ -313,7 +345,7 @@ impl Host {
     }
 
     /// Gives up the oldest moment that only readers hold, if what is kept for readers takes more than this; whether it did.
-    fn give_up(&self, bytes_max: u64) -> bool {
+    fn give_up(&self, bytes_max: u64, scope: Scope, pace: Pace<'_>) -> bool {
         let (kept, durably) = {
             let replica = self.replica();
             (replica.manifest().kept.clone(), retention::held(replica.manifest()))
@@ -323,7 +355,7 @@ impl Host {
         let count = for_readers.count();
         let numbers: Vec<_> = kept.iter().map(|kept| kept.number).collect();
         let bytes: u64 = self.retained.weigh(self.storage().as_ref(), &numbers).iter().take(count).sum();
-        bytes > bytes_max && self.holds.give_up_oldest(&durably) && self.release().is_ok()
+        bytes > bytes_max && self.holds.give_up_oldest(&durably) && matches!(self.release(scope, pace), Ok(true))
     }
 
     /// What may be kept for readers alone, in bytes.
@@ -334,20 +366,28 @@ impl Host {
         }
     }
 
-    /// Lets go of kept moments that nothing holds.
-    fn release(&self) -> Result<(), Problem> {
+    /// Lets go of kept moments that nothing holds; whether it came to that.
+    fn release(&self, scope: Scope, pace: Pace<'_>) -> Result<bool, Problem> {
+        let is_free = |replica: &Replica, held: &Held| {
+            replica.manifest().kept.first().is_some_and(|kept| !held.contains(&kept.moment.lsn))
+        };
+        let held = self.held_now();
+        if !is_free(&self.replica(), &held) {
+            return Ok(true);
+        }
+        // Who reads everything reads what is kept too, and the bases of disks that only that still has.
+        let Some(_changing) = self.changing(scope, pace) else { return Ok(false) };
         let held = {
             let planning = self.holds.plan();
             let mut replica = self.replica_mut();
             let held = Self::held(&replica, planning.held());
-            let free = replica.manifest().kept.first().is_some_and(|kept| !held.contains(&kept.moment.lsn));
-            if !free {
-                return Ok(());
+            if !is_free(&replica, &held) {
+                return Ok(true);
             }
             // From here on nobody is given one of them.
             let needed = replica.manifest().kept.iter().skip_while(|kept| !held.contains(&kept.moment.lsn));
             let (needed, oldest): (Vec<_>, _) = (needed.cloned().collect(), replica.manifest().oldest());
-            replica.catalogue_mut().begin_at(oldest.as_ref(), &needed);
+            replica.begin_at(oldest, needed);
             held
         };
         let numbers = Arc::new(Mutex::new(Vec::new()));
@@ -365,7 +405,7 @@ impl Host {
             let _ = kept::remove(storage.as_ref(), number);
         }
         self.remove_bases();
-        Ok(())
+        Ok(true)
     }
 
     /// Removes the files of disks that no moment has any more.

@@ -278,7 +278,7 @@ impl Host {
     }
 
     /// Whether merging waits for nothing: the journal is above its bound or soon will be, or there is hardly any room.
-    fn is_urgent(&self) -> bool {
+    pub(super) fn is_urgent(&self) -> bool {
         let growth = self.live().map_or(0, |live| live.stored_bytes_per_s());
         let above = {
             let replica = self.replica();

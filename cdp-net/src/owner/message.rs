@@ -107,7 +107,8 @@ pub enum Request {
         #[serde(default)]
         nearest: Option<Side>,
     },
-    /// Keeps everything there is, for a reader of the whole replica (`verify`): a [`PinReply`] of the latest moment.
+    /// Keeps everything there is, for a reader of the whole replica (`verify`): a [`PinReply`] of the latest moment. Given up where the
+    /// journal is at its bound or there is hardly any room: who lets go of it ([`Request::Unpin`]) is told.
     PinAll,
     /// Pins a moment durably: nothing drops it until it is let go. Its [`At`] is the answer.
     Keep {
@@ -138,7 +139,7 @@ pub enum Request {
     },
     /// Merges everything that waits to be merged: a [`crate::report::Pruned`].
     Compact,
-    /// Releases a pin of this connection.
+    /// Releases a pin of this connection: whether it was held until now. Retention gives up what would keep it from its work.
     Unpin {
         /// The number that [`PinReply`] gave.
         pin: u64,

@@ -16,6 +16,7 @@ mod nbd_clients;
 mod overlap;
 mod protect;
 mod prune;
+mod readers;
 mod restoring;
 mod rotating;
 mod seeding;

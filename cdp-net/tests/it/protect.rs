@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const DISK: usize = 24 << 20;
+pub(crate) const DISK: usize = 24 << 20;
 
 pub(crate) struct Place {
     pub(crate) directory: tempfile::TempDir,
