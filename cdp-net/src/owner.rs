@@ -3,7 +3,8 @@
 //! [`Owner::acquire`] takes the lock, [`ControlServer`] lets the owner answer on `control.sock`, [`ControlClient`] asks, and
 //! [`Access::open`] is what a command uses that works either way. The lock is the kernel's (`flock`): a killed owner leaves
 //! it free by construction, and the text inside `LOCK` is only for people and error messages. A resource that a reader
-//! needs ([`Connection::hold`]) lives as long as its connection, so a killed reader leaves nothing behind either.
+//! needs ([`Connection::hold`]) lives as long as its connection, so a killed reader leaves nothing behind either. On media that
+//! are mounted read-only nobody changes anything, and all who read share the lock ([`Owner::acquire_to_read`]).
 //!
 //! The conversation is one JSON document a line. The client greets with its version, the owner answers with the version
 //! that both speak; then each request `{"id", "op", ...}` gets exactly one answer, `{"id", "ok"}` or `{"id", "error"}`.

@@ -402,6 +402,7 @@ impl ActiveIndex {
             run = Arc::new(IndexRun::merge(&std::mem::take(&mut self.levels[level])));
         }
     }
+
     /// All runs, in order.
     pub(super) fn runs(&self) -> Vec<Arc<IndexRun>> {
         self.levels.iter().rev().flatten().cloned().collect()

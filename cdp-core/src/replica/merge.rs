@@ -244,7 +244,12 @@ impl Work {
         let (image, sidecar) = base::file_names(disk);
         let (image, sidecar) = (storage.open(&image, true)?, storage.open(&sidecar, true)?);
         let size = size.max(base.size());
-        if image.len()? < size.next_multiple_of(BLOCK) {
+        let (end, length) = (base.size().next_multiple_of(BLOCK), image.len()?);
+        // An earlier try may have reached further, for a disk that then did not grow: what is new of a base is zeros.
+        if length > end {
+            image.set_len(end)?;
+        }
+        if size.next_multiple_of(BLOCK) != end {
             image.set_len(size.next_multiple_of(BLOCK))?;
         }
         let mut digests = base.digests().to_vec();

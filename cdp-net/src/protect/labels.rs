@@ -44,3 +44,42 @@ impl Labels {
         Ok(lsn)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdp_core::journal::{Manifest, create};
+    use cdp_core::media::{Memory, Storage};
+    use cdp_core::trust::KeyHolder;
+    use cdp_core::types::{GroupId, ReplicaId};
+    use std::sync::Arc;
+
+    /// Nothing becomes durable here.
+    #[test]
+    fn a_label_stays_taken_until_it_is_known_what_became_of_its_mark() {
+        let storage: Arc<dyn Storage> = Arc::new(Memory::new());
+        let (replica, group) = (ReplicaId::new([1; 16]).unwrap(), GroupId::new([2; 16]).unwrap());
+        create(storage.as_ref(), Manifest::new(replica, group, "group")).unwrap();
+        let host = Host::idle(storage, &KeyHolder::default()).unwrap();
+        let labels = Labels::default();
+        let mut lsn = 0;
+        let mut take = |label: &str| {
+            labels.take(label, &host, || {
+                lsn += 1;
+                Ok(Lsn(lsn))
+            })
+        };
+        assert_eq!((take("one"), take("two")), (Ok(Lsn(1)), Ok(Lsn(2))));
+        // Whoever was told that it is not durable yet asks again.
+        assert_eq!(take("one").unwrap_err().code, "label-taken");
+        assert_eq!((take(""), take("")), (Ok(Lsn(3)), Ok(Lsn(4))), "points without a label have none to share");
+        for number in 2..UNDER_WAY_MAX {
+            take(&number.to_string()).unwrap();
+        }
+        assert_eq!(take("one more").unwrap_err().code, "busy");
+        let labels = Labels::default();
+        let refused = || Err(Problem::new(ProblemClass::Refused, "not-marked", "no"));
+        assert_eq!(labels.take("three", &host, refused).unwrap_err().code, "not-marked");
+        assert_eq!(labels.take("three", &host, || Ok(Lsn(9))), Ok(Lsn(9)), "what was not made has taken nothing");
+    }
+}
