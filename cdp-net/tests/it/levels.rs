@@ -2,7 +2,7 @@
 
 use super::protect::{Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
-use cdp_core::journal::{read_manifest, segment_name};
+use cdp_core::journal::{Manifest, read_manifest, segment_name};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
@@ -66,12 +66,21 @@ fn runs_are_made_beside_the_guest_and_survive_a_stop_and_their_loss() {
     assert!(found.ok, "{:?}", found.damage);
     // One is lost: it is told, costs nothing, and is made again.
     let files = index_files(&place);
+    let in_runs = |manifest: &Manifest| -> Vec<u64> {
+        let of_run =
+            |number: &u64| manifest.runs.iter().any(|run| (run.first_segment..=run.last_segment).contains(number));
+        manifest.segments.iter().map(|segment| segment.number).filter(of_run).collect()
+    };
+    let before = in_runs(&read_manifest(storage.as_ref()).unwrap());
     std::fs::write(&files[0], b"something else").unwrap();
     let found = verify(&storage, None, &KeyHolder::default(), &mut |_, _| {}).unwrap();
     assert!(!found.ok && found.damage.iter().all(|damage| damage.file == files[0] && damage.lost.is_empty()));
     assert!(restored(&place.load(), &When::Label(label("early")), "disk") == early);
     let protector = start(&place);
-    wait_for("the run to be made again", || runs(&protector) >= files.len() && !files[0].exists());
+    wait_for("the run to be made again", || {
+        let now = in_runs(protector.host().replica().manifest());
+        before.iter().all(|number| now.contains(number)) && !files[0].exists()
+    });
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
     assert!(verify(&storage, None, &KeyHolder::default(), &mut |_, _| {}).unwrap().ok);
     assert!(restored(&place.load(), &When::Latest, "disk") == model);
@@ -83,7 +92,8 @@ fn a_segment_that_cannot_be_merged_is_told_of_once_and_left_out() {
     let place = Place::new();
     let mut model = place.make_source("disk", 32);
     let protector = start(&place);
-    load(&protector, &mut model, 4, 1);
+    // Fewer segments than are merged into a run.
+    load(&protector, &mut model, 3, 1);
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
     let storage: Arc<dyn Storage> = Arc::new(Disk::open(place.replica()).unwrap());
     let manifest = read_manifest(storage.as_ref()).unwrap();
