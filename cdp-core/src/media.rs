@@ -223,6 +223,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `ReadOnly`, `NoSpace`, `Io`.
     fn sub(&self, name: &str) -> Result<Arc<dyn Storage>>;
 
+    /// The same for who only looks: nothing is made, and where there is no such directory no file of it is found.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn look_in(&self, name: &str) -> Result<Arc<dyn Storage>>;
+
     /// The path as people know it, for messages.
     fn path(&self) -> String;
 }

@@ -22,7 +22,7 @@ pub mod session;
 pub mod sidecar;
 mod view;
 
-pub use disks::{DiskAt, is_unseeded, merge_limit, remove_bases};
+pub use disks::{DiskAt, is_unseeded, merge_limit, remove_bases, remove_bases_but};
 pub use files::{BASE_DIRECTORY, BaseFile};
 pub use resolve::{NotRestorable, ResolveError};
 pub use view::{Bases, Ground, Renew, ReplicaView, Run, ViewDisk};

@@ -283,7 +283,7 @@ fn check_kept(storage: &Arc<dyn Storage>, info: &KeptInfo, key: &KeyHolder, byte
     };
     let damage =
         |file: PathBuf, offset, length, what| Damage { file, offset, length, what, lost: vec![moment.clone()] };
-    let store = storage.sub(&kept::directory(info.number));
+    let store = storage.look_in(&kept::directory(info.number));
     let looked = store.map_err(Into::into).and_then(|store| Ok((look_through(store.as_ref(), "", None, key)?, store)));
     let (looked, store) = match looked {
         Ok(found) => found,

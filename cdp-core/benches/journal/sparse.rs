@@ -63,6 +63,9 @@ impl Storage for Sparse {
     fn sub(&self, name: &str) -> Result<Arc<dyn Storage>> {
         self.inner.sub(name)
     }
+    fn look_in(&self, name: &str) -> Result<Arc<dyn Storage>> {
+        self.inner.look_in(name)
+    }
     fn path(&self) -> String {
         self.inner.path()
     }

@@ -186,6 +186,10 @@ impl Storage for Disk {
 
     fn sub(&self, name: &str) -> Result<Arc<dyn Storage>> {
         self.make_directories(name)?;
+        self.look_in(name)
+    }
+
+    fn look_in(&self, name: &str) -> Result<Arc<dyn Storage>> {
         Ok(Arc::new(Self { root: self.full(name, Operation::Open)? }))
     }
 

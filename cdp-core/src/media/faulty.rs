@@ -149,6 +149,9 @@ impl Storage for Faulty {
     fn sub(&self, name: &str) -> Result<Arc<dyn Storage>> {
         Ok(Arc::new(Self { inner: self.inner.sub(name)?, faults: self.faults.clone() }))
     }
+    fn look_in(&self, name: &str) -> Result<Arc<dyn Storage>> {
+        Ok(Arc::new(Self { inner: self.inner.look_in(name)?, faults: self.faults.clone() }))
+    }
     fn path(&self) -> String {
         self.inner.path()
     }

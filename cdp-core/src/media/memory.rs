@@ -110,6 +110,10 @@ impl Storage for Memory {
     }
 
     fn sub(&self, name: &str) -> Result<Arc<dyn Storage>> {
+        self.look_in(name)
+    }
+
+    fn look_in(&self, name: &str) -> Result<Arc<dyn Storage>> {
         Ok(Arc::new(Self { prefix: self.full(name, Operation::Open)?, ..self.clone() }))
     }
 

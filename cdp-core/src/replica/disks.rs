@@ -128,14 +128,45 @@ pub(super) fn expired(manifest: &Manifest) -> Vec<DiskId> {
 /// # Errors
 /// When the media fail.
 pub fn remove_bases(storage: &dyn Storage, manifest: &Manifest) -> Result<(), MediaError> {
+    remove_bases_but(storage, |disk| manifest.disk(disk).is_some())
+}
+
+/// The same beside who changes the manifest. It is asked only when the files have been listed: those of a disk that joins are made
+/// when the manifest has it, and no disk gets the number of another.
+///
+/// # Errors
+/// When the media fail.
+pub fn remove_bases_but(storage: &dyn Storage, is_named: impl Fn(DiskId) -> bool) -> Result<(), MediaError> {
     let names = match storage.list(BASE_DIRECTORY) {
         Err(error) if error.is_not_found() => return Ok(()),
         names => names?,
     };
     for file in names.iter().filter_map(|name| BaseFile::of(name)) {
-        if file.disk().is_some_and(|id| manifest.disk(id).is_none()) {
+        if file.disk().is_some_and(|id| !is_named(id)) {
             storage.remove(&file.path())?;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::Memory;
+
+    #[test]
+    fn the_files_of_a_disk_that_joins_meanwhile_stay() {
+        let storage = Memory::new();
+        let [gone, joins] = [1, 2].map(|number| DiskId::new(number).unwrap());
+        storage.create(&BaseFile::Image(gone).path()).unwrap();
+        let is_named = |disk: DiskId| {
+            // Somebody makes it while others are removed, and this has not heard of it.
+            let _ = storage.create(&BaseFile::Image(joins).path());
+            assert_eq!(disk, gone, "it was there when files were listed");
+            false
+        };
+        remove_bases_but(&storage, is_named).unwrap();
+        assert!(storage.length(&BaseFile::Image(gone).path()).is_err());
+        assert!(storage.length(&BaseFile::Image(joins).path()).is_ok());
+    }
 }

@@ -112,7 +112,7 @@ pub fn path(
 ) -> Result<Vec<PathElement>, ReplicaError> {
     let (mut path, holder) = (Vec::new(), keys.of_stores());
     for info in kept.iter().rev().take_while(|info| info.number >= number) {
-        let store = storage.sub(&directory(info.number))?;
+        let store = storage.look_in(&directory(info.number))?;
         // The newest may have been written to when the power went: what is torn there is still whole in the base.
         let looked = look_through(store.as_ref(), "", None, &holder)?;
         if let Some(damage) = looked.damage {

@@ -426,6 +426,10 @@ impl Storage for SimDisk {
     }
 
     fn sub(&self, name: &str) -> Result<Arc<dyn Storage>> {
+        self.look_in(name)
+    }
+
+    fn look_in(&self, name: &str) -> Result<Arc<dyn Storage>> {
         Ok(Arc::new(Self { state: Arc::clone(&self.state), prefix: self.full(name) }))
     }
 

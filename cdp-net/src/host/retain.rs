@@ -18,7 +18,7 @@ use cdp_core::policy::room::{Shorten, Trial};
 use cdp_core::replica::kept::{self, Space};
 use cdp_core::replica::merge::{self, Merge, MergeError};
 use cdp_core::replica::retention::{self, Held};
-use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, is_unseeded, merge_limit, remove_bases};
+use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, is_unseeded, merge_limit, remove_bases_but};
 use cdp_core::types::{Lsn, Timeline};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
@@ -410,10 +410,10 @@ impl Host {
 
     /// Removes the files of disks that no moment has any more.
     fn remove_bases(&self) {
-        // Under the lock: the files of a disk that joins are made when the manifest here has it.
-        let replica = self.replica();
+        // A whole image goes at once, which takes its time: whoever writes the journal needs the lock meanwhile.
+        let is_named = |disk| self.replica().manifest().disk(disk).is_some();
         // What cannot be removed now is found by the next owner.
-        let _ = remove_bases(replica.storage().as_ref(), replica.manifest());
+        let _ = remove_bases_but(self.storage().as_ref(), is_named);
     }
 }
 

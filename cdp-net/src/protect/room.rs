@@ -137,6 +137,10 @@ impl Storage for Patient {
         let inner = self.inner.sub(name)?;
         Ok(Arc::new(Self { inner, waiting: self.waiting.clone() }))
     }
+    fn look_in(&self, name: &str) -> Result<Arc<dyn Storage>> {
+        let inner = self.inner.look_in(name)?;
+        Ok(Arc::new(Self { inner, waiting: self.waiting.clone() }))
+    }
     fn path(&self) -> String {
         self.inner.path()
     }

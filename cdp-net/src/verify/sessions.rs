@@ -59,7 +59,7 @@ fn use_of(storage: &dyn Storage, directory: &str) -> Use {
 fn open(storage: &dyn Storage, directory: &str) -> Result<Option<Arc<dyn Storage>>, OpenError> {
     let names = storage.list(SESSIONS_DIRECTORY)?;
     let is_it = |name: &String| format!("{SESSIONS_DIRECTORY}/{name}") == directory;
-    Ok(if names.iter().any(is_it) { Some(storage.sub(directory)?) } else { None })
+    Ok(if names.iter().any(is_it) { Some(storage.look_in(directory)?) } else { None })
 }
 
 fn check_store(

@@ -159,6 +159,10 @@ fn what_is_let_go_of_stays_until_who_reads_everything_is_through() {
     drop(everything);
     pruning.join().unwrap().unwrap();
     assert!(kept().is_empty());
+    // Who looks for it where it was makes nothing there.
+    let Moment { timeline, lsn, .. } = before.resolve(&named("seen")).unwrap();
+    assert!(before.ground(timeline, lsn).is_err());
+    assert!(kept().is_empty(), "a look has made a directory");
     drop(reading);
 }
 

@@ -128,6 +128,9 @@ impl Storage for Watched {
     fn sub(&self, name: &str) -> Result<Arc<dyn Storage>> {
         self.inner.sub(name)
     }
+    fn look_in(&self, name: &str) -> Result<Arc<dyn Storage>> {
+        self.inner.look_in(name)
+    }
     fn path(&self) -> String {
         self.inner.path()
     }
