@@ -141,8 +141,7 @@ pub struct Base {
     digests: Vec<PageDigest>,
     pages: Vec<Mutex<Option<Arc<Page>>>>,
     /// Blocks that a merge writes only parts of, by number. Bound: at most two for each record that is merged, since all between its
-    /// ends is whole, and no more than the blocks of the disk. So many are kept until the merge is through, about 64 bytes each where
-    /// the base is not sealed at rest, else 128.
+    /// ends is whole, and no more than the blocks of the disk. They are kept until the merge is through, in about 128 bytes each.
     torn: RwLock<BTreeMap<u64, Torn>>,
     disk: DiskId,
     keys: Arc<Keyring>,

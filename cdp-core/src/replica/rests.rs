@@ -2,7 +2,7 @@
 //! old, new or torn.
 //!
 //! A record is made durable before its block is touched. Only whole records of the merge that the manifest names count, and they follow
-//! each other; what an earlier try of the same merge wrote stays true.
+//! each other; what an earlier try of the same merge wrote stays true. Bound: at most two for each record that is merged, and each try.
 
 use super::base::{BlockCopy, Rest};
 use super::files::{BASE_DIRECTORY, RESTS};
