@@ -53,7 +53,7 @@ fn torn_blocks_stay_readable(at_rest: &AtRest) {
     let mut bases = Bases::default();
     let base = Base::open_with(storage.as_ref(), replica, disk(1), old, Arc::clone(&rig.keys)).unwrap();
     bases.insert(disk(1), Arc::new(base));
-    let bases = Arc::new(bases);
+    let bases = Arc::new(bases.changed_by(info));
     let path = path(&rig.reader(), &rig.writer.snapshot(), &[(timeline(1), merged)]);
     let now = Now { wall: WallTime(1), mono: MonoTime(1) };
     let merge = || Merge::begin(&storage, rig.writer.manifest(), info, &path, &bases, None).unwrap();
