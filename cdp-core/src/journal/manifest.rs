@@ -240,9 +240,13 @@ pub fn is_journal_file(name: &str) -> bool {
 }
 
 fn number(digits: &str) -> Option<u64> {
-    let is_digit = |digit: u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit);
-    let whole = digits.len() == 16 && digits.bytes().all(is_digit);
-    whole.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let number = |number: u64, byte| Some(number << 4 | u64::from(digit(byte)?));
+    digits.bytes().try_fold(0, number).filter(|_| digits.len() == 16)
 }
 
 /// Which LSNs stay restorable.

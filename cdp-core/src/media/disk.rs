@@ -170,9 +170,10 @@ impl Storage for Disk {
         };
         let mut names = Vec::new();
         for entry in fs::Dir::read_from(fd).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy();
             if name != "." && name != ".." {
-                names.push(name);
+                names.push(name.into_owned());
             }
         }
         names.sort_unstable();

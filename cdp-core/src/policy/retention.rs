@@ -152,10 +152,16 @@ pub fn segment_bytes(policy: &Policy, usual: u64) -> u64 {
     usual.min(part(policy.max_bytes, SLACK)).min(part(policy.quota, QUOTA_SEGMENTS))
 }
 
-/// How old the oldest moment is, in milliseconds, as far as it is known.
+/// How old the oldest moment is at least when so much has elapsed, in milliseconds: where nothing was merged yet, as old as the replica.
 #[must_use]
-pub fn age_ms(past: &Retention) -> u64 {
-    past.arrivals.first().map_or(0, |first| past.elapsed_ms.saturating_sub(first.elapsed_ms))
+pub fn age_ms(past: &Retention, elapsed_ms: u64) -> u64 {
+    let merged = past.oldest.is_some();
+    let since = past.arrivals.first().filter(|_| merged).map(|first| first.elapsed_ms);
+    match since {
+        Some(since) => elapsed_ms.saturating_sub(since),
+        None if merged => 0,
+        None => elapsed_ms,
+    }
 }
 
 #[cfg(test)]
@@ -221,6 +227,17 @@ mod tests {
         assert_eq!((at_rate(1190, 50, 70), at_rate(1190, 50, 71)), (None, bytes(200)), "1050, and 142 by then");
         assert_eq!(at_rate(1200, 50, 1 << 40), None, "no further ahead than 150");
         assert_eq!(at_rate(0, 50, 1 << 40), None);
+    }
+
+    #[test]
+    fn history_is_as_old_as_the_replica_until_something_is_merged() {
+        let young = Retention { arrivals: Vec::new(), ..past(500, 0) };
+        assert_eq!((age_ms(&young, 700), age_ms(&past(500, 0), 700)), (700, 700));
+        let mut merged = past(500, 20);
+        merged.arrivals.retain(|arrival| arrival.lsn > Lsn(20));
+        assert_eq!(age_ms(&merged, 700), 400, "since the first arrival behind it");
+        merged.arrivals.clear();
+        assert_eq!(age_ms(&merged, 700), 0);
     }
 
     #[test]

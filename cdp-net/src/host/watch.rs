@@ -296,7 +296,7 @@ impl Host {
     pub fn history(&self) -> History {
         // Before the lock of the replica: what is held now is asked for too.
         let room = self.room();
-        let problem = self.trouble(room.as_ref());
+        let (problem, elapsed_ms) = (self.trouble(room.as_ref()), self.elapsed_ms());
         let replica = self.replica();
         let manifest = replica.manifest();
         let (policy, past) = (&manifest.policy, &manifest.retention);
@@ -320,7 +320,7 @@ impl Host {
         });
         History {
             window_ms: policy.window_ms,
-            kept_ms: policy::age_ms(past),
+            kept_ms: policy::age_ms(past, elapsed_ms),
             forecast_ms,
             limit,
             room_bytes: near.map(|room| room.free),

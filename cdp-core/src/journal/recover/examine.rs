@@ -50,8 +50,11 @@ impl Listed {
         if depth == Depth::Bodies {
             return Ok(Self(None));
         }
+        let names = storage.list(directory)?;
+        let mut numbers = Vec::with_capacity(names.len());
         // Names sort as their numbers do.
-        Ok(Self(Some(storage.list(directory)?.iter().filter_map(|name| segment_number(name)).collect())))
+        numbers.extend(names.iter().filter_map(|name| segment_number(name)));
+        Ok(Self(Some(numbers)))
     }
 
     fn check(
