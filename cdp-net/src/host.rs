@@ -133,10 +133,10 @@ impl Host {
     #[must_use]
     pub fn new(replica: Replica, store: Box<dyn Store>) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
+            holds: Holds::of(replica.storage().path().into()),
             replica: RwLock::new(replica),
             store,
             live: RwLock::new(None),
-            holds: Arc::default(),
             retained: retain::Retained::default(),
             open_sessions: Arc::default(),
             opening: Mutex::default(),
@@ -246,7 +246,7 @@ impl Host {
     pub(crate) fn hold(&self, at: &When, side: Option<Side>) -> Result<(Moment, Hold), Problem> {
         let planning = self.holds.plan();
         let moment = self.moment(at, side)?;
-        let hold = planning.add(&self.holds, moment.lsn);
+        let hold = planning.add(moment.lsn);
         Ok((moment, hold))
     }
 
@@ -268,10 +268,11 @@ impl Host {
     /// # Errors
     /// When the media cannot be asked.
     pub fn status(&self) -> Result<Status, Problem> {
-        let (pins, history) = (self.holds.readers(), self.history());
+        let ((connected, others), history) = (self.holds.readers(), self.history());
         let replica = self.replica();
         let (manifest, trunk) = (replica.manifest(), replica.catalogue().trunk());
         let bases = Arc::clone(replica.bases());
+        let others = others.into_iter().filter(|lsn| retain::is_there(manifest, *lsn));
         let mut status = Status {
             state: State::Stopped,
             group: manifest.name.clone(),
@@ -280,7 +281,7 @@ impl Host {
             lsn: replica.snapshot().written(),
             durable_lsn: trunk.map_or(Lsn::ZERO, |branch| safe(replica.catalogue(), branch.timeline)),
             ranges: document::ranges(&replica),
-            pins,
+            pins: u32::try_from(connected + others.count()).unwrap_or(u32::MAX),
             history,
             holds: space::holds(&replica),
             damaged: replica.damage().map(ToString::to_string),
@@ -346,6 +347,7 @@ impl Handler for Host {
             }
             Request::Mark { label, app_consistent } => reply(self.mark(&label, app_consistent)?),
             Request::Pin { at, nearest } => {
+                self.holds.let_outlast();
                 let (moment, hold) = self.hold(&at, nearest)?;
                 let pin = connection.hold(hold)?;
                 reply(PinReply { pin, at: document::at(&self.replica(), &moment) })

@@ -200,7 +200,9 @@ impl Host {
 
     /// What pins, layers, sessions and readers hold.
     pub(super) fn held(replica: &Replica, readers: Held) -> Held {
-        retention::held(replica.manifest()).into_iter().chain(readers).collect()
+        let manifest = replica.manifest();
+        let readers = readers.into_iter().filter(|lsn| is_there(manifest, *lsn));
+        retention::held(manifest).into_iter().chain(readers).collect()
     }
 
     fn next_merge(&self, scope: Scope) -> Result<Option<Plan>, Problem> {
@@ -415,6 +417,12 @@ impl Host {
         // What cannot be removed now is found by the next owner.
         let _ = remove_bases_but(self.storage().as_ref(), is_named);
     }
+}
+
+/// Whether a moment has not ended yet that a reader has locked: one whose moment an owner before this one gave up may not know it yet.
+pub(super) fn is_there(manifest: &Manifest, lsn: Lsn) -> bool {
+    let merged = manifest.retention.oldest.is_some_and(|oldest| lsn < oldest.lsn);
+    !merged || manifest.kept.iter().any(|kept| kept.moment.lsn == lsn)
 }
 
 /// The journal's sealed segments, and the bytes of everything else of it.
