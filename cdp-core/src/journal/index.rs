@@ -292,7 +292,7 @@ impl IndexRun {
             });
         }
         run.add_shrinks();
-        (run.narrow, run.wide) = (by_place(&run.narrow), by_place(&run.wide));
+        (run.narrow, run.wide) = (by_place(&[&run.narrow]), by_place(&[&run.wide]));
         run
     }
 
@@ -333,14 +333,13 @@ impl IndexRun {
             runs.iter().for_each(|run| all.extend_from_slice(of(run)));
             all
         }
-        let (narrow, wide) = (gather(runs, |run| &run.narrow), gather(runs, |run| &run.wide));
-        let (narrow, wide) = (by_place(&narrow), by_place(&wide));
+        let sorted = |of: fn(&IndexRun) -> &[Entry]| by_place(&runs.iter().map(|run| of(run)).collect::<Vec<_>>());
         Self {
             first_chunk: runs.first().map_or(0, |run| run.first_chunk),
             frames: gather(runs, |run| &run.frames),
             chunks: gather(runs, |run| &run.chunks),
-            narrow,
-            wide,
+            narrow: sorted(|run| &run.narrow),
+            wide: sorted(|run| &run.wide),
             events: gather(runs, |run| &run.events),
         }
     }
@@ -371,12 +370,15 @@ impl IndexRun {
     }
 }
 
-/// Entries in the order of the index. Those of one place are in the order of their LSNs already, and stay so; of runs that are
-/// sorted stable sorting makes use. Places are sorted and not entries, which are three times as long.
-fn by_place(entries: &[Entry]) -> Vec<Entry> {
-    let mut order: Vec<_> = entries.iter().zip(0u32..).map(|(entry, at)| (entry.place(), at)).collect();
-    order.sort_by_key(|(place, _)| *place);
-    order.into_iter().map(|(_, at)| entries[at as usize]).collect()
+/// Entries of neighbouring runs in the order of the index. Those of one place are in the order of their LSNs already, and stay so;
+/// of runs that are sorted stable sorting makes use. Places are sorted and not entries, which are three times as long.
+fn by_place(runs: &[&[Entry]]) -> Vec<Entry> {
+    let mut order = Vec::with_capacity(runs.iter().map(|run| run.len()).sum());
+    for (run, entries) in (0u32..).zip(runs) {
+        order.extend((0u32..).zip(*entries).map(|(at, entry)| (entry.place(), run, at)));
+    }
+    order.sort_by_key(|(place, ..)| *place);
+    order.into_iter().map(|(_, run, at)| runs[run as usize][at as usize]).collect()
 }
 
 /// Runs per level before they become one of the next.
