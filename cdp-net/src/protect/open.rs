@@ -362,7 +362,7 @@ pub(crate) fn witness(storage: &dyn Storage) -> Option<Lsn> {
 }
 
 /// The activity log's file, made if it is not there, or if what is there is a pipe, a device or a link to one.
-fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, ProtectError> {
+pub(super) fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, MediaError> {
     match storage.open(ACTIVITY_LOG, true) {
         Err(error) if is_no_log(&error) => {
             super::make::remove(storage, ACTIVITY_LOG)?;
@@ -370,7 +370,7 @@ fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, ProtectError> {
             storage.sync_dir("state")?;
             Ok(file)
         }
-        other => Ok(other?),
+        other => other,
     }
 }
 
