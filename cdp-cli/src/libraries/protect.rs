@@ -7,6 +7,7 @@ use crate::human;
 use crate::json::{Compared, Export, ProtectEvent, State, Stopped};
 use crate::stop::Stop;
 use cdp_core::capture::{self, Event, LogTrust};
+use cdp_core::media::MediaErrorKind;
 use cdp_core::replica::catalogue::Branch;
 use cdp_core::trust::KeyHolder;
 use cdp_core::types::{Lsn, WallTime};
@@ -46,6 +47,10 @@ impl From<ProtectError> for Failure {
             ),
             ProtectError::Media(ref media) if media.is_no_space() => {
                 Self::new(Exit::Failed, "no-space", error.to_string()).hint("make room on the replica's disk")
+            }
+            ProtectError::Media(ref media) if media.kind == MediaErrorKind::ReadOnly => {
+                Self::new(Exit::Refused, "read-only", error.to_string())
+                    .hint("give a directory on media that can be written to")
             }
             ProtectError::NoRoom { .. } => Self::new(Exit::Failed, "no-space", error.to_string())
                 .hint("make room on the replica's disk; without --trust-source the disks would be served meanwhile"),
