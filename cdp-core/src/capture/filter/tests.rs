@@ -189,6 +189,27 @@ fn no_frame_leaves_and_no_op_runs_before_the_log_is_on_disk() {
 }
 
 #[test]
+fn a_guest_waits_for_the_removal_of_a_late_log_only_so_long_and_where_the_log_marks_not_at_all() {
+    let mut rig = Rig::protecting();
+    let ticket = rig.go(zero(0, 512));
+    rig.complete(ticket, Ok(()));
+    rig.log_works = false;
+    let held = rig.filter.submit(rig.now(), disk(), zero(512 << 20, 512)).expect("a good op");
+    rig.pass(100 * MS);
+    assert!(rig.removals == 1 && !rig.ready.contains(&held.ticket()));
+    let marked = rig.filter.submit(rig.now(), disk(), zero(512, 512)).expect("a good op");
+    assert!(matches!(marked, Submitted::Go(_)), "the file that is there marks it");
+    rig.pass(5 * S - MS);
+    assert!(!rig.ready.contains(&held.ticket()), "a kill would find the log");
+    rig.pass(MS);
+    assert!(rig.ready.contains(&held.ticket()) && rig.removals == 1);
+    assert!(rig.has(&Event::Log(LogTrust::Lost { generation: 4_294_967_298, error: None })), "{:?}", rig.events);
+    rig.filter.log_removed(rig.now()).expect("under way");
+    assert!(rig.filter.log_removed(rig.now()).is_err(), "answered once");
+    rig.drain();
+}
+
+#[test]
 fn bad_requests_are_errors_and_take_nothing() {
     let mut rig = Rig::protecting();
     let now = rig.now();
