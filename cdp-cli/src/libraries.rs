@@ -14,7 +14,7 @@ use cdp_core::trust::{KeyHolder, WrappingKey};
 use cdp_net::device::Device;
 use cdp_net::host::{Host, Looking, ReadWhole, read_only};
 use cdp_net::mount::{SessionDevice, ViewDevice};
-use cdp_net::nbd::{self, Address, ListenError, ServeError, Server, ServerOptions, TlsServer, Uri};
+use cdp_net::nbd::{self, Address, ListenError, Place, ServeError, Server, ServerOptions, TlsServer, Uri};
 use cdp_net::owner::{Access, Handler, Owner, Request};
 use cdp_net::reading::{Reading, Writing};
 use cdp_net::restore::{RestoreOptions, restore};
@@ -54,9 +54,35 @@ fn serve(
     tls: Option<&Path>,
     exports: Vec<nbd::Export>,
 ) -> Result<(Server, Vec<Export>), Failure> {
-    let sizes: Vec<_> = exports.iter().map(|export| (export.name.clone(), export.size())).collect();
+    listen_at(listen, tls)?.serve(exports)
+}
+
+/// A place that is listened on, where nobody is answered yet.
+struct Listening {
+    place: Place,
+    options: ServerOptions,
+}
+
+fn unserved(error: &ServeError) -> Failure {
+    Failure::new(Exit::Failed, "listen", error.to_string()).hint(listen_hint(error))
+}
+
+impl Listening {
+    fn serve(mut self, exports: Vec<nbd::Export>) -> Result<(Server, Vec<Export>), Failure> {
+        let sizes: Vec<_> = exports.iter().map(|export| (export.name.clone(), export.size())).collect();
+        self.options.exports = exports;
+        let server = Server::start_at(self.place, self.options).map_err(|error| unserved(&error))?;
+        let served =
+            server.uris().into_iter().zip(sizes).map(|(uri, (name, size))| Export { name, uri: uri.to_string(), size });
+        let served = served.collect();
+        Ok((server, served))
+    }
+}
+
+/// Listens where a URI says, or at the default place of mounts.
+fn listen_at(listen: Option<&Uri>, tls: Option<&Path>) -> Result<Listening, Failure> {
     let default = || Address::Tcp { host: MOUNT_HOST.into(), port: MOUNT_PORT };
-    let mut options = ServerOptions::new(listen.map_or_else(default, |uri| uri.address.clone()), exports);
+    let mut options = ServerOptions::new(listen.map_or_else(default, |uri| uri.address.clone()), Vec::new());
     options.next_free = listen.is_none();
     let usage = |code: &str, message: &str| Failure::new(Exit::Usage, code, message);
     options.tls = match (tls, listen.is_some_and(|uri| uri.tls)) {
@@ -70,12 +96,8 @@ fn serve(
         }
         (None, false) => None,
     };
-    let server = Server::start(options)
-        .map_err(|error| Failure::new(Exit::Failed, "listen", error.to_string()).hint(listen_hint(&error)))?;
-    let served =
-        server.uris().into_iter().zip(sizes).map(|(uri, (name, size))| Export { name, uri: uri.to_string(), size });
-    let served = served.collect();
-    Ok((server, served))
+    let place = Place::take(&options.address, options.next_free).map_err(|error| unserved(&error))?;
+    Ok(Listening { place, options })
 }
 
 /// What to do about an address that cannot be listened on.

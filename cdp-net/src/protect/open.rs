@@ -200,10 +200,15 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     if let Some(stranger) = place::stranger(&options.replica).map_err(listed)? {
         return Err(ProtectError::Occupied { path: options.replica.display().to_string(), found: stranger });
     }
+    let open_sources = || {
+        let opened = options.sources.iter().map(|source| Ok((source, Source::open(&source.path)?)));
+        opened.collect::<Result<Vec<_>, ProtectError>>()
+    };
+    // Nothing is made for sources that cannot be protected. Where a replica may be, its owner is to be named first: it has them.
+    let of_new = if options.replica.exists() { None } else { Some(open_sources()?) };
     let storage: Arc<dyn Storage> = Arc::new(Disk::create(&options.replica)?);
     let owner = Owner::acquire(&options.replica)?;
-    let opened_sources = options.sources.iter().map(|source| Ok((source, Source::open(&source.path)?)));
-    let opened_sources = opened_sources.collect::<Result<Vec<_>, ProtectError>>()?;
+    let opened_sources = of_new.map_or_else(open_sources, Ok)?;
     let (manifest, resumed) = match existing(storage.as_ref())? {
         Some(manifest) => (Some(manifest), true),
         None => (None, false),
@@ -362,7 +367,7 @@ pub(crate) fn witness(storage: &dyn Storage) -> Option<Lsn> {
 }
 
 /// The activity log's file, made if it is not there, or if what is there is a pipe, a device or a link to one.
-fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, ProtectError> {
+pub(super) fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, MediaError> {
     match storage.open(ACTIVITY_LOG, true) {
         Err(error) if is_no_log(&error) => {
             super::make::remove(storage, ACTIVITY_LOG)?;
@@ -370,7 +375,7 @@ fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, ProtectError> {
             storage.sync_dir("state")?;
             Ok(file)
         }
-        other => Ok(other?),
+        other => other,
     }
 }
 
