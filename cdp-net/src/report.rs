@@ -235,6 +235,9 @@ pub struct Points {
     pub ranges: Vec<Range>,
     /// Named moments.
     pub points: Vec<Point>,
+    /// The group's disks now; a point may have others, and lacks those that were not complete in it.
+    #[serde(default)]
+    pub disks: Vec<String>,
     /// What cannot be restored.
     pub gaps: Vec<Gap>,
     /// What to give as `--until` to see the points that were left off.

@@ -87,6 +87,7 @@ fn points() {
         timelines: vec![timeline],
         ranges: vec![range()],
         points: vec![point()],
+        disks: vec!["root".into(), "data".into()],
         gaps: vec![gap()],
         next: Some(WallTime(5)),
         damaged: None,
@@ -99,7 +100,7 @@ fn points() {
                 "timeline": "00112233445566ff", "number": 1, "parent": null, "fork_lsn": 0, "state": "open",
                 "role": "trunk"
             }],
-            "ranges": [range_json()], "points": [point_json()], "gaps": [gap_json()],
+            "ranges": [range_json()], "points": [point_json()], "disks": ["root", "data"], "gaps": [gap_json()],
             "next": "1970-01-01T00:00:00.000000005Z"
         }),
     );

@@ -158,6 +158,7 @@ pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime
     let catalogue = replica.catalogue();
     let mut document = Points {
         group: replica.manifest().name.clone(),
+        disks: super::disks_now(replica).into_iter().map(|disk| disk.name).collect(),
         damaged: replica.damage().map(ToString::to_string),
         ..Points::default()
     };
