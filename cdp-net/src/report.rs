@@ -174,11 +174,14 @@ pub struct Gap {
     /// The stamp of the last.
     #[serde(with = "text")]
     pub to_time: WallTime,
-    /// `overload`, `no-space`, `replica-lost`, `paused` or `resync`.
+    /// `overload`, `no-space`, `quota`, `replica-lost`, `paused` or `resync`.
     pub reason: String,
     /// Of a resync, what made it necessary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// It has not ended: both last ones are as far as it went until now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open: bool,
 }
 
 /// What a point was made for.
@@ -429,6 +432,9 @@ pub struct Status {
     /// What the replica holds is sealed at rest: nobody reads it without its key.
     #[serde(default)]
     pub sealed_at_rest: bool,
+    /// Who protects: how the journal is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<Journal>,
     /// The process that owns the replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner_pid: Option<u32>,
@@ -441,6 +447,13 @@ pub struct Status {
     /// Bytes of the disks that were read again since the start, for resyncs and repairs.
     #[serde(default)]
     pub reread_bytes: u64,
+}
+
+/// How a journal is written.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Journal {
+    /// What carries out its writes and syncs: `threads` or `io_uring`.
+    pub driver: String,
 }
 
 /// How far back every write is kept.

@@ -1,6 +1,6 @@
 //! `cdp diff`: what differs between two moments, or between a moment and a file.
 
-use super::Nearest;
+use super::{Nearest, behind_said};
 use crate::ask::access;
 use crate::engine::{DiffSpec, DiffTo, Engine};
 use crate::exit::{Exit, Failure};
@@ -91,7 +91,8 @@ struct Seen {
 impl Seen {
     fn tell(&mut self, spec: &DiffSpec, event: DiffEvent, output: &mut Output<'_>) {
         match event {
-            DiffEvent::Begin { from, to } => {
+            DiffEvent::Begin { from, to, behind } => {
+                behind_said(behind.as_ref(), output);
                 if output.is_json() {
                     return;
                 }
@@ -193,7 +194,7 @@ mod tests {
     }
 
     fn begin() -> DiffEvent {
-        DiffEvent::Begin { from: at(), to: Some(at()) }
+        DiffEvent::Begin { from: at(), to: Some(at()), behind: None }
     }
 
     fn extent(offset: u64, kind: Kind) -> DiffEvent {
@@ -240,7 +241,7 @@ mod tests {
         let spec = spec(Some(DiffTo::File("disk.img".into())), true);
         let (from, same, other) =
             (digest(Of::From, Some(at()), "aa"), digest(Of::With, None, "aa"), digest(Of::With, None, "bb"));
-        let begin = DiffEvent::Begin { from: at(), to: None };
+        let begin = DiffEvent::Begin { from: at(), to: None, behind: None };
         let text = shown(false, &spec, vec![begin.clone(), from.clone(), same]);
         assert!(text.contains("\nto    disk.img\n"), "{text}");
         assert!(

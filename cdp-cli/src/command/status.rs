@@ -59,6 +59,9 @@ fn for_people(status: &Status) -> String {
         human::rate(status.rates.write_bytes_per_s),
         human::rate(status.rates.stored_bytes_per_s),
     );
+    if let Some(journal) = &status.journal {
+        text.push_str(&format!("journal written by {}\n", journal.driver));
+    }
     if status.sealed_at_rest {
         text.push_str("sealed  at rest: nobody reads it without its key\n");
     }
@@ -147,7 +150,7 @@ fn session_line(session: &Session) -> String {
 mod tests {
     use super::*;
     use crate::json::tests::{at, range};
-    use crate::json::{Disk, Lack, Space, State};
+    use crate::json::{Disk, Journal, Lack, Space, State};
 
     #[test]
     fn many_moments_are_counted_and_few_are_listed() {
@@ -177,6 +180,7 @@ mod tests {
             rpo_ms: Some(1500),
             owner_pid: Some(7),
             sealed_at_rest: true,
+            journal: Some(Journal { driver: "io_uring".into() }),
             pins: 2,
             lacks: Some(Lack { needed_bytes: 512 << 20, free_bytes: 12 << 10 }),
             space: Space { base: 1 << 30, quota: Some(2 << 30), ..Space::default() },
@@ -189,6 +193,7 @@ mod tests {
         for part in [
             "state   protecting by process 7\n",
             "RPO     1.5 s\n",
+            "journal written by io_uring\n",
             "sealed  at rest",
             "space   1.00 GiB of 2.00 GiB: base 1.00 GiB,",
             "disk    root (1.00 GiB), served at nbd://h\n",

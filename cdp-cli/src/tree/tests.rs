@@ -61,7 +61,7 @@ impl Engine for Fake {
     ) -> Result<Restored, Failure> {
         progress(Progress { done: 1, total: 1 });
         assert_eq!(spec.at, "-15m".parse().unwrap());
-        Ok(Restored { at: at(), outputs: vec![], incomplete: vec![] })
+        Ok(Restored { at: at(), outputs: vec![], incomplete: vec![], behind: None })
     }
     fn diff(
         &self,
@@ -81,7 +81,7 @@ impl Engine for Fake {
             None => None,
         };
         assert_eq!(to.is_none(), spec.digest);
-        events(DiffEvent::Begin { from: at(), to });
+        events(DiffEvent::Begin { from: at(), to, behind: None });
         Ok(())
     }
     fn verify(&self, _: &Path, _: Access, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {

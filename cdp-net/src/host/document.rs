@@ -1,8 +1,8 @@
 //! A replica's catalogue as the documents that scripts read.
 
 use crate::report::{
-    At, Gap, Point, PointKind, PointPolicy, Points, Policy, Problem, ProblemClass, Range, RangeKind, TimelineEntry,
-    TimelineRole, TimelineState, WhenFull,
+    At, Gap, Point, PointKind, PointPolicy, Points, Policy, Problem, ProblemClass, Range, RangeKind, State,
+    TimelineEntry, TimelineRole, TimelineState, WhenFull,
 };
 use cdp_core::journal::{self, OpenError, PointsMode, ReadError, SessionKind};
 use cdp_core::media::{MediaError, MediaErrorKind};
@@ -10,7 +10,7 @@ use cdp_core::replica::base::BaseError;
 use cdp_core::replica::catalogue::{self, Branch, LossReason, Moment, Role};
 use cdp_core::replica::{NotRestorable, Replica, ReplicaError, ResolveError};
 use cdp_core::trust::KeyError;
-use cdp_core::types::WallTime;
+use cdp_core::types::{Lsn, WallTime};
 
 /// Points in one answer when nobody says how many.
 const LIMIT: usize = 1000;
@@ -259,7 +259,27 @@ pub fn gap(branch: &Branch, gap: &catalogue::Gap) -> Gap {
             LossReason::Resync(cause) => Some(cause.as_str().to_owned()),
             LossReason::Gap(_) => None,
         },
+        open: gap.open && branch.open,
     }
+}
+
+/// What the journal does not say yet, because nothing reaches it: from the latest moment to the last LSN and to now.
+pub(super) fn open_gap(replica: &Replica, why: State, (to_lsn, to_time): (Lsn, WallTime)) -> Option<Gap> {
+    let (trunk, latest) = (replica.catalogue().trunk()?, replica.catalogue().latest()?);
+    // One that it does say is listed already.
+    if to_lsn <= latest.lsn || trunk.gaps().last().is_some_and(|gap| gap.open) {
+        return None;
+    }
+    Some(Gap {
+        timeline: trunk.timeline.into(),
+        from_lsn: latest.lsn.next(),
+        to_lsn,
+        from_time: latest.stamp.time,
+        to_time,
+        reason: why.as_str().to_owned(),
+        cause: None,
+        open: true,
+    })
 }
 
 /// A point.
@@ -314,7 +334,7 @@ mod tests {
     use super::*;
     use cdp_core::frame::{GapReason, Mark, Note, PointKinds, RecordKind};
     use cdp_core::journal::Event;
-    use cdp_core::types::{ClockEpoch, Lsn, Stamp, Timeline};
+    use cdp_core::types::{ClockEpoch, Stamp, Timeline};
 
     fn stamp(time: u64) -> Stamp {
         Stamp { epoch: ClockEpoch(1), time: WallTime(time) }
