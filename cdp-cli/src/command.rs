@@ -20,7 +20,7 @@ use crate::human;
 use crate::output::Output;
 use cdp_core::types::WallTime;
 use cdp_net::owner::Side;
-use cdp_net::report::{Gap, PointPolicy, Range, RangeKind, WhenFull};
+use cdp_net::report::{At, Gap, PointPolicy, Range, RangeKind, WhenFull};
 use clap::ValueEnum;
 
 /// `--nearest`.
@@ -85,11 +85,11 @@ fn damage_said(damaged: Option<&str>, output: &mut Output<'_>) -> Exit {
 }
 
 /// Says that the latest moment, which was asked for, is not the present.
-fn behind_said(behind: Option<&Gap>, output: &mut Output<'_>) {
+fn behind_said(latest: &At, behind: Option<&Gap>, output: &mut Output<'_>) {
     let Some(gap) = behind else { return };
-    let (from, why) = (human::local_time(gap.from_time), gap_reason(gap));
+    let (time, why) = (human::local_time(latest.time), gap_reason(gap));
     output.note(&format!(
-        "cdp: the latest moment is of {from}: nothing that the guest has written since can be restored now ({why})\n     \
+        "cdp: the latest moment is of {time}: nothing that the guest has written since can be restored now ({why})\n     \
          `cdp status` says how it stands"
     ));
 }
@@ -132,7 +132,7 @@ fn gap_reason(gap: &Gap) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::tests::{gap, range};
+    use crate::json::tests::{at, gap, range};
     use crate::output::tests::capture;
 
     #[test]
@@ -150,8 +150,8 @@ mod tests {
             line.starts_with("no-space: nothing since 19") && line.ends_with(" (lsn 1 on), and it goes on\n"),
             "{line}"
         );
-        let (out, err) = capture(true, |output| behind_said(Some(&gap), output));
+        let (out, err) = capture(true, |output| behind_said(&at(), Some(&gap), output));
         assert!(out.is_empty() && err.contains("since can be restored now (no-space)\n     `cdp status`"), "{err}");
-        assert_eq!(capture(false, |output| behind_said(None, output)), Default::default());
+        assert_eq!(capture(false, |output| behind_said(&at(), None, output)), Default::default());
     }
 }

@@ -313,6 +313,7 @@ impl Host {
         let mut points = document::points(&replica, since, until, limit);
         let gap = unrecorded.and_then(|(state, lsn)| document::open_gap(&replica, state, (lsn, crate::clock::wall())));
         if let Some(gap) = gap.filter(|gap| until.is_none_or(|until| gap.from_time <= until)) {
+            points.gaps.iter_mut().for_each(|listed| listed.open = false);
             points.gaps.insert(0, gap);
         }
         points

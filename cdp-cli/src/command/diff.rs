@@ -92,7 +92,8 @@ impl Seen {
     fn tell(&mut self, spec: &DiffSpec, event: DiffEvent, output: &mut Output<'_>) {
         match event {
             DiffEvent::Begin { from, to, behind } => {
-                behind_said(behind.as_ref(), output);
+                let latest = to.as_ref().filter(|to| to.lsn > from.lsn).unwrap_or(&from);
+                behind_said(latest, behind.as_ref(), output);
                 if output.is_json() {
                     return;
                 }

@@ -60,8 +60,8 @@ impl Arguments {
         let stop = Stop::on_signals().context("cannot handle signals")?;
         engine.mount(&dir, &spec, access(&dir)?, &stop, &mut |event| {
             output.answer(&event, for_people);
-            if let MountEvent::Ready { behind, .. } = &event {
-                behind_said(behind.as_ref(), output);
+            if let MountEvent::Ready { at, behind, .. } = &event {
+                behind_said(at, behind.as_ref(), output);
             }
         })?;
         Ok(Exit::Done)

@@ -49,7 +49,7 @@ impl Arguments {
         let restored = engine.restore(&dir, &spec, access(&dir)?, &stop, &mut |progress| meter.set(progress))?;
         meter.finish();
         output.answer(&restored, for_people);
-        behind_said(restored.behind.as_ref(), output);
+        behind_said(&restored.at, restored.behind.as_ref(), output);
         Ok(Exit::Done)
     }
 }

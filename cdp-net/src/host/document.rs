@@ -263,18 +263,18 @@ pub fn gap(branch: &Branch, gap: &catalogue::Gap) -> Gap {
     }
 }
 
-/// What the journal does not say yet, because nothing reaches it: from the latest moment to the last LSN and to now.
+/// What the journal does not say yet, because nothing reaches it: from its end to the last LSN and to now. None where nothing can be
+/// restored at all: nothing was lost there.
 pub(super) fn open_gap(replica: &Replica, why: State, (to_lsn, to_time): (Lsn, WallTime)) -> Option<Gap> {
     let (trunk, latest) = (replica.catalogue().trunk()?, replica.catalogue().latest()?);
-    // One that it does say is listed already.
-    if to_lsn <= latest.lsn || trunk.gaps().last().is_some_and(|gap| gap.open) {
-        return None;
-    }
-    Some(Gap {
+    // A gap that it does say is another one, for another reason.
+    let listed = trunk.gaps().last().filter(|gap| gap.open).map(|gap| (gap.to, gap.to_time));
+    let (end, from_time) = listed.unwrap_or((latest.lsn, latest.stamp.time));
+    (to_lsn > end).then(|| Gap {
         timeline: trunk.timeline.into(),
-        from_lsn: latest.lsn.next(),
+        from_lsn: end.next(),
         to_lsn,
-        from_time: latest.stamp.time,
+        from_time,
         to_time,
         reason: why.as_str().to_owned(),
         cause: None,
