@@ -108,7 +108,7 @@ impl Engine for Libraries {
         let _ = self.key.set(key);
     }
 
-    fn rotate_key(&self, dir: &Path, access: Access, new: &WrappingKey) -> Result<(), Failure> {
+    fn rotate_key(&self, dir: &Path, access: Access, new: &WrappingKey) -> Result<bool, Failure> {
         match access {
             Access::Owner(owner) => Ok(cdp_net::host::rotate_key(&owner, &open_storage(dir)?, &self.key(), new)?),
             Access::Client(_) => {

@@ -111,9 +111,10 @@ impl Arguments {
                 let message = "a key is rotated by itself: the replica opens with another key afterwards";
                 return Err(Failure::new(Exit::Usage, "usage", message).hint("give the policy in a command of its own"));
             }
-            engine.rotate_key(&self.dir, access(&self.dir)?, &new)?;
-            output.answer(&Rotated { rotated: true }, |_| {
-                "the key is rotated: from now on the replica opens with the new one\n".to_owned()
+            let rotated = engine.rotate_key(&self.dir, access(&self.dir)?, &new)?;
+            output.answer(&Rotated { rotated }, |_| match rotated {
+                true => "the key is rotated: from now on the replica opens with the new one\n".to_owned(),
+                false => "the replica opens with the new key already: nothing was left to rotate\n".to_owned(),
             });
             return Ok(Exit::Done);
         }
