@@ -32,8 +32,8 @@ pub struct PolicyFlags {
     /// Close a point this often, such as 15s
     #[arg(long, value_name = "D", value_parser = rpo)]
     rpo: Option<Duration>,
-    /// Which moments are kept
-    #[arg(long, value_enum)]
+    /// Which moments are kept: every write. Coalescing is refused, and not offered until it is there
+    #[arg(long, value_enum, hide = true)]
     points: Option<Keep>,
     /// Keep every write so long, such as 4h; what is older is merged into the base
     #[arg(long, value_name = "D", value_parser = span)]

@@ -110,6 +110,17 @@ fn the_tree_is_sound() {
     Cli::command().debug_assert();
 }
 
+/// What this version refuses whenever it is asked for is not offered.
+#[test]
+fn help_offers_nothing_that_is_always_refused() {
+    for command in ["protect", "policy", "mark"] {
+        let help = Cli::command().find_subcommand(command).unwrap().clone().render_long_help().to_string();
+        for refused in ["--points", "per-point", "--app-consistent"] {
+            assert!(!help.contains(refused), "{command}: {help}");
+        }
+    }
+}
+
 #[test]
 fn every_command_by_its_way() {
     let dir = tempfile::tempdir().unwrap();
