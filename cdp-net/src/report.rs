@@ -551,7 +551,7 @@ pub enum PointPolicy {
 }
 
 /// The answer of `policy`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Policy {
     /// A point is closed this often, in milliseconds.
     pub rpo_ms: u64,
@@ -578,6 +578,9 @@ pub struct Policy {
     /// What the whole replica may take, in bytes; 0: no quota.
     #[serde(default)]
     pub quota: u64,
+    /// What was changed just now and leaves the journal no room, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// What is done when there is no room left, on the replica's media or within its quota.

@@ -120,6 +120,7 @@ impl Arguments {
         }
         let policy: Policy = ask(engine, &self.dir, Request::Policy { change })?;
         output.answer(&policy, for_people);
+        policy.warnings.iter().for_each(|warning| output.note(&format!("cdp: {warning}")));
         Ok(Exit::Done)
     }
 }

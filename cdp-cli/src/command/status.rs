@@ -67,6 +67,7 @@ fn for_people(status: &Status) -> String {
     }
     if let Some(lacks) = &status.lacks {
         text.push_str(&format!("lacks   {}; it goes on by itself then\n", human::lack(lacks)));
+        text.push_str(&pins_line(status));
     }
     for disk in &status.disks {
         let place = disk.uri.as_ref().map(|uri| format!(", served at {uri}")).unwrap_or_default();
@@ -83,6 +84,17 @@ fn for_people(status: &Status) -> String {
     text
 }
 
+/// Where room is lacking: that pins keep some, and how to let go. Where retention does not go on it says so itself.
+fn pins_line(status: &Status) -> String {
+    let pins = || status.holds.iter().filter(|hold| hold.by == "pin" && hold.bytes > 0);
+    let Some(most) = pins().max_by_key(|hold| hold.bytes).filter(|_| status.history.problem.is_none()) else {
+        return String::new();
+    };
+    let (bytes, lsn) = (format_bytes(pins().map(|hold| hold.bytes).sum()), most.at.lsn);
+    let label = most.label.as_ref().map(|label| format!(" {label:?}")).unwrap_or_default();
+    format!("        pins hold {bytes}, that{label} of LSN {lsn} most: `cdp unpin DIR --at lsn:{lsn}` lets go of it\n")
+}
+
 fn history_lines(history: &History) -> String {
     let span = |ms| human::span(Duration::from_millis(ms));
     let cut = history.cut_by.map(|by| format!(", cut by {}", human::limit(Some(by)))).unwrap_or_default();
@@ -92,7 +104,8 @@ fn history_lines(history: &History) -> String {
     }
     if let Some(bytes) = history.room_bytes {
         let (limit, bytes) = (human::limit(history.limit), format_bytes(bytes));
-        text.push_str(&format!("        {limit} leaves {bytes} more; the oldest goes before that is used up\n"));
+        let then = if history.problem.is_some() { "" } else { "; the oldest goes before that is used up" };
+        text.push_str(&format!("        {limit} leaves {bytes} more{then}\n"));
     }
     if let Some(problem) = &history.problem {
         text.push_str(&format!("        retention does not go on: {problem}\n"));
@@ -161,6 +174,13 @@ mod tests {
         assert_eq!(text.matches(" by pin: 1.00 MiB\n").count(), 3, "{text}");
         assert!(text.contains("kept    1000 moments by long: 1000 MiB since point 0011"), "{text}");
         assert_eq!(text.lines().count(), 4);
+        let mut short = Status { holds, lacks: Some(Lack::default()), ..Status::default() };
+        let text = for_people(&short);
+        assert!(text.contains("        pins hold 3.00 MiB, that of LSN 7 most: `cdp unpin DIR --at lsn:7`"), "{text}");
+        short.history.problem = Some("held since old moments".into());
+        short.history.room_bytes = Some(0);
+        let text = for_people(&short);
+        assert!(!text.contains("pins hold") && text.contains("leaves 0 B more\n"), "{text}");
         let ranges = |count: usize| {
             ranges_lines(&std::iter::once(range()).chain((0..count).map(|_| only())).collect::<Vec<_>>())
         };

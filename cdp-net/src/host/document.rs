@@ -320,7 +320,18 @@ pub fn policy(policy: &journal::Policy) -> Policy {
         journal::WhenFull::Stop => WhenFull::Stop,
     };
     let journal::Policy { rpo_ms, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms, quota, .. } = *policy;
-    Policy { rpo_ms, points, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms, when_full, quota }
+    Policy {
+        rpo_ms,
+        points,
+        window_ms,
+        max_bytes,
+        reserve_bytes,
+        long_term_ms,
+        keep_ms,
+        when_full,
+        quota,
+        warnings: Vec::new(),
+    }
 }
 
 /// A session's name as people know it.
