@@ -76,8 +76,10 @@ fn for_people(status: &Status) -> String {
     }
     text.push_str(&ranges_lines(&status.ranges));
     text.push_str(&history_lines(&status.history));
-    status.sessions.iter().for_each(|session| text.push_str(&session_line(session)));
-    text.push_str(&holds_lines(&status.holds));
+    // A session's line says what it holds.
+    let (of_sessions, holds): (Vec<_>, Vec<_>) = status.holds.iter().cloned().partition(|hold| hold.by == "session");
+    status.sessions.iter().for_each(|session| text.push_str(&session_line(session, &of_sessions)));
+    text.push_str(&holds_lines(&holds));
     if status.pins > 0 {
         text.push_str(&format!("held    by {}\n", human::count(status.pins as usize, "reader")));
     }
@@ -153,10 +155,13 @@ fn hold_line(hold: &Hold) -> String {
     format!("kept    {} by {}{label}: {}\n", human::moment(&hold.at), hold.by, format_bytes(hold.bytes))
 }
 
-fn session_line(session: &Session) -> String {
+fn session_line(session: &Session, holds: &[Hold]) -> String {
     let name = session.name.as_deref().unwrap_or("(temporary)");
     let open = if session.open { ", open" } else { "" };
-    format!("session {name}: {} since {}{open}\n", format_bytes(session.bytes), human::moment(&session.at))
+    let of_it = |hold: &&Hold| hold.at == session.at && hold.label == session.name && hold.bytes > 0;
+    let held = holds.iter().find(of_it).map(|hold| format!(", and {} are kept for it", format_bytes(hold.bytes)));
+    let (bytes, at) = (format_bytes(session.bytes), human::moment(&session.at));
+    format!("session {name}: {bytes} since {at}{open}{}\n", held.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -193,7 +198,8 @@ mod tests {
     #[test]
     fn a_status_in_words() {
         let at = at();
-        let session = Session { name: Some("lab".into()), timeline: at.timeline, at, bytes: 4096, open: true };
+        let session =
+            Session { name: Some("lab".into()), timeline: at.timeline, at: at.clone(), bytes: 4096, open: true };
         let status = Status {
             state: State::Protecting,
             group: "web".into(),
@@ -207,9 +213,11 @@ mod tests {
             disks: vec![Disk { name: "root".into(), size: 1 << 30, uri: Some("nbd://h".into()), incomplete: false }],
             ranges: vec![range()],
             sessions: vec![session],
+            holds: vec![Hold { at, by: "session".into(), label: Some("lab".into()), bytes: 8192 }],
             ..Status::default()
         };
         let text = for_people(&status);
+        assert!(!text.contains("by session"), "once: {text}");
         for part in [
             "state   protecting by process 7\n",
             "RPO     1.5 s\n",
@@ -219,6 +227,7 @@ mod tests {
             "disk    root (1.00 GiB), served at nbd://h\n",
             "keeps   every write",
             "session lab: 4.00 KiB since point 0011",
+            ", open, and 8.00 KiB are kept for it\n",
             "held    by 2 readers\n",
             "lacks   512 MiB are needed, 12.0 KiB are free; it goes on by itself then\n",
         ] {

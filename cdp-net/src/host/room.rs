@@ -316,6 +316,7 @@ fn hold_said(hold: &Hold) -> String {
     let label = label.as_ref().map(|label| format!(" {label:?}")).unwrap_or_default();
     let way = match by.as_str() {
         "pin" => format!(" (`cdp unpin DIR --at lsn:{}` lets go of it)", at.lsn),
+        "session" => " (it ends with its mount, or with `cdp mount DIR --drop NAME`)".to_owned(),
         _ => String::new(),
     };
     format!("{} by the {by}{label} of LSN {}{way}", format_bytes(*bytes), at.lsn)
