@@ -15,12 +15,13 @@ use cdp_core::when::When;
 use cdp_net::device::Device;
 use cdp_net::host::{Host, Looking, ReadWhole, read_only};
 use cdp_net::mount::{SessionDevice, ViewDevice};
-use cdp_net::nbd::{self, Address, ListenError, ServeError, Server, ServerOptions, TlsServer, Uri};
+use cdp_net::nbd::{self, Address, ListenError, ServeError, Server, ServerOptions, TlsError, TlsServer, Uri};
 use cdp_net::owner::{Access, Handler, Owner, Request};
 use cdp_net::reading::{Reading, Writing};
 use cdp_net::restore::{RestoreOptions, restore};
 use cdp_net::verify::{verify, verify_beside_owner};
 use std::borrow::Borrow;
+use std::error::Error as _;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -64,7 +65,11 @@ fn serve(
     options.tls = match (tls, listen.is_some_and(|uri| uri.tls)) {
         (Some(directory), _) => {
             let tls = TlsServer::from_directory(directory);
-            Some(tls.map_err(|error| Failure::new(Exit::Failed, "tls", error.to_string()))?)
+            let why = |error: TlsError| match error.source() {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            };
+            Some(tls.map_err(|error| Failure::new(Exit::Failed, "tls", why(error)))?)
         }
         (None, true) => {
             let message = "the URI asks for TLS, and there are no certificates";

@@ -244,7 +244,9 @@ fn check_disk(replica: &Replica, moment: &Moment, name: Option<&str>) -> Result<
     };
     let nearest = replica.nearest_with_disk(name, moment);
     let sides = [nearest.before, nearest.after];
-    let nearest: Vec<_> = sides.iter().flatten().map(|moment| document::at(replica, moment)).collect();
+    // It lies in the midst of a range, of whose ends the times are known.
+    let exact = |moment: &Moment| replica.exact(moment.timeline, moment.lsn).unwrap_or(*moment);
+    let nearest: Vec<_> = sides.iter().flatten().map(|moment| document::at(replica, &exact(moment))).collect();
     let problem = Problem::new(ProblemClass::NotRestorable, "disk-incomplete", format!("the disk {name:?} {why}"));
     Err(if nearest.is_empty() { problem } else { problem.hint("take one of the nearest moments").nearest(nearest) })
 }

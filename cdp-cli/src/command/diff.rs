@@ -149,8 +149,9 @@ impl Seen {
             (0, 0) => format!("nothing differs; compared in {took}\n"),
             (0, _) => format!("\nno block differs, only sizes do; compared in {took}\n"),
             (extents, _) => {
-                let (extents, bytes) = (human::count(extents, "extent"), format_bytes(self.bytes));
-                format!("\n{extents} with {bytes} differ; compared in {took}\n")
+                let (differ, bytes) = (if extents == 1 { "differs" } else { "differ" }, format_bytes(self.bytes));
+                let extents = human::count(extents, "extent");
+                format!("\n{extents} with {bytes} {differ}; compared in {took}\n")
             }
         }
     }
@@ -219,6 +220,8 @@ mod tests {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         assert_eq!(text.matches("OFFSET").count(), 1);
+        let one = shown(false, &spec, vec![begin(), extent(0, Kind::Data)]);
+        assert!(one.ends_with("\n1 extent with 4.00 KiB differs; compared in 12 ms\n"), "{one}");
         let expected = concat!(
             "{\"disk\":\"root\",\"from_size\":512,\"to_size\":1024}\n",
             "{\"disk\":\"root\",\"offset\":0,\"length\":4096,\"kind\":\"data\"}\n",

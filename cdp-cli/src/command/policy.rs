@@ -179,6 +179,7 @@ mod tests {
         for text in ["0s", "99ms", "2d", "x"] {
             assert!(rpo(text).is_err(), "{text}");
         }
+        assert!(rpo("5").is_err_and(|said| said.starts_with("\"5\" ends without a unit: d, h,")));
     }
 
     #[test]
