@@ -119,7 +119,7 @@ fn incomplete_line(disks: &[String]) -> String {
 fn gap_line(gap: &Gap) -> String {
     let (from, to, why) = (human::local_time(gap.from_time), human::local_time(gap.to_time), gap_reason(gap));
     match gap.open {
-        true => format!("{why}: nothing since {from} (lsn {} on), and it goes on\n", gap.from_lsn),
+        true => format!("{why}: nothing since {from} (lsn {} on), and it has not ended\n", gap.from_lsn),
         false => format!("{why}: nothing from {from} to {to} (lsn {}..{})\n", gap.from_lsn, gap.to_lsn),
     }
 }
@@ -147,7 +147,7 @@ mod tests {
         let gap = Gap { reason: "no-space".into(), cause: None, open: true, ..gap() };
         let line = gap_line(&gap);
         assert!(
-            line.starts_with("no-space: nothing since 19") && line.ends_with(" (lsn 1 on), and it goes on\n"),
+            line.starts_with("no-space: nothing since 19") && line.ends_with(" (lsn 1 on), and it has not ended\n"),
             "{line}"
         );
         let (out, err) = capture(true, |output| behind_said(&at(), Some(&gap), output));

@@ -5,7 +5,7 @@ use crate::ask::ask;
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::human;
-use crate::json::{History, Hold, Range, Session, Status};
+use crate::json::{History, Hold, Range, Session, State, Status};
 use crate::output::Output;
 use cdp_core::when::format_bytes;
 use cdp_net::owner::Request;
@@ -66,7 +66,9 @@ fn for_people(status: &Status) -> String {
         text.push_str("sealed  at rest: nobody reads it without its key\n");
     }
     if let Some(lacks) = &status.lacks {
-        text.push_str(&format!("lacks   {}; it goes on by itself then\n", human::lack(lacks)));
+        // Else what is free of it and what is used would not be the whole.
+        let of_quota = if status.state == State::Quota { " within the quota, less what merging needs" } else { "" };
+        text.push_str(&format!("lacks   {}{of_quota}; it goes on by itself then\n", human::lack(lacks)));
         text.push_str(&pins_line(status));
     }
     for disk in &status.disks {
@@ -110,6 +112,7 @@ fn history_lines(history: &History) -> String {
         text.push_str(&format!("        {limit} leaves {bytes} more{then}\n"));
     }
     if let Some(problem) = &history.problem {
+        let problem = problem.replace("; ", "\n          ");
         text.push_str(&format!("        retention does not go on: {problem}\n"));
     }
     text
@@ -168,7 +171,7 @@ fn session_line(session: &Session, holds: &[Hold]) -> String {
 mod tests {
     use super::*;
     use crate::json::tests::{at, range};
-    use crate::json::{Disk, Journal, Lack, Space, State};
+    use crate::json::{Disk, Journal, Lack, Space};
 
     #[test]
     fn many_moments_are_counted_and_few_are_listed() {
@@ -182,10 +185,13 @@ mod tests {
         let mut short = Status { holds, lacks: Some(Lack::default()), ..Status::default() };
         let text = for_people(&short);
         assert!(text.contains("        pins hold 3.00 MiB, that of LSN 7 most: `cdp unpin DIR --at lsn:7`"), "{text}");
-        short.history.problem = Some("held since old moments".into());
+        short.history.problem = Some("no history is left; held since old moments".into());
+        short.state = State::Quota;
         short.history.room_bytes = Some(0);
         let text = for_people(&short);
         assert!(!text.contains("pins hold") && text.contains("leaves 0 B more\n"), "{text}");
+        assert!(text.contains(" go on: no history is left\n          held since old moments\n"), "{text}");
+        assert!(text.contains("are free within the quota, less what merging needs; it goes on"), "{text}");
         let ranges = |count: usize| {
             ranges_lines(&std::iter::once(range()).chain((0..count).map(|_| only())).collect::<Vec<_>>())
         };

@@ -110,6 +110,20 @@ fn the_tree_is_sound() {
     Cli::command().debug_assert();
 }
 
+/// A command's own options come first.
+#[test]
+fn help_begins_with_what_is_the_commands_own() {
+    for command in Cli::command().get_subcommands() {
+        let mut cli = Cli::command();
+        cli.build();
+        let help = cli.find_subcommand(command.get_name()).unwrap().clone().render_long_help().to_string();
+        let options: Vec<_> = help.lines().map(str::trim).filter(|line| line.starts_with("--")).collect();
+        let common = options.iter().position(|option| option.starts_with("--json")).unwrap();
+        assert_eq!(options.len(), common + 2, "{options:?}");
+        assert!(options[common + 1].starts_with("--key-file"), "{options:?}");
+    }
+}
+
 /// What this version refuses whenever it is asked for is not offered.
 #[test]
 fn help_offers_nothing_that_is_always_refused() {
