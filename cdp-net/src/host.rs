@@ -30,7 +30,7 @@ pub use watch::Watch;
 pub(crate) use self::holds::Hold;
 use self::holds::Holds;
 use crate::owner::{Connection, Handler, PinReply, Request, Side, reply};
-use crate::report::{DiskChanged, Problem, ProblemClass, Session, State, Status};
+use crate::report::{DiskChanged, Points, Problem, ProblemClass, Session, State, Status};
 use cdp_core::frame::PointKinds;
 use cdp_core::journal::{Generation, Looked, Manifest, Snapshot, Writer, look_through};
 use cdp_core::media::Storage;
@@ -73,6 +73,9 @@ pub trait Live: Send + Sync {
 
     /// How large the journal's segments are made, in bytes.
     fn segment_bytes(&self) -> u64;
+
+    /// Why nothing that guests write reaches the replica now, if so, and the last LSN that was given.
+    fn unrecorded(&self) -> Option<(State, Lsn)>;
 
     /// Adds what only the protection knows.
     fn describe(&self, status: &mut Status);
@@ -303,6 +306,20 @@ impl Host {
         Ok(status)
     }
 
+    /// What can be restored and what cannot, newest first. What cannot be written to the journal cannot be read from it: of that the
+    /// protection is asked.
+    fn points(&self, since: Option<WallTime>, until: Option<WallTime>, limit: Option<u32>) -> Points {
+        let unrecorded = self.live().and_then(|live| live.unrecorded());
+        let replica = self.replica();
+        let mut points = document::points(&replica, since, until, limit);
+        let gap = unrecorded.and_then(|(state, lsn)| document::open_gap(&replica, state, (lsn, crate::clock::wall())));
+        if let Some(gap) = gap.filter(|gap| until.is_none_or(|until| gap.from_time <= until)) {
+            points.gaps.iter_mut().for_each(|listed| listed.open = false);
+            points.gaps.insert(0, gap);
+        }
+        points
+    }
+
     fn mark(&self, label: &Label, app_consistent: bool) -> Result<crate::report::At, Problem> {
         let refused = |code, message: &str| Problem::new(ProblemClass::Refused, code, message);
         if app_consistent {
@@ -342,8 +359,7 @@ impl Handler for Host {
             Request::Ping => Ok(Value::Null),
             Request::Status => reply(self.status()?),
             Request::Points { since, until, limit } => {
-                let (since, until) = (self.time_of(since)?, self.time_of(until)?);
-                reply(document::points(&self.replica(), since, until, limit))
+                reply(self.points(self.time_of(since)?, self.time_of(until)?, limit))
             }
             Request::Mark { label, app_consistent } => reply(self.mark(&label, app_consistent)?),
             Request::Pin { at, nearest } => {

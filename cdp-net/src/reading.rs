@@ -119,11 +119,17 @@ fn load_under_owner(storage: &Arc<dyn Storage>, safe: Lsn, key: &KeyHolder) -> R
     }
 }
 
+/// Refuses another key than that of the replica, or none: before anything is asked for, and not by the first read.
+fn check_key(manifest: &Manifest, key: &KeyHolder) -> Result<(), Problem> {
+    key.unlock(manifest.replica, &manifest.keys).map(drop).map_err(|error| document::locked(&error))
+}
+
 fn look_under_owner(storage: &Arc<dyn Storage>, safe: Lsn, key: &KeyHolder) -> Result<Replica, Problem> {
     let failed = |error: cdp_core::replica::ReplicaError| document::unreadable(&error);
     // The owner is the witness.
     let looked = look_with(storage.as_ref(), JOURNAL_DIRECTORY, None, key).map_err(|error| failed(error.into()))?;
     let Looked { manifest, snapshot, damage, keys, .. } = looked;
+    check_key(&manifest, key)?;
     if let Some(damage) = damage.filter(|damage| damage.good < safe) {
         return Err(failed(OpenError::Damaged(Box::new(damage)).into()));
     }
@@ -254,7 +260,9 @@ fn check_disk(replica: &Replica, moment: &Moment, name: Option<&str>) -> Result<
     };
     let nearest = replica.nearest_with_disk(name, moment);
     let sides = [nearest.before, nearest.after];
-    let nearest: Vec<_> = sides.iter().flatten().map(|moment| document::at(replica, moment)).collect();
+    // It lies in the midst of a range, of whose ends the times are known.
+    let exact = |moment: &Moment| replica.exact(moment.timeline, moment.lsn).unwrap_or(*moment);
+    let nearest: Vec<_> = sides.iter().flatten().map(|moment| document::at(replica, &exact(moment))).collect();
     let problem = Problem::new(ProblemClass::NotRestorable, "disk-incomplete", format!("the disk {name:?} {why}"));
     Err(if nearest.is_empty() { problem } else { problem.hint("take one of the nearest moments").nearest(nearest) })
 }
@@ -352,6 +360,8 @@ impl Writing {
     ) -> Result<Self, Problem> {
         let (replica, report, kept) = match access {
             Access::Client(mut client) => {
+                let manifest = read_manifest(storage(dir)?.as_ref());
+                check_key(&manifest.map_err(|error| document::unreadable(&error.into()))?, key)?;
                 let request = Request::OpenSession { at: at.cloned(), nearest: side, name };
                 let report: SessionReport = client.call(&request).map_err(not_answered)?;
                 let replica = load_under_owner(&storage(dir)?, report.at.lsn, key)?;

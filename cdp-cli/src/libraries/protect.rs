@@ -159,6 +159,8 @@ fn watch(
         Teller { started: Instant::now(), gaps: 0, done: 0, state: None, log_lost: false, disks: sizes(protector) };
     // What earlier starts lost they have told.
     teller.gaps = gaps_before(protector, began);
+    // Before how far it is: a small first copy may be through already.
+    teller.state(protector, protector.state(), None, events);
     while !stop.is_wished() {
         teller.seeding(protector, events);
         match noticed.recv_timeout(LOOK) {
@@ -231,7 +233,7 @@ impl Teller {
                 self.state(protector, protector.state_of(capture::State::Tracking), Some(reason), events);
             }
             Notice::Filter(Event::RpoViolated { rpo_ns }) => {
-                let age = rpo_ns.map_or("nothing can be restored yet".to_owned(), |age| {
+                let age = rpo_ns.map_or("nothing since the start can be restored yet".to_owned(), |age| {
                     format!("the last restorable record is {} old", human::span(Duration::from_nanos(age)))
                 });
                 self.state(protector, protector.state(), Some(format!("the RPO is not held: {age}")), events);

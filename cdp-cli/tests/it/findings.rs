@@ -215,3 +215,24 @@ fn latest_is_of_the_new_timeline_once_the_state_says_protecting() {
         // Killed.
     }
 }
+
+/// It is stored, since room may be made later, and whoever stores it hears at once what follows.
+#[test]
+fn a_policy_that_leaves_no_room_is_accepted_and_said_to_be_one() {
+    let mut scene = Scene::begin(69, 1 << 20);
+    let policy = |change: &[&str]| cdp(&[&["policy", text(&scene.replica)], change].concat());
+    for (change, said) in [
+        (["--reserve", "99TiB"], "the reserve of 99.0 TiB is more than the"),
+        (["--quota", "32MiB"], "the quota of 32.0 MiB leaves the journal nothing"),
+    ] {
+        let answer = policy(&change);
+        assert!(answer.status == 0 && answer.stderr.starts_with(&format!("cdp: {said}")), "{answer:?}");
+        let warnings = answer.json["warnings"].as_array().unwrap();
+        assert!(warnings.len() == 1 && answer.stderr.contains(warnings[0].as_str().unwrap()), "{answer:?}");
+    }
+    for change in [&["--rpo", "1s"][..], &["--reserve", "1MiB", "--quota", "0"], &[]] {
+        let answer = policy(change);
+        assert!(answer.stderr.is_empty() && answer.done()["warnings"].is_null(), "{change:?}");
+    }
+    scene.running.stop_clean();
+}

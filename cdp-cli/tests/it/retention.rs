@@ -210,7 +210,11 @@ fn who_reads_a_moment_goes_on_while_retention_takes_it_away() {
     lab.stop();
     let now = oldest(&scene.replica);
     work_past(&mut scene, now);
-    // A named session holds its moment without anybody.
+    // A named session holds its moment without anybody, and that is counted.
+    let holds = ask("status", &scene.replica, &[])["holds"].clone();
+    let lab_holds =
+        |hold: &Value| hold["by"] == "session" && hold["label"] == "lab" && hold["bytes"].as_u64() > Some(0);
+    assert!(holds.as_array().unwrap().iter().any(lab_holds), "{holds}");
     let mut lab = Running::mount(&scene.replica, &scene.place.socket("again"), &["--writable", "--session", "lab"]);
     assert!(read_all(lab.uri()) == kept);
     lab.stop();

@@ -5,6 +5,7 @@ use crate::owner::PolicyChange;
 use crate::report::{PointPolicy, Problem, ProblemClass, WhenFull};
 use cdp_core::journal::{self, PointsMode, Policy, Retention};
 use cdp_core::policy::retention;
+use cdp_core::when::format_bytes;
 use std::ops::RangeInclusive;
 
 /// The shortest and the longest RPO, in milliseconds.
@@ -107,7 +108,34 @@ impl Host {
         if let Some(live) = self.live() {
             live.policy_changed(&policy);
         }
-        Ok(document::policy(&policy))
+        Ok(crate::report::Policy { warnings: self.warnings(&change, &policy), ..document::policy(&policy) })
+    }
+
+    /// What was changed and leaves the journal no room now. It is accepted: room may be made later.
+    fn warnings(&self, change: &PolicyChange, policy: &Policy) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if change.quota.is_some() && self.quota_left() == Some(0) {
+            let (quota, takes) = (format_bytes(policy.quota), format_bytes(self.account().all()));
+            let then = match policy.when_full {
+                journal::WhenFull::Shorten => "history is shortened as far as that makes room, and where it does not",
+                journal::WhenFull::Stop => "until something is let go",
+            };
+            let message = format!(
+                "the quota of {quota} leaves the journal nothing, the replica takes {takes} now: {then}, nothing is recorded"
+            );
+            warnings.push(message);
+        }
+        // What cannot be asked now is told by `status`.
+        let free = self.storage().free_bytes().unwrap_or(u64::MAX);
+        if change.reserve_bytes.is_some_and(|reserve| reserve > free) {
+            let (reserve, free) = (format_bytes(policy.reserve_bytes), format_bytes(free));
+            let message = format!(
+                "the reserve of {reserve} is more than the {free} that are free on the replica's disk: where the segments that \
+                 are there are full, nothing is recorded until so much is free"
+            );
+            warnings.push(message);
+        }
+        warnings
     }
 }
 

@@ -403,6 +403,9 @@ mod tests {
         fn segment_bytes(&self) -> u64 {
             1 << 20
         }
+        fn unrecorded(&self) -> Option<(crate::report::State, Lsn)> {
+            None
+        }
         fn describe(&self, _: &mut Status) {}
         fn add_disk(&self, _: &str, _: &Path) -> Result<DiskChanged, Problem> {
             unreachable!("no disks here")

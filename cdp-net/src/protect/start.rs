@@ -23,7 +23,7 @@ use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Room, St
 use cdp_core::types::DiskId;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the first write of the activity log may take before guests are served without it.
@@ -115,6 +115,7 @@ fn launch(
         failure: Arc::clone(&failure),
         index: Arc::default(),
         stored: Arc::clone(&stored),
+        driver: OnceLock::new(),
         segment_bytes: options.segment_bytes,
         lack: Arc::clone(&lack),
         progress: Arc::new(Progress::default()),
@@ -145,7 +146,7 @@ fn launch(
     let admit = move |name: &str, bytes| super::room::admit(&for_room.host, &for_room.lack, name, bytes);
     let driver = drive::start(options.driver, executor.admitted_by(Box::new(admit)), wake)
         .map_err(|source| ProtectError::System { what: "start a thread", source })?;
-    let driver_name = driver.name();
+    shared.driver.get_or_init(|| driver.name());
     let parts = Parts {
         group,
         writer,
@@ -214,15 +215,7 @@ fn launch(
     threads.spawn("cdp-merge", move || watch.run(&|history| for_watch.tell_history(history)))?;
     let control = ControlServer::start(&owner, Arc::clone(&host) as _)
         .map_err(|source| ProtectError::System { what: "make the control socket", source })?;
-    Ok(Protector {
-        opened,
-        driver: driver_name,
-        shared,
-        started: Instant::now(),
-        _control: control,
-        _threads: threads,
-        owner,
-    })
+    Ok(Protector { opened, shared, started: Instant::now(), _control: control, _threads: threads, owner })
 }
 
 fn queues(backlog: Arc<Backlog>) -> (Queues, Sender<Message>, Work) {
