@@ -2,7 +2,7 @@
 //!
 //! The window is a promise: what is younger is kept, unless the bound does not allow it; then the window is cut, and that is said
 //! before ([`reach_ms`]) and after. What is older goes in pieces of an eighth of the window, so that merging is worth its while: with
-//! segments and arrivals that span a sixteenth, at most a quarter more than the window is ever held.
+//! segments that span a sixteenth, and ages that are known to a thirty-second part, at most a quarter more than the window is ever held.
 
 use super::room::Limit;
 use crate::journal::{Policy, Retention};
@@ -10,14 +10,16 @@ use crate::types::Lsn;
 
 /// What is older than the window is merged when it is an eighth of it.
 const SLACK: u64 = 8;
-/// What was durable is noted so often in a window; so often at least the journal goes on in a new segment.
-const ARRIVALS: u64 = 16;
+/// So often in a window at least the journal goes on in a new segment, and the manifest is told what was durable when.
+const NOTES: u64 = 16;
+/// Where history is so many windows old, merging must be waiting for something.
+const WAITING_WINDOWS: u64 = 64;
 /// Segments are so small a part of the quota: several are kept free for what comes and for merging.
 const QUOTA_SEGMENTS: u64 = 32;
 /// How long a merge of an eighth of the bound takes about, in seconds, its syncs and manifests with it.
 const MERGE_S: u64 = 2;
-/// The shortest time between two of those, in milliseconds.
-const ARRIVAL_MS_MIN: u64 = 100;
+/// The shortest time between two notes, in milliseconds; so often at most it is looked what is durable, whatever the window is.
+pub const ARRIVAL_MS: u64 = 100;
 
 /// Why history ends where it does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -63,10 +65,18 @@ pub struct Held {
     pub plain: u64,
 }
 
-/// How often what is durable is noted, in milliseconds.
+/// How often the manifest is told what was durable when, in milliseconds.
 #[must_use]
-pub fn arrival_ms(policy: &Policy) -> u64 {
-    (policy.window_ms / ARRIVALS).max(ARRIVAL_MS_MIN)
+pub fn note_ms(policy: &Policy) -> u64 {
+    (policy.window_ms / NOTES).max(ARRIVAL_MS)
+}
+
+/// Whether merging must be waiting for something: then the journal goes on in a new segment when one is full, and not before, or they
+/// would become many.
+#[must_use]
+pub fn is_waiting(policy: &Policy, past: &Retention) -> bool {
+    let age_ms = past.arrivals.first().map_or(0, |first| past.elapsed_ms.saturating_sub(first.elapsed_ms));
+    age_ms > policy.window_ms.saturating_mul(WAITING_WINDOWS)
 }
 
 /// How many long-term points there are at once, at most.
@@ -209,6 +219,55 @@ mod tests {
             due(&policy(1600, 0), &past, &Journal::default(), true),
             Some(Due { upto: Lsn(10), reason: Reason::Window })
         );
+    }
+
+    /// What an owner knows after so long, who was told ten times a second what is durable: ten LSNs are a tenth of a second.
+    fn told(elapsed_ms: u64) -> Retention {
+        let mut past = Retention { elapsed_ms, ..Retention::default() };
+        let arrivals =
+            (1..=elapsed_ms / ARRIVAL_MS).map(|at| Arrival { elapsed_ms: at * ARRIVAL_MS, lsn: Lsn(at * 10) });
+        arrivals.for_each(|arrival| past.arrive(&[arrival]));
+        past
+    }
+
+    #[test]
+    fn a_window_of_any_length_is_known_to_a_thirty_second_part() {
+        // Three hours, whatever the window was meanwhile.
+        let past = told(3 * 3_600_000);
+        assert!(past.arrivals.len() < 600, "{}", past.arrivals.len());
+        for window_ms in (1_000..3 * 3_600_000 - 100_000).step_by(7_777) {
+            let due = due(&policy(window_ms, 0), &past, &Journal::default(), true).unwrap();
+            let age_ms = past.elapsed_ms - due.upto.0 * 10;
+            assert!(age_ms >= window_ms, "{window_ms} {age_ms}");
+            assert!(age_ms <= window_ms + ARRIVAL_MS + window_ms / 32, "{window_ms} {age_ms}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_arrivals_is_bounded_for_all_time() {
+        let mut past = Retention::default();
+        let (mut at, mut most, mut lsn) = (0u64, 0, 0);
+        // From every millisecond to once in some years: no rhythm makes it long.
+        for apart in (0..58).map(|power| 1u64 << power) {
+            for _ in 0..if apart < 1 << 20 { 700 } else { 40 } {
+                (at, lsn) = (at.saturating_add(apart), lsn + 1);
+                past.arrive(&[Arrival { elapsed_ms: at, lsn: Lsn(lsn) }]);
+                most = most.max(past.arrivals.len());
+            }
+        }
+        assert!(most > 100 && most < 3000, "{most}");
+        assert!(
+            past.arrivals.windows(2).all(|pair| pair[0].lsn < pair[1].lsn && pair[0].elapsed_ms <= pair[1].elapsed_ms)
+        );
+        assert_eq!((past.arrivals[0].lsn, past.arrivals[past.arrivals.len() - 1].lsn), (Lsn(1), Lsn(lsn)));
+    }
+
+    #[test]
+    fn who_merges_nothing_for_long_is_waiting() {
+        let past = told(64_000);
+        assert!(!is_waiting(&policy(1_000, 0), &past));
+        assert!(is_waiting(&policy(990, 0), &past));
+        assert!(!is_waiting(&policy(1, 0), &Retention::default()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::{Change, Host, document, lock};
 use crate::clock;
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
-use cdp_core::journal::{KeptInfo, Manifest, StampedMoment};
+use cdp_core::journal::{Arrival, KeptInfo, Manifest, Retention, StampedMoment};
 use cdp_core::media::Storage;
 use cdp_core::policy::retention::{self as policy, Due, Reason};
 use cdp_core::policy::room::{Shorten, Trial};
@@ -90,6 +90,8 @@ pub(super) struct Retained {
     pub(super) growth: Mutex<Option<u64>>,
     /// Set by who watches.
     pub(super) elapsed: OnceLock<Elapsed>,
+    /// What was durable when, of late, with what the manifest was not told yet. Bound: that of the manifest's list.
+    pub(super) arrived: Mutex<Vec<Arrival>>,
 }
 
 fn failed(error: &MergeError) -> Problem {
@@ -217,7 +219,8 @@ impl Host {
         let growth = live.map_or(0, |live| live.stored_bytes_per_s());
         let due = {
             let replica = self.replica();
-            due(replica.manifest(), unsealed_bytes(&replica), growth, scope == Scope::AtOnce)
+            let past = self.past(&replica.manifest().retention);
+            due(replica.manifest(), &past, (unsealed_bytes(&replica), growth), scope == Scope::AtOnce)
         };
         if let Some(plan) = due.map(planned).transpose()?.flatten() {
             return Ok(Some(plan));
@@ -275,7 +278,12 @@ impl Host {
         if !plan.begun {
             let (to, keep) = (plan.to, plan.keep.clone());
             let point = retention::point_at(self.replica().catalogue(), &to);
-            self.change_for_merge(Box::new(move |writer| retention::begin(writer, to, point, keep)))?;
+            // How old the moment is where it ends must be known when it has ended.
+            let write_down = self.write_down(self.elapsed_ms());
+            self.change_for_merge(Box::new(move |writer| {
+                writer.edit(|manifest| write_down(&mut manifest.retention));
+                retention::begin(writer, to, point, keep)
+            }))?;
         } else if !self.replica().keys().is_empty() {
             // Who goes on with a merge seals with a key of its own: the first change is what has one drawn.
             self.edit(Box::new(|_| {}))?;
@@ -447,15 +455,20 @@ pub(super) fn unsealed_bytes(replica: &Replica) -> u64 {
     open.map(|segment| length(segment.number)).sum()
 }
 
-/// What is due by a manifest, beside whose segments others that are not sealed take so much.
-pub(super) fn due(manifest: &Manifest, unsealed_bytes: u64, bytes_per_s: u64, at_once: bool) -> Option<Due> {
+/// What is due by a manifest and what is known of the past, beside whose segments others that are not sealed take so much.
+pub(super) fn due(
+    manifest: &Manifest,
+    past: &Retention,
+    (unsealed_bytes, bytes_per_s): (u64, u64),
+    at_once: bool,
+) -> Option<Due> {
     // Below a base that is not there yet nothing can be merged.
     if is_unseeded(manifest) {
         return None;
     }
     let (sealed, open_bytes) = (sealed(manifest), run_bytes(manifest) + unsealed_bytes);
     let journal = policy::Journal { sealed: &sealed, open_bytes, bytes_per_s };
-    policy::due(&manifest.policy, &manifest.retention, &journal, at_once)
+    policy::due(&manifest.policy, past, &journal, at_once)
 }
 
 /// The last moment up to an LSN that can be restored and merged; zero if there is none.

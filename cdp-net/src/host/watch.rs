@@ -52,8 +52,8 @@ pub struct Watch {
 /// long as one.
 #[derive(Clone, Copy, Debug)]
 struct Noted {
-    /// An arrival.
-    arrival: u64,
+    /// What was durable when.
+    arrivals: u64,
     /// A long-term point.
     layer: u64,
     /// Elapsed itself.
@@ -62,9 +62,9 @@ struct Noted {
 
 impl Noted {
     fn of(past: &Retention) -> Self {
-        let arrival = past.arrivals.last().map_or(0, |last| last.elapsed_ms);
+        let arrivals = past.arrivals.last().map_or(0, |last| last.elapsed_ms);
         let layer = past.layers.last().map_or(0, |last| last.elapsed_ms);
-        Self { arrival, layer, elapsed: past.elapsed_ms }
+        Self { arrivals, layer, elapsed: past.elapsed_ms }
     }
 }
 
@@ -125,7 +125,7 @@ impl Watch {
         while !self.is_over() {
             let policy = self.host.replica().manifest().policy;
             let long_term = Some(policy.long_term_ms).filter(|ms| *ms > 0);
-            let every = long_term.into_iter().chain([policy::arrival_ms(&policy)]).min().map(Duration::from_millis);
+            let every = long_term.into_iter().chain([policy::note_ms(&policy)]).min().map(Duration::from_millis);
             let history = self.host.history();
             self.announce(&history, cut);
             if self.not_before.is_none_or(|at| at <= Instant::now()) {
@@ -154,9 +154,12 @@ impl Watch {
     }
 
     fn look(&mut self, policy: &Policy) -> Result<(), Problem> {
-        self.note(policy, self.host.elapsed_ms())?;
+        let elapsed_ms = self.host.elapsed_ms();
+        self.host.arrive(elapsed_ms);
+        self.note(policy, elapsed_ms)?;
         let urgent = || self.host.is_urgent();
         let pace = |worked: Duration| {
+            self.host.arrive(self.host.elapsed_ms());
             if !urgent() {
                 self.wait(worked, &urgent);
             }
@@ -177,17 +180,18 @@ impl Watch {
                 return;
             }
             std::thread::sleep(left.min(LOOK_MIN));
+            self.host.arrive(self.host.elapsed_ms());
             if reason() {
                 return;
             }
         }
     }
 
-    /// Writes down what is due of how much time has passed: what is durable now, with which the journal goes on in a new segment, and
+    /// Writes down what is due of how much time has passed: what was durable when, with which the journal goes on in a new segment, and
     /// which layers come and go.
     fn note(&mut self, policy: &Policy, elapsed_ms: u64) -> Result<(), Problem> {
         let since = |then: u64| elapsed_ms.saturating_sub(then);
-        let arrived = since(self.noted.arrival) >= policy::arrival_ms(policy);
+        let arrived = since(self.noted.arrivals) >= policy::note_ms(policy);
         let wanted = policy.long_term_ms > 0 && since(self.noted.layer) >= policy.long_term_ms;
         if wanted && self.pending.is_none() {
             self.pending = self.long_term_point(elapsed_ms);
@@ -196,24 +200,24 @@ impl Watch {
         if !arrived && layer.is_none() && since(self.noted.elapsed) < ELAPSED_MS_MAX {
             return Ok(());
         }
-        let durable = arrived.then(|| {
-            let replica = self.host.replica();
-            let trunk = replica.catalogue().trunk();
-            trunk.map_or(Lsn::ZERO, |trunk| super::safe(replica.catalogue(), trunk.timeline))
-        });
-        let keep_ms = policy.keep_ms;
+        let policy = *policy;
         // Where it fails, what it notes may be stored later, or not: nothing is merged before that is known, and noting it again changes
         // nothing.
+        let write_down = self.host.write_down(elapsed_ms);
         self.host.change_for_merge(Box::new(move |writer| {
-            let past = &writer.manifest().retention;
-            if durable.is_some() && !past.is_waiting() {
+            if arrived && !policy::is_waiting(&policy, &writer.manifest().retention) {
                 writer.roll();
             }
-            writer.edit(|manifest| write_down(&mut manifest.retention, elapsed_ms, durable, layer, keep_ms))
+            writer.edit(|manifest| {
+                let past = &mut manifest.retention;
+                write_down(past);
+                layer.into_iter().for_each(|layer| past.add_layer(layer));
+                past.expire_layers(policy.keep_ms);
+            })
         }))?;
         self.noted.elapsed = elapsed_ms;
         if arrived {
-            self.noted.arrival = elapsed_ms;
+            self.noted.arrivals = elapsed_ms;
         }
         if let Some(layer) = self.pending.take() {
             self.noted.layer = layer.elapsed_ms;
@@ -236,20 +240,6 @@ impl Watch {
     }
 }
 
-/// What a note makes of the past: what is durable then, if that is due, and a layer, if one was made.
-pub(super) fn write_down(
-    past: &mut Retention,
-    elapsed_ms: u64,
-    durable: Option<Lsn>,
-    layer: Option<LayerInfo>,
-    keep_ms: u64,
-) {
-    past.elapsed_ms = past.elapsed_ms.max(elapsed_ms);
-    durable.into_iter().for_each(|lsn| past.arrive(Arrival { elapsed_ms, lsn }));
-    layer.into_iter().for_each(|layer| past.add_layer(layer));
-    past.expire_layers(keep_ms);
-}
-
 impl From<room::Limit> for Limit {
     fn from(limit: room::Limit) -> Self {
         match limit {
@@ -262,12 +252,50 @@ impl From<room::Limit> for Limit {
 impl Host {
     /// How long owners have watched over the replica by now, in milliseconds.
     pub(crate) fn elapsed_ms(&self) -> u64 {
-        let elapsed = self.retained.elapsed.get().map(|elapsed| {
+        self.watched_ms().unwrap_or_else(|| self.replica().manifest().retention.elapsed_ms)
+    }
+
+    /// The same where somebody watches: else no time passes.
+    fn watched_ms(&self) -> Option<u64> {
+        self.retained.elapsed.get().map(|elapsed| {
             let now = u64::try_from(elapsed.since.elapsed().as_millis()).unwrap_or(u64::MAX);
             elapsed.before_ms.saturating_add(now)
-        });
-        // Where nobody watches no time passes.
-        elapsed.unwrap_or_else(|| self.replica().manifest().retention.elapsed_ms)
+        })
+    }
+
+    /// Looks what is durable now. That is kept in memory until the manifest is written anyway: a crash forgets of it what it forgets of
+    /// elapsed time.
+    pub(super) fn arrive(&self, elapsed_ms: u64) {
+        let last = lock(&self.retained.arrived).last().map(|last| last.elapsed_ms);
+        if last.is_some_and(|last| elapsed_ms < last.saturating_add(policy::ARRIVAL_MS)) {
+            return;
+        }
+        let lsn = {
+            let replica = self.replica();
+            let trunk = replica.catalogue().trunk();
+            trunk.map_or(Lsn::ZERO, |trunk| super::safe(replica.catalogue(), trunk.timeline))
+        };
+        if lsn > Lsn::ZERO {
+            Arrival { elapsed_ms, lsn }.join(&mut lock(&self.retained.arrived));
+        }
+    }
+
+    /// What tells a manifest how much time has passed, and what was durable when.
+    pub(crate) fn write_down(&self, elapsed_ms: u64) -> impl FnOnce(&mut Retention) + Send + use<> {
+        let arrived = lock(&self.retained.arrived).clone();
+        move |past| {
+            past.elapsed_ms = past.elapsed_ms.max(elapsed_ms);
+            past.arrive(&arrived);
+        }
+    }
+
+    /// The past by a manifest and by what that was not told yet; layers are not in it.
+    pub(super) fn past(&self, told: &Retention) -> Retention {
+        let (oldest, arrivals) = (told.oldest, told.arrivals.clone());
+        let mut past = Retention { elapsed_ms: told.elapsed_ms, oldest, arrivals, layers: Vec::new() };
+        // What is in it already is passed over: when it was told of is no matter. Who asks has the lock of the replica.
+        self.write_down(self.watched_ms().unwrap_or(0))(&mut past);
+        past
     }
 
     /// Whether the journal has taken three quarters of its bound.

@@ -1,6 +1,6 @@
 //! What retention would do, and what it does when it is asked for.
 
-use super::protect::{Place, label, noise, seeded, wait_for};
+use super::protect::{Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::media::Disk;
 use cdp_core::trust::KeyHolder;
@@ -10,7 +10,7 @@ use cdp_net::owner::{Connection, Handler, PinReply, PolicyChange, Request};
 use cdp_net::protect::Protector;
 use cdp_net::report::{At, Policy, Pruned};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn host(place: &Place) -> Arc<Host> {
     Host::idle(Arc::new(Disk::open(place.replica()).unwrap()), &KeyHolder::default()).unwrap()
@@ -88,4 +88,45 @@ fn pruning_does_what_a_dry_run_said() {
     bounded(&second, bound(8));
     let all = pruned(&second, "hardly anything stays");
     assert_eq!(all.holds, 3, "{all:?}");
+}
+
+/// What came while the window was an hour is as old as it is when the window becomes a second: nothing of it waits for the hour's notes.
+#[test]
+fn a_window_that_is_shortened_ends_what_is_older_at_once() {
+    let place = Place::new();
+    place.make_source("disk", 96);
+    let mut options = place.options(&["disk"]);
+    options.policy.window_ms = Some(3_600_000);
+    let protector = Protector::start(&options, |_| {}).unwrap();
+    seeded(&protector);
+    let host = protector.host();
+    // They all go to one segment, and the merge ends inside it.
+    let begun = Instant::now();
+    let mut marks = Vec::new();
+    for piece in 0..40u64 {
+        let data = noise(800 + piece, 4096);
+        protector.exports()[0].device.write(piece % 7 * 4096, Bytes::from(data), false).unwrap();
+        let lsn = protector.mark(&label(&format!("m{piece}"))).unwrap();
+        marks.push((begun.elapsed(), lsn));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let told = host.replica().manifest().retention.arrivals.len();
+    assert!(told <= 8, "told {told} times in {:?}, and nothing was due", begun.elapsed());
+    bounded(host, PolicyChange { window_ms: Some(1000), ..PolicyChange::default() });
+    let now = begun.elapsed();
+    let done: Pruned = ask(host, Request::Prune { dry_run: false }, &Connection::local());
+    let oldest = done.oldest.expect("something is older than a second").lsn;
+    // A second, a thirty-second part of it, and, on a slow machine, how often it is looked.
+    let mut old = marks.iter().filter(|(at, _)| *at + Duration::from_millis(1000 + 32 + 1000) < now);
+    let (_, last) = old.next_back().expect("four seconds have passed");
+    assert!(oldest >= *last, "merged up to {oldest}, and {last} is older than the window");
+    // What follows is there, before and after the next start.
+    let newest = label("m39");
+    let content = restored(&host.replica(), &When::Label(newest.clone()), "disk");
+    assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
+    let replica = place.load();
+    assert_eq!(restored(&replica, &When::Label(newest), "disk"), content);
+    let mut expected = std::fs::read(place.source("disk")).unwrap();
+    expected.truncate(content.len());
+    assert!(content == expected, "the newest mark is not what was written");
 }
