@@ -18,6 +18,9 @@ const WAITING_WINDOWS: u64 = 64;
 const QUOTA_SEGMENTS: u64 = 32;
 /// How long a merge of an eighth of the bound takes about, in seconds, its syncs and manifests with it.
 const MERGE_S: u64 = 2;
+/// A merge takes so many records at most, or one segment's: what stays of blocks that it changes in parts is in memory until its end, two
+/// blocks a record at most in about 128 bytes each, which is 512 MiB. Records of 4 KiB are 8 GiB.
+const MERGE_RECORDS: u64 = 2 << 20;
 /// The shortest time between two notes, in milliseconds; so often at most it is looked what is durable, whatever the window is.
 pub const ARRIVAL_MS: u64 = 100;
 
@@ -52,6 +55,25 @@ pub struct Due {
     pub upto: Lsn,
     /// Why.
     pub reason: Reason,
+}
+
+/// How far a merge from `merged` to `target` goes at once: no further than what it keeps in memory allows, and as far as the first moment
+/// behind `merged` that can be restored. `ends`: the segments, oldest first, by the last moment up to their end that can be restored, and
+/// how many entries their indexes have; the target may lie inside one.
+#[must_use]
+pub fn merge_end(merged: Lsn, target: Lsn, ends: impl IntoIterator<Item = (Lsn, u64)>) -> Lsn {
+    let (mut end, mut all) = (merged, 0u64);
+    for (last, records) in ends {
+        all = all.saturating_add(records);
+        if all > MERGE_RECORDS && end > merged {
+            return end;
+        }
+        if last >= target {
+            break;
+        }
+        end = end.max(last);
+    }
+    target
 }
 
 /// A segment of the journal, as retention sees it.
@@ -260,6 +282,24 @@ mod tests {
             past.arrivals.windows(2).all(|pair| pair[0].lsn < pair[1].lsn && pair[0].elapsed_ms <= pair[1].elapsed_ms)
         );
         assert_eq!((past.arrivals[0].lsn, past.arrivals[past.arrivals.len() - 1].lsn), (Lsn(1), Lsn(lsn)));
+    }
+
+    #[test]
+    fn a_merge_takes_no_more_records_than_its_memory_allows() {
+        let mib = |n: u64| n << 20;
+        let end = |target: u64, ends: &[(u64, u64)]| {
+            merge_end(Lsn(10), Lsn(target), ends.iter().map(|(last, records)| (Lsn(*last), *records)))
+        };
+        let segments = [(20, mib(1)), (30, mib(1)), (40, mib(1)), (50, 1), (60, 1)];
+        assert_eq!(end(30, &segments), Lsn(30));
+        assert_eq!(end(31, &segments), Lsn(30), "it would have three");
+        assert_eq!(end(90, &segments), Lsn(30));
+        assert_eq!(end(25, &segments), Lsn(25));
+        // Whatever one segment has goes at once, and so do those that end where nothing can be restored.
+        assert_eq!(end(90, &[(20, mib(9)), (30, 1)]), Lsn(20));
+        assert_eq!(end(90, &[(10, mib(9)), (10, 5), (30, 1), (40, 1)]), Lsn(30));
+        assert_eq!(end(90, &[(20, 1), (30, 1)]), Lsn(90), "inside one that is not sealed");
+        assert_eq!(end(90, &[]), Lsn(90));
     }
 
     #[test]

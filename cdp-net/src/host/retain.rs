@@ -495,6 +495,19 @@ fn target(replica: &Replica, manifest: &Manifest, due: Due) -> Lsn {
     further.into_iter().find(|next| *next > merged).unwrap_or(found)
 }
 
+/// The same, or less: as far as one merge goes at once.
+fn near(replica: &Replica, manifest: &Manifest, target: Lsn) -> Lsn {
+    let merged = manifest.retention.oldest.map_or(Lsn::ZERO, |oldest| oldest.lsn);
+    let usual = cdp_core::journal::Options::default().segment_records;
+    // One that is not sealed may get as many records as any.
+    let ends = manifest
+        .segments
+        .iter()
+        .map(|segment| segment.summary().map(|summary| (summary.last_lsn, u64::from(summary.entries))));
+    let ends = ends.map(|sealed| sealed.unwrap_or((Lsn(u64::MAX), usual))).filter(|(last, _)| *last > merged);
+    policy::merge_end(merged, target, ends.map(|(last, records)| (restorable(replica, last.min(target)), records)))
+}
+
 /// Where the next merge of what is due ends; none where there is nothing to merge. `manifest`: the replica's, or what it would become.
 pub(super) fn next_stop(
     replica: &Replica,
@@ -502,7 +515,7 @@ pub(super) fn next_stop(
     held: &Held,
     due: Due,
 ) -> Result<Option<StampedMoment>, ReplicaError> {
-    let target = target(replica, manifest, due);
+    let target = near(replica, manifest, target(replica, manifest, due));
     let Some(lsn) = retention::stop(manifest, held, target) else { return Ok(None) };
     let Some(branch) = replica.catalogue().on_path(lsn) else { return Ok(None) };
     let timeline = branch.timeline;
