@@ -175,7 +175,7 @@ pub struct TimelineInfo {
     pub parent: Option<Timeline>,
     /// The last LSN of the parent that belongs to its past.
     pub fork: Lsn,
-    /// The last LSN, known once it is closed or cleanly stopped.
+    /// The last LSN, known once it is cleanly stopped, or closed when everything in it was durable.
     pub last: Option<Lsn>,
     /// Whether it can still grow.
     pub state: TimelineState,

@@ -346,11 +346,11 @@ impl Writer {
     }
 
     fn end_timelines(&mut self) {
-        // What a write that was not finished left behind belongs to no moment.
-        let last = self.chain.min(self.whole);
+        // What a write that was not finished left behind belongs to no moment. What is not durable yet may never be: nothing is said then.
+        let last = Some(self.chain.min(self.whole)).filter(|last| *last <= self.durable().lsn());
         for timeline in self.manifest.timelines.iter_mut().filter(|timeline| timeline.state == TimelineState::Open) {
             timeline.state = TimelineState::Closed;
-            timeline.last = Some(last.max(timeline.fork));
+            timeline.last = last.map(|last| last.max(timeline.fork));
         }
     }
 
