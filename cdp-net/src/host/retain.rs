@@ -11,7 +11,7 @@ use super::{Change, Host, document, lock};
 use crate::clock;
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
-use cdp_core::journal::{Arrival, KeptInfo, Manifest, Retention, StampedMoment};
+use cdp_core::journal::{Arrival, CutBy, CutInfo, KeptInfo, Manifest, Retention, StampedMoment};
 use cdp_core::media::Storage;
 use cdp_core::policy::retention::{self as policy, Due, Reason};
 use cdp_core::policy::room::{Shorten, Trial};
@@ -72,8 +72,6 @@ pub(super) struct Retained {
     pub(super) working: Mutex<()>,
     /// Why it cannot go on, if so.
     pub(super) problem: Mutex<Option<String>>,
-    /// The oldest moments were last dropped for this reason, not for the window: since the LSN that is the oldest then.
-    pub(super) cut_at: Mutex<Option<(Lsn, Reason)>>,
     /// What was held while history was merged for room, and what came of it.
     pub(super) trial: Mutex<Option<(Held, Trial)>>,
     /// What was decided when there was last hardly any room.
@@ -92,6 +90,16 @@ pub(super) struct Retained {
     pub(super) elapsed: OnceLock<Elapsed>,
     /// What was durable when, of late, with what the manifest was not told yet. Bound: that of the manifest's list.
     pub(super) arrived: Mutex<Vec<Arrival>>,
+}
+
+/// What there was no room in, where that is the reason of a merge.
+fn cut_by(reason: Reason) -> Option<CutBy> {
+    match reason {
+        Reason::Window => None,
+        Reason::Bytes => Some(CutBy::Bytes),
+        Reason::Room => Some(CutBy::Room),
+        Reason::Quota => Some(CutBy::Quota),
+    }
 }
 
 fn failed(error: &MergeError) -> Problem {
@@ -134,8 +142,6 @@ impl Host {
                 Err(problem) => return Err(problem),
             }
             while self.give_up(self.for_readers_max(), scope, pace) {}
-            let cut = plan.reason.filter(|reason| *reason != Reason::Window);
-            *lock(&self.retained.cut_at) = cut.map(|reason| (plan.to.lsn, reason));
             if !self.release(scope, pace)? {
                 return Ok(false);
             }
@@ -280,8 +286,12 @@ impl Host {
             let point = retention::point_at(self.replica().catalogue(), &to);
             // How old the moment is where it ends must be known when it has ended.
             let write_down = self.write_down(self.elapsed_ms());
+            let cut = plan.reason.and_then(cut_by).map(|by| CutInfo { lsn: to.lsn, by });
             self.change_for_merge(Box::new(move |writer| {
-                writer.edit(|manifest| write_down(&mut manifest.retention));
+                writer.edit(|manifest| {
+                    write_down(&mut manifest.retention);
+                    manifest.cut = cut;
+                });
                 retention::begin(writer, to, point, keep)
             }))?;
         } else if !self.replica().keys().is_empty() {

@@ -6,8 +6,8 @@ use super::{Host, lock};
 use crate::report::{History, Limit, Problem, ProblemClass};
 use cdp_core::frame::PointKinds;
 use cdp_core::journal::WhenFull;
-use cdp_core::journal::{Arrival, LayerInfo, Policy, Retention};
-use cdp_core::policy::retention::{self as policy, Reason};
+use cdp_core::journal::{Arrival, CutBy, LayerInfo, Policy, Retention};
+use cdp_core::policy::retention as policy;
 use cdp_core::policy::room;
 use cdp_core::replica::Replica;
 use cdp_core::types::Lsn;
@@ -338,13 +338,11 @@ impl Host {
         let short = forecast_ms.is_some_and(|ms| ms < policy.window_ms);
         let near = room.filter(room::Room::is_near);
         let limit = bound.filter(|_| short).map(|(_, limit)| limit).or(near.map(|room| room.limit.into()));
-        let oldest = manifest.retention.oldest.map(|oldest| oldest.lsn);
-        let cut_by = lock(&self.retained.cut_at).filter(|(lsn, _)| Some(*lsn) == oldest);
-        let cut_by = cut_by.and_then(|(_, reason)| match reason {
-            Reason::Window => None,
-            Reason::Bytes => Some(Limit::MaxBytes),
-            Reason::Room => Some(Limit::Room),
-            Reason::Quota => Some(Limit::Quota),
+        let oldest = manifest.oldest().map(|oldest| oldest.lsn);
+        let cut_by = manifest.cut.filter(|cut| Some(cut.lsn) == oldest).map(|cut| match cut.by {
+            CutBy::Bytes => Limit::MaxBytes,
+            CutBy::Room => Limit::Room,
+            CutBy::Quota => Limit::Quota,
         });
         History {
             window_ms: policy.window_ms,

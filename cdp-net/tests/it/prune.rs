@@ -8,7 +8,7 @@ use cdp_core::when::When;
 use cdp_net::host::Host;
 use cdp_net::owner::{Connection, Handler, PinReply, PolicyChange, Request};
 use cdp_net::protect::Protector;
-use cdp_net::report::{At, Policy, Pruned};
+use cdp_net::report::{At, Limit, Policy, Pruned};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -75,12 +75,17 @@ fn pruning_does_what_a_dry_run_said() {
     drop((reader, first));
     let second = host(&place);
     assert!(second.replica().manifest().merge.is_some());
-    // With no bound any more only what was begun is done.
+    // With no bound any more only what was begun is done. Why history ends where it does is known to whoever comes later.
     bounded(&second, bound(0));
     let begun = pruned(&second, "what was begun");
+    for host in [&second, &host(&place)] {
+        let history = host.history();
+        assert_eq!((history.cut, history.cut_by), (true, Some(Limit::MaxBytes)));
+    }
     assert!(begun.oldest.is_some() && begun.oldest != some.oldest, "{begun:?}");
     bounded(&second, PolicyChange { window_ms: Some(1000), ..bound(0) });
     let old = pruned(&second, "the window");
+    assert_eq!(second.history().cut_by, None);
     assert!(old.holds >= 1 && old.oldest != begun.oldest, "{old:?}");
     // On a slow machine that was most of it.
     bounded(&second, PolicyChange { window_ms: Some(32_000), ..bound(20) });

@@ -72,6 +72,27 @@ impl Arrival {
     }
 }
 
+/// That history was cut for lack of room: it ends there, and not where the window does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CutInfo {
+    /// The oldest moment since then; where another one is, this says nothing any more.
+    pub lsn: Lsn,
+    /// What there was no room in.
+    pub by: CutBy,
+}
+
+/// What history was cut by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum CutBy {
+    /// The journal's bound.
+    Bytes = 1,
+    /// The media.
+    Room = 2,
+    /// The replica's quota.
+    Quota = 3,
+}
+
 /// A long-term point.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LayerInfo {
@@ -184,6 +205,20 @@ pub(super) fn take_point(take: &mut Take<'_>) -> Result<Mark, FormatError> {
         on_barrier: take.kind("on_barrier", flag)?,
         label: take.text("label", NAME_MAX)?,
     })
+}
+
+pub(super) fn put_cut(put: &mut Put, cut: &CutInfo) {
+    put.u64(cut.lsn.0).u8(cut.by as u8);
+}
+
+pub(super) fn take_cut(take: &mut Take<'_>) -> Result<CutInfo, FormatError> {
+    let by = |code| match code {
+        1 => Some(CutBy::Bytes),
+        2 => Some(CutBy::Room),
+        3 => Some(CutBy::Quota),
+        _ => None,
+    };
+    Ok(CutInfo { lsn: Lsn(take.u64()?), by: take.kind("what history was cut by", by)? })
 }
 
 pub(super) fn put_kept(put: &mut Put, next: u64, kept: &[KeptInfo]) {
