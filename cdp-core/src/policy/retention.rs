@@ -5,7 +5,7 @@
 //! segments that span a sixteenth, and ages that are known to a thirty-second part, at most a quarter more than the window is ever held.
 
 use super::room::Limit;
-use crate::journal::{Policy, Retention};
+use crate::journal::{Options, Policy, Retention};
 use crate::types::Lsn;
 
 /// What is older than the window is merged when it is an eighth of it.
@@ -29,7 +29,7 @@ pub const ARRIVAL_MS: u64 = 100;
 pub enum Reason {
     /// It is older than the window.
     Window,
-    /// The journal has reached its bound.
+    /// The journal has reached its bound, or has nearly as many segments as it may have.
     Bytes,
     /// The media have no room but the reserve.
     Room,
@@ -144,7 +144,7 @@ pub fn due(policy: &Policy, past: &Retention, journal: &Journal<'_>, at_once: bo
     let slack = if at_once { 0 } else { policy.window_ms / SLACK };
     let worth = older_than(policy.window_ms + slack).is_some_and(|lsn| lsn > merged);
     let window = older_than(policy.window_ms).filter(|lsn| worth && *lsn > merged);
-    let bytes = over_bound(policy.max_bytes, journal).filter(|lsn| *lsn > merged);
+    let bytes = over_bound(policy.max_bytes, journal).max(over_count(journal)).filter(|lsn| *lsn > merged);
     let window = window.map(|upto| Due { upto, reason: Reason::Window });
     let bytes = bytes.map(|upto| Due { upto, reason: Reason::Bytes });
     [window, bytes].into_iter().flatten().max_by_key(|due| due.upto)
@@ -165,6 +165,13 @@ fn over_bound(max_bytes: u64, journal: &Journal<'_>) -> Option<Lsn> {
         upto = Some(segment.last);
     }
     upto
+}
+
+/// The last LSN of the oldest eighth of the segments, if there are nearly as many as there may be.
+fn over_count(journal: &Journal<'_>) -> Option<Lsn> {
+    let full = Options::SEGMENTS_MAX - Options::SEGMENTS_MAX / SLACK as usize;
+    let oldest = journal.sealed.get(journal.sealed.len() / SLACK as usize)?;
+    (journal.sealed.len() > full).then_some(oldest.last)
 }
 
 /// How far back history will go at this rate of stored bytes a second: the window, or what the bound leaves of it.
@@ -326,6 +333,20 @@ mod tests {
         assert_eq!((at_rate(1190, 50, 70), at_rate(1190, 50, 71)), (None, bytes(200)), "1050, and 142 by then");
         assert_eq!(at_rate(1200, 50, 1 << 40), None, "no further ahead than 150");
         assert_eq!(at_rate(0, 50, 1 << 40), None);
+    }
+
+    #[test]
+    fn nearly_as_many_segments_as_there_may_be_are_merged() {
+        let held = |n: usize| Held { last: Lsn(n as u64 * 10), bytes: 1 << 20, plain: 1 << 20 };
+        let sealed: Vec<_> = (1..=Options::SEGMENTS_MAX).map(held).collect();
+        let due = |count: usize| {
+            let journal = Journal { sealed: &sealed[..count], ..Journal::default() };
+            due(&policy(1 << 40, 0), &past(900, 0), &journal, false)
+        };
+        let full = Options::SEGMENTS_MAX / 8 * 7;
+        assert_eq!(due(full), None);
+        let upto = sealed[(full + 1) / 8].last;
+        assert_eq!(due(full + 1), Some(Due { upto, reason: Reason::Bytes }));
     }
 
     #[test]

@@ -63,6 +63,9 @@ const RUNS_MAX: usize = 1 << 18;
 pub(super) const DISKS_LISTED_MAX: usize = DISKS_MAX * 64;
 
 impl Manifest {
+    /// So many timelines are opened at most, a quarter of what a reader takes.
+    pub const TIMELINES_OPENED: usize = TIMELINES_MAX / 4;
+
     /// The list that is longer than a reader takes, if one is: who adds to one sees to it that there is none.
     #[must_use]
     pub fn too_long(&self) -> Option<&'static str> {
