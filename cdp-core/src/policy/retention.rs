@@ -5,7 +5,7 @@
 //! segments that span a sixteenth, and ages that are known to a thirty-second part, at most a quarter more than the window is ever held.
 
 use super::room::Limit;
-use crate::journal::{Options, Policy, Retention};
+use crate::journal::{Manifest, Options, Policy, Retention};
 use crate::types::Lsn;
 
 /// What is older than the window is merged when it is an eighth of it.
@@ -21,6 +21,8 @@ const MERGE_S: u64 = 2;
 /// A merge takes so many records at most, or one segment's: what stays of blocks that it changes in parts is in memory until its end, two
 /// blocks a record at most in about 128 bytes each, which is 512 MiB. Records of 4 KiB are 8 GiB.
 const MERGE_RECORDS: u64 = 2 << 20;
+/// Whoever reads everything has so long at least, in milliseconds.
+const PATIENCE_MS_MIN: u64 = 600_000;
 /// The shortest time between two notes, in milliseconds; so often at most it is looked what is durable, whatever the window is.
 pub const ARRIVAL_MS: u64 = 100;
 
@@ -74,6 +76,26 @@ pub fn merge_end(merged: Lsn, target: Lsn, ends: impl IntoIterator<Item = (Lsn, 
         end = end.max(last);
     }
     target
+}
+
+/// How long owners have watched at least, in milliseconds, by what they noted and, where the last ones came to an end before they noted it,
+/// by what they recorded: the stamps of a segment whose clock nobody has set meanwhile. To be asked at a start, before anything is recorded.
+#[must_use]
+pub fn watched_ms(manifest: &Manifest) -> u64 {
+    let past = &manifest.retention;
+    let (noted, noted_ms) = past.arrivals.last().map_or((Lsn::ZERO, 0), |last| (last.lsn, last.elapsed_ms));
+    let summaries = manifest.segments.iter().filter_map(|segment| segment.summary());
+    let since = summaries.filter(|summary| summary.first_lsn > noted);
+    let steady = since.filter(|summary| summary.first.epoch == summary.last.epoch);
+    let ms = steady.map(|summary| summary.last.time.0.saturating_sub(summary.first.time.0) / 1_000_000);
+    past.elapsed_ms.max(ms.fold(noted_ms, u64::saturating_add))
+}
+
+/// How long who reads everything may keep retention out, in milliseconds, where nothing is urgent: half of the window, so that no more
+/// than that is held beside it, and ten minutes at least.
+#[must_use]
+pub fn patience_ms(policy: &Policy) -> u64 {
+    (policy.window_ms / 2).max(PATIENCE_MS_MIN)
 }
 
 /// A segment of the journal, as retention sees it.
@@ -206,8 +228,8 @@ pub fn age_ms(past: &Retention, elapsed_ms: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::{Arrival, StampedMoment};
-    use crate::types::{ClockEpoch, Stamp, Timeline, WallTime};
+    use crate::journal::{Arrival, SegmentInfo, SegmentState, StampedMoment, Summary};
+    use crate::types::{ClockEpoch, GroupId, ReplicaId, SegmentId, Stamp, Timeline, WallTime};
 
     fn past(elapsed_ms: u64, merged: u64) -> Retention {
         let arrivals = (0..=elapsed_ms / 100).map(|at| Arrival { elapsed_ms: at * 100, lsn: Lsn(at * 10) });
@@ -347,6 +369,47 @@ mod tests {
         assert_eq!(due(full), None);
         let upto = sealed[(full + 1) / 8].last;
         assert_eq!(due(full + 1), Some(Due { upto, reason: Reason::Bytes }));
+    }
+
+    #[test]
+    fn what_crashed_owners_recorded_counts_as_watched() {
+        let of = |number: u64, first_lsn: u64, (epoch, from): (u32, u64), (epoch_then, to): (u32, u64)| {
+            let stamp = |epoch, ms: u64| Stamp { epoch: ClockEpoch(epoch), time: WallTime(ms * 1_000_000) };
+            let summary = Summary {
+                group: GroupId::new([1; 16]).unwrap(),
+                timeline: Timeline::new([1; 16]).unwrap(),
+                prev_lsn: Lsn(first_lsn - 1),
+                first_lsn: Lsn(first_lsn),
+                last_lsn: Lsn(first_lsn + 9),
+                whole_lsn: Lsn(first_lsn + 9),
+                settled: Lsn(first_lsn),
+                first: stamp(epoch, from),
+                last: stamp(epoch_then, to),
+                frames_end: 8192,
+                file_bytes: 16384,
+                frames: 1,
+                chunks: 1,
+                entries: 1,
+                records: 1,
+                plain_bytes: 4096,
+                blocks: [1, 0, 1, 1, 1],
+                events_bytes: 0,
+                footer_crc: 0,
+            };
+            let (id, state) = (SegmentId::new([number as u8; 16]).unwrap(), SegmentState::Sealed(summary));
+            SegmentInfo { number, id, state, key: 0 }
+        };
+        let mut manifest = Manifest::new(ReplicaId::new([1; 16]).unwrap(), GroupId::new([1; 16]).unwrap(), "group");
+        manifest.segments = vec![of(1, 1, (1, 1000), (1, 4000)), of(2, 11, (1, 9000), (1, 9700))];
+        assert_eq!(watched_ms(&manifest), 3700, "not what lies between them");
+        manifest.retention.arrive(&[Arrival { elapsed_ms: 5000, lsn: Lsn(5) }]);
+        manifest.retention.elapsed_ms = 5000;
+        assert_eq!(watched_ms(&manifest), 5700, "the first was noted");
+        manifest.segments.push(of(3, 21, (1, 9_800), (2, 1 << 40)));
+        assert_eq!(watched_ms(&manifest), 5700, "a clock was set");
+        manifest.segments.push(of(4, 31, (2, 9_800), (2, 9_700)));
+        manifest.retention.elapsed_ms = 6000;
+        assert_eq!(watched_ms(&manifest), 6000, "that was noted later");
     }
 
     #[test]

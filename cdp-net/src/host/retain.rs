@@ -86,10 +86,19 @@ pub(super) struct Retained {
     unstored: AtomicBool,
     /// How fast the journal grows, in bytes a second, over a while; none while that is not known.
     pub(super) growth: Mutex<Option<u64>>,
+    /// How long owners before watched, as it was found, in milliseconds.
+    pub(super) watched_ms: u64,
     /// Set by who watches.
     pub(super) elapsed: OnceLock<Elapsed>,
     /// What was durable when, of late, with what the manifest was not told yet. Bound: that of the manifest's list.
     pub(super) arrived: Mutex<Vec<Arrival>>,
+}
+
+impl Retained {
+    /// Of a replica as it is found.
+    pub(super) fn of(manifest: &Manifest) -> Self {
+        Self { watched_ms: policy::watched_ms(manifest), ..Self::default() }
+    }
 }
 
 /// What there was no room in, where that is the reason of a merge.

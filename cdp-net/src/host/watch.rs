@@ -37,6 +37,8 @@ pub struct Watch {
     host: Arc<Host>,
     stop: Arc<AtomicBool>,
     noted: Noted,
+    /// An owner before came to an end before he noted how long he watched: that is noted at once, or the next one could not know it.
+    owed: bool,
     /// A long-term point that was made and may not be in the manifest: that one is noted, and no other made, until it is.
     pending: Option<LayerInfo>,
     /// A failure is not tried again before.
@@ -102,12 +104,14 @@ impl Watch {
     #[must_use]
     pub fn new(host: &Arc<Host>, stop: &Arc<AtomicBool>) -> Self {
         let noted = Noted::of(&host.replica().manifest().retention);
-        host.retained.elapsed.get_or_init(|| Elapsed { before_ms: noted.elapsed, since: Instant::now() });
+        let before_ms = host.retained.watched_ms.max(noted.elapsed);
+        host.retained.elapsed.get_or_init(|| Elapsed { before_ms, since: Instant::now() });
         let (host, stop) = (Arc::clone(host), Arc::clone(stop));
         Self {
             host,
             stop,
             noted,
+            owed: before_ms > noted.elapsed,
             pending: None,
             not_before: None,
             point_not_before: None,
@@ -191,7 +195,7 @@ impl Watch {
     /// which layers come and go.
     fn note(&mut self, policy: &Policy, elapsed_ms: u64) -> Result<(), Problem> {
         let since = |then: u64| elapsed_ms.saturating_sub(then);
-        let arrived = since(self.noted.arrivals) >= policy::note_ms(policy);
+        let arrived = self.owed || since(self.noted.arrivals) >= policy::note_ms(policy);
         let wanted = policy.long_term_ms > 0 && since(self.noted.layer) >= policy.long_term_ms;
         if wanted && self.pending.is_none() {
             self.pending = self.long_term_point(elapsed_ms);
@@ -216,6 +220,7 @@ impl Watch {
             })
         }))?;
         self.noted.elapsed = elapsed_ms;
+        self.owed = false;
         if arrived {
             self.noted.arrivals = elapsed_ms;
         }
