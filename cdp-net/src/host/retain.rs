@@ -88,6 +88,8 @@ pub(super) struct Retained {
     pub(super) growth: Mutex<Option<u64>>,
     /// How long owners before watched, as it was found, in milliseconds.
     pub(super) watched_ms: u64,
+    /// Since when who reads everything keeps it out.
+    pub(super) kept_out: Mutex<Option<Instant>>,
     /// Set by who watches.
     pub(super) elapsed: OnceLock<Elapsed>,
     /// What was durable when, of late, with what the manifest was not told yet. Bound: that of the manifest's list.
@@ -158,6 +160,7 @@ impl Host {
                 self.weigh_up(&before);
             }
         }
+        *lock(&self.retained.kept_out) = None;
         Ok(true)
     }
 
@@ -281,7 +284,7 @@ impl Host {
     fn merge(&self, plan: &Plan, relieving: &Relieving<'_>, scope: Scope, pace: Pace<'_>) -> Result<bool, Problem> {
         let storage = self.storage();
         let changing = || {
-            self.holds.change().or_else(|| {
+            self.change_now().or_else(|| {
                 relieving.goes_on(false);
                 self.changing(scope, pace)
             })
@@ -323,14 +326,28 @@ impl Host {
         }
     }
 
+    /// Keeps out who reads everything, unless he was first.
+    fn change_now(&self) -> Option<MutexGuard<'_, ()>> {
+        let changing = self.holds.change()?;
+        *lock(&self.retained.kept_out) = None;
+        Some(changing)
+    }
+
+    /// Whether who reads everything has kept retention out for long enough.
+    fn is_out_of_patience(&self) -> bool {
+        let patience = Duration::from_millis(policy::patience_ms(&self.replica().manifest().policy));
+        lock(&self.retained.kept_out).get_or_insert_with(Instant::now).elapsed() >= patience
+    }
+
     /// Keeps out who reads everything, or waits until he is through; none where it is not to go on now.
-    fn changing(&self, scope: Scope, pace: Pace<'_>) -> Option<MutexGuard<'_, ()>> {
+    pub(super) fn changing(&self, scope: Scope, pace: Pace<'_>) -> Option<MutexGuard<'_, ()>> {
         loop {
-            if let Some(changing) = self.holds.change() {
+            if let Some(changing) = self.change_now() {
                 return Some(changing);
             }
-            // Who reads everything keeps neither the journal from its bound nor the guest's writes from having room.
-            if self.live().is_some() && self.is_urgent() {
+            // Who reads everything keeps neither the journal from its bound nor the guest's writes from having room; and history is
+            // not kept for ever because he was stopped in the middle.
+            if self.live().is_some() && (self.is_urgent() || self.is_out_of_patience()) {
                 self.holds.give_up_pauses();
             } else if scope != Scope::AtOnce {
                 return None;

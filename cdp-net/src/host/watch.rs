@@ -480,6 +480,29 @@ mod tests {
         }
     }
 
+    /// Somebody who reads everything may have been stopped in the middle: he is given up, and told, when he lets go.
+    #[test]
+    fn who_reads_everything_keeps_retention_out_for_half_a_window() {
+        let scene = Scene::new();
+        let host = &scene.watch.host;
+        let window_ms = host.replica().manifest().policy.window_ms;
+        let since = |ms| *lock(&host.retained.kept_out) = Instant::now().checked_sub(Duration::from_millis(ms));
+        let changes = || host.changing(Scope::Worthwhile, &|_| true).is_some();
+        assert!(changes());
+        let reader: Box<dyn std::any::Any + Send> = Box::new(host.holds.pause());
+        assert!(!changes(), "nothing is urgent");
+        since(window_ms.max(1_200_000) / 2 - 5_000);
+        assert!(!changes() && crate::host::holds::was_held(reader.as_ref()));
+        since(window_ms.max(1_200_000) / 2 + 1);
+        // The next look has it.
+        changes();
+        assert!(changes() && !crate::host::holds::was_held(reader.as_ref()));
+        drop(reader);
+        // The next one has as long as the first.
+        let next: Box<dyn std::any::Any + Send> = Box::new(host.holds.pause());
+        assert!(!changes() && crate::host::holds::was_held(next.as_ref()));
+    }
+
     #[test]
     fn what_a_failed_note_leaves_to_be_stored_later_is_counted_once() {
         for fails in [Fails::Stored, Fails::Later] {
