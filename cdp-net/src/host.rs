@@ -135,12 +135,13 @@ impl Host {
     /// A host of a replica that was loaded.
     #[must_use]
     pub fn new(replica: Replica, store: Box<dyn Store>) -> Arc<Self> {
+        let retained = retain::Retained::of(replica.manifest());
         Arc::new_cyclic(|me| Self {
             holds: Holds::of(replica.storage().path().into()),
             replica: RwLock::new(replica),
             store,
             live: RwLock::new(None),
-            retained: retain::Retained::default(),
+            retained,
             open_sessions: Arc::default(),
             opening: Mutex::default(),
             changing: Mutex::default(),

@@ -9,7 +9,7 @@
 //! segments are; a sync covers what was written when it was issued; after a failed write or sync nothing is issued any more
 //! (the owner opens the store anew, and recovery looks at what is really there). Lack of room is a state that goes by itself:
 //! for the next segment, for a manifest, and, where media cannot reserve room, for a frame or a footer, whose write is
-//! issued again. Only a sync that says so is a failure: what it dropped is not known.
+//! issued again. So it is where there are as many segments as a manifest may name. Only a sync that says so is a failure: what it dropped is not known.
 //!
 //! Bounds: [`Options::in_flight_bytes`] of frames are held; the index of segments not yet sealed is in memory, at most
 //! [`Options::segment_records`] entries each; there are at most two of them unless media are slower at sealing than at writing.
@@ -342,11 +342,11 @@ impl Writer {
     }
 
     fn end_timelines(&mut self) {
-        // What a write that was not finished left behind belongs to no moment.
-        let last = self.chain.min(self.whole);
+        // What a write that was not finished left behind belongs to no moment. What is not durable yet may never be: nothing is said then.
+        let last = Some(self.chain.min(self.whole)).filter(|last| *last <= self.durable().lsn());
         for timeline in self.manifest.timelines.iter_mut().filter(|timeline| timeline.state == TimelineState::Open) {
             timeline.state = TimelineState::Closed;
-            timeline.last = Some(last.max(timeline.fork));
+            timeline.last = last.map(|last| last.max(timeline.fork));
         }
     }
 

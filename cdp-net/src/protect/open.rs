@@ -263,6 +263,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     if let Start::Clean { .. } = start {
         writer.edit(|manifest| manifest.clean = false);
     } else {
+        check_timelines(&manifest).map_err(ProtectError::Replica)?;
         writer.open_timeline(new_timeline(&manifest, &start, timeline));
     }
     let generation = writer.edit(|manifest| {
@@ -426,6 +427,17 @@ fn decide(
     }
 }
 
+/// Refuses one more timeline where a manifest with it might be read by nobody: each unclean stop leaves one, and merging takes them away.
+fn check_timelines(manifest: &Manifest) -> Result<(), Problem> {
+    let found = manifest.timelines.len();
+    if found < Manifest::TIMELINES_OPENED {
+        return Ok(());
+    }
+    let message = format!("the replica has {found} timelines, one for each unclean stop, and takes no more");
+    let problem = Problem::new(ProblemClass::Refused, "timelines", message);
+    Err(problem.hint("`cdp prune` drops those that are older than the window; else protect into a new directory"))
+}
+
 fn last_epoch(manifest: &Manifest) -> ClockEpoch {
     let summaries = manifest.segments.iter().filter_map(|segment| match &segment.state {
         SegmentState::Sealed(summary) => Some(summary.last.epoch),
@@ -455,7 +467,22 @@ fn new_timeline(manifest: &Manifest, start: &Start, id: Timeline) -> TimelineInf
 mod tests {
     use super::*;
     use crate::protect::Protector;
+    use cdp_core::types::{GroupId, ReplicaId};
     use std::time::Duration;
+
+    #[test]
+    fn a_manifest_that_is_full_of_timelines_takes_no_more() {
+        let id = [1; 16];
+        let (replica, group, timeline) =
+            (ReplicaId::new(id).unwrap(), GroupId::new(id).unwrap(), Timeline::new(id).unwrap());
+        let mut manifest = Manifest::new(replica, group, "group");
+        let info = new_timeline(&manifest, &Start::First, timeline);
+        manifest.timelines.resize(Manifest::TIMELINES_OPENED - 1, info);
+        check_timelines(&manifest).unwrap();
+        manifest.timelines.push(info);
+        assert_eq!(check_timelines(&manifest).unwrap_err().code, "timelines");
+        assert_eq!(manifest.too_long(), None);
+    }
 
     #[test]
     fn the_activity_log_remembers_what_was_durable() {

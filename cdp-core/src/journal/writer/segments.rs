@@ -304,7 +304,12 @@ impl Writer {
         if self.closing {
             self.prepare = Prepare::None;
         } else if wanted && self.timeline.is_some() {
-            self.create_next();
+            if self.manifest.segments.len() < self.options.segments_max {
+                self.create_next();
+            } else {
+                // A manifest with more is one that nobody reads.
+                self.prepare = Prepare::Waiting(now.after(self.options.retry_ns));
+            }
         }
     }
 
