@@ -190,7 +190,13 @@ pub trait Engine: Sync {
     ///
     /// # Errors
     /// When it cannot be read at all.
-    fn verify(&self, dir: &Path, access: Access, progress: &mut dyn FnMut(Progress)) -> Result<Verified, Failure>;
+    fn verify(
+        &self,
+        dir: &Path,
+        access: Access,
+        stop: &Stop,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Verified, Failure>;
 
     /// Says what is in a file of ours.
     ///

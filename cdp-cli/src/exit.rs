@@ -23,6 +23,8 @@ pub enum Exit {
     Refused = 4,
     /// Damage found.
     Damage = 5,
+    /// Stopped by a signal where nothing had to be tidied up, and what was done so far is said.
+    Stopped = 130,
 }
 
 impl Termination for Exit {
@@ -166,8 +168,9 @@ mod tests {
 
     #[test]
     fn statuses_are_the_contract() {
-        let all = [Exit::Done, Exit::Failed, Exit::Usage, Exit::NotRestorable, Exit::Refused, Exit::Damage];
-        assert_eq!(all.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
+        let all =
+            [Exit::Done, Exit::Failed, Exit::Usage, Exit::NotRestorable, Exit::Refused, Exit::Damage, Exit::Stopped];
+        assert_eq!(all.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5, 130]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub use cdp_net::report::{
     Pruned, Range, Session, Space, State, Status,
 };
 pub use cdp_net::restore::RestoredDisk;
-pub use cdp_net::verify::{Damage, Verified};
+pub use cdp_net::verify::{Damage, DiskVerified, LostExtent, Records, Verified};
 
 use crate::exit::Failure;
 use cdp_core::types::Lsn;

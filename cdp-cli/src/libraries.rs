@@ -216,9 +216,18 @@ impl Engine for Libraries {
         diff::run(dir, spec, (access, &self.key()), &mut told, events)
     }
 
-    fn verify(&self, dir: &Path, access: Access, progress: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
+    fn verify(
+        &self,
+        dir: &Path,
+        access: Access,
+        stop: &Stop,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Verified, Failure> {
         let storage = open_storage(dir)?;
-        let mut told = |done, total| progress(Progress { done, total });
+        let mut told = |done, total| {
+            progress(Progress { done, total });
+            !stop.is_wished()
+        };
         match access {
             Access::Client(mut client) => Ok(verify_beside_owner(&storage, &mut client, &self.key(), &mut told)?),
             Access::Owner(owner) => {

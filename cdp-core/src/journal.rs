@@ -34,6 +34,7 @@ mod tests;
 mod verify;
 mod view;
 mod writer;
+mod written;
 
 pub use self::bytes::FormatError;
 pub use drive::{Admit, Executor, drain};
@@ -59,6 +60,6 @@ pub use recover::{
     rewrap,
 };
 pub use snapshot::Snapshot;
-pub use verify::{Finding, Verified};
+pub use verify::{Finding, UNREADABLE_MAX, Unreadable, Verified};
 pub use view::{Below, Nothing, Origin, PathElement, Piece, View};
 pub use writer::{Appended, Hold, IdSource, Options, Refusal, Refused, Writer, WriterState};

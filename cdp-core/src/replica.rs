@@ -14,6 +14,7 @@ mod files;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
 pub mod kept;
+mod losses;
 pub mod merge;
 mod resolve;
 pub mod rests;
@@ -24,6 +25,7 @@ mod view;
 
 pub use disks::{DiskAt, is_unseeded, merge_limit, remove_bases, remove_bases_but};
 pub use files::{BASE_DIRECTORY, BaseFile};
+pub use losses::{Lost, Needed};
 pub use resolve::{NotRestorable, ResolveError};
 pub use view::{Bases, Ground, Renew, ReplicaView, Run, ViewDisk};
 
@@ -116,6 +118,22 @@ impl Replica {
         safe: Lsn,
         keys: Arc<Keyring>,
     ) -> Result<Self, ReplicaError> {
+        let replica = Self::load_to_read(storage, manifest, snapshot, safe, keys)?;
+        replica.bases.check()?;
+        Ok(replica)
+    }
+
+    /// The same for who reads: a base that does not open takes its own disk, and what else is there is given.
+    ///
+    /// # Errors
+    /// When a footer does not verify, or the keys are not those of the manifest.
+    pub fn load_to_read(
+        storage: Arc<dyn Storage>,
+        manifest: Manifest,
+        snapshot: Snapshot,
+        safe: Lsn,
+        keys: Arc<Keyring>,
+    ) -> Result<Self, ReplicaError> {
         let reader = Reader::new(Arc::clone(&storage), JOURNAL_DIRECTORY, CACHE_BYTES).with_keys(Arc::clone(&keys));
         let reader = Arc::new(reader);
         let bases = Arc::new(open_bases(&storage, &manifest, &keys, true)?);
@@ -149,7 +167,11 @@ impl Replica {
         let roots = |manifest: &Manifest| manifest.disks.iter().map(|disk| disk.base).collect::<Vec<_>>();
         // What a merge changes of a block it tells those alone who lay the journal over that: views of before keep theirs.
         if roots(manifest) != roots(&self.manifest) || manifest.merge != self.manifest.merge {
-            self.bases = Arc::new(open_bases(&self.storage, manifest, &self.keys, true)?);
+            let bases = open_bases(&self.storage, manifest, &self.keys, true)?;
+            if self.bases.check().is_ok() {
+                bases.check()?;
+            }
+            self.bases = Arc::new(bases);
         }
         let first = |manifest: &Manifest| manifest.segments.first().map(|segment| segment.number);
         if first(manifest) > first(&self.manifest) || manifest.segments.is_empty() {
@@ -285,7 +307,7 @@ impl Replica {
     }
 }
 
-/// Opens the bases that the manifest names. `covered`: whoever reads them lays over them what the merge that is under way changes.
+/// Opens the bases that the manifest names; of one that does not open is kept why. `covered`: whoever reads them lays over them what the merge that is under way changes.
 fn open_bases(
     storage: &Arc<dyn Storage>,
     manifest: &Manifest,
@@ -294,8 +316,10 @@ fn open_bases(
 ) -> Result<Bases, BaseError> {
     let mut bases = Bases::default();
     for (disk, base) in manifest.disks.iter().filter_map(|disk| Some((disk.id, disk.base?))) {
-        let base = Base::open_with(storage.as_ref(), manifest.replica, disk, base.into(), Arc::clone(keys))?;
-        bases.insert(disk, Arc::new(base));
+        match Base::open_with(storage.as_ref(), manifest.replica, disk, base.into(), Arc::clone(keys)) {
+            Ok(base) => bases.insert(disk, Arc::new(base)),
+            Err(error) => bases.insert_damaged(disk, error),
+        }
     }
     if let Some(merge) = manifest.merge.filter(|_| covered) {
         rests::expect_torn(storage.as_ref(), &bases, merge)?;

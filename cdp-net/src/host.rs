@@ -288,7 +288,7 @@ impl Host {
             pins: u32::try_from(connected + others.count()).unwrap_or(u32::MAX),
             history,
             holds: space::holds(&replica),
-            damaged: replica.damage().map(ToString::to_string),
+            damaged: document::damage_of(&replica),
             sealed_at_rest: !manifest.keys.is_empty(),
             ..Status::default()
         };
@@ -424,5 +424,5 @@ pub fn load_idle(storage: &Arc<dyn Storage>, key: &KeyHolder) -> Result<Replica,
     let looked = look_through(storage.as_ref(), JOURNAL_DIRECTORY, witness, key)?;
     let Looked { manifest, snapshot, damage, keys, .. } = looked;
     let written = snapshot.written();
-    Ok(Replica::load_with(Arc::clone(storage), manifest, snapshot, written, keys)?.with_damage(damage))
+    Ok(Replica::load_to_read(Arc::clone(storage), manifest, snapshot, written, keys)?.with_damage(damage))
 }

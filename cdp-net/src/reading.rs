@@ -114,6 +114,8 @@ fn load_under_owner(storage: &Arc<dyn Storage>, safe: Lsn, key: &KeyHolder) -> R
         looks += 1;
         match look_under_owner(storage, safe, key) {
             Err(_) if looks < LOOKS_MAX && generation() != before => {}
+            // A merge gives a base another table.
+            Ok(replica) if replica.bases().check().is_err() && looks < LOOKS_MAX && generation() != before => {}
             done => return done,
         }
     }
@@ -139,7 +141,7 @@ fn look_under_owner(storage: &Arc<dyn Storage>, safe: Lsn, key: &KeyHolder) -> R
         let message = format!("{path} holds LSNs up to {written} that can be read, and up to {safe} were made durable");
         return Err(document::damaged(message));
     }
-    Replica::load_with(Arc::clone(storage), manifest, snapshot, safe, keys).map_err(failed)
+    Replica::load_to_read(Arc::clone(storage), manifest, snapshot, safe, keys).map_err(failed)
 }
 
 /// What tells whether a moment stands where it stood: how far the bases are, and what is kept.

@@ -4,12 +4,16 @@ use super::range_line;
 use crate::ask::access;
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
-use crate::json::Verified;
+use crate::human;
+use crate::json::{Damage, DiskVerified, Range, Verified};
 use crate::output::Output;
 use crate::progress::Meter;
+use crate::stop::Stop;
+use anyhow::Context as _;
+use cdp_core::types::WallTime;
 use cdp_core::when::format_bytes;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Read everything, check every checksum and the chain
 #[derive(Args, Debug)]
@@ -24,54 +28,196 @@ impl Arguments {
     /// # Errors
     /// What the owner or the engine says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
+        let stop = Stop::on_signals().context("cannot handle signals")?;
         let meter = Meter::new("verifying", output.shows_progress());
-        let verified = engine.verify(&self.dir, access(&self.dir)?, &mut |progress| meter.set(progress))?;
+        let verified = engine.verify(&self.dir, access(&self.dir)?, &stop, &mut |progress| meter.set(progress))?;
         meter.finish();
-        output.answer(&verified, for_people);
-        Ok(if verified.ok { Exit::Done } else { Exit::Damage })
+        output.answer(&verified, |verified| for_people(&self.dir, verified));
+        Ok(match verified {
+            Verified { stopped: true, .. } => Exit::Stopped,
+            Verified { ok: true, .. } => Exit::Done,
+            _ => Exit::Damage,
+        })
     }
 }
 
-fn for_people(verified: &Verified) -> String {
+fn for_people(dir: &Path, verified: &Verified) -> String {
     let read = format_bytes(verified.bytes);
-    if verified.ok && verified.unopened {
-        return format!(
-            "{read} read: every checksum is right; it is sealed at rest and no key was given, so nothing was opened\n"
-        );
+    let places = human::count(verified.damage.len(), "damaged place");
+    if verified.stopped {
+        let mut text = format!("stopped before the end: {read} read, {places} in them; of the rest nothing is known\n");
+        verified.damage.iter().for_each(|damage| text.push_str(&place(damage)));
+        return text;
     }
     if verified.ok {
-        return format!("{read} read: every checksum is right\n");
+        let shut = "; it is sealed at rest and no key was given, so nothing was opened";
+        let early = "; the first copy is not through, so nothing can be restored yet";
+        let shut = if verified.unopened { shut } else { "" };
+        return format!("{read} read: every checksum is right{shut}{}\n", if verified.unseeded { early } else { "" });
     }
-    let mut text = format!("{read} read: {}\n", crate::human::count(verified.damage.len(), "damaged place"));
+    if verified.unopened && verified.disks.is_empty() {
+        let mut text =
+            format!("{read} read: {places}; what they take, and what is still good, can be said with the key only\n");
+        verified.damage.iter().for_each(|damage| text.push_str(&place(damage)));
+        return text;
+    }
+    let mut text = format!("{read} read: {places}, {}\n", how_bad(&verified.disks));
+    if verified.at_most {
+        text.push_str("more is damaged than is told apart: some of what is called lost may still be good\n");
+    }
     for damage in &verified.damage {
-        let (file, end) = (damage.file.display(), damage.offset.saturating_add(damage.length));
-        text.push_str(&format!("\n{file}, bytes {} to {end}: {}\n", damage.offset, damage.what));
-        damage.lost.iter().for_each(|range| text.push_str(&format!("  lost: {}", range_line(range))));
+        text.push_str(&place(damage));
+        if damage.lost.is_empty() {
+            text.push_str("  no moment that can be restored needs it\n");
+        }
+    }
+    for disk in verified.disks.iter().filter(|disk| !disk.lost.is_empty()) {
+        text.push_str(&format!("\nlost of {}:\n", disk.disk));
+        disk.lost.iter().for_each(|range| text.push_str(&format!("  {}", lost_line(range))));
     }
     text.push_str("\nstill good:\n");
-    if verified.good.is_empty() {
+    if verified.disks.iter().all(|disk| disk.good.is_empty()) {
         text.push_str("  nothing\n");
+        return text;
     }
     verified.good.iter().for_each(|range| text.push_str(&format!("  {}", range_line(range))));
+    text.push_str(&match verified.good.first() {
+        Some(range) => command(dir, range, None),
+        None => "  nothing of all disks together\n".to_owned(),
+    });
+    for disk in verified.disks.iter().filter(|disk| disk.good != verified.good) {
+        text.push_str(&format!("\nstill good of {}:\n", disk.disk));
+        disk.good.iter().for_each(|range| text.push_str(&format!("  {}", range_line(range))));
+        text.push_str(&match disk.good.first() {
+            Some(range) => command(dir, range, Some(&disk.disk)),
+            None => "  nothing\n".to_owned(),
+        });
+    }
     text
+}
+
+/// The worst that is true of all disks together.
+fn how_bad(disks: &[DiskVerified]) -> String {
+    let names = |is: &dyn Fn(&DiskVerified) -> bool| {
+        disks.iter().filter(|disk| is(disk)).map(|disk| disk.disk.as_str()).collect::<Vec<_>>()
+    };
+    if disks.iter().all(|disk| disk.good.is_empty()) {
+        return "and no moment can be restored".into();
+    }
+    let gone = names(&|disk| disk.good.is_empty() && !disk.lost.is_empty());
+    let some = names(&|disk| !disk.good.is_empty() && !disk.lost.is_empty());
+    match (gone.is_empty(), some.is_empty()) {
+        (true, true) => "and every moment can still be restored".into(),
+        (true, false) => format!("some moments of {} are lost", some.join(", ")),
+        (false, true) => format!("every moment of {} is lost", gone.join(", ")),
+        (false, false) => format!("every moment of {} and some of {} are lost", gone.join(", "), some.join(", ")),
+    }
+}
+
+/// A damaged place, and what it holds.
+fn place(damage: &Damage) -> String {
+    let (file, end) = (damage.file.display(), damage.offset.saturating_add(damage.length));
+    let mut text = format!("\n{file}, bytes {} to {end}: {}\n", damage.offset, damage.what);
+    if let Some(records) = damage.records {
+        text.push_str(&format!("  lsn {} to {} are written there\n", records.from_lsn, records.to_lsn));
+    }
+    for extent in &damage.extents {
+        let disk = extent.disk.as_deref().unwrap_or("any disk");
+        let bytes = extent.length.map_or("any of its bytes".into(), |length| {
+            format!("bytes {} to {}", extent.offset, extent.offset.saturating_add(length))
+        });
+        let by = if extent.lsn.0 == 0 { String::new() } else { format!(", written by lsn {}", extent.lsn) };
+        text.push_str(&format!("  takes from {disk}: {bytes}{by}\n"));
+    }
+    if damage.more > 0 {
+        text.push_str(&format!("  and {}\n", human::count(damage.more as usize, "more run")));
+    }
+    damage.lost.iter().for_each(|range| text.push_str(&format!("  lost: {}", lost_line(range))));
+    text
+}
+
+/// A line about moments that are lost. Of what lies behind the end of what can be read nobody knows when it was.
+fn lost_line(range: &Range) -> String {
+    if range.to_time == WallTime(u64::MAX) {
+        return format!("every write from lsn {} to the newest\n", range.from_lsn);
+    }
+    range_line(range)
+}
+
+/// How the newest moment of a range is brought back.
+fn command(dir: &Path, range: &Range, disk: Option<&str>) -> String {
+    let disk = disk.map(|name| format!(" --disk {name}")).unwrap_or_default();
+    format!("  cdp restore {} --at lsn:{}-{}{disk} --output ...\n", dir.display(), range.timeline, range.to_lsn)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::Damage;
     use crate::json::tests::range;
+    use crate::json::{LostExtent, Records};
+    use cdp_core::types::Lsn;
+
+    fn said(verified: &Verified) -> String {
+        for_people(Path::new("/backup"), verified)
+    }
 
     #[test]
     fn damage_is_named_with_what_is_lost_and_what_is_good() {
-        let what = "the checksum of a chunk is wrong".into();
-        let damage = Damage { file: "journal/1.seg".into(), offset: 512, length: 64, what, lost: vec![range()] };
-        let verified = Verified { ok: false, damage: vec![damage], good: vec![range()], bytes: 1024, unopened: false };
-        let text = for_people(&verified);
-        assert!(text.contains("1 damaged place\n\njournal/1.seg, bytes 512 to 576: the checksum"), "{text}");
-        assert!(text.contains("  lost: every write") && text.contains("still good:\n  every write"), "{text}");
-        assert!(for_people(&Verified { ok: true, ..Verified::default() }).ends_with("every checksum is right\n"));
+        let extent = LostExtent { disk: Some("root".into()), lsn: Lsn(8), offset: 4096, length: Some(512) };
+        let damage = Damage {
+            file: "journal/1.seg".into(),
+            offset: 512,
+            length: 64,
+            what: "the checksum of a chunk is wrong".into(),
+            records: Some(Records { from_lsn: Lsn(7), to_lsn: Lsn(9) }),
+            extents: vec![extent],
+            more: 2,
+            lost: vec![range()],
+            ..Damage::default()
+        };
+        let root = DiskVerified { disk: "root".into(), lost: vec![range()], good: vec![] };
+        let data = DiskVerified { disk: "data".into(), lost: vec![], good: vec![range()] };
+        let verified = Verified { damage: vec![damage.clone()], disks: vec![root, data], ..Verified::default() };
+        let text = said(&verified);
+        assert!(text.contains(
+            "1 damaged place, every moment of root is lost\n\njournal/1.seg, bytes 512 to 576: the checksum"
+        ));
+        for line in [
+            "  lsn 7 to 9 are written there\n",
+            "  takes from root: bytes 4096 to 4608, written by lsn 8\n  and 2 more runs\n",
+            "  lost: every write",
+            "\nlost of root:\n  every write",
+            "still good:\n  nothing of all disks together\n",
+            "still good of data:\n  every write",
+            " --disk data --output ...\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        let stopped =
+            said(&Verified { stopped: true, ok: false, bytes: 1024, damage: vec![damage], ..Verified::default() });
+        assert!(stopped.starts_with("stopped before the end: 1.00 KiB read, 1 damaged place in them"), "{stopped}");
+    }
+
+    #[test]
+    fn what_is_right_says_so_and_what_it_is_worth() {
+        assert!(said(&Verified { ok: true, ..Verified::default() }).ends_with("every checksum is right\n"));
         let shut = Verified { ok: true, unopened: true, ..Verified::default() };
-        assert!(for_people(&shut).ends_with("no key was given, so nothing was opened\n"));
+        assert!(said(&shut).ends_with("no key was given, so nothing was opened\n"));
+        let damage = vec![Damage::default()];
+        let shut = said(&Verified { unopened: true, damage, ..Verified::default() });
+        assert!(shut.contains("1 damaged place; what they take") && !shut.contains("still good:"), "{shut}");
+        let early = Verified { ok: true, unseeded: true, ..Verified::default() };
+        assert!(said(&early).ends_with("nothing can be restored yet\n"));
+    }
+
+    #[test]
+    fn what_has_no_end_says_so() {
+        let open = Range { to_time: WallTime(u64::MAX), ..range() };
+        assert_eq!(lost_line(&open), "every write from lsn 1 to the newest\n");
+        let damage = Damage { lost: vec![open.clone()], ..Damage::default() };
+        let disk = DiskVerified { disk: "root".into(), lost: vec![open], good: vec![range()] };
+        let text =
+            said(&Verified { damage: vec![damage], good: vec![range()], disks: vec![disk], ..Verified::default() });
+        assert!(text.contains("some moments of root are lost") && !text.contains(&u64::MAX.to_string()), "{text}");
     }
 }

@@ -220,7 +220,7 @@ impl Engine for InMemory {
         unreachable!("not part of the story")
     }
 
-    fn verify(&self, _: &Path, _: Access, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
+    fn verify(&self, _: &Path, _: Access, _: &Stop, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
         Ok(Verified { ok: true, ..Verified::default() })
     }
 

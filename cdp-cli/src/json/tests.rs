@@ -224,12 +224,34 @@ fn answers_of_commands() {
         },
         json!({"event": "ready", "at": at_json(), "exports": [], "session": null, "writable": false, "behind": gap_json()}),
     );
-    let damage = Damage { file: "f".into(), offset: 1, length: 2, what: "w".into(), lost: vec![range()] };
+    let damage =
+        Damage { file: "f".into(), offset: 1, length: 2, what: "w".into(), lost: vec![range()], ..Damage::default() };
+    let extent = LostExtent { disk: Some("root".into()), lsn: Lsn(8), offset: 4096, length: Some(512) };
+    let whole = Damage {
+        records: Some(Records { from_lsn: Lsn(7), to_lsn: Lsn(9) }),
+        disks: vec!["root".into()],
+        extents: vec![extent],
+        more: 3,
+        ..damage.clone()
+    };
+    let disk = DiskVerified { disk: "root".into(), lost: vec![range()], good: vec![] };
     check(
-        Verified { ok: false, damage: vec![damage], good: vec![], bytes: 0, unopened: false },
+        Verified { damage: vec![damage, whole], disks: vec![disk], ..Verified::default() },
         json!({
-            "ok": false, "damage": [{"file": "f", "offset": 1, "length": 2, "what": "w", "lost": [range_json()]}],
-            "good": [], "bytes": 0
+            "ok": false,
+            "damage": [
+                {"file": "f", "offset": 1, "length": 2, "what": "w", "lost": [range_json()]},
+                {"file": "f", "offset": 1, "length": 2, "what": "w", "records": {"from_lsn": 7, "to_lsn": 9}, "disks": ["root"],
+                 "extents": [{"disk": "root", "lsn": 8, "offset": 4096, "length": 512}], "more": 3, "lost": [range_json()]}
+            ],
+            "good": [], "disks": [{"disk": "root", "lost": [range_json()], "good": []}], "bytes": 0
+        }),
+    );
+    check(
+        Verified { at_most: true, stopped: true, unseeded: true, unopened: true, ..Verified::default() },
+        json!({
+            "ok": false, "damage": [], "good": [], "at_most": true, "bytes": 0, "stopped": true, "unseeded": true,
+            "unopened": true
         }),
     );
     let policy = json!({

@@ -84,7 +84,7 @@ impl Engine for Fake {
         events(DiffEvent::Begin { from: at(), to, behind: None });
         Ok(())
     }
-    fn verify(&self, _: &Path, _: Access, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
+    fn verify(&self, _: &Path, _: Access, _: &Stop, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
         Ok(Verified::default())
     }
     fn inspect(&self, path: &Path) -> Result<Inspected, Failure> {

@@ -2,6 +2,7 @@
 //! and nothing diverges in silence.
 
 mod built;
+mod by_disk;
 mod flips;
 mod journal;
 mod log;

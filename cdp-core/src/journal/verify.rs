@@ -1,5 +1,9 @@
 //! Reading everything: every block, every frame, every chunk, every part, and that the index says what the frames say.
 
+mod unreadable;
+
+pub use unreadable::{UNREADABLE_MAX, Unreadable};
+
 use super::bytes::FormatError;
 use super::event::{self, Event};
 use super::index::{Entry, EntrySum, IndexRun, Place};
@@ -14,7 +18,7 @@ use super::scan::{AtRest, check_chunks, check_header};
 use super::snapshot::{Content, SegmentView, Snapshot};
 use crate::frame::{FrameError, FrameHead};
 use crate::trust::KeyError;
-use crate::types::{DISK_MAX, DiskId, Extent, Lsn, SECTOR, SegmentId, Timeline};
+use crate::types::{DISK_MAX, DiskId, Extent, Lsn, SegmentId, Timeline};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,6 +45,10 @@ pub struct Finding {
 pub struct Verified {
     /// Everything that is wrong.
     pub findings: Vec<Finding>,
+    /// What views cannot read for it: at most [`UNREADABLE_MAX`] one by one, and then one for each timeline and disk.
+    pub unreadable: Vec<Unreadable>,
+    /// How many are behind those.
+    pub more: u64,
     /// Segments that were read.
     pub segments: u64,
     /// Frames that were read and are good.
@@ -84,6 +92,7 @@ impl Reader {
         for segment in snapshot.segments() {
             let shut = matches!(self.file_key(segment), Err(ReadError::AtRest { source: KeyError::Missing, .. }));
             let run = snapshot.run_of(segment.number).map(Arc::as_ref);
+            let findings = out.findings.len();
             let mut check = Check { reader: self, segment, run, out: &mut out, shut };
             if let Some(last) = before.replace(segment.last_lsn).filter(|last| *last != segment.prev_lsn) {
                 let source = foreign("segment", "prev_lsn", last, segment.prev_lsn);
@@ -92,6 +101,9 @@ impl Reader {
             match check.segment() {
                 Ok(found) => drop(found.map(|found| seen.insert(segment.number, found))),
                 Err(error) => check.report(&error, 0, 0, Some((segment.first_lsn, segment.last_lsn))),
+            }
+            if out.findings.len() > findings {
+                self.find_unreadable(snapshot, segment, &mut out);
             }
             out.segments += 1;
             if !progress(out.bytes) {
@@ -145,8 +157,8 @@ impl Check<'_> {
                     (at, chunks) = (row.offset + stride, chunks + count);
                 }
                 Err(error) => {
-                    // With its envelope, and what may lie between head and body.
-                    let length = ENVELOPE_BYTES as u64 + SECTOR + u64::from(row.frame_bytes);
+                    // With its envelope, and what may lie between head and body: less than a page.
+                    let length = ENVELOPE_BYTES as u64 + BLOCK_BYTES as u64 + u64::from(row.frame_bytes);
                     self.report(&error, row.offset, length, lost);
                     // What follows is judged by where the table says it is.
                     let next = rows.get(sequence as usize);

@@ -151,6 +151,7 @@ impl Merge {
         if bases.merge() != Some(info) {
             return Err(MergeError::Shared);
         }
+        bases.check()?;
         rests::expect_torn(storage.as_ref(), bases, info)?;
         let rests = Rests::open(storage.as_ref())?;
         let mut waiting = VecDeque::new();

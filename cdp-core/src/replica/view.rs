@@ -16,6 +16,8 @@ const STRIDE: u64 = 64 << 20;
 #[derive(Debug, Default)]
 pub struct Bases {
     disks: BTreeMap<DiskId, Arc<Base>>,
+    /// Those that did not open: what lies in them cannot be read, what lies above can.
+    damaged: BTreeMap<DiskId, BaseError>,
     /// The merge under way that may change them.
     merge: Option<StampedMoment>,
 }
@@ -38,7 +40,28 @@ impl Bases {
         self.disks.insert(disk, base);
     }
 
-    /// A disk's base.
+    /// Adds a disk whose base did not open, and why.
+    pub(super) fn insert_damaged(&mut self, disk: DiskId, error: BaseError) {
+        self.damaged.insert(disk, error);
+    }
+
+    /// That all of them opened: who changes them needs them whole.
+    ///
+    /// # Errors
+    /// Why one did not.
+    pub fn check(&self) -> Result<(), BaseError> {
+        self.damaged.values().next().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// A disk's base for who reads it.
+    ///
+    /// # Errors
+    /// Why it did not open.
+    fn open(&self, disk: DiskId) -> Result<Option<&Arc<Base>>, BaseError> {
+        self.damaged.get(&disk).map_or(Ok(self.disks.get(&disk)), |error| Err(error.clone()))
+    }
+
+    /// A disk's base, if it has one that opened.
     #[must_use]
     pub fn get(&self, disk: DiskId) -> Option<&Arc<Base>> {
         self.disks.get(&disk)
@@ -55,7 +78,7 @@ impl Bases {
 
 impl Below for Bases {
     fn read(&self, disk: DiskId, offset: u64, out: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        match self.disks.get(&disk) {
+        match self.open(disk)? {
             Some(base) => Ok(base.read(offset, out)?),
             None => {
                 out.fill(0);
@@ -128,8 +151,11 @@ impl Standing {
 
     /// The runs of a base inside `range`: whether each may hold anything but zeros.
     fn below(&self, disk: DiskId, range: Extent) -> Result<Vec<(Extent, bool)>, ReadError> {
-        let Some(base) = self.bases.get(disk) else { return Ok(vec![(range, false)]) };
-        base.runs(range).map_err(|source| ReadError::Below { disk, offset: range.offset, source: source.into() })
+        let failed = |source: BaseError| ReadError::Below { disk, offset: range.offset, source: source.into() };
+        match self.bases.open(disk).map_err(failed)? {
+            Some(base) => base.runs(range).map_err(failed),
+            None => Ok(vec![(range, false)]),
+        }
     }
 
     fn runs(&self, disk: DiskId, range: Extent) -> Result<Vec<Run>, ReadError> {
@@ -147,10 +173,13 @@ impl Standing {
     }
 
     fn provenance(&self, disk: DiskId, range: Extent) -> Result<Vec<(Extent, Provenance)>, ReadError> {
-        let below =
-            self.bases.get(disk).map_or(Provenance::Zeros, |base| Provenance::Base { root: base.root().digest });
+        let failed = |source: BaseError| ReadError::Below { disk, offset: range.offset, source: source.into() };
+        let below = || -> Result<Provenance, ReadError> {
+            let base = self.bases.open(disk).map_err(failed)?;
+            Ok(base.map_or(Provenance::Zeros, |base| Provenance::Base { root: base.root().digest }))
+        };
         let pieces = self.view.resolve(disk, range)?.into_iter();
-        Ok(pieces.map(|piece| (piece.extent, made(piece.origin).unwrap_or(below))).collect())
+        pieces.map(|piece| Ok((piece.extent, made(piece.origin).map_or_else(below, Ok)?))).collect()
     }
 }
 

@@ -152,6 +152,12 @@ fn is_base_damage(error: &BaseError) -> bool {
     }
 }
 
+/// What is known to be missing or damaged of a replica without reading it through.
+pub(super) fn damage_of(replica: &Replica) -> Option<String> {
+    let base = || replica.bases().check().err().map(|error| error.to_string());
+    replica.damage().map(ToString::to_string).or_else(base)
+}
+
 /// Everything that can be restored, newest first; points between two times, at most so many.
 #[must_use]
 pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime>, limit: Option<u32>) -> Points {
@@ -159,7 +165,7 @@ pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime
     let mut document = Points {
         group: replica.manifest().name.clone(),
         disks: super::disks_now(replica).into_iter().map(|disk| disk.name).collect(),
-        damaged: replica.damage().map(ToString::to_string),
+        damaged: damage_of(replica),
         ..Points::default()
     };
     let limit = limit.map_or(LIMIT, |limit| limit as usize);

@@ -1,6 +1,6 @@
 //! Reading the stores of writable sessions, whose writers come and go meanwhile.
 
-use super::{Damage, lost_ranges};
+use super::{Damage, range_of};
 use crate::host::{SESSIONS_DIRECTORY, session_directory};
 use crate::owner::is_owned;
 use cdp_core::journal::{
@@ -70,11 +70,12 @@ fn check_store(
     bytes: &mut u64,
 ) -> Vec<Damage> {
     let directory = session_directory(info.timeline);
-    let damage = |file: PathBuf, offset, length, what, lost: Option<Lsn>| {
-        let lost = lost_ranges(lost, info.timeline);
-        Damage { file, offset, length, what, lost }
+    let damage = |file: PathBuf, offset, length, what, lost: Option<(Lsn, Lsn)>| {
+        let lost = lost.map(|(from, newest)| range_of(info.timeline, from, newest.max(from))).into_iter().collect();
+        Damage { file, offset, length, what, lost, ..Damage::default() }
     };
-    let everything = |what| vec![damage(PathBuf::from(&directory), 0, SECTOR, what, Some(Lsn(1)))];
+    let first = info.fork.next();
+    let everything = |what| vec![damage(PathBuf::from(&directory), 0, SECTOR, what, Some((first, first)))];
     let store = match open(storage.as_ref(), &directory) {
         Ok(Some(store)) => store,
         Ok(None) => return everything("the session's store is not there".to_owned()),
@@ -97,8 +98,12 @@ fn check_store(
     let mut found: Vec<_> = unopened
         .iter()
         .filter(|lost| !written || lost.good < manifest.durable)
-        .map(|lost| damage(PathBuf::from(&lost.path), lost.offset, SECTOR, lost.what.clone(), Some(lost.good.next())))
+        .map(|lost| {
+            let lsns = (lost.good.next(), lost.acknowledged);
+            damage(PathBuf::from(&lost.path), lost.offset, SECTOR, lost.what.clone(), Some(lsns))
+        })
         .collect();
+    let newest = snapshot.written();
     let reader = Reader::new(store, "", 0).with_keys(keys);
     for snapshot in std::iter::once(&snapshot).chain(&behind) {
         let verified = reader.verify(snapshot, |_| true);
@@ -106,7 +111,7 @@ fn check_store(
         let judged = verified.findings.into_iter().filter(|finding| !written || is_sealed(&finding.file));
         found.extend(judged.map(|finding| {
             let file = Path::new(&directory).join(&finding.file);
-            damage(file, finding.offset, finding.length, finding.what, finding.lost.map(|(first, _)| first))
+            damage(file, finding.offset, finding.length, finding.what, finding.lost.map(|(first, _)| (first, newest)))
         }));
     }
     found

@@ -62,7 +62,7 @@ fn runs_are_made_beside_the_guest_and_survive_a_stop_and_their_loss() {
     assert!(restored(&protector.host().replica(), &When::Label(label("late")), "disk") == model);
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
     let storage: Arc<dyn Storage> = Arc::new(Disk::open(place.replica()).unwrap());
-    let found = verify(&storage, None, &KeyHolder::default(), &mut |_, _| {}).unwrap();
+    let found = verify(&storage, None, &KeyHolder::default(), &mut |_, _| true).unwrap();
     assert!(found.ok, "{:?}", found.damage);
     // One is lost: it is told, costs nothing, and is made again.
     let files = index_files(&place);
@@ -73,7 +73,7 @@ fn runs_are_made_beside_the_guest_and_survive_a_stop_and_their_loss() {
     };
     let before = in_runs(&read_manifest(storage.as_ref()).unwrap());
     std::fs::write(&files[0], b"something else").unwrap();
-    let found = verify(&storage, None, &KeyHolder::default(), &mut |_, _| {}).unwrap();
+    let found = verify(&storage, None, &KeyHolder::default(), &mut |_, _| true).unwrap();
     assert!(!found.ok && found.damage.iter().all(|damage| damage.file == files[0] && damage.lost.is_empty()));
     assert!(restored(&place.load(), &When::Label(label("early")), "disk") == early);
     let protector = start(&place);
@@ -82,7 +82,7 @@ fn runs_are_made_beside_the_guest_and_survive_a_stop_and_their_loss() {
         before.iter().all(|number| now.contains(number)) && !files[0].exists()
     });
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
-    assert!(verify(&storage, None, &KeyHolder::default(), &mut |_, _| {}).unwrap().ok);
+    assert!(verify(&storage, None, &KeyHolder::default(), &mut |_, _| true).unwrap().ok);
     assert!(restored(&place.load(), &When::Latest, "disk") == model);
 }
 

@@ -1,6 +1,7 @@
 //! Everything of cdp-net that takes real sockets, files and programs to test.
 
 mod bound;
+mod damaged;
 mod dice;
 mod disks;
 mod disks_crash;

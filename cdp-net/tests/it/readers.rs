@@ -243,7 +243,7 @@ fn what_is_let_go_of_stays_until_who_reads_everything_is_through() {
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(kept().len(), 1, "it is removed while somebody reads everything");
     assert!(restored(&before, &named("seen"), "disk") == seen);
-    assert!(verify(&storage, Some(pause.at.lsn), &key, &mut |_, _| {}).unwrap().ok);
+    assert!(verify(&storage, Some(pause.at.lsn), &key, &mut |_, _| true).unwrap().ok);
     drop(everything);
     pruning.join().unwrap().unwrap();
     assert!(kept().is_empty());
@@ -285,7 +285,7 @@ fn who_reads_everything_and_never_ends_keeps_no_journal_from_its_bound() {
     let held: bool = everything.call(&Request::Unpin { pin: pause.pin }).unwrap();
     assert!(!held, "it is told that nothing was changed");
     let storage: Arc<dyn Storage> = Arc::new(Disk::open(&replica).unwrap());
-    let verified = verify_beside_owner(&storage, &mut everything, &KeyHolder::default(), &mut |_, _| {}).unwrap();
+    let verified = verify_beside_owner(&storage, &mut everything, &KeyHolder::default(), &mut |_, _| true).unwrap();
     assert!(verified.ok, "{verified:?}");
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
     assert!(restored(&place.load(), &named("round 59"), "disk") == model);
@@ -364,7 +364,7 @@ fn what_does_not_verify_is_damage_only_where_nobody_changed_it_meanwhile() {
         let pressed = Arc::new(Pressed { at: at.clone(), asked: AtomicU32::new(0), held_at });
         let _control = ControlServer::start(&owner, Arc::clone(&pressed) as _).unwrap();
         let mut client = ControlClient::connect(&replica).unwrap();
-        let verified = verify_beside_owner(&storage, &mut client, &key, &mut |_, _| {});
+        let verified = verify_beside_owner(&storage, &mut client, &key, &mut |_, _| true);
         (verified, pressed.asked.load(Ordering::Relaxed))
     };
     let (whole, asked) = verified(u32::MAX);

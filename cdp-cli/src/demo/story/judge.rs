@@ -173,7 +173,7 @@ fn judge_served(stage: &Stage<'_>, exports: &[Export], bounds: &Bounds) -> Resul
 /// `verify` finds nothing.
 pub(super) fn verified(stage: &Stage<'_>) -> Result<Checked, Failure> {
     let begin = Instant::now();
-    let verified = stage.engine.verify(&stage.replica, access(&stage.replica)?, &mut |_| {})?;
+    let verified = stage.engine.verify(&stage.replica, access(&stage.replica)?, stage.stop, &mut |_| {})?;
     let found = match verified.damage.first() {
         None => format!("{} bytes read", verified.bytes),
         Some(damage) => format!("{}: {}", damage.file.display(), damage.what),

@@ -132,6 +132,12 @@ fn read_right(reader: &Arc<Reader>, snapshot: &Snapshot, source: &Source, lsn: L
     all
 }
 
+/// Whether the moment of an LSN needs what verify calls unreadable.
+fn needs(reader: &Reader, snapshot: &Snapshot, lost: &Unreadable, lsn: Lsn) -> bool {
+    let over = |disk| reader.written_over(snapshot, (lost.timeline, disk), &mut vec![lost.extent], (lost.lsn, lsn));
+    lost.lsn <= lsn && lost.disk.is_none_or(|disk| !matches!(over(disk), Ok(Some(_))))
+}
+
 #[test]
 fn damage_to_a_stopped_store_is_noticed_and_never_gives_a_wrong_byte() {
     AtRest::both().iter().for_each(damage_is_noticed);
@@ -153,8 +159,11 @@ fn damage_is_noticed(at_rest: &AtRest) {
                 let snapshot = opened.snapshot();
                 let lsn = Lsn(1 + dice.below(durable.0));
                 let read = [lsn, durable].map(|lsn| read_right(&reader, &snapshot, &source, lsn, &what));
-                let findings = reader.verify(&snapshot, |_| true).findings;
+                let Verified { findings, unreadable, .. } = reader.verify(&snapshot, |_| true);
                 assert!(read == [true, true] || !findings.is_empty(), "read fails, verify is silent: {what}");
+                let said =
+                    [lsn, durable].map(|lsn| !unreadable.iter().any(|lost| needs(&reader, &snapshot, lost, lsn)));
+                assert_eq!(read, said, "seed {seed}: {what}: {unreadable:?}");
                 let _ = (reader.events(&snapshot), reader.moments(&snapshot, timeline(1), lsn, WallTime(1 << 60)));
                 !findings.is_empty()
             }

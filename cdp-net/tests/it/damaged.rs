@@ -1,0 +1,432 @@
+//! What `verify` calls good of a damaged replica is what can be restored, disk by disk and moment by moment.
+
+use crate::dice::Dice;
+use crate::protect::{Place, label, noise, seeded};
+use bytes::Bytes;
+use cdp_core::frame::{Compression, Encoder, Part, Payload, RawFrame, RecordKind};
+use cdp_core::journal::*;
+use cdp_core::media::{Disk, Memory, Storage};
+use cdp_core::replica::base::{BaseWriter, file_names};
+use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Replica};
+use cdp_core::trust::KeyHolder;
+use cdp_core::types::*;
+use cdp_core::when::When;
+use cdp_net::host::{Host, load_idle};
+use cdp_net::owner::{Connection, Handler, PolicyChange, Request};
+use cdp_net::protect::{ProtectOptions, Protector};
+use cdp_net::report::Range;
+use cdp_net::verify::{Verified, verify};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// So small that most of it is written over again and again.
+const SIZE: usize = 32 * BLOCK as usize;
+const NAMES: [&str; 2] = ["root", "data"];
+
+fn disk(number: u16) -> DiskId {
+    DiskId::new(number).unwrap()
+}
+
+fn timeline(number: u8) -> Timeline {
+    Timeline::new([number; 16]).unwrap()
+}
+
+/// A replica of two disks in memory, and what each held after each record.
+struct Built {
+    storage: Memory,
+    moments: Vec<(Timeline, Lsn, [Vec<u8>; 2])>,
+}
+
+struct Builder {
+    writer: Writer,
+    executor: Executor,
+    dice: Dice,
+    group: GroupId,
+    disks: [Vec<u8>; 2],
+    built: Built,
+}
+
+impl Builder {
+    fn new(seed: u64) -> Self {
+        let (memory, mut dice) = (Memory::new(), Dice::new(seed));
+        let storage: Arc<dyn Storage> = Arc::new(memory.clone());
+        let (replica, group) = (ReplicaId::new([5; 16]).unwrap(), GroupId::new([7; 16]).unwrap());
+        let opened = create(storage.as_ref(), Manifest::new(replica, group, "group")).unwrap();
+        let disks = [(); 2].map(|()| dice.bytes(SIZE));
+        let options = Options { directory: JOURNAL_DIRECTORY.to_owned(), keep_free_bytes: 0, ..Options::default() };
+        let mut drawn = 0u64;
+        let ids = Box::new(move || {
+            drawn += 1;
+            u128::from(drawn).to_le_bytes()
+        });
+        let writer = Writer::new(opened, options, ids);
+        let (executor, built) = (Executor::new(Arc::clone(&storage)), Built { storage: memory, moments: Vec::new() });
+        let mut builder = Self { writer, executor, dice, group, disks, built };
+        for (number, name) in (1..).zip(NAMES) {
+            let mut base = BaseWriter::create(storage.as_ref(), replica, disk(number), SIZE as u64).unwrap();
+            base.data(&builder.disks[usize::from(number) - 1], Lsn::ZERO).unwrap();
+            let base = Some(base.finish(storage.as_ref(), Lsn::ZERO).unwrap().named(Lsn::ZERO));
+            let (id, name, source, added, size) = (disk(number), name.into(), String::new(), Lsn::ZERO, SIZE as u64);
+            let info = DiskInfo { id, name, size, source, added, removed: None, stopped: None, base };
+            builder.writer.edit(|manifest| manifest.disks.push(info));
+        }
+        builder
+    }
+
+    fn drain(&mut self) {
+        drain(&mut self.writer, &self.executor, MonoTime(1));
+    }
+
+    fn open_timeline(&mut self, number: u8, fork: u64) {
+        self.writer.open_timeline(TimelineInfo {
+            id: timeline(number),
+            number: number.into(),
+            parent: (number > 1).then(|| timeline(number - 1)),
+            fork: Lsn(fork),
+            last: None,
+            state: TimelineState::Open,
+            role: TimelineRole::Trunk,
+            opened: WallTime(fork + 1),
+        });
+        self.drain();
+    }
+
+    /// Frames of a few writes, zeros and discards each.
+    fn records(&mut self, on: Timeline, from: u64, to: u64, first: u64) {
+        let mut lsn = from;
+        while lsn <= to {
+            let count = (1 + self.dice.below(5)).min(to + 1 - lsn);
+            let prev_lsn = Lsn(if lsn == first { 0 } else { lsn - 1 });
+            let parts: Vec<Part> = (lsn..lsn + count).flat_map(|lsn| self.record(on, lsn)).collect();
+            lsn += count;
+            let plain_bytes = parts.iter().map(|part| part.data.len() as u64).sum();
+            let frame =
+                RawFrame { timeline: on, prev_lsn, settled: Lsn(lsn - 1), epoch: ClockEpoch(1), parts, plain_bytes };
+            let packed = if self.dice.permille(500) { Compression::None } else { Compression::Zstd(1) };
+            let mut frame = Encoder::new().encode(frame, self.group, packed);
+            while let Err(refused) = self.writer.append(MonoTime(1), frame) {
+                frame = refused.frame;
+                self.drain();
+            }
+            self.drain();
+        }
+    }
+
+    fn record(&mut self, on: Timeline, lsn: u64) -> Vec<Part> {
+        let which = self.dice.below(2) as usize;
+        let sectors = SIZE as u64 / SECTOR;
+        let at = self.dice.below(sectors);
+        let long = if self.dice.permille(300) { 100 } else { 12 };
+        let extent = Extent::new(at * SECTOR, (1 + self.dice.below(long)).min(sectors - at) * SECTOR);
+        let range = extent.offset as usize..extent.end() as usize;
+        let (id, time) = (disk(which as u16 + 1), WallTime(lsn));
+        let parts = match self.dice.below(8) {
+            kind @ (0 | 1) => {
+                self.disks[which][range].fill(0);
+                let kind = if kind == 0 { RecordKind::Zero } else { RecordKind::Discard };
+                vec![Part::plain(kind, Some(id), extent, Lsn(lsn), time)]
+            }
+            _ => {
+                let data = self.dice.bytes(extent.length as usize);
+                self.disks[which][range].copy_from_slice(&data);
+                let payload = Payload::new(extent.offset, Bytes::from(data)).unwrap();
+                payload.into_parts(RecordKind::Write, id, Lsn(lsn), time).collect()
+            }
+        };
+        self.built.moments.push((on, Lsn(lsn), self.disks.clone()));
+        parts
+    }
+
+    fn merge_index(&mut self, storage: &Memory) {
+        while let Some(task) = self.writer.next_index_merge() {
+            let reader = Arc::new(Reader::new(Arc::new(storage.clone()), JOURNAL_DIRECTORY, 1 << 20));
+            let mut merge = IndexMerge::new(&reader, &self.writer.snapshot(), task).unwrap();
+            let run = loop {
+                if let Some(run) = merge.step(1 << 20).unwrap() {
+                    break run;
+                }
+            };
+            assert!(self.writer.publish_run(run).is_some());
+            self.drain();
+        }
+    }
+}
+
+/// Two timelines, many short segments, some of whose indexes are in runs.
+fn build(seed: u64) -> Built {
+    let mut builder = Builder::new(seed);
+    let storage = builder.built.storage.clone();
+    builder.open_timeline(1, 0);
+    for round in 0..12 {
+        builder.records(timeline(1), round * 12 + 1, (round + 1) * 12, 1);
+        builder.writer.roll();
+        builder.drain();
+    }
+    builder.merge_index(&storage);
+    builder.open_timeline(2, 144);
+    for round in 12..16 {
+        builder.records(timeline(2), round * 12 + 1, (round + 1) * 12, 145);
+        builder.writer.roll();
+        builder.drain();
+    }
+    builder.writer.close(true);
+    builder.drain();
+    assert_eq!(builder.writer.state(), WriterState::Closed);
+    // Nobody knows of a moment before the first segment's end.
+    let whole = load(&storage).unwrap();
+    let is_there = |on, lsn| whole.catalogue().branch(on).is_some_and(|branch| branch.is_restorable(lsn));
+    builder.built.moments.retain(|(on, lsn, _)| is_there(*on, *lsn));
+    assert!(builder.built.moments.len() > 150);
+    builder.built
+}
+
+fn names(storage: &Memory) -> Vec<String> {
+    let of = |directory: &str| {
+        let names = storage.list(directory).unwrap().into_iter();
+        names.map(|name| format!("{directory}/{name}")).collect::<Vec<_>>()
+    };
+    [of(JOURNAL_DIRECTORY), of(BASE_DIRECTORY)].concat()
+}
+
+fn read(storage: &Memory, name: &str) -> Vec<u8> {
+    let file = storage.open(name, false).unwrap();
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    file.read_exact_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+fn write(storage: &Memory, name: &str, bytes: &[u8]) {
+    storage.create(name).unwrap().write_all_at(0, bytes).unwrap();
+}
+
+fn copy(from: &Memory) -> Memory {
+    let to = Memory::new();
+    for name in names(from).into_iter().chain(["MANIFEST".to_owned()]) {
+        write(&to, &name, &read(from, &name));
+    }
+    to
+}
+
+fn verified(storage: &Memory) -> Verified {
+    let storage: Arc<dyn Storage> = Arc::new(storage.clone());
+    verify(&storage, None, &KeyHolder::default(), &mut |_, _| true).unwrap()
+}
+
+fn load(storage: &Memory) -> Option<Replica> {
+    let storage: Arc<dyn Storage> = Arc::new(storage.clone());
+    load_idle(&storage, &KeyHolder::default()).ok()
+}
+
+/// Restores a disk as a restore does: none where that fails.
+fn restored(replica: &Replica, (on, lsn): (Timeline, Lsn), number: u16) -> Option<Vec<u8>> {
+    let is_there = replica.catalogue().branch(on).is_some_and(|branch| branch.is_restorable(lsn));
+    let view = replica.view(on, lsn).ok().filter(|_| is_there)?;
+    let found = view.disks().iter().find(|found| found.id == disk(number))?;
+    let (mut all, mut buffer) = (vec![0; found.size as usize], vec![0; 1 << 20]);
+    let read = view.walk(found, &mut buffer, |at, bytes| {
+        all[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+        Ok::<_, ReadError>(())
+    });
+    read.ok().map(|()| all)
+}
+
+fn has(ranges: &[Range], (on, lsn): (Timeline, Lsn)) -> bool {
+    ranges.iter().any(|range| range.timeline.matches(&on) && range.from_lsn <= lsn && lsn <= range.to_lsn)
+}
+
+/// What verify says is what a restore finds; gives how many moments are lost, and how many come back behind lost ones.
+fn check(built: &Built, storage: &Memory, what: &str, every: (usize, usize)) -> (usize, usize) {
+    let (said, replica) = (verified(storage), load(storage));
+    assert!(said.ok || said.disks.len() == 2 || replica.is_none(), "{what}: {said:?}");
+    let text = serde_json::to_string(&said).unwrap();
+    assert!(!text.contains(&u64::MAX.to_string()), "{what}: {text}");
+    let (mut lost, mut back) = (0, 0);
+    for number in 1..=2 {
+        let of_disk = said.disks.iter().find(|disk| disk.disk == NAMES[usize::from(number) - 1]);
+        let good = of_disk.map_or(&said.good, |disk| &disk.good);
+        let before = lost;
+        for (on, lsn, held) in built.moments.iter().skip(every.0).step_by(every.1) {
+            let found = replica.as_ref().and_then(|replica| restored(replica, (*on, *lsn), number));
+            let expected = &held[usize::from(number) - 1];
+            assert!(found.as_ref().is_none_or(|found| found == expected), "{what}: wrong bytes at {lsn} of {number}");
+            assert_eq!(has(good, (*on, *lsn)), found.is_some(), "{what}: disk {number} at {lsn}: {said:#?}");
+            if let Some(of_disk) = of_disk {
+                assert!(found.is_some() || has(&of_disk.lost, (*on, *lsn)), "{what}: {lsn} is neither lost nor good");
+            }
+            lost += usize::from(found.is_none());
+            back += usize::from(found.is_some() && lost > before);
+        }
+    }
+    for (on, lsn, _) in &built.moments {
+        let all = said.ok || said.disks.iter().all(|disk| has(&disk.good, (*on, *lsn))) && !said.disks.is_empty();
+        assert_eq!(has(&said.good, (*on, *lsn)), all, "{what}: all disks at {lsn}");
+    }
+    (lost, back)
+}
+
+/// The moments with damage, both ways: nothing that is good is called lost, nothing that is lost is called good.
+#[test]
+fn what_verify_calls_good_is_what_restores_whatever_byte_is_flipped() {
+    let built = build(1);
+    assert_eq!(check(&built, &built.storage, "whole", (0, 1)), (0, 0));
+    assert!(names(&built.storage).iter().any(|name| name.ends_with(".idx")));
+    let rounds: u64 = std::env::var("CDP_TEST_FLIPS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
+    let (mut some, mut none, mut come_back) = (0, 0, 0);
+    for seed in 0..rounds {
+        let mut dice = Dice::new(seed);
+        let (storage, names) = (copy(&built.storage), names(&built.storage));
+        let name = &names[dice.below(names.len() as u64) as usize];
+        let mut bytes = read(&storage, name);
+        let at = dice.below(bytes.len() as u64) as usize;
+        // One bit, or what a sector that was lost leaves.
+        match dice.below(3) {
+            0 => bytes[at / 512 * 512..].iter_mut().take(512).for_each(|byte| *byte = 0),
+            _ => bytes[at] ^= 1 << dice.below(8),
+        }
+        storage.remove(name).unwrap();
+        write(&storage, name, &bytes);
+        // Every third moment, others each time: the end as well as what lies before.
+        let what = format!("seed {seed}: {name} at {at}");
+        let (lost, back) = check(&built, &storage, &what, (seed as usize % 3, 3));
+        some += u64::from(lost > 0 && lost < 2 * built.moments.len() / 3);
+        none += u64::from(lost == 0);
+        come_back += u64::from(back > 0);
+    }
+    assert!(some > rounds / 10 && none > 0 && come_back > 0, "{some} {none} {come_back}");
+}
+
+#[test]
+fn a_base_that_is_missing_takes_its_own_disk_and_no_other() {
+    let built = build(2);
+    let (image, sidecar) = file_names(disk(1));
+    for name in [image, sidecar] {
+        let storage = copy(&built.storage);
+        storage.remove(&name).unwrap();
+        check(&built, &storage, &name, (0, 1));
+        let said = verified(&storage);
+        let by_name: BTreeMap<_, _> = said.disks.iter().map(|disk| (disk.disk.as_str(), disk)).collect();
+        assert!(by_name["data"].lost.is_empty() && !by_name["data"].good.is_empty(), "{said:?}");
+        assert!(!by_name["root"].lost.is_empty(), "{said:?}");
+        assert_eq!(said.damage[0].disks, ["root"]);
+    }
+}
+
+/// A flipped bit of a write takes the moments from it until it was written over, and of its own disk.
+#[test]
+fn a_damaged_block_of_a_base_is_lost_until_it_is_written_over() {
+    let mut builder = Builder::new(3);
+    builder.open_timeline(1, 0);
+    let over = Payload::new(0, Bytes::from(builder.dice.bytes(BLOCK as usize))).unwrap();
+    let beside = Payload::new(BLOCK, Bytes::from(builder.dice.bytes(512))).unwrap();
+    for (lsn, payload) in (1..).zip([&beside, &over]) {
+        let parts: Vec<_> = payload.clone().into_parts(RecordKind::Write, disk(1), Lsn(lsn), WallTime(lsn)).collect();
+        let plain_bytes = parts.iter().map(|part| part.data.len() as u64).sum();
+        let (on, prev_lsn) = (timeline(1), Lsn(lsn - 1));
+        let frame = RawFrame { timeline: on, prev_lsn, settled: Lsn(lsn), epoch: ClockEpoch(1), parts, plain_bytes };
+        let frame = Encoder::new().encode(frame, builder.group, Compression::None);
+        let mut frame = frame;
+        while let Err(refused) = builder.writer.append(MonoTime(1), frame) {
+            frame = refused.frame;
+            builder.drain();
+        }
+        builder.drain();
+        // So that each of them is the end of a segment, and a moment.
+        builder.writer.roll();
+        builder.drain();
+    }
+    builder.writer.close(true);
+    builder.drain();
+    let storage = &builder.built.storage;
+    let (image, _) = file_names(disk(1));
+    let mut bytes = read(storage, &image);
+    bytes[100] ^= 1;
+    storage.remove(&image).unwrap();
+    write(storage, &image, &bytes);
+    let said = verified(storage);
+    let [root, data] = &said.disks[..] else { panic!("{said:?}") };
+    let lsns = |ranges: &[Range]| ranges.iter().map(|range| (range.from_lsn.0, range.to_lsn.0)).collect::<Vec<_>>();
+    assert_eq!(lsns(&root.good), [(2, 2)], "{said:?}");
+    assert_eq!(root.lost.last().map(|range| range.to_lsn), Some(Lsn(1)));
+    assert!(data.lost.is_empty());
+    let extent = &said.damage[0].extents[0];
+    assert_eq!((extent.disk.as_deref(), extent.offset, extent.length), (Some("root"), 0, Some(BLOCK)));
+}
+
+/// Moments that are kept stand on the stores of those kept after them and on the bases: what they need is another thing than what
+/// the moments above need.
+#[test]
+fn of_kept_moments_too_what_is_called_good_is_what_restores() {
+    let place = Place::new();
+    place.make_source("disk", 96);
+    let options = ProtectOptions { segment_bytes: 1 << 20, ..place.options(&["disk"]) };
+    let protector = Protector::start(&options, |_| {}).unwrap();
+    seeded(&protector);
+    for piece in 0..30u64 {
+        let (at, data) = ((piece * 7 % 12) << 20, noise(piece, 1 << 20));
+        protector.exports()[0].device.write(at, Bytes::from(data), false).unwrap();
+        if piece % 6 == 5 {
+            protector.mark(&label(&format!("m{piece}"))).unwrap();
+        }
+    }
+    assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
+    let disk = || -> Arc<dyn Storage> { Arc::new(Disk::open(place.replica()).unwrap()) };
+    let host = Host::idle(disk(), &KeyHolder::default()).unwrap();
+    for piece in [5, 11, 17] {
+        let at = When::Label(label(&format!("m{piece}")));
+        host.handle(Request::Keep { at, nearest: None, label: None }, &Connection::local()).unwrap();
+    }
+    let change = PolicyChange { max_bytes: Some(8 << 20), ..PolicyChange::default() };
+    host.handle(Request::Policy { change }, &Connection::local()).unwrap();
+    host.handle(Request::Compact, &Connection::local()).unwrap();
+    drop(host);
+
+    let replica = place.load();
+    let mut moments: Vec<_> =
+        replica.manifest().kept.iter().map(|kept| (kept.moment.timeline, kept.moment.lsn)).collect();
+    assert_eq!(moments.len(), 3);
+    let latest = replica.catalogue().latest().unwrap();
+    moments.push((latest.timeline, latest.lsn));
+    drop(replica);
+    let storage = disk();
+    let stores = storage.list("kept").unwrap().into_iter().map(|store| format!("kept/{store}"));
+    let directories: Vec<_> = stores.chain([BASE_DIRECTORY.to_owned()]).collect();
+    let (mut lost, mut good, mut some) = (0, 0, 0);
+    for seed in 0..24u64 {
+        let mut dice = Dice::new(seed);
+        let directory = &directories[seed as usize % directories.len()];
+        let names = storage.list(directory).unwrap();
+        let named: Vec<_> = names.iter().filter(|name| name.ends_with(".seg") || name.ends_with(".img")).collect();
+        let name = format!("{directory}/{}", named[dice.below(named.len() as u64) as usize]);
+        let file = storage.open(&name, true).unwrap();
+        let at = dice.below(file.len().unwrap());
+        let mut byte = [0];
+        file.read_exact_at(at, &mut byte).unwrap();
+        file.write_all_at(at, &[byte[0] ^ 4]).unwrap();
+        let said = verify(&storage, None, &KeyHolder::default(), &mut |_, _| true).unwrap();
+        let replica = place.load();
+        let before = (lost, good);
+        for moment in &moments {
+            let found = restored(&replica, *moment, 1).is_some();
+            assert_eq!(has(&said.good, *moment), found, "{name} at {at}: {moment:?}: {said:#?}");
+            (lost, good) = (lost + u64::from(!found), good + u64::from(found));
+        }
+        some += u64::from(lost > before.0 && good > before.1);
+        file.write_all_at(at, &byte).unwrap();
+    }
+    assert!(lost > 0 && good > 0 && some > 0, "{lost} {good} {some}");
+}
+
+#[test]
+fn who_stops_it_hears_what_was_found_and_that_it_is_not_all() {
+    let built = build(4);
+    let storage: Arc<dyn Storage> = Arc::new(built.storage.clone());
+    let mut left = 3;
+    let said = verify(&storage, None, &KeyHolder::default(), &mut |_, _| {
+        left -= 1;
+        left > 0
+    });
+    let said = said.unwrap();
+    assert!(said.stopped && !said.ok && said.bytes > 0 && said.good.is_empty(), "{said:?}");
+    assert_eq!(left, 0, "it went on");
+}
