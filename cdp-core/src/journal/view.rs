@@ -137,18 +137,20 @@ impl View {
             if wanted > written && element.snapshot.span(timeline).is_some() {
                 return Err(ReadError::NotWritten { timeline, wanted, written });
             }
-            let segments = || element.snapshot.of(timeline).filter(|segment| segment.first_lsn <= element.upto);
+            let segments = element.snapshot.of(timeline).filter(|segment| segment.first_lsn <= element.upto);
+            let segments: Vec<_> = segments.collect();
             for info in element.snapshot.runs().iter().filter(|run| run.timeline == timeline) {
-                let first = parts.len() + segments().take_while(|segment| segment.number < info.first_segment).count();
-                let of_run = segments().filter(|segment| info.covers(segment.number));
-                let numbers: Vec<_> = of_run.map(|segment| (segment.number, segment.id)).collect();
+                let before = segments.partition_point(|segment| segment.number < info.first_segment);
+                let end = segments.partition_point(|segment| segment.number <= info.last_segment);
+                let numbers: Vec<_> = segments[before..end].iter().map(|of| (of.number, of.id)).collect();
                 if !numbers.is_empty() {
                     let (reader, info, upto) = (Arc::clone(&element.reader), Arc::clone(info), element.upto);
-                    let end = first + numbers.len();
+                    let (first, end) = (parts.len() + before, parts.len() + end);
                     runs.insert(end, Arc::new(Run::new(reader, info, first, numbers, upto)));
                 }
             }
-            for segment in segments() {
+            parts.reserve(segments.len());
+            for segment in segments {
                 parts.push(Arc::new(RwLock::new(Part {
                     reader: Arc::clone(&element.reader),
                     segment: Arc::clone(segment),
@@ -525,7 +527,8 @@ impl Run {
 
     /// Opens it for good.
     fn open(&self) {
-        match self.reader.run_file(&self.info).and_then(|file| self.reader.run_tables(&self.info).map(|_| file)) {
+        let tables = || self.reader.run_tables(&self.info).and_then(|_| self.reader.run_tops(&self.info));
+        match self.reader.run_file(&self.info).and_then(|file| tables().map(|_| file)) {
             Ok(file) => drop(self.file.set(file)),
             Err(_) => self.unsound.store(true, Ordering::Relaxed),
         }
