@@ -156,6 +156,7 @@ impl View {
                     segment: Arc::clone(segment),
                     live: ActiveIndex::default(),
                     upto: element.upto,
+                    file: None,
                 })));
             }
         }
@@ -209,7 +210,7 @@ impl View {
             let Appended { segment, id, key, timeline, prev_lsn, .. } = *appended;
             let segment = Arc::new(SegmentView::active((segment, id, key), timeline, prev_lsn, Vec::new()));
             let (reader, live) = (Arc::clone(reader), ActiveIndex::default());
-            let part = Part { reader, segment, live, upto: Lsn(u64::MAX) };
+            let part = Part { reader, segment, live, upto: Lsn(u64::MAX), file: None };
             Arc::make_mut(&mut parts).push(Arc::new(RwLock::new(part)));
         }
         let source = parts.len() - 1;
@@ -325,10 +326,10 @@ impl View {
                     return self.chunk(&data).read(extent, &data, out);
                 };
                 let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
-                let plain = parts[data.source as usize].read().unwrap_or_else(PoisonError::into_inner).plain()?;
+                let plain = Part::plain(&parts[data.source as usize])?;
                 // Nobody waits for the media because of this read.
                 drop(parts);
-                plain.read(extent, &data, at, out)
+                plain.read(extent, &data, at, out, || Part::scratch(&self.part(data.source)))
             }
         }
     }
