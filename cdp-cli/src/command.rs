@@ -20,7 +20,7 @@ use crate::human;
 use crate::output::Output;
 use cdp_core::types::WallTime;
 use cdp_net::owner::Side;
-use cdp_net::report::{Gap, PointPolicy, Range, RangeKind, WhenFull};
+use cdp_net::report::{At, Gap, PointPolicy, Range, RangeKind, WhenFull};
 use clap::ValueEnum;
 
 /// `--nearest`.
@@ -84,6 +84,16 @@ fn damage_said(damaged: Option<&str>, output: &mut Output<'_>) -> Exit {
     Exit::Damage
 }
 
+/// Says that the latest moment, which was asked for, is not the present.
+fn behind_said(latest: &At, behind: Option<&Gap>, output: &mut Output<'_>) {
+    let Some(gap) = behind else { return };
+    let (time, why) = (human::local_time(latest.time), gap_reason(gap));
+    output.note(&format!(
+        "cdp: the latest moment is of {time}: nothing that the guest has written since can be restored now ({why})\n     \
+         `cdp status` says how it stands"
+    ));
+}
+
 /// A line about a restorable run.
 fn range_line(range: &Range) -> String {
     let from = if range.from_time == WallTime(0) { "the beginning".into() } else { human::local_time(range.from_time) };
@@ -107,20 +117,41 @@ fn incomplete_line(disks: &[String]) -> String {
 
 /// A line about a gap.
 fn gap_line(gap: &Gap) -> String {
-    let (from, to) = (human::local_time(gap.from_time), human::local_time(gap.to_time));
+    let (from, to, why) = (human::local_time(gap.from_time), human::local_time(gap.to_time), gap_reason(gap));
+    match gap.open {
+        true => format!("{why}: nothing since {from} (lsn {} on), and it has not ended\n", gap.from_lsn),
+        false => format!("{why}: nothing from {from} to {to} (lsn {}..{})\n", gap.from_lsn, gap.to_lsn),
+    }
+}
+
+fn gap_reason(gap: &Gap) -> String {
     let cause = gap.cause.as_ref().map(|cause| format!(" after {cause}")).unwrap_or_default();
-    format!("{}{cause}: nothing from {from} to {to} (lsn {}..{})\n", gap.reason, gap.from_lsn, gap.to_lsn)
+    format!("{}{cause}", gap.reason)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::tests::range;
+    use crate::json::tests::{at, gap, range};
+    use crate::output::tests::capture;
 
     #[test]
     fn ranges_without_an_end_say_so() {
         let open = Range { to_time: WallTime(u64::MAX), ..range() };
         assert_eq!(range_line(&open), "every write from the beginning to the end (lsn 1..9)\n");
         assert!(!range_line(&range()).contains("the end"));
+    }
+
+    #[test]
+    fn a_gap_that_goes_on_has_no_end_and_is_behind_the_latest_moment() {
+        let gap = Gap { reason: "no-space".into(), cause: None, open: true, ..gap() };
+        let line = gap_line(&gap);
+        assert!(
+            line.starts_with("no-space: nothing since 19") && line.ends_with(" (lsn 1 on), and it has not ended\n"),
+            "{line}"
+        );
+        let (out, err) = capture(true, |output| behind_said(&at(), Some(&gap), output));
+        assert!(out.is_empty() && err.contains("since can be restored now (no-space)\n     `cdp status`"), "{err}");
+        assert_eq!(capture(false, |output| behind_said(&at(), None, output)), Default::default());
     }
 }

@@ -121,11 +121,11 @@ pub trait Engine: Sync {
     /// Tells the key of replicas that are sealed at rest, before anything else. An engine that seals nothing takes no notice.
     fn take_key(&self, _key: KeyHolder) {}
 
-    /// Rotates the wrapping key of a replica that is sealed at rest: from now on it opens with `new` only.
+    /// Rotates the wrapping key of a replica that is sealed at rest: from now on it opens with `new` only. Says whether it did not before.
     ///
     /// # Errors
     /// When it is not sealed, somebody is using it, or the key that was given is not its own.
-    fn rotate_key(&self, dir: &Path, _access: Access, _new: &WrappingKey) -> Result<(), Failure> {
+    fn rotate_key(&self, dir: &Path, _access: Access, _new: &WrappingKey) -> Result<bool, Failure> {
         Err(Failure::new(Exit::Refused, "not-sealed", format!("{} is not sealed at rest", dir.display())))
     }
 

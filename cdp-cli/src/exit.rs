@@ -1,6 +1,7 @@
 //! How a command ends: its exit status, and the one sentence when it failed.
 
 use cdp_core::when::{AmountError, LabelError, WhenError};
+use cdp_net::host::read_only;
 use cdp_net::owner::{AccessError, ClientError, OwnerError};
 use cdp_net::report::{At, Problem, ProblemClass};
 use std::io::ErrorKind;
@@ -103,6 +104,10 @@ impl From<OwnerError> for Failure {
                 .hint("wait until that process ends, or stop it: a replica has one owner at a time"),
             OwnerError::Io { ref source, .. } if source.kind() == ErrorKind::PermissionDenied => {
                 Self::new(Exit::Refused, "no-permission", error.to_string()).hint(AS_THAT_USER)
+            }
+            OwnerError::Io { ref path, ref source } if source.kind() == ErrorKind::ReadOnlyFilesystem => {
+                // The path is the lock's.
+                read_only(path.parent().unwrap_or(path)).into()
             }
             OwnerError::Io { .. } => Self::new(Exit::Failed, "replica-directory", error.to_string())
                 .hint("give the directory of a replica that you may write to"),

@@ -4,8 +4,8 @@
 
 pub use cdp_net::diff::{Difference, DiskDigest, Kind, Of};
 pub use cdp_net::report::{
-    At, Disk, DiskChanged, DiskVerb, Gap, History, Hold, Lack, Limit, Point, PointKind, Points, Policy, Pruned, Range,
-    Session, Space, State, Status,
+    At, Disk, DiskChanged, DiskVerb, Gap, History, Hold, Journal, Lack, Limit, Point, PointKind, Points, Policy,
+    Pruned, Range, Session, Space, State, Status,
 };
 pub use cdp_net::restore::RestoredDisk;
 pub use cdp_net::verify::{Damage, Verified};
@@ -174,6 +174,9 @@ pub struct Restored {
     /// Disks that were there and whose first copy was not through: they cannot be restored at that moment.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub incomplete: Vec<String>,
+    /// What nobody can restore now, where the latest moment was asked for and is not the present.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub behind: Option<Gap>,
 }
 
 /// What `diff` comes to know. Scripts see differences and digests, a line each, as they are.
@@ -185,6 +188,8 @@ pub enum DiffEvent {
         from: At,
         /// The second one, if it is a moment.
         to: Option<At>,
+        /// What nobody can restore now, where the latest moment was asked for and is not the present.
+        behind: Option<Gap>,
     },
     /// Something that is not the same.
     Difference(Difference),
@@ -209,6 +214,9 @@ pub enum MountEvent {
         /// Disks that were there and whose first copy was not through: they are not served.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         incomplete: Vec<String>,
+        /// What nobody can restore now, where the latest moment was asked for and is not the present.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        behind: Option<Gap>,
     },
     /// The end.
     Stopped {

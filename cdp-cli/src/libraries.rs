@@ -6,19 +6,22 @@ mod protect;
 
 use crate::engine::{DiffSpec, Engine, MountSpec, ProtectSpec, RestoreSpec};
 use crate::exit::{Exit, Failure};
-use crate::json::{DiffEvent, Export, Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
+use crate::json::{DiffEvent, Export, Gap, Inspected, MountEvent, Points, ProtectEvent, Restored, Stopped, Verified};
 use crate::progress::Progress;
 use crate::stop::Stop;
 use cdp_core::media::{Disk, Storage};
 use cdp_core::trust::{KeyHolder, WrappingKey};
+use cdp_core::when::When;
 use cdp_net::device::Device;
 use cdp_net::host::{Host, Looking, ReadWhole, read_only};
 use cdp_net::mount::{SessionDevice, ViewDevice};
-use cdp_net::nbd::{self, Address, ListenError, ServeError, Server, ServerOptions, TlsServer, Uri};
+use cdp_net::nbd::{self, Address, ListenError, Place, ServeError, Server, ServerOptions, TlsError, TlsServer, Uri};
 use cdp_net::owner::{Access, Handler, Owner, Request};
 use cdp_net::reading::{Reading, Writing};
 use cdp_net::restore::{RestoreOptions, restore};
 use cdp_net::verify::{verify, verify_beside_owner};
+use std::borrow::Borrow;
+use std::error::Error as _;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -54,15 +57,45 @@ fn serve(
     tls: Option<&Path>,
     exports: Vec<nbd::Export>,
 ) -> Result<(Server, Vec<Export>), Failure> {
-    let sizes: Vec<_> = exports.iter().map(|export| (export.name.clone(), export.size())).collect();
+    listen_at(listen, tls)?.serve(exports)
+}
+
+/// A place that is listened on, where nobody is answered yet.
+struct Listening {
+    place: Place,
+    options: ServerOptions,
+}
+
+fn unserved(error: &ServeError) -> Failure {
+    Failure::new(Exit::Failed, "listen", error.to_string()).hint(listen_hint(error))
+}
+
+impl Listening {
+    fn serve(mut self, exports: Vec<nbd::Export>) -> Result<(Server, Vec<Export>), Failure> {
+        let sizes: Vec<_> = exports.iter().map(|export| (export.name.clone(), export.size())).collect();
+        self.options.exports = exports;
+        let server = Server::start_at(self.place, self.options).map_err(|error| unserved(&error))?;
+        let served =
+            server.uris().into_iter().zip(sizes).map(|(uri, (name, size))| Export { name, uri: uri.to_string(), size });
+        let served = served.collect();
+        Ok((server, served))
+    }
+}
+
+/// Listens where a URI says, or at the default place of mounts.
+fn listen_at(listen: Option<&Uri>, tls: Option<&Path>) -> Result<Listening, Failure> {
     let default = || Address::Tcp { host: MOUNT_HOST.into(), port: MOUNT_PORT };
-    let mut options = ServerOptions::new(listen.map_or_else(default, |uri| uri.address.clone()), exports);
+    let mut options = ServerOptions::new(listen.map_or_else(default, |uri| uri.address.clone()), Vec::new());
     options.next_free = listen.is_none();
     let usage = |code: &str, message: &str| Failure::new(Exit::Usage, code, message);
     options.tls = match (tls, listen.is_some_and(|uri| uri.tls)) {
         (Some(directory), _) => {
             let tls = TlsServer::from_directory(directory);
-            Some(tls.map_err(|error| Failure::new(Exit::Failed, "tls", error.to_string()))?)
+            let why = |error: TlsError| match error.source() {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            };
+            Some(tls.map_err(|error| Failure::new(Exit::Failed, "tls", why(error)))?)
         }
         (None, true) => {
             let message = "the URI asks for TLS, and there are no certificates";
@@ -70,12 +103,8 @@ fn serve(
         }
         (None, false) => None,
     };
-    let server = Server::start(options)
-        .map_err(|error| Failure::new(Exit::Failed, "listen", error.to_string()).hint(listen_hint(&error)))?;
-    let served =
-        server.uris().into_iter().zip(sizes).map(|(uri, (name, size))| Export { name, uri: uri.to_string(), size });
-    let served = served.collect();
-    Ok((server, served))
+    let place = Place::take(&options.address, options.next_free).map_err(|error| unserved(&error))?;
+    Ok(Listening { place, options })
 }
 
 /// What to do about an address that cannot be listened on.
@@ -106,7 +135,7 @@ impl Engine for Libraries {
         let _ = self.key.set(key);
     }
 
-    fn rotate_key(&self, dir: &Path, access: Access, new: &WrappingKey) -> Result<(), Failure> {
+    fn rotate_key(&self, dir: &Path, access: Access, new: &WrappingKey) -> Result<bool, Failure> {
         match access {
             Access::Owner(owner) => Ok(cdp_net::host::rotate_key(&owner, &open_storage(dir)?, &self.key(), new)?),
             Access::Client(_) => {
@@ -155,10 +184,11 @@ impl Engine for Libraries {
         &self,
         dir: &Path,
         spec: &RestoreSpec,
-        access: Access,
+        mut access: Access,
         stop: &Stop,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Restored, Failure> {
+        let behind = behind(&mut access, &[&spec.at]);
         let mut reading = Reading::open(dir, access, &spec.at, spec.nearest, &self.key())?;
         reading.check_disk(spec.disk.as_deref())?;
         let view = reading.view()?;
@@ -167,7 +197,7 @@ impl Engine for Libraries {
             progress(Progress { done, total });
             !stop.is_wished()
         })?;
-        Ok(Restored { at: reading.at.clone(), outputs, incomplete: reading.incomplete() })
+        Ok(Restored { at: reading.at.clone(), outputs, incomplete: reading.incomplete(), behind })
     }
 
     fn diff(
@@ -219,16 +249,27 @@ impl Handler for OwnedHost {
     }
 }
 
+/// What nobody can restore now, if one of the moments is the latest and that is not the present. Where nobody protects there is no
+/// present; an owner that does not answer says why when it is asked for the moment.
+fn behind<T: Borrow<When>>(access: &mut Access, moments: &[T]) -> Option<Gap> {
+    let Access::Client(client) = access else { return None };
+    moments.iter().find(|moment| *(*moment).borrow() == When::Latest)?;
+    let request = Request::Points { since: Some(When::Latest), until: None, limit: Some(1) };
+    let points: Points = client.call(&request).ok()?;
+    points.gaps.into_iter().find(|gap| gap.open)
+}
+
 fn mount_view(
     dir: &Path,
     spec: &MountSpec,
-    (access, key): (Access, &KeyHolder),
+    (mut access, key): (Access, &KeyHolder),
     stop: &Stop,
     events: &mut dyn FnMut(MountEvent),
 ) -> Result<(), Failure> {
     let Some(at) = &spec.at else {
         return Err(Failure::new(Exit::Usage, "usage", "a mount that takes no writes needs --at"));
     };
+    let behind = behind(&mut access, &[at]);
     let reading = Reading::open(dir, access, at, spec.nearest, key)?;
     let view = Arc::new(reading.view()?);
     let disks = view.disks().to_vec();
@@ -239,7 +280,7 @@ fn mount_view(
     });
     let (server, exports) = serve(spec.listen.as_ref(), spec.tls.as_deref(), exports.collect())?;
     let (at, incomplete) = (reading.at.clone(), reading.incomplete());
-    events(MountEvent::Ready { at, exports, session: None, writable: false, incomplete });
+    events(MountEvent::Ready { at, exports, session: None, writable: false, incomplete, behind });
     wait_for(stop);
     server.stop(CLOSE);
     events(MountEvent::Stopped { kept: false });
@@ -249,10 +290,11 @@ fn mount_view(
 fn mount_session(
     dir: &Path,
     spec: &MountSpec,
-    (access, key): (Access, &KeyHolder),
+    (mut access, key): (Access, &KeyHolder),
     stop: &Stop,
     events: &mut dyn FnMut(MountEvent),
 ) -> Result<(), Failure> {
+    let behind = behind(&mut access, spec.at.as_slice());
     let writing = Writing::open(dir, access, spec.at.as_ref(), spec.nearest, spec.session.clone(), key)?;
     let disks = writing.session.view().disks().to_vec();
     let exports = disks.into_iter().map(|disk| {
@@ -264,7 +306,7 @@ fn mount_session(
     let session = writing.report.name.clone();
     let kept = session.is_some();
     let (at, incomplete) = (writing.report.at.clone(), writing.incomplete.clone());
-    events(MountEvent::Ready { at, exports, session, writable: true, incomplete });
+    events(MountEvent::Ready { at, exports, session, writable: true, incomplete, behind });
     wait_for(stop);
     server.stop(CLOSE);
     let closed = writing.session.close(cdp_net::clock::now());

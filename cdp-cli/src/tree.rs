@@ -13,16 +13,19 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
+/// Options that every command has stand behind its own in its help.
+const LAST: usize = 100;
+
 /// Continuous data protection: every write of a disk is kept, and any moment of it can be brought back.
 #[derive(Parser, Debug)]
 #[command(name = "cdp", version, about, disable_help_subcommand = true)]
 pub struct Cli {
     /// Answer with JSON for scripts: one document, or one object a line
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = LAST)]
     pub json: bool,
     /// The key of a replica that is sealed at rest: 32 bytes, or 64 hexadecimal digits; else the variable CDP_KEY has it in digits.
     /// `protect` seals a new replica with it
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", display_order = LAST)]
     pub key_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,

@@ -88,6 +88,7 @@ impl Bench {
                     self.frames += 1;
                     self.filter.durable(frame.last_lsn());
                 }
+                Output::RemoveLog => self.filter.log_removed(at(self.now)).expect("under way"),
                 Output::Log(write) => self.filter.log_written(at(self.now), write.token, Ok(())).expect("under way"),
                 Output::Flush(_, ticket) => self.filter.flushed(at(self.now), ticket, Ok(())),
                 _ => {}

@@ -47,9 +47,10 @@ pub use level::{
     RunTotals, run_name,
 };
 pub use manifest::{
-    Arrival, BaseInfo, DiskInfo, Generation, KeptInfo, LayerInfo, MANIFEST_MAGIC, MANIFEST_NAME, Manifest, PinInfo,
-    PointsMode, Policy, ResizeInfo, Retention, SeedingInfo, SegmentInfo, SegmentState, SessionInfo, SessionKind,
-    SourceFacts, StampedMoment, TimelineInfo, TimelineRole, TimelineState, WhenFull, is_journal_file, segment_name,
+    Arrival, BaseInfo, CutBy, CutInfo, DiskInfo, Generation, KeptInfo, LayerInfo, MANIFEST_MAGIC, MANIFEST_NAME,
+    Manifest, PinInfo, PointsMode, Policy, ResizeInfo, Retention, SeedingInfo, SegmentInfo, SegmentState, SessionInfo,
+    SessionKind, SourceFacts, StampedMoment, TimelineInfo, TimelineRole, TimelineState, WhenFull, is_journal_file,
+    segment_name,
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};

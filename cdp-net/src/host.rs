@@ -30,7 +30,7 @@ pub use watch::Watch;
 pub(crate) use self::holds::Hold;
 use self::holds::Holds;
 use crate::owner::{Connection, Handler, PinReply, Request, Side, reply};
-use crate::report::{DiskChanged, Problem, ProblemClass, Session, State, Status};
+use crate::report::{DiskChanged, Points, Problem, ProblemClass, Session, State, Status};
 use cdp_core::frame::PointKinds;
 use cdp_core::journal::{Generation, Looked, Manifest, Snapshot, Writer, look_through};
 use cdp_core::media::Storage;
@@ -73,6 +73,9 @@ pub trait Live: Send + Sync {
 
     /// How large the journal's segments are made, in bytes.
     fn segment_bytes(&self) -> u64;
+
+    /// Why nothing that guests write reaches the replica now, if so, and the last LSN that was given.
+    fn unrecorded(&self) -> Option<(State, Lsn)>;
 
     /// Adds what only the protection knows.
     fn describe(&self, status: &mut Status);
@@ -132,12 +135,13 @@ impl Host {
     /// A host of a replica that was loaded.
     #[must_use]
     pub fn new(replica: Replica, store: Box<dyn Store>) -> Arc<Self> {
+        let retained = retain::Retained::of(replica.manifest());
         Arc::new_cyclic(|me| Self {
+            holds: Holds::of(replica.storage().path().into()),
             replica: RwLock::new(replica),
             store,
             live: RwLock::new(None),
-            holds: Arc::default(),
-            retained: retain::Retained::default(),
+            retained,
             open_sessions: Arc::default(),
             opening: Mutex::default(),
             changing: Mutex::default(),
@@ -246,7 +250,7 @@ impl Host {
     pub(crate) fn hold(&self, at: &When, side: Option<Side>) -> Result<(Moment, Hold), Problem> {
         let planning = self.holds.plan();
         let moment = self.moment(at, side)?;
-        let hold = planning.add(&self.holds, moment.lsn);
+        let hold = planning.add(moment.lsn);
         Ok((moment, hold))
     }
 
@@ -268,10 +272,11 @@ impl Host {
     /// # Errors
     /// When the media cannot be asked.
     pub fn status(&self) -> Result<Status, Problem> {
-        let (pins, history) = (self.holds.readers(), self.history());
+        let ((connected, others), history) = (self.holds.readers(), self.history());
         let replica = self.replica();
         let (manifest, trunk) = (replica.manifest(), replica.catalogue().trunk());
         let bases = Arc::clone(replica.bases());
+        let others = others.into_iter().filter(|lsn| retain::is_there(manifest, *lsn));
         let mut status = Status {
             state: State::Stopped,
             group: manifest.name.clone(),
@@ -280,7 +285,7 @@ impl Host {
             lsn: replica.snapshot().written(),
             durable_lsn: trunk.map_or(Lsn::ZERO, |branch| safe(replica.catalogue(), branch.timeline)),
             ranges: document::ranges(&replica),
-            pins,
+            pins: u32::try_from(connected + others.count()).unwrap_or(u32::MAX),
             history,
             holds: space::holds(&replica),
             damaged: replica.damage().map(ToString::to_string),
@@ -300,6 +305,20 @@ impl Host {
             status.owner_pid = Some(std::process::id());
         }
         Ok(status)
+    }
+
+    /// What can be restored and what cannot, newest first. What cannot be written to the journal cannot be read from it: of that the
+    /// protection is asked.
+    fn points(&self, since: Option<WallTime>, until: Option<WallTime>, limit: Option<u32>) -> Points {
+        let unrecorded = self.live().and_then(|live| live.unrecorded());
+        let replica = self.replica();
+        let mut points = document::points(&replica, since, until, limit);
+        let gap = unrecorded.and_then(|(state, lsn)| document::open_gap(&replica, state, (lsn, crate::clock::wall())));
+        if let Some(gap) = gap.filter(|gap| until.is_none_or(|until| gap.from_time <= until)) {
+            points.gaps.iter_mut().for_each(|listed| listed.open = false);
+            points.gaps.insert(0, gap);
+        }
+        points
     }
 
     fn mark(&self, label: &Label, app_consistent: bool) -> Result<crate::report::At, Problem> {
@@ -341,11 +360,11 @@ impl Handler for Host {
             Request::Ping => Ok(Value::Null),
             Request::Status => reply(self.status()?),
             Request::Points { since, until, limit } => {
-                let (since, until) = (self.time_of(since)?, self.time_of(until)?);
-                reply(document::points(&self.replica(), since, until, limit))
+                reply(self.points(self.time_of(since)?, self.time_of(until)?, limit))
             }
             Request::Mark { label, app_consistent } => reply(self.mark(&label, app_consistent)?),
             Request::Pin { at, nearest } => {
+                self.holds.let_outlast();
                 let (moment, hold) = self.hold(&at, nearest)?;
                 let pin = connection.hold(hold)?;
                 reply(PinReply { pin, at: document::at(&self.replica(), &moment) })

@@ -33,7 +33,7 @@ pub use export::Export;
 pub use limits::Limits;
 pub use listener::ListenError;
 pub use protocol::NbdError;
-pub use server::{ServeError, Server, ServerOptions};
+pub use server::{Place, ServeError, Server, ServerOptions};
 pub use stats::Stats;
 pub use tls::{TlsClient, TlsError, TlsServer};
 pub use uri::{Address, Uri, UriError};

@@ -67,7 +67,7 @@ use cdp_core::when::Label;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a change of the manifest may take before its caller is told that it is not stored.
@@ -119,7 +119,6 @@ pub struct Opened {
 /// Disks that are being protected. Dropping it stops at once, as a crash would, but for what is durable.
 pub struct Protector {
     opened: Opened,
-    driver: &'static str,
     shared: Arc<Shared>,
     started: Instant,
     /// Dropped in this order: nobody asks any more, nothing runs any more, the directory is free.
@@ -143,6 +142,8 @@ struct Shared {
     /// The first thing that went wrong with the journal's index.
     index: Arc<Failure>,
     stored: Arc<Stored>,
+    /// What the journal's driver is called, from when it is started.
+    driver: OnceLock<&'static str>,
     /// How large segments are made where the policy has no smaller bound.
     segment_bytes: u64,
     /// What has to be free before the journal goes on.
@@ -231,7 +232,7 @@ impl Protector {
     /// What carries out the journal's writes and syncs: "threads" or "io_uring".
     #[must_use]
     pub fn driver(&self) -> &'static str {
-        self.driver
+        self.shared.driver.get().copied().unwrap_or_default()
     }
 
     /// The disks that are protected now, for a front end to serve. They may be others later.
@@ -362,6 +363,16 @@ impl Live for Shared {
         cdp_core::policy::retention::segment_bytes(&policy, self.segment_bytes)
     }
 
+    fn unrecorded(&self) -> Option<(report::State, Lsn)> {
+        let (room, lsn) = self.engine.with(|filter, now| (filter.room(), filter.status(now).lsn));
+        let state = match room {
+            _ if self.failure.get().is_some() => report::State::ReplicaLost,
+            capture::Room::NoSpace => self.without_room(),
+            _ => return None,
+        };
+        Some((state, lsn))
+    }
+
     fn describe(&self, status: &mut report::Status) {
         let now = self.engine.with(|filter, now| filter.status(now));
         status.state = self.state(now.state);
@@ -370,6 +381,7 @@ impl Live for Shared {
         status.hot_bytes = now.hot_bytes;
         status.reread_bytes = now.counters.bytes_reread;
         status.rpo_ms = now.rpo_ns.map(|age| age / 1_000_000);
+        status.journal = self.driver.get().map(|driver| report::Journal { driver: (*driver).to_owned() });
         status.rates.write_bytes_per_s = now.write_bytes_per_s;
         status.rates.stored_bytes_per_s = self.stored.per_second();
         let uris = self.uris.lock().unwrap_or_else(PoisonError::into_inner);
@@ -429,6 +441,11 @@ impl Shared {
         self.lack.of_quota().max(self.progress.lack.of_quota()) > 0
     }
 
+    /// What it is called when there is no room.
+    fn without_room(&self) -> report::State {
+        if self.is_quota() { report::State::Quota } else { report::State::NoSpace }
+    }
+
     fn state(&self, state: capture::State) -> report::State {
         use report::State;
         if self.draining.load(Ordering::Relaxed) {
@@ -441,7 +458,7 @@ impl Shared {
             self.engine.with(|filter, now| (filter.room(), filter.is_whole(), filter.status(now).rpo_ns.is_some()));
         // Whether the filter still has memory to record into or not: nothing reaches the replica now.
         if room == capture::Room::NoSpace || self.progress.lack.get().is_some() {
-            return if self.is_quota() { State::Quota } else { State::NoSpace };
+            return self.without_room();
         }
         match state {
             capture::State::Seeding => State::Seeding,

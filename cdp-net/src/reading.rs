@@ -2,7 +2,7 @@
 
 use crate::clock;
 use crate::host::{Hold, Host, OpenedSession, document, load_idle, read_only, session_directory};
-use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, PinReply, Request, Side};
+use crate::owner::{Access, ClientError, ControlClient, ControlServer, Owner, PinReply, Reader, Request, Side};
 use crate::random::identity;
 use crate::report::{At, Problem, ProblemClass, Session as SessionReport};
 use cdp_core::frame::Compression;
@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 enum Keep {
     /// This process owns the directory.
     Owner { _owning: Owning },
-    /// The owner holds a pin, or a session, while this connection lives.
-    Client { client: ControlClient },
+    /// The owner holds a pin, or a session, while this connection lives; locks of this process hold what it reads under the next owner.
+    Client { client: ControlClient, _readers: Vec<Reader> },
 }
 
 impl std::fmt::Debug for Keep {
@@ -82,6 +82,21 @@ pub fn not_answered(error: ClientError) -> Problem {
     }
 }
 
+/// Has the owner pin a moment, and holds it under every owner from now on.
+fn pin(
+    client: &mut ControlClient,
+    dir: &Path,
+    when: &When,
+    side: Option<Side>,
+) -> Result<(At, Option<Reader>), Problem> {
+    let request = Request::Pin { at: when.clone(), nearest: side };
+    let PinReply { at, .. } = client.call(&request).map_err(not_answered)?;
+    let reader = Reader::begin(dir, at.lsn);
+    // Who answers still has the pin: it was held all the time, and no other owner has decided anything without seeing the lock.
+    let () = client.call(&Request::Ping).map_err(not_answered)?;
+    Ok((at, reader))
+}
+
 fn storage(dir: &Path) -> Result<Arc<dyn Storage>, Problem> {
     let disk = Disk::open(dir).map_err(|error| Problem::new(ProblemClass::Failed, "unreadable", error.to_string()))?;
     Ok(Arc::new(disk))
@@ -104,11 +119,17 @@ fn load_under_owner(storage: &Arc<dyn Storage>, safe: Lsn, key: &KeyHolder) -> R
     }
 }
 
+/// Refuses another key than that of the replica, or none: before anything is asked for, and not by the first read.
+fn check_key(manifest: &Manifest, key: &KeyHolder) -> Result<(), Problem> {
+    key.unlock(manifest.replica, &manifest.keys).map(drop).map_err(|error| document::locked(&error))
+}
+
 fn look_under_owner(storage: &Arc<dyn Storage>, safe: Lsn, key: &KeyHolder) -> Result<Replica, Problem> {
     let failed = |error: cdp_core::replica::ReplicaError| document::unreadable(&error);
     // The owner is the witness.
     let looked = look_with(storage.as_ref(), JOURNAL_DIRECTORY, None, key).map_err(|error| failed(error.into()))?;
     let Looked { manifest, snapshot, damage, keys, .. } = looked;
+    check_key(&manifest, key)?;
     if let Some(damage) = damage.filter(|damage| damage.good < safe) {
         return Err(failed(OpenError::Damaged(Box::new(damage)).into()));
     }
@@ -142,12 +163,14 @@ fn view_under_owner(replica: &Replica, (timeline, lsn): (Timeline, Lsn)) -> Resu
         if *known == place && replica.manifest().merge.is_none() {
             return None;
         }
-        *known = place;
         match replica.ground(timeline, lsn) {
-            Ok(ground) => Some(Ok(ground)),
+            // Each who reads from now on is told, not only the first.
             Err(ReplicaError::Merged { .. }) => Some(Err(ReadError::GivenUp { timeline, lsn })),
-            // What is wrong in its new place is found again by who reads there.
-            Err(_) => None,
+            ground => {
+                *known = place;
+                // What is wrong in its new place is found again by who reads there.
+                ground.ok().map(Ok)
+            }
         }
     })))
 }
@@ -174,11 +197,10 @@ impl Reading {
     pub fn open(dir: &Path, access: Access, when: &When, side: Option<Side>, key: &KeyHolder) -> Result<Self, Problem> {
         match access {
             Access::Client(mut client) => {
-                let request = Request::Pin { at: when.clone(), nearest: side };
-                let PinReply { at, .. } = client.call(&request).map_err(not_answered)?;
+                let (at, reader) = pin(&mut client, dir, when, side)?;
                 let replica = load_under_owner(&storage(dir)?, at.lsn, key)?;
                 let moment = moment_of(&replica, &at)?;
-                Ok(Self { replica, moment, at, keep: Keep::Client { client } })
+                Ok(Self { replica, moment, at, keep: Keep::Client { client, _readers: Vec::from_iter(reader) } })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
@@ -203,7 +225,7 @@ impl Reading {
     /// When it is such a disk. One that nobody knows is not.
     pub fn check_disk(&mut self, name: Option<&str>) -> Result<(), Problem> {
         let Err(problem) = check_disk(&self.replica, &self.moment, name) else { return Ok(()) };
-        let Keep::Client { client } = &mut self.keep else { return Err(problem) };
+        let Keep::Client { client, .. } = &mut self.keep else { return Err(problem) };
         // Under an owner only what is up to the moment was loaded: the others are known with the latest one.
         let latest = Request::Pin { at: When::Latest, nearest: None };
         let PinReply { at, .. } = client.call(&latest).map_err(not_answered)?;
@@ -238,7 +260,9 @@ fn check_disk(replica: &Replica, moment: &Moment, name: Option<&str>) -> Result<
     };
     let nearest = replica.nearest_with_disk(name, moment);
     let sides = [nearest.before, nearest.after];
-    let nearest: Vec<_> = sides.iter().flatten().map(|moment| document::at(replica, moment)).collect();
+    // It lies in the midst of a range, of whose ends the times are known.
+    let exact = |moment: &Moment| replica.exact(moment.timeline, moment.lsn).unwrap_or(*moment);
+    let nearest: Vec<_> = sides.iter().flatten().map(|moment| document::at(replica, &exact(moment))).collect();
     let problem = Problem::new(ProblemClass::NotRestorable, "disk-incomplete", format!("the disk {name:?} {why}"));
     Err(if nearest.is_empty() { problem } else { problem.hint("take one of the nearest moments").nearest(nearest) })
 }
@@ -276,16 +300,14 @@ impl ReadingTwo {
     ) -> Result<Self, Problem> {
         match access {
             Access::Client(mut client) => {
-                let mut pin = |when: &When| {
-                    let request = Request::Pin { at: when.clone(), nearest: side };
-                    client.call(&request).map(|PinReply { at, .. }| at).map_err(not_answered)
-                };
-                let at = [pin(when[0])?, pin(when[1])?];
+                let mut pin = |when: &When| pin(&mut client, dir, when, side);
+                let ((one, reader_one), (two, reader_two)) = (pin(when[0])?, pin(when[1])?);
+                let (at, readers) = ([one, two], reader_one.into_iter().chain(reader_two).collect());
                 // LSNs grow on the trunk from timeline to timeline: who has the later one has both.
                 let later = if at[0].lsn > at[1].lsn { &at[0] } else { &at[1] };
                 let replica = load_under_owner(&storage(dir)?, later.lsn, key)?;
                 let moments = [moment_of(&replica, &at[0])?, moment_of(&replica, &at[1])?];
-                Ok(Self { replica, moments, at, _keep: Keep::Client { client } })
+                Ok(Self { replica, moments, at, _keep: Keep::Client { client, _readers: readers } })
             }
             Access::Owner(owner) => {
                 let storage = storage(dir)?;
@@ -338,10 +360,12 @@ impl Writing {
     ) -> Result<Self, Problem> {
         let (replica, report, kept) = match access {
             Access::Client(mut client) => {
+                let manifest = read_manifest(storage(dir)?.as_ref());
+                check_key(&manifest.map_err(|error| document::unreadable(&error.into()))?, key)?;
                 let request = Request::OpenSession { at: at.cloned(), nearest: side, name };
                 let report: SessionReport = client.call(&request).map_err(not_answered)?;
                 let replica = load_under_owner(&storage(dir)?, report.at.lsn, key)?;
-                (replica, report, Keep::Client { client })
+                (replica, report, Keep::Client { client, _readers: Vec::new() })
             }
             Access::Owner(owner) if owner.is_read_only() => return Err(read_only(dir)),
             Access::Owner(owner) => {

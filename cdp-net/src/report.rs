@@ -174,11 +174,14 @@ pub struct Gap {
     /// The stamp of the last.
     #[serde(with = "text")]
     pub to_time: WallTime,
-    /// `overload`, `no-space`, `replica-lost`, `paused` or `resync`.
+    /// `overload`, `no-space`, `quota`, `replica-lost`, `paused` or `resync`.
     pub reason: String,
     /// Of a resync, what made it necessary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// It has not ended: both last ones are as far as it went until now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open: bool,
 }
 
 /// What a point was made for.
@@ -235,6 +238,9 @@ pub struct Points {
     pub ranges: Vec<Range>,
     /// Named moments.
     pub points: Vec<Point>,
+    /// The group's disks now; a point may have others, and lacks those that were not complete in it.
+    #[serde(default)]
+    pub disks: Vec<String>,
     /// What cannot be restored.
     pub gaps: Vec<Gap>,
     /// What to give as `--until` to see the points that were left off.
@@ -426,6 +432,9 @@ pub struct Status {
     /// What the replica holds is sealed at rest: nobody reads it without its key.
     #[serde(default)]
     pub sealed_at_rest: bool,
+    /// Who protects: how the journal is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<Journal>,
     /// The process that owns the replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner_pid: Option<u32>,
@@ -438,6 +447,13 @@ pub struct Status {
     /// Bytes of the disks that were read again since the start, for resyncs and repairs.
     #[serde(default)]
     pub reread_bytes: u64,
+}
+
+/// How a journal is written.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Journal {
+    /// What carries out its writes and syncs: `threads` or `io_uring`.
+    pub driver: String,
 }
 
 /// How far back every write is kept.
@@ -535,7 +551,7 @@ pub enum PointPolicy {
 }
 
 /// The answer of `policy`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Policy {
     /// A point is closed this often, in milliseconds.
     pub rpo_ms: u64,
@@ -562,6 +578,9 @@ pub struct Policy {
     /// What the whole replica may take, in bytes; 0: no quota.
     #[serde(default)]
     pub quota: u64,
+    /// What was changed just now and leaves the journal no room, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// What is done when there is no room left, on the replica's media or within its quota.

@@ -1,7 +1,10 @@
 //! Writing the disks of a moment into files and devices: whole or not at all.
 //!
-//! A file is written sparse under a temporary name in its own directory, synced, and only then given its name. A block device
-//! is opened exclusively; what it must hold is written and zeroed in place.
+//! A file is written sparse under a temporary name in its own directory, synced, and only then given its name; what a killed
+//! restore left there goes with the next one of that name. A block device is opened exclusively; what it must hold is written and
+//! zeroed in place.
+
+mod temporary;
 
 use crate::device::{Device, ZeroFlags};
 use crate::file_device::FileDevice;
@@ -271,19 +274,16 @@ fn write_file(
     (path, force): (&Path, bool),
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> Result<(), Problem> {
-    let directory = around(path);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let unique: String = crate::random::identity()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-    let temporary = directory.join(format!(".{name}.cdp-{unique}"));
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
-    let file = file.map_err(|error| failed("make", &temporary, &error))?;
+    // First, so that their room is there.
+    temporary::remove_left(path);
+    let (file, temporary) = temporary::make(path)?;
     let written = fill_file(view, disk, &file, &temporary, progress).map_err(Problem::from).and_then(|()| {
         take_after(&file, path);
         name_it(&temporary, path, force)?;
-        sync_around(path).map_err(|error| failed("sync", directory, &error))
+        sync_around(path).map_err(|error| failed("sync", around(path), &error))
     });
     if written.is_err() {
-        // What cannot be removed now is a hidden file that says by its name what it is.
+        // What cannot be removed now goes with the next restore.
         let _ = std::fs::remove_file(&temporary);
     }
     written

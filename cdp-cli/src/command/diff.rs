@@ -1,6 +1,6 @@
 //! `cdp diff`: what differs between two moments, or between a moment and a file.
 
-use super::Nearest;
+use super::{Nearest, behind_said};
 use crate::ask::access;
 use crate::engine::{DiffSpec, DiffTo, Engine};
 use crate::exit::{Exit, Failure};
@@ -91,7 +91,9 @@ struct Seen {
 impl Seen {
     fn tell(&mut self, spec: &DiffSpec, event: DiffEvent, output: &mut Output<'_>) {
         match event {
-            DiffEvent::Begin { from, to } => {
+            DiffEvent::Begin { from, to, behind } => {
+                let latest = to.as_ref().filter(|to| to.lsn > from.lsn).unwrap_or(&from);
+                behind_said(latest, behind.as_ref(), output);
                 if output.is_json() {
                     return;
                 }
@@ -147,8 +149,9 @@ impl Seen {
             (0, 0) => format!("nothing differs; compared in {took}\n"),
             (0, _) => format!("\nno block differs, only sizes do; compared in {took}\n"),
             (extents, _) => {
-                let (extents, bytes) = (human::count(extents, "extent"), format_bytes(self.bytes));
-                format!("\n{extents} with {bytes} differ; compared in {took}\n")
+                let (differ, bytes) = (if extents == 1 { "differs" } else { "differ" }, format_bytes(self.bytes));
+                let extents = human::count(extents, "extent");
+                format!("\n{extents} with {bytes} {differ}; compared in {took}\n")
             }
         }
     }
@@ -193,7 +196,7 @@ mod tests {
     }
 
     fn begin() -> DiffEvent {
-        DiffEvent::Begin { from: at(), to: Some(at()) }
+        DiffEvent::Begin { from: at(), to: Some(at()), behind: None }
     }
 
     fn extent(offset: u64, kind: Kind) -> DiffEvent {
@@ -217,6 +220,8 @@ mod tests {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         assert_eq!(text.matches("OFFSET").count(), 1);
+        let one = shown(false, &spec, vec![begin(), extent(0, Kind::Data)]);
+        assert!(one.ends_with("\n1 extent with 4.00 KiB differs; compared in 12 ms\n"), "{one}");
         let expected = concat!(
             "{\"disk\":\"root\",\"from_size\":512,\"to_size\":1024}\n",
             "{\"disk\":\"root\",\"offset\":0,\"length\":4096,\"kind\":\"data\"}\n",
@@ -240,7 +245,7 @@ mod tests {
         let spec = spec(Some(DiffTo::File("disk.img".into())), true);
         let (from, same, other) =
             (digest(Of::From, Some(at()), "aa"), digest(Of::With, None, "aa"), digest(Of::With, None, "bb"));
-        let begin = DiffEvent::Begin { from: at(), to: None };
+        let begin = DiffEvent::Begin { from: at(), to: None, behind: None };
         let text = shown(false, &spec, vec![begin.clone(), from.clone(), same]);
         assert!(text.contains("\nto    disk.img\n"), "{text}");
         assert!(

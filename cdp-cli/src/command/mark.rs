@@ -19,8 +19,8 @@ pub struct Arguments {
     /// Name of the point
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     label: Label,
-    /// Refuse unless a hook really froze the applications for it
-    #[arg(long)]
+    /// Refuse unless a hook really froze the applications for it. Not offered until there are hooks
+    #[arg(long, hide = true)]
     app_consistent: bool,
 }
 

@@ -1,7 +1,7 @@
 //! `cdp mount`: serve a moment.
 
 use super::protect::name;
-use super::{Nearest, incomplete_line};
+use super::{Nearest, behind_said, incomplete_line};
 use crate::ask::{access, ask};
 use crate::engine::{Engine, MountSpec};
 use crate::exit::{Exit, Failure};
@@ -58,14 +58,19 @@ impl Arguments {
         let Self { dir, at, nearest, listen, tls_certificates: tls, writable, session, .. } = self;
         let spec = MountSpec { at, nearest: nearest.map(Into::into), listen, tls, writable, session };
         let stop = Stop::on_signals().context("cannot handle signals")?;
-        engine.mount(&dir, &spec, access(&dir)?, &stop, &mut |event| output.answer(&event, for_people))?;
+        engine.mount(&dir, &spec, access(&dir)?, &stop, &mut |event| {
+            output.answer(&event, for_people);
+            if let MountEvent::Ready { at, behind, .. } = &event {
+                behind_said(at, behind.as_ref(), output);
+            }
+        })?;
         Ok(Exit::Done)
     }
 }
 
 fn for_people(event: &MountEvent) -> String {
     match event {
-        MountEvent::Ready { at, exports, session, writable, incomplete } => {
+        MountEvent::Ready { at, exports, session, writable, incomplete, .. } => {
             let how = match (writable, session) {
                 (false, _) => "read-only".into(),
                 (true, None) => "writable; what is written is forgotten at the end".into(),
@@ -99,6 +104,7 @@ mod tests {
                 session,
                 writable,
                 incomplete: Vec::new(),
+                behind: None,
             })
         };
         assert!(ready(None, false).contains("read-only\nroot is served at nbd://127.0.0.1:10810/root\n"));

@@ -11,6 +11,7 @@ use crate::table::{Side, Table};
 use cdp_core::when::When;
 use cdp_net::owner::Request;
 use clap::Args;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Points in one answer where `--limit` says nothing.
@@ -58,7 +59,7 @@ fn for_people(points: &Points, nothing: &str) -> String {
         points.gaps.iter().for_each(|gap| text.push_str(&format!("  {}", gap_line(gap))));
     }
     if !points.points.is_empty() {
-        text.push_str(&format!("\n{}", table(&points.points).render()));
+        text.push_str(&format!("\n{}", table(&points.points, &points.disks).render()));
     }
     if let Some(next) = &points.next {
         text.push_str(&format!("\nolder points: --until {next}\n"));
@@ -66,9 +67,15 @@ fn for_people(points: &Points, nothing: &str) -> String {
     text
 }
 
-fn table(points: &[Point]) -> Table {
-    let mut table =
-        Table::new(&[("TIME", Side::Left), ("POINT", Side::Left), ("KIND", Side::Left), ("LABEL", Side::Left)]);
+/// With the disks that are complete in each point, where that is not all of them in all points.
+fn table(points: &[Point], disks: &[String]) -> Table {
+    let of_group: BTreeSet<&String> = disks.iter().collect();
+    let several = points.iter().any(|point| point.disks.iter().collect::<BTreeSet<_>>() != of_group);
+    let mut columns = vec![("TIME", Side::Left), ("POINT", Side::Left), ("KIND", Side::Left), ("LABEL", Side::Left)];
+    if several {
+        columns.insert(LABEL, ("DISKS", Side::Left));
+    }
+    let mut table = Table::new(&columns);
     for point in points {
         let mut kinds: Vec<&str> = point.kinds.iter().map(|kind| word(*kind)).collect();
         kinds.extend(
@@ -77,10 +84,17 @@ fn table(points: &[Point]) -> Table {
                 .filter_map(|(on, word)| on.then_some(*word)),
         );
         let label = point.label.clone().unwrap_or_default();
-        table.row([human::local_time(point.time), point.id.to_string(), kinds.join(","), label]);
+        let mut row = vec![human::local_time(point.time), point.id.to_string(), kinds.join(","), label];
+        if several {
+            row.insert(LABEL, point.disks.join(","));
+        }
+        table.row(row);
     }
     table
 }
+
+/// Where the label stands in a row: last, since it may be long.
+const LABEL: usize = 3;
 
 fn word(kind: PointKind) -> &'static str {
     match kind {
@@ -102,6 +116,7 @@ mod tests {
             group: "web".into(),
             ranges: vec![range()],
             points: vec![point()],
+            disks: point().disks,
             gaps: vec![gap()],
             next: Some(cdp_core::types::WallTime(0)),
             ..Points::default()
@@ -118,5 +133,18 @@ mod tests {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         assert!(for_people(&Points::default(), "nothing yet").contains("nothing yet"));
+    }
+    #[test]
+    fn disks_that_a_point_lacks_are_seen() {
+        let with = |disks: &[&str]| Point { disks: disks.iter().map(ToString::to_string).collect(), ..point() };
+        let group = ["root".to_owned(), "data".to_owned()];
+        let all = table(&[with(&["root", "data"]), with(&["data", "root"])], &group).render();
+        assert!(!all.contains("DISKS"), "{all}");
+        let text = table(&[with(&["root", "data"]), with(&["root"])], &group).render();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].ends_with("KIND          DISKS      LABEL"), "{text}");
+        assert!(lines[1].ends_with("mark,flushed  root,data  before upgrade"), "{text}");
+        assert!(lines[2].ends_with("mark,flushed  root       before upgrade"), "{text}");
+        assert!(table(&[with(&["root", "old"])], &group).render().contains("root,old"), "of one that left, too");
     }
 }

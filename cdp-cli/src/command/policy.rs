@@ -29,19 +29,19 @@ pub struct Arguments {
 /// Flags of the policy, for `protect` and `policy`.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct PolicyFlags {
-    /// Close a point this often, such as 15s
+    /// Close a point this often; 15s in a new replica
     #[arg(long, value_name = "D", value_parser = rpo)]
     rpo: Option<Duration>,
-    /// Which moments are kept
-    #[arg(long, value_enum)]
+    /// Which moments are kept: every write. Coalescing is refused, and not offered until it is there
+    #[arg(long, value_enum, hide = true)]
     points: Option<Keep>,
-    /// Keep every write so long, such as 4h; what is older is merged into the base
+    /// Keep every write so long, 4h in a new replica; what is older is merged into the base
     #[arg(long, value_name = "D", value_parser = span)]
     window: Option<Duration>,
     /// Let the journal take so much, such as 100GiB, even if that cuts the window; 0 for no bound
     #[arg(long, value_name = "N", value_parser = amount)]
     max_bytes: Option<u64>,
-    /// Leave so much free on the replica's disk, such as 256MiB
+    /// Leave so much free on the replica's disk; 256MiB in a new replica
     #[arg(long, value_name = "N", value_parser = amount)]
     reserve: Option<u64>,
     /// Let the whole replica take so much, such as 500GiB: base, journal, long-term points, pins and sessions; 0 for no quota
@@ -55,7 +55,7 @@ pub struct PolicyFlags {
     /// Make a long-term point this often, such as 8h; off for none
     #[arg(long, value_name = "D", value_parser = span_or_off)]
     long_term: Option<Duration>,
-    /// Keep long-term points so long, such as 7d
+    /// Keep long-term points so long; 7d in a new replica
     #[arg(long, value_name = "D", value_parser = span)]
     keep: Option<Duration>,
 }
@@ -111,14 +111,16 @@ impl Arguments {
                 let message = "a key is rotated by itself: the replica opens with another key afterwards";
                 return Err(Failure::new(Exit::Usage, "usage", message).hint("give the policy in a command of its own"));
             }
-            engine.rotate_key(&self.dir, access(&self.dir)?, &new)?;
-            output.answer(&Rotated { rotated: true }, |_| {
-                "the key is rotated: from now on the replica opens with the new one\n".to_owned()
+            let rotated = engine.rotate_key(&self.dir, access(&self.dir)?, &new)?;
+            output.answer(&Rotated { rotated }, |_| match rotated {
+                true => "the key is rotated: from now on the replica opens with the new one\n".to_owned(),
+                false => "the replica opens with the new key already: nothing was left to rotate\n".to_owned(),
             });
             return Ok(Exit::Done);
         }
         let policy: Policy = ask(engine, &self.dir, Request::Policy { change })?;
         output.answer(&policy, for_people);
+        policy.warnings.iter().for_each(|warning| output.note(&format!("cdp: {warning}")));
         Ok(Exit::Done)
     }
 }
@@ -177,6 +179,7 @@ mod tests {
         for text in ["0s", "99ms", "2d", "x"] {
             assert!(rpo(text).is_err(), "{text}");
         }
+        assert!(rpo("5").is_err_and(|said| said.starts_with("\"5\" ends without a unit: d, h,")));
     }
 
     #[test]

@@ -171,7 +171,8 @@ fn for_people(event: &ProtectEvent) -> String {
             format!("seeded: {} at {}\n", format_bytes(*total), human::rate(*bytes_per_s))
         }
         ProtectEvent::Point { point } if point.kinds.iter().any(|kind| *kind != PointKind::Short) => {
-            let label = point.label.as_deref().unwrap_or("without a label");
+            let kind = if point.kinds.contains(&PointKind::Long) { "long-term" } else { "without a label" };
+            let label = point.label.as_deref().unwrap_or(kind);
             format!("point {} at {}: {label}\n", point.id, human::local_time(point.time))
         }
         ProtectEvent::Seeding { .. } | ProtectEvent::Point { .. } => String::new(),
@@ -248,7 +249,7 @@ fn summary(stopped: &Stopped) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::Lack;
+    use crate::json::{Lack, Point};
     use cdp_core::types::Lsn;
 
     #[test]
@@ -300,5 +301,16 @@ mod tests {
     fn an_unclean_start_says_what_it_cannot_see() {
         let text = opened(true, false, Compared::ActivityLog, "00ff");
         assert!(text.contains("unclean") && text.contains("--full-check"), "{text}");
+    }
+    #[test]
+    fn points_that_somebody_wanted_are_told_with_what_they_are() {
+        let named = crate::json::tests::point();
+        let of = |kinds: &[PointKind], label: Option<&str>| {
+            let point = Point { kinds: kinds.to_vec(), label: label.map(Into::into), ..named.clone() };
+            for_people(&ProtectEvent::Point { point })
+        };
+        assert_eq!(of(&[PointKind::Short], None), "");
+        assert!(of(&[PointKind::Long], None).ends_with(": long-term\n"));
+        assert!(of(&[PointKind::Mark], Some("before upgrade")).ends_with(": before upgrade\n"));
     }
 }

@@ -1,6 +1,6 @@
 //! `cdp restore`: write the disks of a moment into files or devices.
 
-use super::{Nearest, incomplete_line};
+use super::{Nearest, behind_said, incomplete_line};
 use crate::ask::access;
 use crate::engine::{Engine, RestoreSpec};
 use crate::exit::{Exit, Failure};
@@ -49,6 +49,7 @@ impl Arguments {
         let restored = engine.restore(&dir, &spec, access(&dir)?, &stop, &mut |progress| meter.set(progress))?;
         meter.finish();
         output.answer(&restored, for_people);
+        behind_said(&restored.at, restored.behind.as_ref(), output);
         Ok(Exit::Done)
     }
 }
@@ -78,12 +79,14 @@ mod tests {
     #[test]
     fn a_restore_in_words() {
         let disk = RestoredDisk { disk: "root".into(), path: "out.img".into(), bytes: 1 << 30, over: None };
-        let text = for_people(&Restored { at: at(), outputs: vec![disk.clone()], incomplete: Vec::new() });
+        let text =
+            for_people(&Restored { at: at(), outputs: vec![disk.clone()], incomplete: Vec::new(), behind: None });
         assert!(text.ends_with("root (1.00 GiB) is in out.img\n"), "{text}");
         let text = for_people(&Restored {
             at: at(),
             outputs: vec![RestoredDisk { over: Some(2 << 30), ..disk }],
             incomplete: vec!["late".into()],
+            behind: None,
         });
         assert!(text.contains("late was not complete"), "{text}");
         assert!(text.contains("had 2.00 GiB") && text.contains("from byte 1073741824 on"), "{text}");

@@ -5,7 +5,7 @@ use crate::ask::ask;
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::human;
-use crate::json::{History, Hold, Range, Session, Status};
+use crate::json::{History, Hold, Range, Session, State, Status};
 use crate::output::Output;
 use cdp_core::when::format_bytes;
 use cdp_net::owner::Request;
@@ -59,11 +59,17 @@ fn for_people(status: &Status) -> String {
         human::rate(status.rates.write_bytes_per_s),
         human::rate(status.rates.stored_bytes_per_s),
     );
+    if let Some(journal) = &status.journal {
+        text.push_str(&format!("journal written by {}\n", journal.driver));
+    }
     if status.sealed_at_rest {
         text.push_str("sealed  at rest: nobody reads it without its key\n");
     }
     if let Some(lacks) = &status.lacks {
-        text.push_str(&format!("lacks   {}; it goes on by itself then\n", human::lack(lacks)));
+        // Else what is free of it and what is used would not be the whole.
+        let of_quota = if status.state == State::Quota { " within the quota, less what merging needs" } else { "" };
+        text.push_str(&format!("lacks   {}{of_quota}; it goes on by itself then\n", human::lack(lacks)));
+        text.push_str(&pins_line(status));
     }
     for disk in &status.disks {
         let place = disk.uri.as_ref().map(|uri| format!(", served at {uri}")).unwrap_or_default();
@@ -72,12 +78,25 @@ fn for_people(status: &Status) -> String {
     }
     text.push_str(&ranges_lines(&status.ranges));
     text.push_str(&history_lines(&status.history));
-    status.sessions.iter().for_each(|session| text.push_str(&session_line(session)));
-    text.push_str(&holds_lines(&status.holds));
+    // A session's line says what it holds.
+    let (of_sessions, holds): (Vec<_>, Vec<_>) = status.holds.iter().cloned().partition(|hold| hold.by == "session");
+    status.sessions.iter().for_each(|session| text.push_str(&session_line(session, &of_sessions)));
+    text.push_str(&holds_lines(&holds));
     if status.pins > 0 {
         text.push_str(&format!("held    by {}\n", human::count(status.pins as usize, "reader")));
     }
     text
+}
+
+/// Where room is lacking: that pins keep some, and how to let go. Where retention does not go on it says so itself.
+fn pins_line(status: &Status) -> String {
+    let pins = || status.holds.iter().filter(|hold| hold.by == "pin" && hold.bytes > 0);
+    let Some(most) = pins().max_by_key(|hold| hold.bytes).filter(|_| status.history.problem.is_none()) else {
+        return String::new();
+    };
+    let (bytes, lsn) = (format_bytes(pins().map(|hold| hold.bytes).sum()), most.at.lsn);
+    let label = most.label.as_ref().map(|label| format!(" {label:?}")).unwrap_or_default();
+    format!("        pins hold {bytes}, that{label} of LSN {lsn} most: `cdp unpin DIR --at lsn:{lsn}` lets go of it\n")
 }
 
 fn history_lines(history: &History) -> String {
@@ -89,9 +108,11 @@ fn history_lines(history: &History) -> String {
     }
     if let Some(bytes) = history.room_bytes {
         let (limit, bytes) = (human::limit(history.limit), format_bytes(bytes));
-        text.push_str(&format!("        {limit} leaves {bytes} more; the oldest goes before that is used up\n"));
+        let then = if history.problem.is_some() { "" } else { "; the oldest goes before that is used up" };
+        text.push_str(&format!("        {limit} leaves {bytes} more{then}\n"));
     }
     if let Some(problem) = &history.problem {
+        let problem = problem.replace("; ", "\n          ");
         text.push_str(&format!("        retention does not go on: {problem}\n"));
     }
     text
@@ -137,17 +158,20 @@ fn hold_line(hold: &Hold) -> String {
     format!("kept    {} by {}{label}: {}\n", human::moment(&hold.at), hold.by, format_bytes(hold.bytes))
 }
 
-fn session_line(session: &Session) -> String {
+fn session_line(session: &Session, holds: &[Hold]) -> String {
     let name = session.name.as_deref().unwrap_or("(temporary)");
     let open = if session.open { ", open" } else { "" };
-    format!("session {name}: {} since {}{open}\n", format_bytes(session.bytes), human::moment(&session.at))
+    let of_it = |hold: &&Hold| hold.at == session.at && hold.label == session.name && hold.bytes > 0;
+    let held = holds.iter().find(of_it).map(|hold| format!(", and {} are kept for it", format_bytes(hold.bytes)));
+    let (bytes, at) = (format_bytes(session.bytes), human::moment(&session.at));
+    format!("session {name}: {bytes} since {at}{open}{}\n", held.unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::json::tests::{at, range};
-    use crate::json::{Disk, Lack, Space, State};
+    use crate::json::{Disk, Journal, Lack, Space};
 
     #[test]
     fn many_moments_are_counted_and_few_are_listed() {
@@ -158,6 +182,16 @@ mod tests {
         assert_eq!(text.matches(" by pin: 1.00 MiB\n").count(), 3, "{text}");
         assert!(text.contains("kept    1000 moments by long: 1000 MiB since point 0011"), "{text}");
         assert_eq!(text.lines().count(), 4);
+        let mut short = Status { holds, lacks: Some(Lack::default()), ..Status::default() };
+        let text = for_people(&short);
+        assert!(text.contains("        pins hold 3.00 MiB, that of LSN 7 most: `cdp unpin DIR --at lsn:7`"), "{text}");
+        short.history.problem = Some("no history is left; held since old moments".into());
+        short.state = State::Quota;
+        short.history.room_bytes = Some(0);
+        let text = for_people(&short);
+        assert!(!text.contains("pins hold") && text.contains("leaves 0 B more\n"), "{text}");
+        assert!(text.contains(" go on: no history is left\n          held since old moments\n"), "{text}");
+        assert!(text.contains("are free within the quota, less what merging needs; it goes on"), "{text}");
         let ranges = |count: usize| {
             ranges_lines(&std::iter::once(range()).chain((0..count).map(|_| only())).collect::<Vec<_>>())
         };
@@ -170,30 +204,36 @@ mod tests {
     #[test]
     fn a_status_in_words() {
         let at = at();
-        let session = Session { name: Some("lab".into()), timeline: at.timeline, at, bytes: 4096, open: true };
+        let session =
+            Session { name: Some("lab".into()), timeline: at.timeline, at: at.clone(), bytes: 4096, open: true };
         let status = Status {
             state: State::Protecting,
             group: "web".into(),
             rpo_ms: Some(1500),
             owner_pid: Some(7),
             sealed_at_rest: true,
+            journal: Some(Journal { driver: "io_uring".into() }),
             pins: 2,
             lacks: Some(Lack { needed_bytes: 512 << 20, free_bytes: 12 << 10 }),
             space: Space { base: 1 << 30, quota: Some(2 << 30), ..Space::default() },
             disks: vec![Disk { name: "root".into(), size: 1 << 30, uri: Some("nbd://h".into()), incomplete: false }],
             ranges: vec![range()],
             sessions: vec![session],
+            holds: vec![Hold { at, by: "session".into(), label: Some("lab".into()), bytes: 8192 }],
             ..Status::default()
         };
         let text = for_people(&status);
+        assert!(!text.contains("by session"), "once: {text}");
         for part in [
             "state   protecting by process 7\n",
             "RPO     1.5 s\n",
+            "journal written by io_uring\n",
             "sealed  at rest",
             "space   1.00 GiB of 2.00 GiB: base 1.00 GiB,",
             "disk    root (1.00 GiB), served at nbd://h\n",
             "keeps   every write",
             "session lab: 4.00 KiB since point 0011",
+            ", open, and 8.00 KiB are kept for it\n",
             "held    by 2 readers\n",
             "lacks   512 MiB are needed, 12.0 KiB are free; it goes on by itself then\n",
         ] {

@@ -190,7 +190,7 @@ impl Engine for InMemory {
         let server = Server::start(ServerOptions::new(address, vec![export])).unwrap();
         let uri = server.uris().remove(0).to_string();
         let exports = vec![Export { name: "disk".into(), uri, size: 0 }];
-        events(MountEvent::Ready { at, exports, session: None, writable: false, incomplete: Vec::new() });
+        events(MountEvent::Ready { at, exports, session: None, writable: false, incomplete: Vec::new(), behind: None });
         while !stop.wait(Duration::from_secs(1)) {}
         Ok(())
     }
@@ -205,7 +205,7 @@ impl Engine for InMemory {
     ) -> Result<Restored, Failure> {
         let (at, image) = self.image(&spec.at);
         fs::write(&spec.output, image).unwrap();
-        Ok(Restored { at, outputs: vec![], incomplete: vec![] })
+        Ok(Restored { at, outputs: vec![], incomplete: vec![], behind: None })
     }
 
     fn diff(

@@ -22,7 +22,7 @@ pub(crate) fn range() -> Range {
 pub(crate) fn gap() -> Gap {
     let Range { timeline, from_lsn, to_lsn, from_time, to_time, .. } = range();
     let cause = Some("unclean-stop".into());
-    Gap { timeline, from_lsn, to_lsn, from_time, to_time, reason: "resync".into(), cause }
+    Gap { timeline, from_lsn, to_lsn, from_time, to_time, reason: "resync".into(), cause, open: false }
 }
 
 pub(crate) fn point() -> Point {
@@ -87,6 +87,7 @@ fn points() {
         timelines: vec![timeline],
         ranges: vec![range()],
         points: vec![point()],
+        disks: vec!["root".into(), "data".into()],
         gaps: vec![gap()],
         next: Some(WallTime(5)),
         damaged: None,
@@ -99,7 +100,7 @@ fn points() {
                 "timeline": "00112233445566ff", "number": 1, "parent": null, "fork_lsn": 0, "state": "open",
                 "role": "trunk"
             }],
-            "ranges": [range_json()], "points": [point_json()], "gaps": [gap_json()],
+            "ranges": [range_json()], "points": [point_json()], "disks": ["root", "data"], "gaps": [gap_json()],
             "next": "1970-01-01T00:00:00.000000005Z"
         }),
     );
@@ -135,6 +136,7 @@ fn status() {
         },
         holds: vec![Hold { at: at(), by: "pin".into(), label: Some("court".into()), bytes: 6 }],
         sealed_at_rest: false,
+        journal: Some(Journal { driver: "threads".into() }),
         owner_pid: None,
         damaged: None,
         hot_bytes: 2,
@@ -153,7 +155,7 @@ fn status() {
             }],
             "history": {"window_ms": 9, "kept_ms": 8, "forecast_ms": 7, "limit": "room", "room_bytes": 6, "cut": true, "cut_by": "max-bytes"},
             "holds": [{"at": at_json(), "by": "pin", "label": "court", "bytes": 6}],
-            "pins": 1, "sealed_at_rest": false, "hot_bytes": 2, "reread_bytes": 3
+            "pins": 1, "journal": {"driver": "threads"}, "sealed_at_rest": false, "hot_bytes": 2, "reread_bytes": 3
         }),
     );
     let text = serde_json::to_string(&status).unwrap();
@@ -206,14 +208,21 @@ fn answers_of_commands() {
     let output = RestoredDisk { disk: "root".into(), path: "out".into(), bytes: 5, over: None };
     let over = RestoredDisk { over: Some(9), ..output.clone() };
     check(
-        Restored { at: at(), outputs: vec![output, over], incomplete: vec![] },
+        Restored { at: at(), outputs: vec![output, over], incomplete: vec![], behind: None },
         json!({"at": at_json(), "outputs": [
             {"disk": "root", "path": "out", "bytes": 5}, {"disk": "root", "path": "out", "bytes": 5, "over": 9}
         ]}),
     );
     check(
-        MountEvent::Ready { at: at(), exports: vec![], session: None, writable: false, incomplete: vec![] },
-        json!({"event": "ready", "at": at_json(), "exports": [], "session": null, "writable": false}),
+        MountEvent::Ready {
+            at: at(),
+            exports: vec![],
+            session: None,
+            writable: false,
+            incomplete: vec![],
+            behind: Some(gap()),
+        },
+        json!({"event": "ready", "at": at_json(), "exports": [], "session": null, "writable": false, "behind": gap_json()}),
     );
     let damage = Damage { file: "f".into(), offset: 1, length: 2, what: "w".into(), lost: vec![range()] };
     check(

@@ -1,5 +1,6 @@
 //! `cdp diff` by the libraries.
 
+use super::behind;
 use crate::engine::{DiffSpec, DiffTo};
 use crate::exit::Failure;
 use crate::json::{DiffEvent, Of};
@@ -13,17 +14,22 @@ use std::path::Path;
 pub(super) fn run(
     dir: &Path,
     spec: &DiffSpec,
-    (access, key): (Access, &KeyHolder),
+    (mut access, key): (Access, &KeyHolder),
     progress: OnProgress<'_>,
     events: &mut dyn FnMut(DiffEvent),
 ) -> Result<(), Failure> {
+    let second = match &spec.to {
+        Some(DiffTo::Moment(to)) => to,
+        _ => &spec.from,
+    };
+    let behind = behind(&mut access, &[&spec.from, second]);
     match &spec.to {
         Some(DiffTo::Moment(to)) => {
             let reading = ReadingTwo::open(dir, access, [&spec.from, to], spec.nearest, key)?;
             reading.check_disk(spec.disk.as_deref())?;
             let [from, to] = reading.views()?;
             let [at_from, at_to] = &reading.at;
-            events(DiffEvent::Begin { from: at_from.clone(), to: Some(at_to.clone()) });
+            events(DiffEvent::Begin { from: at_from.clone(), to: Some(at_to.clone()), behind });
             if !spec.digest {
                 return differences_of(spec, &from, Against::Moment(&to), progress, events);
             }
@@ -38,7 +44,7 @@ pub(super) fn run(
             let mut reading = Reading::open(dir, access, &spec.from, spec.nearest, key)?;
             reading.check_disk(spec.disk.as_deref())?;
             let view = reading.view()?;
-            events(DiffEvent::Begin { from: reading.at.clone(), to: None });
+            events(DiffEvent::Begin { from: reading.at.clone(), to: None, behind });
             if !spec.digest {
                 return differences_of(spec, &view, Against::Raw(&raw), progress, events);
             }
@@ -51,7 +57,7 @@ pub(super) fn run(
         None => {
             let mut reading = Reading::open(dir, access, &spec.from, spec.nearest, key)?;
             reading.check_disk(spec.disk.as_deref())?;
-            events(DiffEvent::Begin { from: reading.at.clone(), to: None });
+            events(DiffEvent::Begin { from: reading.at.clone(), to: None, behind });
             let found = digests(&reading.view()?, (Of::From, &reading.at), spec.disk.as_deref(), progress)?;
             found.into_iter().for_each(|digest| events(DiffEvent::Digest(digest)));
             Ok(())

@@ -3,7 +3,7 @@
 use super::open_storage;
 use crate::exit::{Exit, Failure};
 use crate::json::Inspected;
-use cdp_core::capture::LogContents;
+use cdp_core::capture::{LogContents, LogState};
 use cdp_core::journal::{self, Manifest, read_manifest};
 use cdp_core::media::{Disk, File, MediaError, Storage};
 use cdp_core::replica::BaseFile;
@@ -16,6 +16,18 @@ use std::sync::Arc;
 /// What the file is and what stands in it.
 pub(super) fn run(path: &Path) -> Result<Inspected, Failure> {
     let media = |error: MediaError| Failure::new(Exit::Failed, "unreadable", error.to_string());
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => {
+            let message = format!("{} is a directory", path.display());
+            let hint = "give a file in it: of a replica, MANIFEST or what lies in journal/, base/ and state/";
+            return Err(Failure::new(Exit::Failed, "not-ours", message).hint(hint));
+        }
+        Ok(_) => {}
+        Err(error) => {
+            let message = format!("cannot open {}: {error}", path.display());
+            return Err(Failure::new(Exit::Failed, "unreadable", message));
+        }
+    }
     let directory = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let file = open_storage(directory)?.open(&name, false).map_err(media)?;
@@ -60,6 +72,14 @@ fn above(directory: &Path) -> Option<PathBuf> {
     whole.ok()?.parent().map(Path::to_owned)
 }
 
+fn state_word(state: LogState) -> &'static str {
+    match state {
+        LogState::Open => "open: what is marked may differ",
+        LogState::Clean => "after a clean stop: nothing differs",
+        LogState::AllUnknown => "of disks that were not compared to the end: anything may differ",
+    }
+}
+
 fn activity_log(file: &dyn File, group: GroupId) -> Result<String, MediaError> {
     let mut bytes = vec![0; file.len()?.min(LOG_BYTES_MAX) as usize];
     file.read_exact_at(0, &mut bytes)?;
@@ -68,8 +88,13 @@ fn activity_log(file: &dyn File, group: GroupId) -> Result<String, MediaError> {
         Err(error) => return Ok(format!("an activity log that cannot be believed\n{error}\n")),
     };
     let mut text = format!(
-        "an activity log, generation {}, {:?}\ngroup {}\ntimeline {}\nLSNs reserved up to {}, durable up to {}\n",
-        log.generation, log.state, log.group, log.timeline, log.reserved_through, log.durable
+        "an activity log, generation {}, {}\ngroup {}\ntimeline {}\nLSNs reserved up to {}, durable up to {}\n",
+        log.generation,
+        state_word(log.state),
+        log.group,
+        log.timeline,
+        log.reserved_through,
+        log.durable
     );
     for disk in &log.disks {
         let hot: u64 = disk.hot.iter().map(|run| run.length).sum();
@@ -166,5 +191,8 @@ mod tests {
             assert_eq!(ask(name).unwrap().kind, kind, "{name}");
         }
         assert_eq!(ask("backup.img").unwrap_err().code, "not-ours");
+        let (directory, nothing) = (run(directory.path()).unwrap_err(), ask("none.img").unwrap_err());
+        assert!(directory.code == "not-ours" && directory.message.ends_with(" is a directory"), "{directory:?}");
+        assert!(nothing.code == "unreadable" && nothing.message.contains("none.img: No such file"), "{nothing:?}");
     }
 }

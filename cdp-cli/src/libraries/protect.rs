@@ -1,19 +1,22 @@
 //! `protect`: the protector, the server in front of it, and what people and scripts are told meanwhile.
 
-use super::serve;
+use super::listen_at;
 use crate::engine::{ProtectSpec, SourceTrust};
 use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::json::{Compared, Export, ProtectEvent, State, Stopped};
 use crate::stop::Stop;
 use cdp_core::capture::{self, Event, LogTrust};
+use cdp_core::media::MediaErrorKind;
 use cdp_core::replica::catalogue::Branch;
 use cdp_core::trust::KeyHolder;
 use cdp_core::types::{Lsn, WallTime};
 use cdp_net::host::document;
 use cdp_net::nbd::Server;
+use cdp_net::owner::{Owner, is_owned};
 use cdp_net::protect::{Notice, ProtectError, ProtectOptions, Protector, SourceOptions};
 use cdp_net::source::SourceError;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -44,6 +47,10 @@ impl From<ProtectError> for Failure {
             ),
             ProtectError::Media(ref media) if media.is_no_space() => {
                 Self::new(Exit::Failed, "no-space", error.to_string()).hint("make room on the replica's disk")
+            }
+            ProtectError::Media(ref media) if media.kind == MediaErrorKind::ReadOnly => {
+                Self::new(Exit::Refused, "read-only", error.to_string())
+                    .hint("give a directory on media that can be written to")
             }
             ProtectError::NoRoom { .. } => Self::new(Exit::Failed, "no-space", error.to_string())
                 .hint("make room on the replica's disk; without --trust-source the disks would be served meanwhile"),
@@ -80,6 +87,12 @@ fn options(spec: &ProtectSpec) -> ProtectOptions {
     options
 }
 
+/// Says that the replica has an owner, if it has: who listens where we cannot may be that one.
+fn owned(replica: &Path) -> Option<Failure> {
+    let owned = is_owned(replica).unwrap_or(false);
+    owned.then(|| Owner::acquire(replica).err().map(Failure::from)).flatten()
+}
+
 /// Protects until `stop` is wished.
 pub(super) fn run(
     spec: &ProtectSpec,
@@ -88,6 +101,9 @@ pub(super) fn run(
     events: &mut dyn FnMut(ProtectEvent),
 ) -> Result<Stopped, Failure> {
     let began = cdp_net::clock::wall();
+    // Before anything is made: clients that come too early wait.
+    let listening = listen_at(Some(&spec.listen), spec.tls.as_deref());
+    let listening = listening.map_err(|failure| owned(&spec.replica).unwrap_or(failure))?;
     let (notices, noticed) = channel();
     let protector = Protector::start(&ProtectOptions { key, ..options(spec) }, move |notice| {
         // Who showed them has ended: nobody misses the rest.
@@ -104,8 +120,7 @@ pub(super) fn run(
             cdp_net::protect::Compared::Everything => Compared::Everything,
         },
     });
-    let served = serve(Some(&spec.listen), spec.tls.as_deref(), protector.exports().to_vec());
-    let (server, exports) = match served {
+    let (server, exports) = match listening.serve(protector.exports().to_vec()) {
         Ok(served) => served,
         Err(failure) => {
             protector.stop(Duration::ZERO, &|| true);
@@ -144,6 +159,8 @@ fn watch(
         Teller { started: Instant::now(), gaps: 0, done: 0, state: None, log_lost: false, disks: sizes(protector) };
     // What earlier starts lost they have told.
     teller.gaps = gaps_before(protector, began);
+    // Before how far it is: a small first copy may be through already.
+    teller.state(protector, protector.state(), None, events);
     while !stop.is_wished() {
         teller.seeding(protector, events);
         match noticed.recv_timeout(LOOK) {
@@ -216,7 +233,7 @@ impl Teller {
                 self.state(protector, protector.state_of(capture::State::Tracking), Some(reason), events);
             }
             Notice::Filter(Event::RpoViolated { rpo_ns }) => {
-                let age = rpo_ns.map_or("nothing can be restored yet".to_owned(), |age| {
+                let age = rpo_ns.map_or("nothing since the start can be restored yet".to_owned(), |age| {
                     format!("the last restorable record is {} old", human::span(Duration::from_nanos(age)))
                 });
                 self.state(protector, protector.state(), Some(format!("the RPO is not held: {age}")), events);

@@ -61,7 +61,7 @@ impl Engine for Fake {
     ) -> Result<Restored, Failure> {
         progress(Progress { done: 1, total: 1 });
         assert_eq!(spec.at, "-15m".parse().unwrap());
-        Ok(Restored { at: at(), outputs: vec![], incomplete: vec![] })
+        Ok(Restored { at: at(), outputs: vec![], incomplete: vec![], behind: None })
     }
     fn diff(
         &self,
@@ -81,7 +81,7 @@ impl Engine for Fake {
             None => None,
         };
         assert_eq!(to.is_none(), spec.digest);
-        events(DiffEvent::Begin { from: at(), to });
+        events(DiffEvent::Begin { from: at(), to, behind: None });
         Ok(())
     }
     fn verify(&self, _: &Path, _: Access, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
@@ -108,6 +108,31 @@ fn cdp(line: &[&str]) -> (u8, String, String) {
 #[test]
 fn the_tree_is_sound() {
     Cli::command().debug_assert();
+}
+
+/// A command's own options come first.
+#[test]
+fn help_begins_with_what_is_the_commands_own() {
+    for command in Cli::command().get_subcommands() {
+        let mut cli = Cli::command();
+        cli.build();
+        let help = cli.find_subcommand(command.get_name()).unwrap().clone().render_long_help().to_string();
+        let options: Vec<_> = help.lines().map(str::trim).filter(|line| line.starts_with("--")).collect();
+        let common = options.iter().position(|option| option.starts_with("--json")).unwrap();
+        assert_eq!(options.len(), common + 2, "{options:?}");
+        assert!(options[common + 1].starts_with("--key-file"), "{options:?}");
+    }
+}
+
+/// What this version refuses whenever it is asked for is not offered.
+#[test]
+fn help_offers_nothing_that_is_always_refused() {
+    for command in ["protect", "policy", "mark"] {
+        let help = Cli::command().find_subcommand(command).unwrap().clone().render_long_help().to_string();
+        for refused in ["--points", "per-point", "--app-consistent"] {
+            assert!(!help.contains(refused), "{command}: {help}");
+        }
+    }
 }
 
 #[test]

@@ -102,6 +102,9 @@ fn a_group_changes_while_it_is_protected() {
     assert_eq!(hash(&place.path("out.img")), blake3::hash(&alone));
     let refused = restore_disk(&place, &replica, "latest", "late").unwrap_err().failed(3, "disk-incomplete");
     assert_eq!(refused["nearest"].as_array().unwrap().len(), 1, "the last moment before it went: {refused}");
+    let (lsn, time) = (refused["nearest"][0]["lsn"].to_string(), refused["nearest"][0]["time"].clone());
+    let of_lsn = restore(&replica, &format!("lsn:{lsn}"), &place.path("both/")).done()["at"]["time"].clone();
+    assert_eq!(time, of_lsn, "its own time, and not that of the range around it");
     cdp(&["verify", text(&replica)]).done();
     Running::protect(&[&source], &replica, &place.socket("nbd"), &[]).protecting().stop_clean();
 }

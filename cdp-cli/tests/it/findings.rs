@@ -82,6 +82,31 @@ fn what_cannot_be_listened_on_has_a_reason_and_a_way_out() {
         let (_, why) = message.rsplit_once(": ").unwrap_or_else(|| panic!("{message}"));
         assert!(!why.is_empty() && message.contains(reason) && hint.contains(way), "{refused}");
     }
+    assert!(!replica.exists(), "nothing was made");
+}
+
+#[test]
+fn a_protection_that_does_not_begin_makes_no_replica() {
+    let place = Place::new();
+    let (source, replica) = (place.source("disk.img", 64, 1 << 20), place.path("new/replica"));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let (there, missing) = (format!("nbd://127.0.0.1:{port}"), place.path("none.img"));
+    let free = place.socket("nbd");
+    let protect = |source: &Path, listen: &str, more: &[&str]| {
+        let arguments = ["protect", text(source), "--replica", text(&replica), "--listen", listen];
+        let answer = cdp(&[&arguments[..], more].concat());
+        assert!(!place.path("new").exists(), "nothing was made: {listen} {more:?}");
+        answer
+    };
+    protect(&source, &there, &[]).failed(1, "listen");
+    protect(&missing, &free, &[]).failed(1, "source");
+    protect(&source, &free, &["--tls-certificates", text(&missing)]).failed(1, "tls");
+    // Whoever listens there because the replica is its own is named as that.
+    let mut running = Running::protect(&[&source], &replica, &free, &[]).protecting();
+    let again = ["protect", text(&source), "--replica", text(&replica), "--listen", &free];
+    cdp(&again).failed(4, "owned");
+    running.stop_clean();
 }
 
 /// As a user who owns nothing of it. `None` where this process may not become one.
@@ -189,4 +214,25 @@ fn latest_is_of_the_new_timeline_once_the_state_says_protecting() {
         Guest::connect(running.uri(), &source, 67 + round).work(5);
         // Killed.
     }
+}
+
+/// It is stored, since room may be made later, and whoever stores it hears at once what follows.
+#[test]
+fn a_policy_that_leaves_no_room_is_accepted_and_said_to_be_one() {
+    let mut scene = Scene::begin(69, 1 << 20);
+    let policy = |change: &[&str]| cdp(&[&["policy", text(&scene.replica)], change].concat());
+    for (change, said) in [
+        (["--reserve", "99TiB"], "the reserve of 99.0 TiB is more than the"),
+        (["--quota", "32MiB"], "the quota of 32.0 MiB leaves the journal nothing"),
+    ] {
+        let answer = policy(&change);
+        assert!(answer.status == 0 && answer.stderr.starts_with(&format!("cdp: {said}")), "{answer:?}");
+        let warnings = answer.json["warnings"].as_array().unwrap();
+        assert!(warnings.len() == 1 && answer.stderr.contains(warnings[0].as_str().unwrap()), "{answer:?}");
+    }
+    for change in [&["--rpo", "1s"][..], &["--reserve", "1MiB", "--quota", "0"], &[]] {
+        let answer = policy(change);
+        assert!(answer.stderr.is_empty() && answer.done()["warnings"].is_null(), "{change:?}");
+    }
+    scene.running.stop_clean();
 }

@@ -114,6 +114,49 @@ fn a_program_that_takes_the_last_byte_stops_the_recording_and_not_the_guest() {
     scene.end(running, &guest, &known);
 }
 
+/// What is not recorded is seen while it is not, and by whoever takes `latest` for the present.
+#[test]
+fn what_is_not_recorded_now_is_a_gap_and_latest_is_not_the_present() {
+    let Some(scene) = Scene::new(45, RESERVE + 60 * MIB) else { return };
+    let running = scene.protect().protecting();
+    let mut guest = scene.guest(&running, 45);
+    guest.work(50);
+    let open = |points: &Value| points["gaps"].as_array().unwrap().iter().find(|gap| gap["open"] == true).cloned();
+    let output = scene.place.path("out.img");
+    let latest = || restore(&scene.replica, "latest", &output);
+    assert_eq!(ask("status", &scene.replica)["journal"]["driver"].as_str().map(str::is_empty), Some(false));
+    let answer = latest();
+    assert!(!answer.stderr.contains("latest moment"), "{answer:?}");
+    assert_eq!((open(&ask("points", &scene.replica)), &answer.done()["behind"]), (None, &Value::Null));
+    scene.mounted.fill();
+    scene.overflow(&mut guest);
+    let gap = open(&ask("points", &scene.replica)).expect("the gap that goes on");
+    let answer = latest();
+    assert!(answer.stderr.contains("since can be restored now (no-space)"), "{answer:?}");
+    let restored = answer.done();
+    assert_eq!((gap["reason"].as_str(), restored["behind"]["reason"].as_str()), (Some("no-space"), Some("no-space")));
+    assert_eq!(restored["at"]["lsn"].as_u64().map(|lsn| lsn + 1), gap["from_lsn"].as_u64(), "{gap} {restored}");
+    let since = ["points", scene.replica.to_str().unwrap(), "--until", gap["from_time"].as_str().unwrap()];
+    assert!(open(&cdp(&since).done()).is_some());
+    let replica = scene.replica.to_str().unwrap();
+    for diff in [vec!["--to", "latest"], vec!["--with", output.to_str().unwrap()]] {
+        let from = if diff[0] == "--to" { "lsn:10" } else { "latest" };
+        let answer = cdp(&[&["diff", replica, "--from", from][..], &diff].concat());
+        assert!(answer.status == 0 && answer.stderr.contains("latest moment"), "{answer:?}");
+    }
+    let another = cdp(&["diff", replica, "--from", "lsn:10", "--to", "lsn:11"]);
+    assert!(another.status == 0 && !another.stderr.contains("latest moment"), "{another:?}");
+    let mount = Running::mount(&scene.replica, &scene.place.socket("mount"), &["--at", "latest"]);
+    let ready = mount.wait_event("ready", |event| event["event"] == "ready");
+    assert_eq!(ready["behind"]["open"], true, "{ready}");
+    drop(mount);
+    let heard = running.events().len();
+    scene.mounted.empty();
+    running.wait_event_after(heard, "protection again", |event| is_state(event, "protecting"));
+    assert_eq!(open(&ask("points", &scene.replica)), None);
+    scene.end(running, &guest, &[]);
+}
+
 /// Neither a segment nor the reserve fit: it is said at once and in numbers, and begins by itself.
 #[test]
 fn a_first_start_without_room_says_how_much_is_needed_serves_and_begins_by_itself() {

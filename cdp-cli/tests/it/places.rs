@@ -1,9 +1,11 @@
 //! Where a replica may be, what may be a source, and what a restore may write over.
 
-use crate::support::{Guest, Place, Running, cdp, hash, mark, restore, wait_for};
+use crate::support::{Guest, Place, Running, cdp, command, hash, mark, restore, wait_for};
 use serde_json::Value;
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Stdio;
 
 const DISK: usize = 2 << 20;
 
@@ -112,4 +114,34 @@ fn a_name_that_was_mistyped_has_no_neighbours_and_an_answer_that_is_cut_off_is_a
     std::thread::sleep(std::time::Duration::from_millis(300));
     again.stop_clean();
     assert!(!again.events().iter().any(is_gap), "{:?}", again.events());
+}
+
+/// What it had written stays under a hidden name when it is killed.
+#[test]
+fn what_a_killed_restore_left_goes_with_the_next_one() {
+    let place = Place::new();
+    let (source, replica) = (place.source("disk.img", 85, 32 << 20), place.path("replica"));
+    Running::protect(&[&source], &replica, &place.socket("nbd"), &[]).protecting().stop_clean();
+    let directory = place.path("out");
+    std::fs::create_dir(&directory).unwrap();
+    let output = directory.join("out.img");
+    let left = || std::fs::read_dir(&directory).unwrap().flatten().filter(|entry| entry.path() != output).count();
+    let arguments = ["restore", "--at", "latest", "--output"].map(OsStr::new);
+    let arguments = [&arguments[..], &[output.as_os_str(), replica.as_os_str()]].concat();
+    // One that was too quick has to be killed again.
+    for _ in 0..50 {
+        let mut killed = command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while left() == 0 && killed.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        if left() > 0 {
+            break;
+        }
+        std::fs::remove_file(&output).unwrap();
+    }
+    assert_eq!((left(), output.exists()), (1, false));
+    restore(&replica, "latest", &output).done();
+    assert_eq!((left(), hash(&output)), (0, hash(&source)));
 }

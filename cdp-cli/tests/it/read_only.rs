@@ -53,7 +53,11 @@ fn what_lies_on_read_only_media_can_be_read() {
     ] {
         ask(change).failed(4, "read-only");
     }
-    let protect = [OsStr::new("protect"), scene.source.as_os_str(), OsStr::new("--replica"), replica.as_os_str()];
-    let refused = cdp(&protect).failed(1, "replica-directory");
-    assert!(refused["message"].as_str().unwrap().contains("Read-only"), "{refused}");
+    let listen = scene.place.socket("nbd");
+    for (directory, why) in [(&replica, "cannot be written to"), (&mounted.path("new"), "Read-only")] {
+        let protect = ["protect", "--listen", &listen, "--replica"].map(OsStr::new);
+        let protect = [&protect[..], &[directory.as_os_str(), scene.source.as_os_str()]].concat();
+        let refused = cdp(&protect).failed(4, "read-only");
+        assert!(refused["message"].as_str().unwrap().contains(why), "{refused}");
+    }
 }

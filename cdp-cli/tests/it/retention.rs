@@ -210,7 +210,11 @@ fn who_reads_a_moment_goes_on_while_retention_takes_it_away() {
     lab.stop();
     let now = oldest(&scene.replica);
     work_past(&mut scene, now);
-    // A named session holds its moment without anybody.
+    // A named session holds its moment without anybody, and that is counted.
+    let holds = ask("status", &scene.replica, &[])["holds"].clone();
+    let lab_holds =
+        |hold: &Value| hold["by"] == "session" && hold["label"] == "lab" && hold["bytes"].as_u64() > Some(0);
+    assert!(holds.as_array().unwrap().iter().any(lab_holds), "{holds}");
     let mut lab = Running::mount(&scene.replica, &scene.place.socket("again"), &["--writable", "--session", "lab"]);
     assert!(read_all(lab.uri()) == kept);
     lab.stop();
@@ -221,6 +225,37 @@ fn who_reads_a_moment_goes_on_while_retention_takes_it_away() {
     let mut lab = Running::mount(&scene.replica, &scene.place.socket("idle"), &["--writable", "--session", "lab"]);
     assert!(read_all(lab.uri()) == kept);
     lab.stop();
+}
+
+#[test]
+fn a_mount_reads_on_however_often_the_protection_is_killed_and_begins_again() {
+    let mut scene = begin(407, &["--window", "1s", "--rpo", "200ms"]);
+    let model = scene.marked("seen");
+    let mut mounted = Running::mount(&scene.replica, &scene.place.socket("ro"), &["--at", "seen"]);
+    let readers = |scene: &Scene| ask("status", &scene.replica, &[])["pins"].clone();
+    for round in 0..3 {
+        if round == 1 {
+            scene.running.stop_clean();
+        } else {
+            scene.running.kill();
+        }
+        scene.begin_again(4070 + round);
+        let now = lsn_of(&scene.replica, "seen").max(oldest(&scene.replica));
+        // Other bytes than the mount shows, everywhere.
+        scene.guest.work(200);
+        work_past(&mut scene, now);
+        ask("prune", &scene.replica, &[]);
+        assert!(read_all(mounted.uri()) == model, "round {round}");
+        assert_eq!(readers(&scene), 1, "round {round}");
+    }
+    assert_eq!(ask("verify", &scene.replica, &[])["ok"], true);
+    // Its end is the end of its moment, also where it leaves no word.
+    mounted.kill();
+    assert_eq!(readers(&scene), 0);
+    ask("prune", &scene.replica, &[]);
+    restore(&scene.replica, "seen", &scene.place.path("no.img")).failed(3, "not-restorable");
+    assert_eq!(std::fs::read_dir(scene.replica.join("kept")).unwrap().count(), 0);
+    scene.running.stop_clean();
 }
 
 #[test]

@@ -43,6 +43,28 @@ fn a_sealed_replica_is_read_with_its_key_and_with_no_other() {
     restore(&replica, "latest", &out).failed(4, "key-missing");
     let hint = restore(&replica, "latest", &out).failed(4, "key-missing")["hint"].to_string();
     assert!(hint.contains("--key-file") && hint.contains("CDP_KEY"), "{hint}");
+    // Also where nothing would be opened yet, or in the end.
+    let unopened: [&[&str]; 3] = [
+        &["mount", text(&replica), "--at", "latest"],
+        &["diff", text(&replica), "--from", "latest", "--to", "latest"],
+        &["mount", text(&replica), "--at", "latest", "--writable"],
+    ];
+    unopened.iter().for_each(|reads| drop(cdp(reads).failed(4, "key-missing")));
+    let session = ["mount", text(&replica), "--at", "latest", "--writable", "--session", "never"];
+    cdp(&session).failed(4, "key-missing");
+    cdp(&[&session[..], &["--key-file", text(&second)]].concat()).failed(4, "key-wrong");
+    assert_eq!(cdp(&["status", text(&replica)]).done()["sessions"].as_array().map(Vec::len), Some(0), "none was made");
+    // Whom the owner answers needs none.
+    let label = "label:secret moment";
+    for asks in [
+        &["points"][..],
+        &["pin", "--at", label],
+        &["unpin", "--at", label],
+        &["policy", "--rpo", "3s"],
+        &["prune", "--dry-run"],
+    ] {
+        cdp(&[&[asks[0], text(&replica)], &asks[1..]].concat()).done();
+    }
     restore_with(&replica, &second, &out).failed(4, "key-wrong");
     restore_with(&replica, &first, &out).done();
     assert_eq!(hash(&out), blake3::hash(&content));
@@ -72,7 +94,9 @@ fn a_sealed_replica_is_read_with_its_key_and_with_no_other() {
             assert!(bytes.windows(said.len()).all(|window| window != said), "{} is not sealed", file.display());
         }
     }
-    cdp(&["points", text(&replica)]).failed(4, "key-missing");
+    for asks in [&["points"][..], &["policy"], &["unpin", "--at", label], &["compact"], &["mount", "--drop", "try"]] {
+        cdp(&[&[asks[0], text(&replica)], &asks[1..]].concat()).failed(4, "key-missing");
+    }
     let protect = |more: &[&str]| Running::try_protect(&[&scene.source], &replica, &scene.place.socket("nbd"), more);
     let refused = |more: &[&str]| {
         let (status, last) = protect(more).err().unwrap();
@@ -84,8 +108,10 @@ fn a_sealed_replica_is_read_with_its_key_and_with_no_other() {
     let rotate =
         |old: &Path, new: &Path| cdp(&["policy", text(&replica), "--key-file", text(old), "--new-key-file", text(new)]);
     rotate(&second, &key(&scene.place, "third.key", 0x33, false)).failed(4, "key-wrong");
-    rotate(&first, &second).done();
-    rotate(&first, &second).done();
+    rotate(&first, &first).failed(2, "same-key");
+    restore_with(&replica, &first, &out).done();
+    assert_eq!(rotate(&first, &second).done()["rotated"], true);
+    assert_eq!(rotate(&first, &second).done()["rotated"], false, "nothing was left to rotate");
     restore_with(&replica, &first, &out).failed(4, "key-wrong");
     restore_with(&replica, &second, &out).done();
     assert_eq!(hash(&out), blake3::hash(&content));

@@ -258,7 +258,11 @@ fn pins_that_leave_no_room_stop_the_protection_and_are_named() {
         scene.overwrite(MIB);
     };
     let problem = status["history"]["problem"].as_str().unwrap();
-    assert!(problem.contains("held since old moments") && problem.contains("by the pin"), "{status}");
+    for part in
+        ["the replica takes", "base ", "held since old moments", "by the pin", "`cdp unpin DIR --at lsn:", "--quota"]
+    {
+        assert!(problem.contains(part), "{part} in {status}");
+    }
     assert!(status["lacks"]["needed_bytes"].as_u64().unwrap() >= SEGMENT, "{status}");
     assert!(status["lacks"]["free_bytes"].as_u64() < status["lacks"]["needed_bytes"].as_u64(), "{status}");
     let held: Vec<_> = status["holds"].as_array().unwrap().iter().map(|hold| hold["bytes"].as_u64().unwrap()).collect();
@@ -293,7 +297,10 @@ fn a_quota_below_what_is_there_is_reached_by_merging() {
         assert!(scene.written < TOO_MUCH, "history does not grow: {}", scene.status());
         scene.overwrite(MIB);
     }
-    ask("policy", &scene.replica, &["--quota", "48MiB"]);
+    assert_eq!(ask("policy", &scene.replica, &["--quota", "95MiB"])["warnings"], Value::Null);
+    let warnings = ask("policy", &scene.replica, &["--quota", "48MiB"])["warnings"].clone();
+    let said = warnings[0].as_str().is_some_and(|said| said.contains("48.0 MiB leaves the journal nothing"));
+    assert!(said, "{warnings}");
     // What comes now finds no room before there is some.
     for piece in 0..32 {
         scene.guest.write(piece << 16, noise(piece + 1, 64 << 10));

@@ -1,4 +1,4 @@
-//! A stop while the media are slow: it takes the time that it may take, and says how it ended.
+//! A stop while the media are slow: it takes the time that it may take, and says how it ended. And a kill.
 
 use crate::aim::{Aim, Effect, can_aim};
 use crate::drill::{Drill, Found};
@@ -46,6 +46,37 @@ fn a_stop_is_not_called_clean_before_its_manifest_is_written() {
         "MANIFEST.tmp",
         Effect::Delay { nth: 1, by: Duration::from_secs(12) },
     );
+}
+
+/// Guests go on without the activity log, and nothing that could be told to the replica's media gets there before the kill.
+#[test]
+fn a_kill_while_every_sync_is_slow_leaves_no_log_that_could_be_believed() {
+    if !can_aim() {
+        return;
+    }
+    let mut drill = Drill::new(3);
+    drill.check(&[Found::Nothing]);
+    let mut protection = drill.start();
+    let uri = protection.ready();
+    drill.wait_for("protecting");
+    let effect = Effect::Delay { nth: 1000, by: Duration::from_secs(8) };
+    let aim = Aim { calls: "fdatasync", paths: Vec::new(), effect, log: drill.path("calls") };
+    let tracer = aim.at(protection.pid());
+    // After a clean stop every extent is cold: the first writes wait for the log, and then for its removal.
+    let load = drill.writers.begin(&uri);
+    let log = drill.path("replica/state/activity.log");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while log.exists() {
+        assert!(Instant::now() < deadline, "the log cannot be written, and is still there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    protection.kill();
+    drop(tracer);
+    drill.writers.end(load);
+    assert!(!log.exists());
+    drill.check_source();
+    drill.check(&[Found::Killed]);
 }
 
 /// Nanoseconds that threads of a name have run so far.

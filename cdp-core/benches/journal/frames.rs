@@ -126,6 +126,6 @@ impl Frames {
         let (prev_lsn, epoch) = (self.prev, ClockEpoch(1));
         self.prev = self.lsn;
         let raw = RawFrame { timeline: timeline(), prev_lsn, settled: self.lsn, epoch, parts, plain_bytes };
-        self.encoder.encode(&raw, group(), self.compression)
+        self.encoder.encode(raw, group(), self.compression)
     }
 }

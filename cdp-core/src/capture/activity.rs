@@ -506,9 +506,14 @@ impl Activity {
         self.writer.written(&mut self.regions, now, token, result)
     }
 
-    /// The log cannot be trusted from now on.
+    /// The log cannot be trusted from now on, or its removal has been waited for long enough.
     pub(super) fn lose(&mut self, now: MonoTime) {
         self.writer.lose(&mut self.regions, now, None);
+    }
+
+    /// The removal of the log's file ended. `None`: none is under way.
+    pub(super) fn removed(&mut self, now: MonoTime) -> Option<()> {
+        self.writer.removed(&mut self.regions, now)
     }
 }
 
@@ -516,6 +521,7 @@ impl Activity {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) wait_ns_max: u64,
+    pub(super) remove_ns_max: u64,
     pub(super) hot_ns_min: u64,
     pub(super) generation_least: u64,
     /// Up to where the replica is known to be durable.

@@ -101,7 +101,7 @@ enum Life {
 /// # Methods by task
 /// *Guest's path*: [`submit`](Self::submit), [`complete`](Self::complete), [`withdraw`](Self::withdraw),
 /// [`flush_begin`](Self::flush_begin), [`flushed`](Self::flushed). *Answers to outputs*: [`log_written`](Self::log_written),
-/// [`reread_done`](Self::reread_done), [`durable`](Self::durable), [`set_room`](Self::set_room). *Orders*:
+/// [`log_removed`](Self::log_removed), [`reread_done`](Self::reread_done), [`durable`](Self::durable), [`set_room`](Self::set_room). *Orders*:
 /// [`mark`](Self::mark), [`seed_done`](Self::seed_done), [`full_check`](Self::full_check), [`pause`](Self::pause),
 /// [`resume`](Self::resume), [`add_disk`](Self::add_disk), [`disk_seeded`](Self::disk_seeded),
 /// [`resize_disk`](Self::resize_disk), [`remove_disk`](Self::remove_disk), [`request_drain`](Self::request_drain),
@@ -194,6 +194,7 @@ impl Filter {
         let (after, epoch, found) = beginnings(&options.start);
         let limits = Limits {
             wait_ns_max: options.log_wait_ns_max,
+            remove_ns_max: options.log_remove_ns_max,
             hot_ns_min: options.hot_ns_min,
             generation_least: options.log_generation_least,
             durable: known_durable(&options.start),

@@ -92,8 +92,11 @@ pub struct FilterOptions {
     pub queue_bytes_max: u64,
     /// A frame closes when its first part is this old.
     pub frame_age_ns_max: u64,
-    /// The longest a guest's op waits for the activity log; then everything is unknown and the op runs.
+    /// The longest a guest's op waits for a write of the activity log; then everything is unknown, and the op runs as soon as
+    /// the log's file is removed.
     pub log_wait_ns_max: u64,
+    /// The longest a guest's op waits for that removal.
+    pub log_remove_ns_max: u64,
     /// An extent's bit in the activity log stays set for at least so long after the last write.
     pub hot_ns_min: u64,
     /// Re-reads are issued at this rate at most.
@@ -103,7 +106,8 @@ pub struct FilterOptions {
 }
 
 impl FilterOptions {
-    /// The usual bounds: RPO 15 s, queue 1 GiB, frames of 20 ms, log wait 100 ms, hot for 10 s, re-reads at 512 MiB/s.
+    /// The usual bounds: RPO 15 s, queue 1 GiB, frames of 20 ms, log wait 100 ms and 5 s for its
+    /// removal, hot for 10 s, re-reads at 512 MiB/s.
     #[must_use]
     pub fn new(group: GroupId, timeline: Timeline, start: Start, disks: Vec<DiskSpec>) -> Self {
         Self {
@@ -121,6 +125,7 @@ impl FilterOptions {
             queue_bytes_max: 1 << 30,
             frame_age_ns_max: 20_000_000,
             log_wait_ns_max: 100_000_000,
+            log_remove_ns_max: 5_000_000_000,
             hot_ns_min: 10_000_000_000,
             reread_bytes_per_s_max: 512 << 20,
             ops_expected: 256,

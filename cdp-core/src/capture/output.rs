@@ -240,6 +240,9 @@ pub enum Output {
     Ready(Ticket),
     /// Write and sync the activity log.
     Log(LogWrite),
+    /// Remove the activity log's file, at once: by another thread than the one that may hang in a write of it. Guests wait for
+    /// the answer, `log_removed`; no sync is needed. The next write of the log begins a new file.
+    RemoveLog,
     /// Flush this disk's source (fdatasync); the answer goes to `flushed`.
     Flush(DiskId, FlushTicket),
     /// Read the source again.

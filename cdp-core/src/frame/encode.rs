@@ -47,6 +47,8 @@ pub enum Compression {
     Promising(i32),
 }
 
+/// Room for so many chunks is made at once: those of a frame of small writes, and its notes.
+const CHUNKS_USUAL: usize = 8;
 /// Of a chunk's sample: two pieces of so many bytes, which must shrink to so much of themselves.
 const SAMPLE_BYTES: usize = 1 << 10;
 const PROMISING_PERCENT: usize = 60;
@@ -79,34 +81,39 @@ impl Encoder {
         Self { zstd, level: 0, gathered: Vec::new(), packed: vec![0; CHUNK_PLAIN_MAX as usize] }
     }
 
-    /// Packs `raw` as a frame of `group`.
+    /// Packs `raw` as a frame of `group`. Its data goes into the frame: nothing is copied where it is stored as it is.
     ///
     /// # Panics
     /// When `raw` holds no part, or stamps or LSNs further apart than the format has bits for, or (in debug builds) more notes
     /// than a chunk has room for, which [`NOTES_MAX`](super::NOTES_MAX) of any length are not: nobody makes such a frame.
     #[must_use]
-    pub fn encode(&mut self, raw: &RawFrame, group: GroupId, compression: Compression) -> EncodedFrame {
+    pub fn encode(&mut self, raw: RawFrame, group: GroupId, compression: Compression) -> EncodedFrame {
+        let mut raw = raw;
         let first = raw.parts.first().expect("a frame holds at least one record");
+        let (first_lsn, first_time) = (first.lsn, first.time);
         if let Compression::Zstd(level) | Compression::Promising(level) = compression {
             self.set_level(level);
         }
         let mut packer = Packer {
             encoder: self,
             compression,
-            entries: Vec::with_capacity(8),
+            entries: Vec::with_capacity(CHUNKS_USUAL),
             body: Vec::with_capacity(raw.parts.len()),
             body_bytes: 0,
             open: 0..0,
             open_bytes: 0,
         };
-        let mut head = vec![0; HEADER_BYTES + raw.parts.len() * RECORD_BYTES];
+        let mut head = Vec::with_capacity(HEADER_BYTES + raw.parts.len() * RECORD_BYTES + CHUNKS_USUAL * CHUNK_BYTES);
+        head.resize(HEADER_BYTES, 0);
         let mut notes = Vec::new();
         let mut noted = Vec::new();
-        for (number, part) in raw.parts.iter().enumerate() {
+        for number in 0..raw.parts.len() {
+            let chunk = packer.place(&mut raw.parts, number);
+            let part = &raw.parts[number];
             let mut entry = RecordEntry::new_zeroed();
             let delta = |from: u64, to: u64| u32::try_from(to.saturating_sub(from)).expect("a frame spans 32 bits");
-            entry.lsn_delta.set(delta(first.lsn.0, part.lsn.0));
-            entry.time_delta.set(delta(first.time.0, part.time.0));
+            entry.lsn_delta.set(delta(first_lsn.0, part.lsn.0));
+            entry.time_delta.set(delta(first_time.0, part.time.0));
             entry.offset.set(part.extent.offset);
             entry.length.set(part.extent.length);
             entry.crc.set(part.crc);
@@ -115,8 +122,7 @@ impl Encoder {
             entry.flags = if part.kind.must_understand() { MUST_UNDERSTAND } else { 0 };
             entry.index.set(part.index);
             entry.count.set(part.count);
-            if !part.data.is_empty() {
-                let (chunk, offset) = packer.add(&raw.parts, number);
+            if let Some((chunk, offset)) = chunk {
                 entry.chunk.set(chunk);
                 entry.chunk_offset.set(offset);
                 entry.chunk_length.set(part.data.len() as u32);
@@ -128,10 +134,9 @@ impl Encoder {
                 entry.crc.set(crc32c::crc32c(&notes[offset..]));
                 noted.push(number);
             }
-            let at = HEADER_BYTES + number * RECORD_BYTES;
-            head[at..at + RECORD_BYTES].copy_from_slice(entry.as_bytes());
+            head.extend_from_slice(entry.as_bytes());
         }
-        packer.close(&raw.parts);
+        packer.close(&mut raw.parts);
         if !notes.is_empty() {
             let chunk = packer.push_notes(notes);
             for number in noted {
@@ -140,10 +145,9 @@ impl Encoder {
             }
         }
         let Packer { entries, body, body_bytes, .. } = packer;
-        head.reserve_exact(entries.len() * CHUNK_BYTES);
         entries.iter().for_each(|entry| head.extend_from_slice(entry.as_bytes()));
-        let info = FrameInfo::of(raw, group, entries.len(), body_bytes);
-        header(raw, &info, entries.len()).write_to_prefix(&mut head).expect("the head is longer than its header");
+        let info = FrameInfo::of(&raw, group, entries.len(), body_bytes);
+        header(&raw, &info, entries.len()).write_to_prefix(&mut head).expect("the head is longer than its header");
         let crc = crc32c::crc32c(&head);
         let at = std::mem::offset_of!(Header, crc);
         head[at..at + 4].copy_from_slice(&crc.to_le_bytes());
@@ -212,9 +216,12 @@ struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    /// Puts part `number` into a chunk: the chunk's number from 1, and where in its plain bytes.
-    fn add(&mut self, parts: &[Part], number: usize) -> (u16, u32) {
+    /// Puts the data of part `number`, if it has any, into a chunk: the chunk's number from 1, and where in its plain bytes.
+    fn place(&mut self, parts: &mut [Part], number: usize) -> Option<(u16, u32)> {
         let length = parts[number].data.len() as u32;
+        if length == 0 {
+            return None;
+        }
         if self.open_bytes + length > CHUNK_PLAIN_MAX as u32 {
             self.close(parts);
         }
@@ -224,16 +231,18 @@ impl Packer<'_> {
         self.open.end = number + 1;
         let offset = self.open_bytes;
         self.open_bytes += length;
-        (self.entries.len() as u16 + 1, offset)
+        Some((self.entries.len() as u16 + 1, offset))
     }
 
-    fn close(&mut self, parts: &[Part]) {
+    /// Packs the open chunk; its parts' data goes into the body.
+    fn close(&mut self, parts: &mut [Part]) {
         if self.open_bytes == 0 {
             return;
         }
         let plain = self.open_bytes;
         self.open_bytes = 0;
-        let parts = parts[self.open.clone()].iter().filter(|part| !part.data.is_empty());
+        let open = &mut parts[self.open.clone()];
+        let parts = open.iter().filter(|part| !part.data.is_empty());
         let worth_it = match self.compression {
             Compression::None => false,
             Compression::Zstd(_) => true,
@@ -257,7 +266,8 @@ impl Packer<'_> {
         // read again.
         let crc = parts.clone().fold(0, |crc, part| crc::joined(crc, part.crc, part.data.len() as u32));
         self.push(CODEC_RAW, CONTENT_DATA, plain, plain, crc);
-        self.body.extend(parts.map(|part| part.data.clone()));
+        let data = open.iter_mut().map(|part| std::mem::take(&mut part.data));
+        self.body.extend(data.filter(|data| !data.is_empty()));
     }
 
     fn push_notes(&mut self, notes: Vec<u8>) -> u16 {

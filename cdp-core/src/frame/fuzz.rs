@@ -19,7 +19,7 @@ pub(crate) fn frame(bytes: &[u8]) -> bool {
     // What a newer version wrote and this one skips cannot be written again.
     let noted = raw.parts.iter().filter(|part| part.note.is_some()).count();
     if raw.parts.len() == head.records.len() && noted <= NOTES_MAX {
-        let again = Encoder::new().encode(&raw, head.info.group, Compression::None);
+        let again = Encoder::new().encode(raw.clone(), head.info.group, Compression::None);
         let parsed = FrameHead::parse(&again.head).expect("what was read can be written");
         assert_eq!(parsed.unpack(&Bytes::from(again.body.concat())).as_ref(), Ok(&raw));
     }

@@ -112,7 +112,7 @@ proptest! {
         let raw = raw(&ops);
         let packed = if promising { Compression::Promising } else { Compression::Zstd };
         let compression = level.map_or(Compression::None, packed);
-        let frame = Encoder::new().encode(&raw, group(), compression);
+        let frame = Encoder::new().encode(raw.clone(), group(), compression);
         let (head, body) = bytes(&frame);
         let parsed = FrameHead::parse(&head).unwrap();
         prop_assert_eq!(FrameHead::length(&head[..HEADER_BYTES]).unwrap(), head.len());
@@ -126,7 +126,7 @@ proptest! {
     /// Every byte of a frame is covered: no flip goes unseen.
     #[test]
     fn a_flipped_bit_is_seen(ops in ops(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
-        let frame = Encoder::new().encode(&raw(&ops), group(), Compression::Zstd(1));
+        let frame = Encoder::new().encode(raw(&ops), group(), Compression::Zstd(1));
         let (head, body) = bytes(&frame);
         let mut whole = [head.as_ref(), body.as_ref()].concat();
         let at = at.index(whole.len());
@@ -156,7 +156,7 @@ proptest! {
     ) {
         let raw = raw(&ops);
         let compression = if zstd { Compression::Zstd(1) } else { Compression::None };
-        let frame = Encoder::new().encode(&raw, group(), compression);
+        let frame = Encoder::new().encode(raw.clone(), group(), compression);
         let plain = FrameHead::parse(&frame.head).unwrap();
         let keys = crate::trust::test_keys();
         let (head, sealed) = frame.sealed(&plain, &keys, first).unwrap();
@@ -203,7 +203,7 @@ proptest! {
         ops in ops(),
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
-        let frame = Encoder::new().encode(&raw(&ops), group(), Compression::Zstd(1));
+        let frame = Encoder::new().encode(raw(&ops), group(), Compression::Zstd(1));
         let (head, body) = bytes(&frame);
         let mut head = head.to_vec();
         for (at, value) in edits {
@@ -233,7 +233,7 @@ fn two_parts_fill_a_chunk_and_none_crosses_one() {
         parts,
         plain_bytes: 256 << 10,
     };
-    let frame = Encoder::new().encode(&raw, group(), Compression::None);
+    let frame = Encoder::new().encode(raw, group(), Compression::None);
     let head = FrameHead::parse(&frame.head).unwrap();
     assert_eq!(head.chunks.len(), 4);
     assert!(head.chunks.iter().all(|chunk| u64::from(chunk.plain_length) == CHUNK_PLAIN_MAX && !chunk.compressed));
@@ -242,7 +242,7 @@ fn two_parts_fill_a_chunk_and_none_crosses_one() {
 #[test]
 fn incompressible_data_is_stored_as_it_is() {
     let ops = [Op::Write { offset: 0, sectors: 128, fill: 9, random: true }];
-    let frame = Encoder::new().encode(&raw(&ops), group(), Compression::Zstd(1));
+    let frame = Encoder::new().encode(raw(&ops), group(), Compression::Zstd(1));
     assert!(FrameHead::parse(&frame.head).unwrap().chunks.iter().all(|chunk| !chunk.compressed));
 }
 
@@ -261,7 +261,7 @@ fn only_chunks_whose_sample_shrinks_well_are_packed_where_that_is_asked() {
         let parts = payload.into_parts(RecordKind::Write, disk(1).unwrap(), Lsn(1), WallTime(1)).collect();
         let (timeline, prev_lsn, settled, epoch) = (timeline(), Lsn::ZERO, Lsn(1), ClockEpoch(1));
         let raw = RawFrame { timeline, prev_lsn, settled, epoch, parts, plain_bytes };
-        let frame = Encoder::new().encode(&raw, group(), compression);
+        let frame = Encoder::new().encode(raw.clone(), group(), compression);
         let (head, body) = bytes(&frame);
         let head = FrameHead::parse(&head).unwrap();
         assert_eq!(head.unpack(&body).unwrap(), raw);
@@ -275,7 +275,7 @@ fn only_chunks_whose_sample_shrinks_well_are_packed_where_that_is_asked() {
 
 #[test]
 fn a_newer_kind_is_skipped_or_refused_as_its_flag_says() {
-    let frame = Encoder::new().encode(&raw(&[Op::Barrier]), group(), Compression::None);
+    let frame = Encoder::new().encode(raw(&[Op::Barrier]), group(), Compression::None);
     let with_kind = |kind: u8, flags: u8| {
         let mut head = frame.head.to_vec();
         head[HEADER_BYTES + 30..HEADER_BYTES + 32].copy_from_slice(&[kind, flags]);
@@ -304,7 +304,7 @@ fn golden_bytes_of_version_1() {
         Op::Barrier,
         Op::Note(0),
     ];
-    let frame = Encoder::new().encode(&raw(&ops), group(), Compression::None);
+    let frame = Encoder::new().encode(raw(&ops), group(), Compression::None);
     let (head, body) = bytes(&frame);
     let whole: String = head.iter().chain(&body[4096..]).map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(whole, include_str!("golden-v1.hex").trim());

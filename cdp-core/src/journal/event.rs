@@ -107,7 +107,7 @@ pub(super) fn encode(group: GroupId, events: &[Event]) -> Vec<u8> {
             parts: parts.collect(),
             plain_bytes: 0,
         };
-        let frame = encoder.encode(&raw, group, Compression::None);
+        let frame = encoder.encode(raw, group, Compression::None);
         bytes.extend_from_slice(&frame.head);
         frame.body.iter().for_each(|piece| bytes.extend_from_slice(piece));
     }

@@ -292,8 +292,7 @@ impl IndexRun {
             });
         }
         run.add_shrinks();
-        run.narrow.sort_unstable_by_key(Entry::key);
-        run.wide.sort_unstable_by_key(Entry::key);
+        (run.narrow, run.wide) = (by_place(&[&run.narrow]), by_place(&[&run.wide]));
         run
     }
 
@@ -301,8 +300,9 @@ impl IndexRun {
         if entry.is_wide() { self.wide.push(entry) } else { self.narrow.push(entry) }
     }
 
-    /// What a shrink cuts off reads as zeros if the disk grows again.
+    /// What a shrink cuts off reads as zeros if the disk grows again. Entries stay in the order of their LSNs.
     fn add_shrinks(&mut self) {
+        let before = self.narrow.len() + self.wide.len();
         for at in 0..self.events.len() {
             let event = &self.events[at];
             let (Some(Note::Resize { from, to }), Some(disk)) = (&event.note, event.disk) else { continue };
@@ -321,6 +321,9 @@ impl IndexRun {
                 });
             }
         }
+        if self.narrow.len() + self.wide.len() > before {
+            [&mut self.narrow, &mut self.wide].into_iter().for_each(|entries| entries.sort_by_key(|entry| entry.lsn));
+        }
     }
 
     /// Neighbouring runs as one.
@@ -330,20 +333,13 @@ impl IndexRun {
             runs.iter().for_each(|run| all.extend_from_slice(of(run)));
             all
         }
-        // Stable sorting finds the sorted runs and merges them; what is at one place stays in the order of the runs, that of LSNs.
-        // Places are sorted and not entries, which are three times as long.
-        let sorted = |entries: Vec<Entry>| -> Vec<Entry> {
-            let mut order: Vec<_> = entries.iter().zip(0u32..).map(|(entry, at)| (entry.place(), at)).collect();
-            order.sort_by_key(|(place, _)| *place);
-            order.into_iter().map(|(_, at)| entries[at as usize]).collect()
-        };
-        let (narrow, wide) = (sorted(gather(runs, |run| &run.narrow)), sorted(gather(runs, |run| &run.wide)));
+        let sorted = |of: fn(&IndexRun) -> &[Entry]| by_place(&runs.iter().map(|run| of(run)).collect::<Vec<_>>());
         Self {
             first_chunk: runs.first().map_or(0, |run| run.first_chunk),
             frames: gather(runs, |run| &run.frames),
             chunks: gather(runs, |run| &run.chunks),
-            narrow,
-            wide,
+            narrow: sorted(|run| &run.narrow),
+            wide: sorted(|run| &run.wide),
             events: gather(runs, |run| &run.events),
         }
     }
@@ -372,6 +368,17 @@ impl IndexRun {
             }
         }
     }
+}
+
+/// Entries of neighbouring runs in the order of the index. Those of one place are in the order of their LSNs already, and stay so;
+/// of runs that are sorted stable sorting makes use. Places are sorted and not entries, which are three times as long.
+fn by_place(runs: &[&[Entry]]) -> Vec<Entry> {
+    let mut order = Vec::with_capacity(runs.iter().map(|run| run.len()).sum());
+    for (run, entries) in (0u32..).zip(runs) {
+        order.extend((0u32..).zip(*entries).map(|(at, entry)| (entry.place(), run, at)));
+    }
+    order.sort_by_key(|(place, ..)| *place);
+    order.into_iter().map(|(_, run, at)| runs[run as usize][at as usize]).collect()
 }
 
 /// Runs per level before they become one of the next.

@@ -3,7 +3,7 @@
 use super::bytes::FormatError;
 use super::layout::{FIXED_BYTES, Opening, SegmentHeader, Summary, decode_trailer};
 use super::level;
-use super::manifest::{MANIFEST_MAX, Manifest, SegmentState, TimelineState};
+use super::manifest::{MANIFEST_MAX, Manifest, SegmentState, TimelineRole, TimelineState};
 use super::reader::ReadError;
 use super::scan::{AtRest, Depth, Stop, scan};
 use crate::media::File;
@@ -38,6 +38,14 @@ fn manifest(file: &dyn File, out: &mut String) -> Result<std::fmt::Result, ReadE
     })
 }
 
+fn role(role: TimelineRole) -> &'static str {
+    match role {
+        TimelineRole::Trunk => "trunk",
+        TimelineRole::Session => "session",
+        TimelineRole::Failover => "failover",
+    }
+}
+
 fn write_manifest(manifest: &Manifest, length: u64, out: &mut String) -> std::fmt::Result {
     let Manifest { generation, replica, group, name, durable, floor, reserved, clean, .. } = manifest;
     writeln!(out, "manifest, {length} bytes, generation {}", generation.0)?;
@@ -62,7 +70,7 @@ fn write_manifest(manifest: &Manifest, length: u64, out: &mut String) -> std::fm
     }
     for timeline in &manifest.timelines {
         let state = if timeline.state == TimelineState::Open { "open" } else { "closed" };
-        write!(out, "timeline {} {} ({:?}, {state})", timeline.number, timeline.id, timeline.role)?;
+        write!(out, "timeline {} {} ({}, {state})", timeline.number, timeline.id, role(timeline.role))?;
         match timeline.parent {
             Some(parent) => writeln!(out, ", forked from {} at LSN {}", parent.short(), timeline.fork)?,
             None => writeln!(out, ", the first")?,
@@ -143,8 +151,9 @@ fn segment(file: &dyn File, front: &[u8], out: &mut String) -> Result<std::fmt::
             let (first, last, settled) = (frame.first_lsn, frame.last_lsn, frame.settled);
             writeln!(
                 out,
-                "{:>12} frame of {bytes} bytes: LSN {first} to {last}, {parts} parts, settled to {settled}",
-                frame.offset
+                "{:>12} frame of {bytes} bytes: LSN {first} to {last}, {parts} part{}, settled to {settled}",
+                frame.offset,
+                if parts == 1 { "" } else { "s" }
             )?;
         }
         match (&trailer, &scan.stop) {

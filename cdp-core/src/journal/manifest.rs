@@ -8,7 +8,7 @@ mod retention;
 #[cfg(test)]
 pub(super) mod tests;
 
-pub use self::retention::{Arrival, KeptInfo, LayerInfo, Retention, StampedMoment};
+pub use self::retention::{Arrival, CutBy, CutInfo, KeptInfo, LayerInfo, Retention, StampedMoment};
 use super::layout::Summary;
 use super::level::RunInfo;
 use crate::frame::Mark;
@@ -79,6 +79,8 @@ pub struct Manifest {
     pub merge: Option<StampedMoment>,
     /// What the point says that was made at [`Manifest::oldest`], if one was: the record that says it may be merged.
     pub oldest_point: Option<Mark>,
+    /// Why the last merge was, if not for the window.
+    pub cut: Option<CutInfo>,
     /// The least number that a new disk may get, as far as the disks that are listed do not say it; see [`Manifest::free_disk`].
     pub next_disk: u16,
     /// Sizes of disks that are announced.
@@ -175,7 +177,7 @@ pub struct TimelineInfo {
     pub parent: Option<Timeline>,
     /// The last LSN of the parent that belongs to its past.
     pub fork: Lsn,
-    /// The last LSN, known once it is closed or cleanly stopped.
+    /// The last LSN, known once it is cleanly stopped, or closed when everything in it was durable.
     pub last: Option<Lsn>,
     /// Whether it can still grow.
     pub state: TimelineState,
@@ -400,6 +402,7 @@ impl Manifest {
             retention: Retention::default(),
             merge: None,
             oldest_point: None,
+            cut: None,
             next_disk: 1,
             resizing: Vec::new(),
             next_run: 1,

@@ -9,7 +9,7 @@
 //! segments are; a sync covers what was written when it was issued; after a failed write or sync nothing is issued any more
 //! (the owner opens the store anew, and recovery looks at what is really there). Lack of room is a state that goes by itself:
 //! for the next segment, for a manifest, and, where media cannot reserve room, for a frame or a footer, whose write is
-//! issued again. Only a sync that says so is a failure: what it dropped is not known.
+//! issued again. So it is where there are as many segments as a manifest may name. Only a sync that says so is a failure: what it dropped is not known.
 //!
 //! Bounds: [`Options::in_flight_bytes`] of frames are held; the index of segments not yet sealed is in memory, at most
 //! [`Options::segment_records`] entries each; there are at most two of them unless media are slower at sealing than at writing.
@@ -28,7 +28,7 @@ use super::index::{IndexRun, LSN_SPAN};
 use super::layout::SEGMENT_MAX;
 use super::manifest::{Generation, Manifest, SegmentState, TimelineInfo, TimelineState};
 use super::snapshot::{SegmentView, Snapshot};
-use crate::frame::{EncodedFrame, FrameError};
+use crate::frame::{EncodedFrame, FrameHead};
 use crate::media::{MediaError, Operation};
 use crate::mistakes::{self, Mistake};
 use crate::trust::Keyring;
@@ -160,16 +160,13 @@ impl Writer {
     #[allow(clippy::result_large_err, reason = "the frame goes back to where it came from")]
     pub fn append(&mut self, now: MonoTime, frame: EncodedFrame) -> Result<Appended, Refused> {
         match self.admit(&frame) {
-            Ok(head) => match self.take(now, &head, &frame) {
-                Ok(appended) => Ok(appended),
-                Err(error) => Err(Refused { frame, why: error.into() }),
-            },
+            Ok(head) => self.take(now, head, frame),
             Err(why) => Err(Refused { frame, why }),
         }
     }
 
     /// Decides whether the frame may come now, and makes room for it.
-    fn admit(&mut self, frame: &EncodedFrame) -> Result<crate::frame::FrameHead, Refusal> {
+    fn admit(&mut self, frame: &EncodedFrame) -> Result<FrameHead, Refusal> {
         let info = &frame.info;
         if let Some(failure) = &self.failed {
             return Err(Refusal::Failed(failure.clone()));
@@ -200,7 +197,7 @@ impl Writer {
         if self.commit.in_flight_bytes() >= self.options.in_flight_bytes {
             return Err(Refusal::NotNow(Hold::Busy));
         }
-        let head = crate::frame::FrameHead::parse(&frame.head)?;
+        let head = FrameHead::parse(&frame.head)?;
         if !continues(self.unfinished, self.last_lsn, &head) {
             return Err(Refusal::Chain { expected: self.last_lsn, found: info.first_lsn });
         }
@@ -217,29 +214,28 @@ impl Writer {
         Ok(head)
     }
 
-    fn take(
-        &mut self,
-        now: MonoTime,
-        head: &crate::frame::FrameHead,
-        frame: &EncodedFrame,
-    ) -> Result<Appended, FrameError> {
-        let durable = self.durable().lsn();
+    fn take(&mut self, now: MonoTime, head: FrameHead, frame: EncodedFrame) -> Result<Appended, Refused> {
+        let (durable, info) = (self.durable().lsn(), frame.info);
         let (group, last_segment, before) = (self.manifest.group, self.last_segment, self.last_lsn);
         let Some(segment) = self.active.as_mut() else { unreachable!("admit made one") };
-        let (offset, data, run) =
-            segment.add(head, frame, segments::Before { group, durable, last_segment, lsn: before })?;
+        let (events, sealed) = match segment.accept(&head, &frame) {
+            Ok(accepted) => accepted,
+            Err(error) => return Err(Refused { frame, why: error.into() }),
+        };
+        let (head, frame) = sealed.unwrap_or((head, frame));
+        let before = segments::Before { group, durable, last_segment, lsn: before };
+        let (offset, data, run) = segment.add(&head, frame, events, before);
         let (file, number, id, key) = (segment.file, segment.number, segment.id, segment.key);
-        let (timeline, prev_lsn) = (frame.info.timeline, segment.prev_lsn);
+        let (timeline, prev_lsn) = (info.timeline, segment.prev_lsn);
         self.last_segment = Some((id, segment.frame_count()));
-        self.chain = frame.info.last_lsn;
-        self.last_lsn = frame.info.last_lsn;
+        self.chain = info.last_lsn;
+        self.last_lsn = info.last_lsn;
         let whole = head.records.iter().rev().find(|record| record.index + 1 == record.count);
         self.whole = whole.map_or(self.whole, |record| record.lsn);
-        self.unfinished = unfinished(head);
+        self.unfinished = unfinished(&head);
         let run = Arc::new(run);
-        let settled = frame.info.settled;
         let write = Effect::Write { file, offset, data };
-        let sequence = self.commit.add(now, number, self.whole, settled, write.clone(), Arc::clone(&run));
+        let sequence = self.commit.add(now, number, self.whole, info.settled, write.clone(), Arc::clone(&run));
         self.issue(write, Purpose::Frame(sequence));
         Ok(Appended { segment: number, id, key, timeline, prev_lsn, run, whole: self.whole })
     }
@@ -346,11 +342,11 @@ impl Writer {
     }
 
     fn end_timelines(&mut self) {
-        // What a write that was not finished left behind belongs to no moment.
-        let last = self.chain.min(self.whole);
+        // What a write that was not finished left behind belongs to no moment. What is not durable yet may never be: nothing is said then.
+        let last = Some(self.chain.min(self.whole)).filter(|last| *last <= self.durable().lsn());
         for timeline in self.manifest.timelines.iter_mut().filter(|timeline| timeline.state == TimelineState::Open) {
             timeline.state = TimelineState::Closed;
-            timeline.last = Some(last.max(timeline.fork));
+            timeline.last = last.map(|last| last.max(timeline.fork));
         }
     }
 

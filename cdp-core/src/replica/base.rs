@@ -141,7 +141,8 @@ pub struct Base {
     digests: Vec<PageDigest>,
     pages: Vec<Mutex<Option<Arc<Page>>>>,
     /// Blocks that a merge writes only parts of, by number. Bound: at most two for each record that is merged, since all between its
-    /// ends is whole, and no more than the blocks of the disk. They are kept until the merge is through, in about 128 bytes each.
+    /// ends is whole, of which there are so many as [`merge_end`](crate::policy::retention::merge_end) says, and no more than the blocks
+    /// of the disk. They are kept until the merge is through, in about 128 bytes each.
     torn: RwLock<BTreeMap<u64, Torn>>,
     disk: DiskId,
     keys: Arc<Keyring>,

@@ -2,7 +2,10 @@
 //! old, new or torn.
 //!
 //! A record is made durable before its block is touched. Only whole records of the merge that the manifest names count, and they follow
-//! each other; what an earlier try of the same merge wrote stays true. Bound: at most two for each record that is merged, and each try.
+//! each other; what an earlier try of the same merge wrote stays true. Bound: at most two for each record that is merged
+//! ([`merge_end`](crate::policy::retention::merge_end) says how many), and each try. A try writes them all again: those that it finds may
+//! have been written and never synced, and where it was their sync that failed a second one proves nothing. With them a block can be
+//! read; on them alone none may be changed.
 
 use super::base::{BlockCopy, Rest};
 use super::files::{BASE_DIRECTORY, RESTS};

@@ -282,11 +282,13 @@ impl Session {
         }
         let Some(raw) = state.frame() else { return Ok(()) };
         let (group, compression) = (state.group, state.compression);
-        let mut frame = state.encoder.encode(&raw, group, compression);
+        let records = raw.parts.len();
+        let mut frame = state.encoder.encode(raw, group, compression);
+        let last = frame.info.last_lsn;
         loop {
             match state.writer.append(now.mono, frame) {
                 Ok(appended) => {
-                    state.taken(&raw);
+                    state.taken(records, last);
                     state.drive(now)?;
                     if let Err(error) = state.check_room() {
                         state.behind = Some(appended);
@@ -419,9 +421,9 @@ impl State {
         Some(RawFrame { timeline, prev_lsn, settled, epoch: ClockEpoch(1), parts, plain_bytes })
     }
 
-    fn taken(&mut self, frame: &RawFrame) {
-        self.waiting.drain(..frame.parts.len());
-        self.prev_lsn = frame.last_lsn();
+    fn taken(&mut self, records: usize, last: Lsn) {
+        self.waiting.drain(..records);
+        self.prev_lsn = last;
     }
 
     /// Whether everything that was appended is written.

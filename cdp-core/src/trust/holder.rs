@@ -37,6 +37,12 @@ impl KeyHolder {
         self.key.is_some()
     }
 
+    /// Whether this is the key.
+    #[must_use]
+    pub fn holds(&self, key: &WrappingKey) -> bool {
+        self.key.as_deref() == Some(key)
+    }
+
     /// The replica keys of a manifest, unlocked. Of one that has none the ring is empty, whether there is a key or not.
     ///
     /// # Errors

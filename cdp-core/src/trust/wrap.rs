@@ -14,10 +14,12 @@ pub const KEYS_MAX: usize = 1 << 16;
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum KeyError {
     /// No key was given.
-    #[error("it is sealed at rest, and no key was given: give the key that it was sealed with")]
+    #[error("the replica is sealed at rest, and no key was given: give the key that it was sealed with")]
     Missing,
     /// Another key was given.
-    #[error("it is sealed at rest with another key than the one that was given: give the key that it was sealed with")]
+    #[error(
+        "the replica is sealed at rest with another key than the one that was given: give the key that it was sealed with"
+    )]
     Wrong,
     /// The key is the right one, and what it should open is not what was written.
     #[error("the wrapped key of generation {generation} in the manifest is damaged: restore the manifest from a copy")]

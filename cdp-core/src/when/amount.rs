@@ -45,7 +45,7 @@ pub enum AmountError {
         text: String,
     },
     /// A unit that is not known, or none where one is needed, or units not from the longest to the shortest.
-    #[error("{unit:?} in {text:?} is no unit that may stand there: {known}")]
+    #[error("{}: {known}", unit_said(text, unit))]
     Unit {
         /// The text.
         text: String,
@@ -60,6 +60,13 @@ pub enum AmountError {
         /// The text.
         text: String,
     },
+}
+
+fn unit_said(text: &str, unit: &str) -> String {
+    match unit {
+        "" => format!("{text:?} ends without a unit"),
+        unit => format!("{unit:?} in {text:?} is no unit that may stand there"),
+    }
 }
 
 /// The number at the beginning and the unit after it.

@@ -121,6 +121,28 @@ fn after_any_crash_the_log_covers_what_differs_and_a_restart_repairs_it() {
     });
 }
 
+/// The log's write is late or fails, ops go on, and the kill comes before the replica knows of it.
+#[test]
+fn a_kill_right_after_the_log_was_lost_leaves_no_log_that_could_be_believed() {
+    for_seeds(6, |seed| {
+        let hostility = Hostility { log_fails_one_in: 2, durable_ns_max: 120 * MS, ..PEACE };
+        let mut world = first_world(seed, hostility);
+        let mut lost = 0;
+        for _ in 0..8 {
+            // Until everything is compared, the log says that all is unknown; then until no extent is marked.
+            world.converge();
+            world.run_for(15 * S);
+            let before = world.events.len();
+            world.go_on();
+            world.run_for(world.rng.clone().between(5 * MS, 250 * MS));
+            let is_loss = |event: &Event| matches!(event, Event::Log(LogTrust::Lost { .. }));
+            lost += world.events[before..].iter().filter(|event| is_loss(event)).count();
+            world = crash(world, End::Kill).restart(hostility);
+        }
+        assert!(lost > 0, "the log was never lost");
+    });
+}
+
 #[test]
 fn a_restart_reads_only_what_was_hot() {
     for_seeds(10, |seed| {
@@ -149,9 +171,9 @@ fn a_clean_stop_is_resumed_on_the_same_timeline_without_reading() {
         let after = world.filter.status(world.both()).lsn;
         let epoch = world.frames.last().expect("frames").epoch;
         let options = FilterOptions { start: Start::Clean { after, epoch, log }, ..world.options };
-        let (log_file, least) = (world.log_file, world.least);
+        let (log_file, least) = (world.log_file, world.told);
         let mut world = World::new(world.rng, PEACE, world.disks, world.applied, options);
-        (world.log_file, world.least) = (log_file, least);
+        (world.log_file, world.least, world.told) = (log_file, least, least);
         world.run_for(3 * S);
         world.check();
         assert_eq!(world.bytes_reread, 0);

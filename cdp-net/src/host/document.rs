@@ -1,8 +1,8 @@
 //! A replica's catalogue as the documents that scripts read.
 
 use crate::report::{
-    At, Gap, Point, PointKind, PointPolicy, Points, Policy, Problem, ProblemClass, Range, RangeKind, TimelineEntry,
-    TimelineRole, TimelineState, WhenFull,
+    At, Gap, Point, PointKind, PointPolicy, Points, Policy, Problem, ProblemClass, Range, RangeKind, State,
+    TimelineEntry, TimelineRole, TimelineState, WhenFull,
 };
 use cdp_core::journal::{self, OpenError, PointsMode, ReadError, SessionKind};
 use cdp_core::media::{MediaError, MediaErrorKind};
@@ -10,7 +10,7 @@ use cdp_core::replica::base::BaseError;
 use cdp_core::replica::catalogue::{self, Branch, LossReason, Moment, Role};
 use cdp_core::replica::{NotRestorable, Replica, ReplicaError, ResolveError};
 use cdp_core::trust::KeyError;
-use cdp_core::types::WallTime;
+use cdp_core::types::{Lsn, WallTime};
 
 /// Points in one answer when nobody says how many.
 const LIMIT: usize = 1000;
@@ -158,6 +158,7 @@ pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime
     let catalogue = replica.catalogue();
     let mut document = Points {
         group: replica.manifest().name.clone(),
+        disks: super::disks_now(replica).into_iter().map(|disk| disk.name).collect(),
         damaged: replica.damage().map(ToString::to_string),
         ..Points::default()
     };
@@ -258,7 +259,27 @@ pub fn gap(branch: &Branch, gap: &catalogue::Gap) -> Gap {
             LossReason::Resync(cause) => Some(cause.as_str().to_owned()),
             LossReason::Gap(_) => None,
         },
+        open: gap.open && branch.open,
     }
+}
+
+/// What the journal does not say yet, because nothing reaches it: from its end to the last LSN and to now. None where nothing can be
+/// restored at all: nothing was lost there.
+pub(super) fn open_gap(replica: &Replica, why: State, (to_lsn, to_time): (Lsn, WallTime)) -> Option<Gap> {
+    let (trunk, latest) = (replica.catalogue().trunk()?, replica.catalogue().latest()?);
+    // A gap that it does say is another one, for another reason.
+    let listed = trunk.gaps().last().filter(|gap| gap.open).map(|gap| (gap.to, gap.to_time));
+    let (end, from_time) = listed.unwrap_or((latest.lsn, latest.stamp.time));
+    (to_lsn > end).then(|| Gap {
+        timeline: trunk.timeline.into(),
+        from_lsn: end.next(),
+        to_lsn,
+        from_time,
+        to_time,
+        reason: why.as_str().to_owned(),
+        cause: None,
+        open: true,
+    })
 }
 
 /// A point.
@@ -299,7 +320,18 @@ pub fn policy(policy: &journal::Policy) -> Policy {
         journal::WhenFull::Stop => WhenFull::Stop,
     };
     let journal::Policy { rpo_ms, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms, quota, .. } = *policy;
-    Policy { rpo_ms, points, window_ms, max_bytes, reserve_bytes, long_term_ms, keep_ms, when_full, quota }
+    Policy {
+        rpo_ms,
+        points,
+        window_ms,
+        max_bytes,
+        reserve_bytes,
+        long_term_ms,
+        keep_ms,
+        when_full,
+        quota,
+        warnings: Vec::new(),
+    }
 }
 
 /// A session's name as people know it.
@@ -313,7 +345,7 @@ mod tests {
     use super::*;
     use cdp_core::frame::{GapReason, Mark, Note, PointKinds, RecordKind};
     use cdp_core::journal::Event;
-    use cdp_core::types::{ClockEpoch, Lsn, Stamp, Timeline};
+    use cdp_core::types::{ClockEpoch, Stamp, Timeline};
 
     fn stamp(time: u64) -> Stamp {
         Stamp { epoch: ClockEpoch(1), time: WallTime(time) }

@@ -1,16 +1,20 @@
 //! What readers hold: moments that retention must not end while they are read, and pauses for who reads everything.
 
 use super::lock;
+use crate::owner::Readers;
 use cdp_core::replica::retention::Held;
 use cdp_core::types::Lsn;
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-/// The moments that readers hold now.
-#[derive(Debug, Default)]
+/// The moments that readers hold now: by a connection to this owner, and by locks of their own, also where an owner before this one
+/// pinned what they read.
+#[derive(Debug)]
 pub(super) struct Holds {
     state: Mutex<State>,
+    locked: Readers,
     /// Held while bases or the manifest's word of them change.
     changing: Mutex<()>,
 }
@@ -22,6 +26,8 @@ struct State {
     readers: BTreeMap<u64, Lsn>,
     /// By numbers of the same row.
     pauses: BTreeSet<u64>,
+    /// Of those that readers have locked: their locks hold nothing any more.
+    given_up: Held,
 }
 
 impl State {
@@ -29,22 +35,32 @@ impl State {
         self.next += 1;
         self.next
     }
+
+    /// What readers hold. One that only now begins to lock his moment is among those who hold it by their connection.
+    fn held(&self, locked: &Readers) -> Held {
+        let locked = locked.moments();
+        self.readers.values().chain(locked.difference(&self.given_up)).copied().collect()
+    }
 }
 
 /// The moments that readers hold, for as long as nobody may add one: what is decided meanwhile holds for the next one.
-pub(super) struct Planning<'a>(MutexGuard<'a, State>);
+pub(super) struct Planning<'a> {
+    holds: &'a Arc<Holds>,
+    state: MutexGuard<'a, State>,
+}
 
 impl Planning<'_> {
     /// What readers hold.
     pub(super) fn held(&self) -> Held {
-        self.0.readers.values().copied().collect()
+        self.state.held(&self.holds.locked)
     }
 
     /// Adds one.
-    pub(super) fn add(mut self, holds: &Arc<Holds>, lsn: Lsn) -> Hold {
-        let number = self.0.number();
-        self.0.readers.insert(number, lsn);
-        Hold { holds: Arc::clone(holds), number }
+    pub(super) fn add(mut self, lsn: Lsn) -> Hold {
+        let number = self.state.number();
+        self.state.readers.insert(number, lsn);
+        self.state.given_up.remove(&lsn);
+        Hold { holds: Arc::clone(self.holds), number }
     }
 }
 
@@ -83,23 +99,40 @@ pub(super) fn was_held(guard: &(dyn Any + Send)) -> bool {
 }
 
 impl Holds {
+    /// Of the replica in a directory.
+    pub(super) fn of(dir: PathBuf) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), locked: Readers::of(dir), changing: Mutex::default() })
+    }
+
     /// Keeps moments from being taken while something is decided. Nobody who has the replica's lock calls this.
-    pub(super) fn plan(&self) -> Planning<'_> {
-        Planning(lock(&self.state))
+    pub(super) fn plan(self: &Arc<Self>) -> Planning<'_> {
+        Planning { holds: self, state: lock(&self.state) }
+    }
+
+    /// Who is given a moment next can hold it beyond the life of this owner, if there is room for the file that takes.
+    pub(super) fn let_outlast(&self) {
+        self.locked.make();
     }
 
     /// Gives up the oldest moment that only readers hold: whoever reads it is told so. Whether there was one.
     pub(super) fn give_up_oldest(&self, durably: &Held) -> bool {
         let mut state = lock(&self.state);
-        let oldest = state.readers.values().copied().filter(|lsn| !durably.contains(lsn)).min();
-        state.readers.retain(|_, lsn| Some(*lsn) != oldest);
-        oldest.is_some()
+        let Some(oldest) = state.held(&self.locked).into_iter().find(|lsn| !durably.contains(lsn)) else {
+            return false;
+        };
+        state.readers.retain(|_, lsn| *lsn != oldest);
+        let locked = self.locked.moments();
+        state.given_up.insert(oldest);
+        state.given_up.retain(|lsn| locked.contains(lsn));
+        true
     }
 
-    /// How many hold something.
-    pub(super) fn readers(&self) -> u32 {
+    /// How many hold something by a connection, and the moments that others hold.
+    pub(super) fn readers(&self) -> (usize, Held) {
         let state = lock(&self.state);
-        u32::try_from(state.readers.len() + state.pauses.len()).unwrap_or(u32::MAX)
+        let mut others = state.held(&self.locked);
+        others.retain(|lsn| !state.readers.values().any(|connected| connected == lsn));
+        (state.readers.len() + state.pauses.len(), others)
     }
 
     /// Stops merging when the piece is done that is under way.

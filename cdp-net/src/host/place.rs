@@ -1,6 +1,7 @@
 //! Which directories hold a replica: what must neither be written over nor protected nor made a replica of something else.
 
 use super::sessions::SESSIONS_DIRECTORY;
+use crate::owner::READERS_FILE;
 use cdp_core::journal::{MANIFEST_MAGIC, MANIFEST_NAME};
 use cdp_core::replica::kept::KEPT_DIRECTORY;
 use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY};
@@ -8,11 +9,12 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// What a replica's directory holds at its top, or may hold when it was only begun; and what a new file system holds.
-const OWN: [&str; 10] = [
+const OWN: [&str; 11] = [
     MANIFEST_NAME,
     "MANIFEST.tmp",
     "LOCK",
     "control.sock",
+    READERS_FILE,
     "state",
     BASE_DIRECTORY,
     JOURNAL_DIRECTORY,

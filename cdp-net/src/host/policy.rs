@@ -5,6 +5,7 @@ use crate::owner::PolicyChange;
 use crate::report::{PointPolicy, Problem, ProblemClass, WhenFull};
 use cdp_core::journal::{self, PointsMode, Policy, Retention};
 use cdp_core::policy::retention;
+use cdp_core::when::format_bytes;
 use std::ops::RangeInclusive;
 
 /// The shortest and the longest RPO, in milliseconds.
@@ -107,15 +108,41 @@ impl Host {
         if let Some(live) = self.live() {
             live.policy_changed(&policy);
         }
-        Ok(document::policy(&policy))
+        Ok(crate::report::Policy { warnings: self.warnings(&change, &policy), ..document::policy(&policy) })
+    }
+
+    /// What was changed and leaves the journal no room now. It is accepted: room may be made later.
+    fn warnings(&self, change: &PolicyChange, policy: &Policy) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if change.quota.is_some() && self.quota_left() == Some(0) {
+            let (quota, takes) = (format_bytes(policy.quota), format_bytes(self.account().all()));
+            let then = match policy.when_full {
+                journal::WhenFull::Shorten => "history is shortened as far as that makes room, and where it does not",
+                journal::WhenFull::Stop => "until something is let go",
+            };
+            let message = format!(
+                "the quota of {quota} leaves the journal nothing, the replica takes {takes} now: {then}, nothing is recorded"
+            );
+            warnings.push(message);
+        }
+        // What cannot be asked now is told by `status`.
+        let free = self.storage().free_bytes().unwrap_or(u64::MAX);
+        if change.reserve_bytes.is_some_and(|reserve| reserve > free) {
+            let (reserve, free) = (format_bytes(policy.reserve_bytes), format_bytes(free));
+            let message = format!(
+                "the reserve of {reserve} is more than the {free} that are free on the replica's disk: where the segments that \
+                 are there are full, nothing is recorded until so much is free"
+            );
+            warnings.push(message);
+        }
+        warnings
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::watch::write_down;
-    use cdp_core::journal::{LayerInfo, Manifest};
+    use cdp_core::journal::{Arrival, LayerInfo, Manifest};
     use cdp_core::types::{GroupId, Lsn, ReplicaId, Timeline};
 
     /// What the manifest is when nothing was ever merged, after so many notes that far apart, each with a layer.
@@ -126,7 +153,11 @@ mod tests {
         for note in 1..=notes {
             let (elapsed_ms, lsn) = (note * apart_ms, Lsn(note));
             let layer = LayerInfo { timeline, lsn, elapsed_ms };
-            write_down(&mut manifest.retention, elapsed_ms, Some(lsn), Some(layer), policy.keep_ms);
+            let past = &mut manifest.retention;
+            past.elapsed_ms = elapsed_ms;
+            past.arrive(&[Arrival { elapsed_ms, lsn }]);
+            past.add_layer(layer);
+            past.expire_layers(policy.keep_ms);
         }
         manifest
     }
@@ -176,8 +207,8 @@ mod tests {
         let notes = 100_000;
         let manifest = manifest(&Policy::default(), notes, 100);
         let past = &manifest.retention;
-        assert!(past.arrivals.len() <= 4096 && past.arrivals.len() > 2048, "{}", past.arrivals.len());
-        assert!(past.is_waiting());
+        assert!(past.arrivals.len() <= 600, "{}", past.arrivals.len());
+        assert!(retention::is_waiting(&Policy { window_ms: 1000, ..Policy::default() }, past));
         let of = |at: u64| (at * 100, Lsn(at));
         let all: Vec<_> = past.arrivals.iter().map(|arrival| (arrival.elapsed_ms, arrival.lsn)).collect();
         assert_eq!((all[0], all[all.len() - 1]), (of(1), of(notes)), "the age of the oldest, and the newest");

@@ -3,7 +3,7 @@
 use super::retain::{Scope, due, journal_bytes, next_stop, unsealed_bytes};
 use super::{Host, document};
 use crate::report::{Problem, ProblemClass, Pruned};
-use cdp_core::journal::{Manifest, StampedMoment};
+use cdp_core::journal::{Manifest, Retention, StampedMoment};
 use cdp_core::replica::Replica;
 use cdp_core::replica::retention::{self, Held};
 
@@ -32,15 +32,18 @@ impl Host {
         let replica = self.replica();
         let held = Self::held(&replica, readers);
         let (mut manifest, unsealed) = (replica.manifest().clone(), unsealed_bytes(&replica));
+        let mut past = self.past(&manifest.retention);
         let before = sealed_bytes(&manifest);
-        let next = |manifest: &Manifest| match (manifest.merge, due(manifest, unsealed, 0, true)) {
-            // One that was cut off is ended first.
-            (Some(to), _) => Ok(Some(to)),
-            (None, Some(due)) => next_stop(&replica, manifest, &held, due),
-            (None, None) => Ok(None),
-        };
-        while let Some(to) = next(&manifest).map_err(|error| document::unreadable(&error))? {
+        let next =
+            |manifest: &Manifest, past: &Retention| match (manifest.merge, due(manifest, past, (unsealed, 0), true)) {
+                // One that was cut off is ended first.
+                (Some(to), _) => Ok(Some(to)),
+                (None, Some(due)) => next_stop(&replica, manifest, &held, due),
+                (None, None) => Ok(None),
+            };
+        while let Some(to) = next(&manifest, &past).map_err(|error| document::unreadable(&error))? {
             retention::foresee(&mut manifest, to);
+            past.oldest = manifest.retention.oldest;
         }
         let freed_bytes = before.saturating_sub(sealed_bytes(&manifest));
         let oldest = manifest.retention.oldest;

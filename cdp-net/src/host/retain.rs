@@ -11,7 +11,7 @@ use super::{Change, Host, document, lock};
 use crate::clock;
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
-use cdp_core::journal::{KeptInfo, Manifest, StampedMoment};
+use cdp_core::journal::{Arrival, CutBy, CutInfo, KeptInfo, Manifest, Retention, StampedMoment};
 use cdp_core::media::Storage;
 use cdp_core::policy::retention::{self as policy, Due, Reason};
 use cdp_core::policy::room::{Shorten, Trial};
@@ -72,8 +72,6 @@ pub(super) struct Retained {
     pub(super) working: Mutex<()>,
     /// Why it cannot go on, if so.
     pub(super) problem: Mutex<Option<String>>,
-    /// The oldest moments were last dropped for this reason, not for the window: since the LSN that is the oldest then.
-    pub(super) cut_at: Mutex<Option<(Lsn, Reason)>>,
     /// What was held while history was merged for room, and what came of it.
     pub(super) trial: Mutex<Option<(Held, Trial)>>,
     /// What was decided when there was last hardly any room.
@@ -88,8 +86,31 @@ pub(super) struct Retained {
     unstored: AtomicBool,
     /// How fast the journal grows, in bytes a second, over a while; none while that is not known.
     pub(super) growth: Mutex<Option<u64>>,
+    /// How long owners before watched, as it was found, in milliseconds.
+    pub(super) watched_ms: u64,
+    /// Since when who reads everything keeps it out.
+    pub(super) kept_out: Mutex<Option<Instant>>,
     /// Set by who watches.
     pub(super) elapsed: OnceLock<Elapsed>,
+    /// What was durable when, of late, with what the manifest was not told yet. Bound: that of the manifest's list.
+    pub(super) arrived: Mutex<Vec<Arrival>>,
+}
+
+impl Retained {
+    /// Of a replica as it is found.
+    pub(super) fn of(manifest: &Manifest) -> Self {
+        Self { watched_ms: policy::watched_ms(manifest), ..Self::default() }
+    }
+}
+
+/// What there was no room in, where that is the reason of a merge.
+fn cut_by(reason: Reason) -> Option<CutBy> {
+    match reason {
+        Reason::Window => None,
+        Reason::Bytes => Some(CutBy::Bytes),
+        Reason::Room => Some(CutBy::Room),
+        Reason::Quota => Some(CutBy::Quota),
+    }
 }
 
 fn failed(error: &MergeError) -> Problem {
@@ -132,8 +153,6 @@ impl Host {
                 Err(problem) => return Err(problem),
             }
             while self.give_up(self.for_readers_max(), scope, pace) {}
-            let cut = plan.reason.filter(|reason| *reason != Reason::Window);
-            *lock(&self.retained.cut_at) = cut.map(|reason| (plan.to.lsn, reason));
             if !self.release(scope, pace)? {
                 return Ok(false);
             }
@@ -141,6 +160,7 @@ impl Host {
                 self.weigh_up(&before);
             }
         }
+        *lock(&self.retained.kept_out) = None;
         Ok(true)
     }
 
@@ -200,7 +220,9 @@ impl Host {
 
     /// What pins, layers, sessions and readers hold.
     pub(super) fn held(replica: &Replica, readers: Held) -> Held {
-        retention::held(replica.manifest()).into_iter().chain(readers).collect()
+        let manifest = replica.manifest();
+        let readers = readers.into_iter().filter(|lsn| is_there(manifest, *lsn));
+        retention::held(manifest).into_iter().chain(readers).collect()
     }
 
     fn next_merge(&self, scope: Scope) -> Result<Option<Plan>, Problem> {
@@ -217,7 +239,8 @@ impl Host {
         let growth = live.map_or(0, |live| live.stored_bytes_per_s());
         let due = {
             let replica = self.replica();
-            due(replica.manifest(), unsealed_bytes(&replica), growth, scope == Scope::AtOnce)
+            let past = self.past(&replica.manifest().retention);
+            due(replica.manifest(), &past, (unsealed_bytes(&replica), growth), scope == Scope::AtOnce)
         };
         if let Some(plan) = due.map(planned).transpose()?.flatten() {
             return Ok(Some(plan));
@@ -263,7 +286,7 @@ impl Host {
     fn merge(&self, plan: &Plan, relieving: &Relieving<'_>, scope: Scope, pace: Pace<'_>) -> Result<bool, Problem> {
         let storage = self.storage();
         let changing = || {
-            self.holds.change().or_else(|| {
+            self.change_now().or_else(|| {
                 relieving.goes_on(false);
                 self.changing(scope, pace)
             })
@@ -275,7 +298,16 @@ impl Host {
         if !plan.begun {
             let (to, keep) = (plan.to, plan.keep.clone());
             let point = retention::point_at(self.replica().catalogue(), &to);
-            self.change_for_merge(Box::new(move |writer| retention::begin(writer, to, point, keep)))?;
+            // How old the moment is where it ends must be known when it has ended.
+            let write_down = self.write_down(self.elapsed_ms());
+            let cut = plan.reason.and_then(cut_by).map(|by| CutInfo { lsn: to.lsn, by });
+            self.change_for_merge(Box::new(move |writer| {
+                writer.edit(|manifest| {
+                    write_down(&mut manifest.retention);
+                    manifest.cut = cut;
+                });
+                retention::begin(writer, to, point, keep)
+            }))?;
         } else if !self.replica().keys().is_empty() {
             // Who goes on with a merge seals with a key of its own: the first change is what has one drawn.
             self.edit(Box::new(|_| {}))?;
@@ -296,14 +328,28 @@ impl Host {
         }
     }
 
+    /// Keeps out who reads everything, unless he was first.
+    fn change_now(&self) -> Option<MutexGuard<'_, ()>> {
+        let changing = self.holds.change()?;
+        *lock(&self.retained.kept_out) = None;
+        Some(changing)
+    }
+
+    /// Whether who reads everything has kept retention out for long enough.
+    fn is_out_of_patience(&self) -> bool {
+        let patience = Duration::from_millis(policy::patience_ms(&self.replica().manifest().policy));
+        lock(&self.retained.kept_out).get_or_insert_with(Instant::now).elapsed() >= patience
+    }
+
     /// Keeps out who reads everything, or waits until he is through; none where it is not to go on now.
-    fn changing(&self, scope: Scope, pace: Pace<'_>) -> Option<MutexGuard<'_, ()>> {
+    pub(super) fn changing(&self, scope: Scope, pace: Pace<'_>) -> Option<MutexGuard<'_, ()>> {
         loop {
-            if let Some(changing) = self.holds.change() {
+            if let Some(changing) = self.change_now() {
                 return Some(changing);
             }
-            // Who reads everything keeps neither the journal from its bound nor the guest's writes from having room.
-            if self.live().is_some() && self.is_urgent() {
+            // Who reads everything keeps neither the journal from its bound nor the guest's writes from having room; and history is
+            // not kept for ever because he was stopped in the middle.
+            if self.live().is_some() && (self.is_urgent() || self.is_out_of_patience()) {
                 self.holds.give_up_pauses();
             } else if scope != Scope::AtOnce {
                 return None;
@@ -417,6 +463,12 @@ impl Host {
     }
 }
 
+/// Whether a moment has not ended yet that a reader has locked: one whose moment an owner before this one gave up may not know it yet.
+pub(super) fn is_there(manifest: &Manifest, lsn: Lsn) -> bool {
+    let merged = manifest.retention.oldest.is_some_and(|oldest| lsn < oldest.lsn);
+    !merged || manifest.kept.iter().any(|kept| kept.moment.lsn == lsn)
+}
+
 /// The journal's sealed segments, and the bytes of everything else of it.
 pub(super) fn journal_bytes(replica: &Replica) -> (Vec<policy::Held>, u64) {
     let manifest = replica.manifest();
@@ -447,15 +499,20 @@ pub(super) fn unsealed_bytes(replica: &Replica) -> u64 {
     open.map(|segment| length(segment.number)).sum()
 }
 
-/// What is due by a manifest, beside whose segments others that are not sealed take so much.
-pub(super) fn due(manifest: &Manifest, unsealed_bytes: u64, bytes_per_s: u64, at_once: bool) -> Option<Due> {
+/// What is due by a manifest and what is known of the past, beside whose segments others that are not sealed take so much.
+pub(super) fn due(
+    manifest: &Manifest,
+    past: &Retention,
+    (unsealed_bytes, bytes_per_s): (u64, u64),
+    at_once: bool,
+) -> Option<Due> {
     // Below a base that is not there yet nothing can be merged.
     if is_unseeded(manifest) {
         return None;
     }
     let (sealed, open_bytes) = (sealed(manifest), run_bytes(manifest) + unsealed_bytes);
     let journal = policy::Journal { sealed: &sealed, open_bytes, bytes_per_s };
-    policy::due(&manifest.policy, &manifest.retention, &journal, at_once)
+    policy::due(&manifest.policy, past, &journal, at_once)
 }
 
 /// The last moment up to an LSN that can be restored and merged; zero if there is none.
@@ -482,6 +539,19 @@ fn target(replica: &Replica, manifest: &Manifest, due: Due) -> Lsn {
     further.into_iter().find(|next| *next > merged).unwrap_or(found)
 }
 
+/// The same, or less: as far as one merge goes at once.
+fn near(replica: &Replica, manifest: &Manifest, target: Lsn) -> Lsn {
+    let merged = manifest.retention.oldest.map_or(Lsn::ZERO, |oldest| oldest.lsn);
+    let usual = cdp_core::journal::Options::default().segment_records;
+    // One that is not sealed may get as many records as any.
+    let ends = manifest
+        .segments
+        .iter()
+        .map(|segment| segment.summary().map(|summary| (summary.last_lsn, u64::from(summary.entries))));
+    let ends = ends.map(|sealed| sealed.unwrap_or((Lsn(u64::MAX), usual))).filter(|(last, _)| *last > merged);
+    policy::merge_end(merged, target, ends.map(|(last, records)| (restorable(replica, last.min(target)), records)))
+}
+
 /// Where the next merge of what is due ends; none where there is nothing to merge. `manifest`: the replica's, or what it would become.
 pub(super) fn next_stop(
     replica: &Replica,
@@ -489,7 +559,7 @@ pub(super) fn next_stop(
     held: &Held,
     due: Due,
 ) -> Result<Option<StampedMoment>, ReplicaError> {
-    let target = target(replica, manifest, due);
+    let target = near(replica, manifest, target(replica, manifest, due));
     let Some(lsn) = retention::stop(manifest, held, target) else { return Ok(None) };
     let Some(branch) = replica.catalogue().on_path(lsn) else { return Ok(None) };
     let timeline = branch.timeline;

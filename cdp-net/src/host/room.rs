@@ -16,6 +16,7 @@ use cdp_core::replica::retention::Held;
 use cdp_core::replica::session::SEGMENT_BYTES;
 use cdp_core::replica::{BaseFile, JOURNAL_DIRECTORY, kept};
 use cdp_core::types::{DiskId, Lsn, Timeline};
+use cdp_core::when::format_bytes;
 use std::collections::BTreeMap;
 
 /// Of the reserve no merge takes the last half, or so much, in bytes: manifests and tables of checksums are written there.
@@ -254,8 +255,8 @@ impl Host {
             Limit::Media => "on the replica's disk",
             Limit::Quota => "within the quota",
         };
-        let needed = PIECE_MIN * PIECE_ROOM;
-        let message = format!("merging history needs room itself: {needed} bytes {place}, where {free} are free");
+        let (needed, free) = (format_bytes(PIECE_MIN * PIECE_ROOM), format_bytes(free));
+        let message = format!("merging history needs room itself: {needed} {place}, where {free} are free");
         Err(Problem::new(ProblemClass::Failed, "no-space", message).hint("make room"))
     }
 
@@ -268,16 +269,26 @@ impl Host {
     pub(super) fn trouble(&self, room: Option<&Room>) -> Option<String> {
         let low = room.is_some_and(Room::is_low);
         let why = match *lock(&self.retained.shortage) {
-            Some(Shorten::InVain) => "merging more of it would give no room: what it puts elsewhere takes as much",
-            _ => "all of it is merged already",
+            Some(Shorten::InVain) => "merging more history would give none: what it puts elsewhere takes as much",
+            _ => "there is no history left to merge",
         };
         let decided = matches!(*lock(&self.retained.shortage), Some(Shorten::InVain | Shorten::Nothing));
-        let not_shortened = || format!("there is hardly any room, and history is not shortened: {why}");
+        let not_shortened = || format!("there is hardly any room, and {why}");
         let problem = lock(&self.retained.problem).clone();
         let mut text = problem.or_else(|| (low && decided).then(not_shortened))?;
         if !low {
             return Some(text);
         }
+        let account = self.account();
+        let parts = [
+            ("base", account.base),
+            ("journal", account.journal),
+            ("what is held since old moments", account.kept),
+            ("sessions", account.overlays),
+        ];
+        let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
+        let parts: Vec<_> = parts.map(|(what, bytes)| format!("{what} {}", format_bytes(*bytes))).collect();
+        text.push_str(&format!("; the replica takes {}: {}", format_bytes(account.all()), parts.join(", ")));
         let (mut holds, manifest) = {
             let replica = self.replica();
             (super::space::holds(&replica), replica.manifest().clone())
@@ -290,6 +301,9 @@ impl Host {
             let said: Vec<_> = holds.iter().take(HOLDS_SAID).map(hold_said).collect();
             text.push_str(&format!("; held since old moments: {}", said.join(", ")));
         }
+        if room.is_some_and(|room| room.limit == Limit::Quota) {
+            text.push_str("; a larger quota makes room too (`cdp policy DIR --quota`)");
+        }
         Some(text)
     }
 }
@@ -300,7 +314,12 @@ const HOLDS_SAID: usize = 3;
 fn hold_said(hold: &Hold) -> String {
     let Hold { at, by, label, bytes } = hold;
     let label = label.as_ref().map(|label| format!(" {label:?}")).unwrap_or_default();
-    format!("{} by the {by}{label} of LSN {}", cdp_core::when::format_bytes(*bytes), at.lsn)
+    let way = match by.as_str() {
+        "pin" => format!(" (`cdp unpin DIR --at lsn:{}` lets go of it)", at.lsn),
+        "session" => " (it ends with its mount, or with `cdp mount DIR --drop NAME`)".to_owned(),
+        _ => String::new(),
+    };
+    format!("{} by the {by}{label} of LSN {}{way}", format_bytes(*bytes), at.lsn)
 }
 
 fn floor(reserve: u64) -> u64 {

@@ -30,7 +30,7 @@ fn kept_bytes(host: &Host, manifest: &Manifest) -> BTreeMap<Lsn, u64> {
     manifest.kept.iter().map(|kept| kept.moment.lsn).zip(bytes).collect()
 }
 
-/// What pins and layers hold, oldest first; without their bytes, which the media have to be asked for.
+/// What pins, layers and sessions hold, oldest first; without their bytes, which the media have to be asked for.
 pub(super) fn holds(replica: &Replica) -> Vec<Hold> {
     let manifest = replica.manifest();
     let hold = |timeline: Timeline, lsn: Lsn, by: &str, label: &str| {
@@ -41,7 +41,11 @@ pub(super) fn holds(replica: &Replica) -> Vec<Hold> {
     };
     let pins = manifest.pins.iter().filter_map(|pin| hold(pin.timeline, pin.lsn, "pin", &pin.label));
     let layers = manifest.retention.layers.iter().filter_map(|layer| hold(layer.timeline, layer.lsn, "long", ""));
-    let mut holds: Vec<_> = pins.chain(layers).collect();
+    let sessions = manifest.sessions.iter().filter_map(|session| {
+        let name = document::session_name(session).unwrap_or_default();
+        hold(session.parent, session.fork, "session", &name)
+    });
+    let mut holds: Vec<_> = pins.chain(layers).chain(sessions).collect();
     holds.sort_by_key(|hold| hold.at.lsn);
     holds
 }

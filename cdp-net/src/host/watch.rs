@@ -6,8 +6,8 @@ use super::{Host, lock};
 use crate::report::{History, Limit, Problem, ProblemClass};
 use cdp_core::frame::PointKinds;
 use cdp_core::journal::WhenFull;
-use cdp_core::journal::{Arrival, LayerInfo, Policy, Retention};
-use cdp_core::policy::retention::{self as policy, Reason};
+use cdp_core::journal::{Arrival, CutBy, LayerInfo, Policy, Retention};
+use cdp_core::policy::retention as policy;
 use cdp_core::policy::room;
 use cdp_core::replica::Replica;
 use cdp_core::types::Lsn;
@@ -37,6 +37,8 @@ pub struct Watch {
     host: Arc<Host>,
     stop: Arc<AtomicBool>,
     noted: Noted,
+    /// An owner before came to an end before he noted how long he watched: that is noted at once, or the next one could not know it.
+    owed: bool,
     /// A long-term point that was made and may not be in the manifest: that one is noted, and no other made, until it is.
     pending: Option<LayerInfo>,
     /// A failure is not tried again before.
@@ -52,8 +54,8 @@ pub struct Watch {
 /// long as one.
 #[derive(Clone, Copy, Debug)]
 struct Noted {
-    /// An arrival.
-    arrival: u64,
+    /// What was durable when.
+    arrivals: u64,
     /// A long-term point.
     layer: u64,
     /// Elapsed itself.
@@ -62,9 +64,9 @@ struct Noted {
 
 impl Noted {
     fn of(past: &Retention) -> Self {
-        let arrival = past.arrivals.last().map_or(0, |last| last.elapsed_ms);
+        let arrivals = past.arrivals.last().map_or(0, |last| last.elapsed_ms);
         let layer = past.layers.last().map_or(0, |last| last.elapsed_ms);
-        Self { arrival, layer, elapsed: past.elapsed_ms }
+        Self { arrivals, layer, elapsed: past.elapsed_ms }
     }
 }
 
@@ -102,12 +104,14 @@ impl Watch {
     #[must_use]
     pub fn new(host: &Arc<Host>, stop: &Arc<AtomicBool>) -> Self {
         let noted = Noted::of(&host.replica().manifest().retention);
-        host.retained.elapsed.get_or_init(|| Elapsed { before_ms: noted.elapsed, since: Instant::now() });
+        let before_ms = host.retained.watched_ms.max(noted.elapsed);
+        host.retained.elapsed.get_or_init(|| Elapsed { before_ms, since: Instant::now() });
         let (host, stop) = (Arc::clone(host), Arc::clone(stop));
         Self {
             host,
             stop,
             noted,
+            owed: before_ms > noted.elapsed,
             pending: None,
             not_before: None,
             point_not_before: None,
@@ -125,7 +129,7 @@ impl Watch {
         while !self.is_over() {
             let policy = self.host.replica().manifest().policy;
             let long_term = Some(policy.long_term_ms).filter(|ms| *ms > 0);
-            let every = long_term.into_iter().chain([policy::arrival_ms(&policy)]).min().map(Duration::from_millis);
+            let every = long_term.into_iter().chain([policy::note_ms(&policy)]).min().map(Duration::from_millis);
             let history = self.host.history();
             self.announce(&history, cut);
             if self.not_before.is_none_or(|at| at <= Instant::now()) {
@@ -154,9 +158,12 @@ impl Watch {
     }
 
     fn look(&mut self, policy: &Policy) -> Result<(), Problem> {
-        self.note(policy, self.host.elapsed_ms())?;
+        let elapsed_ms = self.host.elapsed_ms();
+        self.host.arrive(elapsed_ms);
+        self.note(policy, elapsed_ms)?;
         let urgent = || self.host.is_urgent();
         let pace = |worked: Duration| {
+            self.host.arrive(self.host.elapsed_ms());
             if !urgent() {
                 self.wait(worked, &urgent);
             }
@@ -177,17 +184,18 @@ impl Watch {
                 return;
             }
             std::thread::sleep(left.min(LOOK_MIN));
+            self.host.arrive(self.host.elapsed_ms());
             if reason() {
                 return;
             }
         }
     }
 
-    /// Writes down what is due of how much time has passed: what is durable now, with which the journal goes on in a new segment, and
+    /// Writes down what is due of how much time has passed: what was durable when, with which the journal goes on in a new segment, and
     /// which layers come and go.
     fn note(&mut self, policy: &Policy, elapsed_ms: u64) -> Result<(), Problem> {
         let since = |then: u64| elapsed_ms.saturating_sub(then);
-        let arrived = since(self.noted.arrival) >= policy::arrival_ms(policy);
+        let arrived = self.owed || since(self.noted.arrivals) >= policy::note_ms(policy);
         let wanted = policy.long_term_ms > 0 && since(self.noted.layer) >= policy.long_term_ms;
         if wanted && self.pending.is_none() {
             self.pending = self.long_term_point(elapsed_ms);
@@ -196,24 +204,25 @@ impl Watch {
         if !arrived && layer.is_none() && since(self.noted.elapsed) < ELAPSED_MS_MAX {
             return Ok(());
         }
-        let durable = arrived.then(|| {
-            let replica = self.host.replica();
-            let trunk = replica.catalogue().trunk();
-            trunk.map_or(Lsn::ZERO, |trunk| super::safe(replica.catalogue(), trunk.timeline))
-        });
-        let keep_ms = policy.keep_ms;
+        let policy = *policy;
         // Where it fails, what it notes may be stored later, or not: nothing is merged before that is known, and noting it again changes
         // nothing.
+        let write_down = self.host.write_down(elapsed_ms);
         self.host.change_for_merge(Box::new(move |writer| {
-            let past = &writer.manifest().retention;
-            if durable.is_some() && !past.is_waiting() {
+            if arrived && !policy::is_waiting(&policy, &writer.manifest().retention) {
                 writer.roll();
             }
-            writer.edit(|manifest| write_down(&mut manifest.retention, elapsed_ms, durable, layer, keep_ms))
+            writer.edit(|manifest| {
+                let past = &mut manifest.retention;
+                write_down(past);
+                layer.into_iter().for_each(|layer| past.add_layer(layer));
+                past.expire_layers(policy.keep_ms);
+            })
         }))?;
         self.noted.elapsed = elapsed_ms;
+        self.owed = false;
         if arrived {
-            self.noted.arrival = elapsed_ms;
+            self.noted.arrivals = elapsed_ms;
         }
         if let Some(layer) = self.pending.take() {
             self.noted.layer = layer.elapsed_ms;
@@ -236,20 +245,6 @@ impl Watch {
     }
 }
 
-/// What a note makes of the past: what is durable then, if that is due, and a layer, if one was made.
-pub(super) fn write_down(
-    past: &mut Retention,
-    elapsed_ms: u64,
-    durable: Option<Lsn>,
-    layer: Option<LayerInfo>,
-    keep_ms: u64,
-) {
-    past.elapsed_ms = past.elapsed_ms.max(elapsed_ms);
-    durable.into_iter().for_each(|lsn| past.arrive(Arrival { elapsed_ms, lsn }));
-    layer.into_iter().for_each(|layer| past.add_layer(layer));
-    past.expire_layers(keep_ms);
-}
-
 impl From<room::Limit> for Limit {
     fn from(limit: room::Limit) -> Self {
         match limit {
@@ -262,12 +257,50 @@ impl From<room::Limit> for Limit {
 impl Host {
     /// How long owners have watched over the replica by now, in milliseconds.
     pub(crate) fn elapsed_ms(&self) -> u64 {
-        let elapsed = self.retained.elapsed.get().map(|elapsed| {
+        self.watched_ms().unwrap_or_else(|| self.replica().manifest().retention.elapsed_ms)
+    }
+
+    /// The same where somebody watches: else no time passes.
+    fn watched_ms(&self) -> Option<u64> {
+        self.retained.elapsed.get().map(|elapsed| {
             let now = u64::try_from(elapsed.since.elapsed().as_millis()).unwrap_or(u64::MAX);
             elapsed.before_ms.saturating_add(now)
-        });
-        // Where nobody watches no time passes.
-        elapsed.unwrap_or_else(|| self.replica().manifest().retention.elapsed_ms)
+        })
+    }
+
+    /// Looks what is durable now. That is kept in memory until the manifest is written anyway: a crash forgets of it what it forgets of
+    /// elapsed time.
+    pub(super) fn arrive(&self, elapsed_ms: u64) {
+        let last = lock(&self.retained.arrived).last().map(|last| last.elapsed_ms);
+        if last.is_some_and(|last| elapsed_ms < last.saturating_add(policy::ARRIVAL_MS)) {
+            return;
+        }
+        let lsn = {
+            let replica = self.replica();
+            let trunk = replica.catalogue().trunk();
+            trunk.map_or(Lsn::ZERO, |trunk| super::safe(replica.catalogue(), trunk.timeline))
+        };
+        if lsn > Lsn::ZERO {
+            Arrival { elapsed_ms, lsn }.join(&mut lock(&self.retained.arrived));
+        }
+    }
+
+    /// What tells a manifest how much time has passed, and what was durable when.
+    pub(crate) fn write_down(&self, elapsed_ms: u64) -> impl FnOnce(&mut Retention) + Send + use<> {
+        let arrived = lock(&self.retained.arrived).clone();
+        move |past| {
+            past.elapsed_ms = past.elapsed_ms.max(elapsed_ms);
+            past.arrive(&arrived);
+        }
+    }
+
+    /// The past by a manifest and by what that was not told yet; layers are not in it.
+    pub(super) fn past(&self, told: &Retention) -> Retention {
+        let (oldest, arrivals) = (told.oldest, told.arrivals.clone());
+        let mut past = Retention { elapsed_ms: told.elapsed_ms, oldest, arrivals, layers: Vec::new() };
+        // What is in it already is passed over: when it was told of is no matter. Who asks has the lock of the replica.
+        self.write_down(self.watched_ms().unwrap_or(0))(&mut past);
+        past
     }
 
     /// Whether the journal has taken three quarters of its bound.
@@ -310,13 +343,11 @@ impl Host {
         let short = forecast_ms.is_some_and(|ms| ms < policy.window_ms);
         let near = room.filter(room::Room::is_near);
         let limit = bound.filter(|_| short).map(|(_, limit)| limit).or(near.map(|room| room.limit.into()));
-        let oldest = manifest.retention.oldest.map(|oldest| oldest.lsn);
-        let cut_by = lock(&self.retained.cut_at).filter(|(lsn, _)| Some(*lsn) == oldest);
-        let cut_by = cut_by.and_then(|(_, reason)| match reason {
-            Reason::Window => None,
-            Reason::Bytes => Some(Limit::MaxBytes),
-            Reason::Room => Some(Limit::Room),
-            Reason::Quota => Some(Limit::Quota),
+        let oldest = manifest.oldest().map(|oldest| oldest.lsn);
+        let cut_by = manifest.cut.filter(|cut| Some(cut.lsn) == oldest).map(|cut| match cut.by {
+            CutBy::Bytes => Limit::MaxBytes,
+            CutBy::Room => Limit::Room,
+            CutBy::Quota => Limit::Quota,
         });
         History {
             window_ms: policy.window_ms,
@@ -403,6 +434,9 @@ mod tests {
         fn segment_bytes(&self) -> u64 {
             1 << 20
         }
+        fn unrecorded(&self) -> Option<(crate::report::State, Lsn)> {
+            None
+        }
         fn describe(&self, _: &mut Status) {}
         fn add_disk(&self, _: &str, _: &Path) -> Result<DiskChanged, Problem> {
             unreachable!("no disks here")
@@ -447,6 +481,29 @@ mod tests {
         fn past(&self) -> Retention {
             self.watch.host.replica().manifest().retention.clone()
         }
+    }
+
+    /// Somebody who reads everything may have been stopped in the middle: he is given up, and told, when he lets go.
+    #[test]
+    fn who_reads_everything_keeps_retention_out_for_half_a_window() {
+        let scene = Scene::new();
+        let host = &scene.watch.host;
+        let window_ms = host.replica().manifest().policy.window_ms;
+        let since = |ms| *lock(&host.retained.kept_out) = Instant::now().checked_sub(Duration::from_millis(ms));
+        let changes = || host.changing(Scope::Worthwhile, &|_| true).is_some();
+        assert!(changes());
+        let reader: Box<dyn std::any::Any + Send> = Box::new(host.holds.pause());
+        assert!(!changes(), "nothing is urgent");
+        since(window_ms.max(1_200_000) / 2 - 5_000);
+        assert!(!changes() && crate::host::holds::was_held(reader.as_ref()));
+        since(window_ms.max(1_200_000) / 2 + 1);
+        // The next look has it.
+        changes();
+        assert!(changes() && !crate::host::holds::was_held(reader.as_ref()));
+        drop(reader);
+        // The next one has as long as the first.
+        let next: Box<dyn std::any::Any + Send> = Box::new(host.holds.pause());
+        assert!(!changes() && crate::host::holds::was_held(next.as_ref()));
     }
 
     #[test]

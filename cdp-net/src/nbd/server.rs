@@ -63,6 +63,20 @@ pub enum ServeError {
     Thread(#[source] io::Error),
 }
 
+/// Where a server is going to serve: taken from now on, and nobody is answered yet. Clients that come meanwhile wait.
+#[derive(Debug)]
+pub struct Place(Listener);
+
+impl Place {
+    /// Listens at `address`; with `next_free`, if the TCP port is taken, at one of the following hundred.
+    ///
+    /// # Errors
+    /// [`ServeError::Listen`].
+    pub fn take(address: &Address, next_free: bool) -> Result<Self, ServeError> {
+        Ok(Self(Listener::bind(address, next_free)?))
+    }
+}
+
 /// A running server. Dropping it stops it, giving what is in flight five seconds.
 pub struct Server {
     shared: Arc<Shared>,
@@ -93,8 +107,17 @@ impl Server {
     /// [`ServeError`].
     pub fn start(options: ServerOptions) -> Result<Self, ServeError> {
         check_names(&options.exports)?;
-        let ServerOptions { address, exports, tls, next_free, limits } = options;
-        let listener = Listener::bind(&address, next_free)?;
+        let place = Place::take(&options.address, options.next_free)?;
+        Self::start_at(place, options)
+    }
+
+    /// Like [`Server::start`], at a place that was taken before: the options' address says nothing then.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub fn start_at(place: Place, options: ServerOptions) -> Result<Self, ServeError> {
+        check_names(&options.exports)?;
+        let (Place(listener), ServerOptions { exports, tls, limits, .. }) = (place, options);
         let address = listener.address();
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| ServeError::Thread(errno.into()))?);
         let shared = Arc::new(Shared::new(exports, tls, limits));

@@ -108,7 +108,8 @@ pub enum Request {
         nearest: Option<Side>,
     },
     /// Keeps everything there is, for a reader of the whole replica (`verify`): a [`PinReply`] of the latest moment. Given up where the
-    /// journal is at its bound or there is hardly any room: who lets go of it ([`Request::Unpin`]) is told.
+    /// journal is at its bound or there is hardly any room, and where retention has waited for it for half a window: who lets go of it
+    /// ([`Request::Unpin`]) is told.
     PinAll,
     /// Pins a moment durably: nothing drops it until it is let go. Its [`At`] is the answer.
     Keep {

@@ -24,6 +24,8 @@ pub(super) struct Queues {
     pub(super) frames: Box<dyn Fn(RawFrame) + Send>,
     /// Writes of the activity log.
     pub(super) log: Sender<LogWrite>,
+    /// Removals of its file.
+    pub(super) log_removals: Sender<()>,
     /// Flushes of a source that the filter itself wants.
     pub(super) flushes: Sender<(DiskId, FlushTicket)>,
     /// Ranges of a source to read again.
@@ -90,6 +92,7 @@ impl Engine {
             Output::Ready(_) => true,
             Output::Frame(frame) => return (queues.frames)(frame),
             Output::Log(write) => queues.log.send(write).is_ok(),
+            Output::RemoveLog => queues.log_removals.send(()).is_ok(),
             Output::Flush(disk, ticket) => queues.flushes.send((disk, ticket)).is_ok(),
             Output::Reread(reread) => queues.rereads.send(reread).is_ok(),
             Output::Event(event) => queues.events.send(event).is_ok(),
@@ -111,7 +114,7 @@ impl Engine {
     }
 
     /// Gives an op its place in the order; returns when it may run. The wait is one of the two bounded ones: for an op that
-    /// overlaps, or for one sync of the activity log.
+    /// overlaps, or for one sync of the activity log (where that takes too long: for the removal of its file).
     pub(super) fn submit(&self, disk: DiskId, op: Op) -> Result<Ticket, SubmitError> {
         match self.with(|filter, now| filter.submit(now, disk, op))? {
             Submitted::Go(ticket) => Ok(ticket),

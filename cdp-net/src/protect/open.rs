@@ -200,10 +200,15 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     if let Some(stranger) = place::stranger(&options.replica).map_err(listed)? {
         return Err(ProtectError::Occupied { path: options.replica.display().to_string(), found: stranger });
     }
+    let open_sources = || {
+        let opened = options.sources.iter().map(|source| Ok((source, Source::open(&source.path)?)));
+        opened.collect::<Result<Vec<_>, ProtectError>>()
+    };
+    // Nothing is made for sources that cannot be protected. Where a replica may be, its owner is to be named first: it has them.
+    let of_new = if options.replica.exists() { None } else { Some(open_sources()?) };
     let storage: Arc<dyn Storage> = Arc::new(Disk::create(&options.replica)?);
     let owner = Owner::acquire(&options.replica)?;
-    let opened_sources = options.sources.iter().map(|source| Ok((source, Source::open(&source.path)?)));
-    let opened_sources = opened_sources.collect::<Result<Vec<_>, ProtectError>>()?;
+    let opened_sources = of_new.map_or_else(open_sources, Ok)?;
     let (manifest, resumed) = match existing(storage.as_ref())? {
         Some(manifest) => (Some(manifest), true),
         None => (None, false),
@@ -258,6 +263,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     if let Start::Clean { .. } = start {
         writer.edit(|manifest| manifest.clean = false);
     } else {
+        check_timelines(&manifest).map_err(ProtectError::Replica)?;
         writer.open_timeline(new_timeline(&manifest, &start, timeline));
     }
     let generation = writer.edit(|manifest| {
@@ -362,7 +368,7 @@ pub(crate) fn witness(storage: &dyn Storage) -> Option<Lsn> {
 }
 
 /// The activity log's file, made if it is not there, or if what is there is a pipe, a device or a link to one.
-fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, ProtectError> {
+pub(super) fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, MediaError> {
     match storage.open(ACTIVITY_LOG, true) {
         Err(error) if is_no_log(&error) => {
             super::make::remove(storage, ACTIVITY_LOG)?;
@@ -370,7 +376,7 @@ fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, ProtectError> {
             storage.sync_dir("state")?;
             Ok(file)
         }
-        other => Ok(other?),
+        other => other,
     }
 }
 
@@ -421,6 +427,17 @@ fn decide(
     }
 }
 
+/// Refuses one more timeline where a manifest with it might be read by nobody: each unclean stop leaves one, and merging takes them away.
+fn check_timelines(manifest: &Manifest) -> Result<(), Problem> {
+    let found = manifest.timelines.len();
+    if found < Manifest::TIMELINES_OPENED {
+        return Ok(());
+    }
+    let message = format!("the replica has {found} timelines, one for each unclean stop, and takes no more");
+    let problem = Problem::new(ProblemClass::Refused, "timelines", message);
+    Err(problem.hint("`cdp prune` drops those that are older than the window; else protect into a new directory"))
+}
+
 fn last_epoch(manifest: &Manifest) -> ClockEpoch {
     let summaries = manifest.segments.iter().filter_map(|segment| match &segment.state {
         SegmentState::Sealed(summary) => Some(summary.last.epoch),
@@ -450,7 +467,22 @@ fn new_timeline(manifest: &Manifest, start: &Start, id: Timeline) -> TimelineInf
 mod tests {
     use super::*;
     use crate::protect::Protector;
+    use cdp_core::types::{GroupId, ReplicaId};
     use std::time::Duration;
+
+    #[test]
+    fn a_manifest_that_is_full_of_timelines_takes_no_more() {
+        let id = [1; 16];
+        let (replica, group, timeline) =
+            (ReplicaId::new(id).unwrap(), GroupId::new(id).unwrap(), Timeline::new(id).unwrap());
+        let mut manifest = Manifest::new(replica, group, "group");
+        let info = new_timeline(&manifest, &Start::First, timeline);
+        manifest.timelines.resize(Manifest::TIMELINES_OPENED - 1, info);
+        check_timelines(&manifest).unwrap();
+        manifest.timelines.push(info);
+        assert_eq!(check_timelines(&manifest).unwrap_err().code, "timelines");
+        assert_eq!(manifest.too_long(), None);
+    }
 
     #[test]
     fn the_activity_log_remembers_what_was_durable() {

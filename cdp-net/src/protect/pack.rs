@@ -63,7 +63,7 @@ pub(super) fn run_packs(work: &PackWork, group: GroupId, pump: &Sender<Message>)
     loop {
         let next = lock(&work.work).recv();
         let Ok(Pack { ticket, raw, compression }) = next else { return };
-        let frame = encoder.encode(&raw, group, compression);
+        let frame = encoder.encode(raw, group, compression);
         lock(&work.packed).push((ticket, frame));
         if pump.send(Message::Done).is_err() {
             return;

@@ -229,7 +229,7 @@ impl Pump {
         self.held.push_back(Held { frame: None, underway });
         match choice {
             Choice::Here(compression) => {
-                let frame = self.encoder.encode(&raw, self.parts.group, compression);
+                let frame = self.encoder.encode(raw, self.parts.group, compression);
                 self.packed(ticket, frame);
             }
             Choice::Aside(compression) => self.parts.packers.push(Pack { ticket, raw, compression }),

@@ -5,6 +5,7 @@ use super::engine::{Engine, Queues};
 use super::failure::Failure;
 use super::labels::Labels;
 use super::levels::Levels;
+use super::log_file::LogFile;
 use super::open::{Prepared, ProtectError, ProtectOptions, prepare, store};
 use super::pack::{pack_threads, packers, run_packs};
 use super::pump::{Backlog, Message, Parts, Pump, Stored};
@@ -12,7 +13,7 @@ use super::room::Lack;
 use super::seed::Progress;
 use super::sources::Sources;
 use super::stop::Threads;
-use super::{Notice, Protector, PumpStore, Shared, log_file, reread};
+use super::{Notice, Protector, PumpStore, Shared, reread};
 use crate::clock;
 use crate::device::Device;
 use crate::drive;
@@ -22,7 +23,7 @@ use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Room, St
 use cdp_core::types::DiskId;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the first write of the activity log may take before guests are served without it.
@@ -34,6 +35,7 @@ const PLACE_LOOK: Duration = Duration::from_millis(250);
 /// What the threads get their work from.
 struct Work {
     log: Receiver<LogWrite>,
+    log_removals: Receiver<()>,
     flushes: Receiver<(DiskId, cdp_core::capture::FlushTicket)>,
     rereads: Receiver<Reread>,
     events: Receiver<Event>,
@@ -113,6 +115,7 @@ fn launch(
         failure: Arc::clone(&failure),
         index: Arc::default(),
         stored: Arc::clone(&stored),
+        driver: OnceLock::new(),
         segment_bytes: options.segment_bytes,
         lack: Arc::clone(&lack),
         progress: Arc::new(Progress::default()),
@@ -143,7 +146,7 @@ fn launch(
     let admit = move |name: &str, bytes| super::room::admit(&for_room.host, &for_room.lack, name, bytes);
     let driver = drive::start(options.driver, executor.admitted_by(Box::new(admit)), wake)
         .map_err(|source| ProtectError::System { what: "start a thread", source })?;
-    let driver_name = driver.name();
+    shared.driver.get_or_init(|| driver.name());
     let parts = Parts {
         group,
         writer,
@@ -160,7 +163,7 @@ fn launch(
         closed: Arc::clone(&shared.closed),
     };
     let mut threads = Threads::new(Arc::clone(&shared));
-    let Work { log: log_work, flushes, rereads, events, pump } = work;
+    let Work { log: log_work, log_removals, flushes, rereads, events, pump } = work;
     threads.spawn("cdp-pump", move || Pump::new(parts).run(&pump))?;
     for _ in 0..pack_threads() {
         let (work, pump) = (pack_work.clone(), pump_sender.clone());
@@ -170,8 +173,11 @@ fn launch(
     let (pump, stop) = (Arc::clone(&shared.pump), Arc::clone(&shared.stop));
     let levels = Levels { pump, storage: Arc::clone(&storage), stop, trouble: Arc::clone(&shared.index) };
     threads.spawn("cdp-index", move || levels.run(&manifests))?;
+    let log_file = Arc::new(LogFile::new(Arc::clone(&storage)));
+    let (for_removals, for_removals_engine) = (Arc::clone(&log_file), Arc::clone(&engine));
+    threads.spawn("cdp-log-removal", move || for_removals.run_removals(&log_removals, &for_removals_engine))?;
     let for_log = Arc::clone(&engine);
-    threads.spawn("cdp-log", move || log_file::run(&log, &log_work, &for_log))?;
+    threads.spawn("cdp-log", move || log_file.run_writes(log, &log_work, &for_log))?;
     let for_flush = Arc::clone(&shared);
     threads.spawn("cdp-flush", move || run_flushes(&for_flush, &flushes))?;
     let for_reread = Arc::clone(&shared);
@@ -209,20 +215,13 @@ fn launch(
     threads.spawn("cdp-merge", move || watch.run(&|history| for_watch.tell_history(history)))?;
     let control = ControlServer::start(&owner, Arc::clone(&host) as _)
         .map_err(|source| ProtectError::System { what: "make the control socket", source })?;
-    Ok(Protector {
-        opened,
-        driver: driver_name,
-        shared,
-        started: Instant::now(),
-        _control: control,
-        _threads: threads,
-        owner,
-    })
+    Ok(Protector { opened, shared, started: Instant::now(), _control: control, _threads: threads, owner })
 }
 
 fn queues(backlog: Arc<Backlog>) -> (Queues, Sender<Message>, Work) {
     let (pump_sender, pump) = channel();
     let (log_sender, log) = channel();
+    let (removal_sender, log_removals) = channel();
     let (flush_sender, flushes) = channel();
     let (reread_sender, rereads) = channel();
     let (event_sender, events) = channel();
@@ -234,11 +233,12 @@ fn queues(backlog: Arc<Backlog>) -> (Queues, Sender<Message>, Work) {
             let _ = frames.send(Message::Frame(frame));
         }),
         log: log_sender,
+        log_removals: removal_sender,
         flushes: flush_sender,
         rereads: reread_sender,
         events: event_sender,
     };
-    (queues, pump_sender, Work { log, flushes, rereads, events, pump })
+    (queues, pump_sender, Work { log, log_removals, flushes, rereads, events, pump })
 }
 
 fn run_flushes(shared: &Shared, queue: &Receiver<(DiskId, cdp_core::capture::FlushTicket)>) {

@@ -97,13 +97,11 @@ impl Protector {
 
     /// Seals the journal; whether its manifest says so durably.
     fn close_journal(&self, clean: bool, over: &dyn Fn() -> bool) -> bool {
-        let (pump, elapsed_ms) = (&self.shared.pump, self.shared.host.elapsed_ms());
+        let (pump, host) = (&self.shared.pump, &self.shared.host);
+        let write_down = host.write_down(host.elapsed_ms());
         pump.send(Message::Call(Box::new(move |writer| {
             // In the same manifest: the next owner counts on from here, however short this run was.
-            writer.edit(|manifest| {
-                let past = &mut manifest.retention;
-                past.elapsed_ms = past.elapsed_ms.max(elapsed_ms);
-            });
+            writer.edit(|manifest| write_down(&mut manifest.retention));
             writer.close(clean);
         })));
         loop {

@@ -65,7 +65,7 @@ fn killed(frames: u64) -> Arc<dyn Storage> {
     });
     drain(&mut writer, &executor, MonoTime(1));
     for lsn in 1..=frames {
-        let mut frame = Encoder::new().encode(&frame(lsn), group, Compression::None);
+        let mut frame = Encoder::new().encode(frame(lsn), group, Compression::None);
         while let Err(refused) = writer.append(MonoTime(1), frame) {
             frame = refused.frame;
             drain(&mut writer, &executor, MonoTime(1));

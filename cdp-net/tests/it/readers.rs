@@ -2,7 +2,7 @@
 
 use super::protect::{DISK, Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
-use cdp_core::journal::{KeptInfo, Manifest, StampedMoment, read_manifest};
+use cdp_core::journal::{KeptInfo, Manifest, ReadError, StampedMoment, read_manifest};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::catalogue::Moment;
 use cdp_core::replica::{Replica, ReplicaView};
@@ -13,7 +13,7 @@ use cdp_net::owner::{
 };
 use cdp_net::protect::{ProtectOptions, Protector};
 use cdp_net::reading::{Reading, ReadingTwo};
-use cdp_net::report::{At, Policy, Problem, ProblemClass, Pruned};
+use cdp_net::report::{At, Policy, Problem, ProblemClass, Pruned, Status};
 use cdp_net::verify::{verify, verify_beside_owner};
 use std::path::Path;
 use std::sync::Arc;
@@ -107,6 +107,94 @@ fn a_comparison_without_an_owner_outlasts_a_prune_too() {
     prune(&replica);
     assert!(content(&views[0]) == seen);
     assert!(content(&views[1]) == later);
+}
+
+fn start(place: &Place) -> Protector {
+    Protector::start(&ProtectOptions { segment_bytes: MIB as u64, ..place.options(&["disk"]) }, |_| {}).unwrap()
+}
+
+fn stop(protector: Protector) {
+    assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
+}
+
+fn readers(replica: &Path) -> u32 {
+    ControlClient::connect(replica).unwrap().call::<Status>(&Request::Status).unwrap().pins
+}
+
+#[test]
+fn what_is_read_outlasts_the_owner_that_it_was_found_by() {
+    let place = Place::new();
+    let [seen, later, _] = written(&place, 7009);
+    let (replica, key) = (place.replica(), KeyHolder::default());
+    let protector = start(&place);
+    let reading = Reading::open(&replica, access(&replica), &named("seen"), None, &key).unwrap();
+    let two = [&named("seen"), &named("later")];
+    let comparing = ReadingTwo::open(&replica, access(&replica), two, None, &key).unwrap();
+    let (view, views) = (reading.view().unwrap(), comparing.views().unwrap());
+    assert_eq!(readers(&replica), 3);
+    stop(protector);
+    // Whoever owns it next sees two moments, and does not see how many read each.
+    let protector = start(&place);
+    assert_eq!(readers(&replica), 2);
+    prune(&replica);
+    assert_eq!(protector.host().replica().manifest().kept.len(), 2);
+    stop(protector);
+    assert!(content(&view) == seen);
+    drop((view, reading));
+    // A command that owns it for a moment too.
+    let idle = Reading::open(&replica, access(&replica), &When::Latest, None, &key).unwrap();
+    assert_eq!(readers(&replica), 3);
+    let _: Pruned = ControlClient::connect(&replica).unwrap().call(&PRUNE).unwrap();
+    assert!(content(&views[0]) == seen);
+    assert!(content(&views[1]) == later);
+    drop((views, comparing));
+    assert_eq!(readers(&replica), 1);
+    let _: Pruned = ControlClient::connect(&replica).unwrap().call(&PRUNE).unwrap();
+    drop(idle);
+    let left = place.load();
+    assert!(left.manifest().kept.is_empty());
+    assert!(left.resolve(&named("seen")).is_err());
+}
+
+#[test]
+fn the_next_owner_gives_up_what_is_read_where_it_takes_too_much_room() {
+    let place = Place::new();
+    let [seen, ..] = written(&place, 7010);
+    let (replica, key) = (place.replica(), KeyHolder::default());
+    let protector = start(&place);
+    let reading = Reading::open(&replica, access(&replica), &named("seen"), None, &key).unwrap();
+    let view = reading.view().unwrap();
+    stop(protector);
+    let protector = start(&place);
+    assert_eq!(readers(&replica), 1);
+    for at in (0..20 * MIB).step_by(MIB) {
+        protector.exports()[0].device.write(at as u64, Bytes::from(noise(7100 + at as u64, MIB)), false).unwrap();
+    }
+    protector.mark(&label("over")).unwrap();
+    let mut asking = ControlClient::connect(&replica).unwrap();
+    // A quarter of it is less than what is kept for the reader.
+    let change = PolicyChange { max_bytes: Some(8 * MIB as u64), ..PolicyChange::default() };
+    let _: Policy = asking.call(&Request::Policy { change }).unwrap();
+    let pruned: Pruned = asking.call(&PRUNE).unwrap();
+    assert_eq!((pruned.holds, readers(&replica)), (0, 0));
+    assert!(protector.host().replica().manifest().kept.is_empty());
+    let mut piece = vec![0; MIB];
+    let (mut given_up, disk) = (0, view.disks()[0].id);
+    for (at, model) in (0..).step_by(MIB).zip(seen.chunks(MIB)) {
+        match view.read(disk, at, &mut piece) {
+            Ok(()) => assert!(piece == model, "wrong bytes at {at}"),
+            Err(ReadError::GivenUp { .. }) => given_up += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(given_up > 0, "nothing was given up");
+    stop(protector);
+    // Nor does it hold anything of the one after that, who knows nothing of it.
+    let protector = start(&place);
+    let pruned: Pruned = ControlClient::connect(&replica).unwrap().call(&PRUNE).unwrap();
+    assert_eq!((pruned.holds, readers(&replica)), (0, 0));
+    drop(reading);
+    stop(protector);
 }
 
 #[test]

@@ -208,6 +208,12 @@ impl Running {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// Ends it as nobody should.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Ends it as people do; gives its exit status and its last event.
     pub(crate) fn stop(&mut self) -> (i32, Value) {
         let pid = rustix::process::Pid::from_child(&self.child);

@@ -23,7 +23,13 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let limits = Limits { wait_ns_max: 100 * MS, hot_ns_min: 1000 * MS, generation_least: 0, durable: Lsn(0) };
+        let limits = Limits {
+            wait_ns_max: 100 * MS,
+            remove_ns_max: 5000 * MS,
+            hot_ns_min: 1000 * MS,
+            generation_least: 0,
+            durable: Lsn(0),
+        };
         let timeline = Timeline::new([9; 16]).expect("not 0");
         let mut activity = Activity::new(group(), timeline, None, limits, MonoTime(1));
         activity.add_disk(DiskId::new(1).expect("not 0"), 1 << 30);
@@ -164,6 +170,10 @@ fn a_lost_log_holds_nobody_and_comes_back_whole_with_a_higher_generation() {
     fixture.activity.prepare(0, HERE, fixture.now);
     let write = fixture.issue().expect("a write");
     fixture.activity.written(fixture.now, write.token, Err(Failed { errno: 5 })).expect("under way");
+    assert!(fixture.activity.writer().holds(), "its file is still there");
+    assert!(fixture.activity.writer_mut().take_removal() && !fixture.activity.writer_mut().take_removal());
+    fixture.file.clear();
+    fixture.activity.removed(fixture.now).expect("under way");
     assert!(!fixture.activity.writer().holds());
     let lost = fixture.activity.writer_mut().take_untold();
     assert_eq!(lost, Some(LogTrust::Lost { generation, error: Some(Failed { errno: 5 }) }));
@@ -175,7 +185,10 @@ fn a_lost_log_holds_nobody_and_comes_back_whole_with_a_higher_generation() {
     fixture.land(&probe);
     fixture.activity.written(fixture.now, probe.token, Ok(())).expect("under way");
     assert!(fixture.activity.writer().holds(), "from here on ops wait again");
-    assert!(fixture.log().generation <= generation, "no header before all that was marked meanwhile is written");
+    assert!(
+        LogContents::read(&fixture.file, group()).is_err(),
+        "no header before all that was marked meanwhile is written"
+    );
     while fixture.write() {}
     let Some(LogTrust::Good { generation: back }) = fixture.activity.writer_mut().take_untold() else { panic!("good") };
     let log = fixture.log();

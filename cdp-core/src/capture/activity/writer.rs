@@ -38,10 +38,23 @@ enum Phase {
         sectors_done: bool,
     },
     Good,
+    /// The log could not be written (in time), and its file still says what it said: ops wait for its removal, at most until
+    /// then, unless the file marks what they touch.
+    Removing {
+        until: MonoTime,
+        error: Option<Failed>,
+    },
     Lost {
         retry_at: MonoTime,
     },
     Probing,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Removal {
+    None,
+    Wanted,
+    Asked,
 }
 
 /// The bits of a sector as they were written.
@@ -67,9 +80,12 @@ pub(in crate::capture) struct Writer {
     /// What both copies of the header on disk say was durable at the replica.
     witnessed: Lsn,
     in_flight: Option<InFlight>,
+    /// Whether the removal of the file is to be asked for, or was and is not answered. Nothing is written meanwhile.
+    removal: Removal,
     tokens: u64,
     pause_ns: u64,
     wait_ns_max: u64,
+    remove_ns_max: u64,
     /// When the first write was issued.
     begun: Option<MonoTime>,
     /// LSNs up to here may be given.
@@ -105,9 +121,11 @@ impl Writer {
             ready: false,
             witnessed: Lsn::ZERO,
             in_flight: None,
+            removal: Removal::None,
             tokens: 0,
             pause_ns: 0,
             wait_ns_max: limits.wait_ns_max,
+            remove_ns_max: limits.remove_ns_max,
             begun: None,
             reserved: Lsn::ZERO,
             last_lsn: Lsn::ZERO,
@@ -124,7 +142,7 @@ impl Writer {
 
     /// Whether ops wait for their bits.
     pub(in crate::capture) fn holds(&self) -> bool {
-        matches!(self.phase, Phase::Settling { .. } | Phase::Good)
+        matches!(self.phase, Phase::Settling { .. } | Phase::Good | Phase::Removing { .. })
     }
 
     /// Whether an op whose bits are safe may run.
@@ -132,15 +150,11 @@ impl Writer {
         self.ready
     }
 
-    /// The longest an op waits for the log, in nanoseconds.
-    pub(in crate::capture) fn wait_ns_max(&self) -> u64 {
-        self.wait_ns_max
-    }
-
     /// Whether LSNs up to this one may leave the filter. While the log is lost it does not limit them: the next start will not
     /// believe it and begin [`super::super::LSN_JUMP`] above everything that is known.
     pub(in crate::capture) fn may_give(&self, lsn: Lsn) -> bool {
-        lsn <= self.reserved || !(self.phase == Phase::Good || self.trust.is_none())
+        let counts = matches!(self.phase, Phase::Good | Phase::Removing { .. });
+        lsn <= self.reserved || !(counts || self.trust.is_none())
     }
 
     /// Renews the reservation when half of it is used. Returns the LSN at which to ask again.
@@ -209,14 +223,29 @@ impl Writer {
     /// When a lost log is tried again.
     pub(in crate::capture) fn retry_due(&self) -> Option<MonoTime> {
         match self.phase {
-            Phase::Lost { retry_at } if self.in_flight.is_none() => Some(retry_at),
+            Phase::Lost { retry_at } if self.in_flight.is_none() && self.removal == Removal::None => Some(retry_at),
             _ => None,
         }
     }
 
-    /// Since when the log is not yet good for the first time and everything waits for it.
-    pub(in crate::capture) fn settling_since(&self) -> Option<MonoTime> {
-        self.begun.filter(|_| self.trust.is_none())
+    /// When whoever waits has waited long enough. `op`: since when an op waits for its bits.
+    pub(in crate::capture) fn wait_due(&self, op: Option<MonoTime>) -> Option<MonoTime> {
+        if let Phase::Removing { until, .. } = self.phase {
+            return Some(until);
+        }
+        // Until it is good for the first time everything waits for it.
+        let settling = self.begun.filter(|_| self.trust.is_none());
+        let since = op.filter(|_| self.holds()).into_iter().chain(settling).min()?;
+        Some(since.after(self.wait_ns_max))
+    }
+
+    /// Whether the log's file is to be removed now.
+    pub(in crate::capture) fn take_removal(&mut self) -> bool {
+        let wanted = self.removal == Removal::Wanted;
+        if wanted {
+            self.removal = Removal::Asked;
+        }
+        wanted
     }
 
     /// The write under way says nothing about these regions: their sectors lie elsewhere now.
@@ -240,21 +269,49 @@ impl Writer {
         (self.trust, self.untold) = (Some(trust), Some(trust));
     }
 
+    /// The log could not be written (in time), or its removal takes too long.
     pub(super) fn lose(&mut self, regions: &mut [Region], now: MonoTime, error: Option<Failed>) {
-        if matches!(self.phase, Phase::Lost { .. }) {
-            return;
+        match self.phase {
+            Phase::Lost { .. } => {}
+            Phase::Removing { until, error } if until <= now => self.lost(regions, now, error, true),
+            Phase::Removing { .. } => {}
+            // The file has no header yet that could be believed, and ops do not wait.
+            Phase::Probing => self.lost(regions, now, error, false),
+            Phase::Settling { .. } | Phase::Good => {
+                self.phase = Phase::Removing { until: now.after(self.remove_ns_max), error };
+                if self.removal == Removal::None {
+                    self.removal = Removal::Wanted;
+                }
+            }
         }
-        let was_believed = self.holds();
+    }
+
+    /// From here on ops do not wait for the log.
+    fn lost(&mut self, regions: &mut [Region], now: MonoTime, error: Option<Failed>, told: bool) {
         for region in regions {
             region.safe.fill(0);
             region.stale.fill(true);
         }
         (self.ready, self.witnessed) = (true, Lsn::ZERO);
         self.pause_ns = (self.pause_ns * 2).clamp(RETRY_NS_MIN, RETRY_NS_MAX);
-        self.phase = Phase::Lost { retry_at: now.after(self.pause_ns) };
-        if was_believed {
+        // One that was only late, and has ended since, is tried again at once.
+        let pause = if error.is_none() && self.in_flight.is_none() { 0 } else { self.pause_ns };
+        self.phase = Phase::Lost { retry_at: now.after(pause) };
+        if told {
             self.tell(LogTrust::Lost { generation: self.header.generation, error });
         }
+    }
+
+    /// The removal of the file ended, well or not.
+    pub(super) fn removed(&mut self, regions: &mut [Region], now: MonoTime) -> Option<()> {
+        if self.removal != Removal::Asked {
+            return None;
+        }
+        self.removal = Removal::None;
+        if let Phase::Removing { error, .. } = self.phase {
+            self.lost(regions, now, error, true);
+        }
+        Some(())
     }
 
     pub(super) fn next_write(
@@ -264,7 +321,7 @@ impl Writer {
         durable: Lsn,
         due: bool,
     ) -> Option<LogWrite> {
-        if self.in_flight.is_some() {
+        if self.in_flight.is_some() || self.removal != Removal::None {
             return None;
         }
         match self.phase {
@@ -339,6 +396,10 @@ impl Writer {
         let write = self.in_flight.take_if(|write| write.token == token)?;
         if let Err(error) = result {
             self.lose(regions, now, Some(error));
+            return Some(());
+        }
+        if matches!(self.phase, Phase::Removing { .. }) {
+            // Into a file that nobody finds any more, or soon will not.
             return Some(());
         }
         if let Phase::Lost { retry_at } = &mut self.phase {

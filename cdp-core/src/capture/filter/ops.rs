@@ -238,6 +238,7 @@ mod tests {
         while let Some(output) = filter.poll(at) {
             match output {
                 Output::Log(write) => filter.log_written(at, write.token, Ok(())).expect("open"),
+                Output::RemoveLog => filter.log_removed(at).expect("open"),
                 Output::Flush(_, ticket) => filter.flushed(at, ticket, Ok(())),
                 Output::Frame(frame) => filter.durable(frame.last_lsn()),
                 Output::Reread(read) => {

@@ -141,6 +141,7 @@ mod tests {
                         let result = if std::mem::take(&mut fails) { Err(Failed { errno: 5 }) } else { Ok(()) };
                         filter.log_written(now, write.token, result).expect("open");
                     }
+                    Output::RemoveLog => filter.log_removed(now).expect("open"),
                     Output::Flush(_, ticket) => filter.flushed(now, ticket, Ok(())),
                     Output::Frame(frame) => filter.durable(frame.last_lsn()),
                     Output::Reread(_) | Output::Ready(_) | Output::Event(_) => {}

@@ -24,6 +24,8 @@ struct Rig {
     ready: Vec<Ticket>,
     rereads: Vec<Reread>,
     log_works: bool,
+    /// How often the log's file was to be removed.
+    removals: u32,
 }
 
 fn disk() -> DiskId {
@@ -55,7 +57,7 @@ impl Rig {
         let both = Now { wall: WallTime(wall), mono: MonoTime(now) };
         let filter = Filter::new(options, both).expect("good options");
         let (frames, events, ready, rereads) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { filter, now, wall, frames, events, ready, rereads, log_works: true }
+        Self { filter, now, wall, frames, events, ready, rereads, log_works: true, removals: 0 }
     }
 
     /// Seeded, durable, protecting; frames and events so far forgotten.
@@ -82,6 +84,7 @@ impl Rig {
                     self.filter.log_written(self.now(), write.token, Ok(())).expect("under way");
                 }
                 Output::Log(_) => {}
+                Output::RemoveLog => self.removals += 1,
                 Output::Flush(_, ticket) => self.filter.flushed(self.now(), ticket, Ok(())),
                 Output::Reread(reread) => self.rereads.push(reread),
                 Output::Frame(frame) => self.frames.push(frame),
@@ -176,10 +179,34 @@ fn no_frame_leaves_and_no_op_runs_before_the_log_is_on_disk() {
     rig.pass(90 * MS);
     assert!(matches!(held, Submitted::Hold(_)) && rig.ready.is_empty() && rig.frames.is_empty());
     rig.pass(10 * MS);
-    assert_eq!(rig.ready, [held.ticket()], "a guest waits for the log only so long");
+    assert!(rig.removals == 1 && rig.ready.is_empty(), "a guest waits for the log only so long, then for its removal");
+    rig.filter.log_removed(rig.now()).expect("under way");
+    rig.drain();
+    assert_eq!(rig.ready, [held.ticket()]);
     assert!(rig.has(&Event::Log(LogTrust::Lost { generation: 4_294_967_297, error: None })));
     rig.pass(20 * MS);
     assert!(!rig.frames.is_empty());
+}
+
+#[test]
+fn a_guest_waits_for_the_removal_of_a_late_log_only_so_long_and_where_the_log_marks_not_at_all() {
+    let mut rig = Rig::protecting();
+    let ticket = rig.go(zero(0, 512));
+    rig.complete(ticket, Ok(()));
+    rig.log_works = false;
+    let held = rig.filter.submit(rig.now(), disk(), zero(512 << 20, 512)).expect("a good op");
+    rig.pass(100 * MS);
+    assert!(rig.removals == 1 && !rig.ready.contains(&held.ticket()));
+    let marked = rig.filter.submit(rig.now(), disk(), zero(512, 512)).expect("a good op");
+    assert!(matches!(marked, Submitted::Go(_)), "the file that is there marks it");
+    rig.pass(5 * S - MS);
+    assert!(!rig.ready.contains(&held.ticket()), "a kill would find the log");
+    rig.pass(MS);
+    assert!(rig.ready.contains(&held.ticket()) && rig.removals == 1);
+    assert!(rig.has(&Event::Log(LogTrust::Lost { generation: 4_294_967_298, error: None })), "{:?}", rig.events);
+    rig.filter.log_removed(rig.now()).expect("under way");
+    assert!(rig.filter.log_removed(rig.now()).is_err(), "answered once");
+    rig.drain();
 }
 
 #[test]

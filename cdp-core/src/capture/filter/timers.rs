@@ -37,6 +37,9 @@ impl Filter {
     }
 
     fn work(&mut self, now: Now) -> Option<Output> {
+        if self.activity.writer_mut().take_removal() {
+            return Some(Output::RemoveLog);
+        }
         let waiting = self.order.log_wanted_since().is_some();
         if let Some(write) = self.activity.next_write(now.mono, self.durable, waiting) {
             return Some(Output::Log(write));
@@ -66,10 +69,7 @@ impl Filter {
 
     /// When ops have waited long enough for the log.
     fn log_wait_due(&self) -> Option<MonoTime> {
-        let writer = self.activity.writer();
-        let op = self.order.log_wanted_since().filter(|_| writer.holds());
-        let since = op.into_iter().chain(writer.settling_since()).min()?;
-        Some(since.after(writer.wait_ns_max()))
+        self.activity.writer().wait_due(self.order.log_wanted_since())
     }
 
     fn tick(&mut self, now: Now) {
@@ -169,6 +169,18 @@ impl Filter {
     /// When no such write is under way.
     pub fn log_written(&mut self, now: Now, token: LogToken, result: Result<(), Failed>) -> Result<(), NotOpen> {
         self.activity.written(now.mono, token, result).ok_or(NotOpen)?;
+        self.release(now);
+        self.kicked = true;
+        Ok(())
+    }
+
+    /// The activity log's file is removed; or it cannot be: then its medium takes no change at all, and nothing is left that
+    /// could be done. Ops that waited for it may go.
+    ///
+    /// # Errors
+    /// When no removal is under way.
+    pub fn log_removed(&mut self, now: Now) -> Result<(), NotOpen> {
+        self.activity.removed(now.mono).ok_or(NotOpen)?;
         self.release(now);
         self.kicked = true;
         Ok(())

@@ -30,9 +30,10 @@ const MERGE: u16 = 13;
 const CHANGES: u16 = 14;
 const ROOM: u16 = 15;
 const OLDEST_POINT: u16 = 16;
+const CUT: u16 = 17;
 
 /// Sections that are read here.
-const KNOWN: [u16; 16] = [
+const KNOWN: [u16; 17] = [
     IDENTITY,
     DISKS,
     TIMELINES,
@@ -49,6 +50,7 @@ const KNOWN: [u16; 16] = [
     CHANGES,
     ROOM,
     OLDEST_POINT,
+    CUT,
 ];
 
 /// Bounds on lists, far above what can be used.
@@ -61,6 +63,9 @@ const RUNS_MAX: usize = 1 << 18;
 pub(super) const DISKS_LISTED_MAX: usize = DISKS_MAX * 64;
 
 impl Manifest {
+    /// So many timelines are opened at most, a quarter of what a reader takes.
+    pub const TIMELINES_OPENED: usize = TIMELINES_MAX / 4;
+
     /// The list that is longer than a reader takes, if one is: who adds to one sees to it that there is none.
     #[must_use]
     pub fn too_long(&self) -> Option<&'static str> {
@@ -147,6 +152,9 @@ impl Manifest {
         }
         if let Some(point) = &self.oldest_point {
             section(&mut put, OLDEST_POINT, |put| retention::put_point(put, point));
+        }
+        if let Some(cut) = &self.cut {
+            section(&mut put, CUT, |put| retention::put_cut(put, cut));
         }
         for (tag, bytes) in &self.unknown {
             put.u16(*tag).u16(0).u32(bytes.len() as u32).bytes(bytes);
@@ -256,6 +264,7 @@ impl Manifest {
             RETENTION => self.retention = Retention::take(take)?,
             MERGE => self.merge = Some(StampedMoment::take(take)?),
             OLDEST_POINT => self.oldest_point = Some(retention::take_point(take)?),
+            CUT => self.cut = Some(retention::take_cut(take)?),
             _ => {
                 self.pins = take.list("pins", PINS_MAX, |take| {
                     Ok(PinInfo {

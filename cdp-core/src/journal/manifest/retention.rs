@@ -10,8 +10,9 @@ use crate::types::{DISK_MAX, DISKS_MAX, DiskId, Lsn, NAME_MAX, Stamp, Timeline};
 const KEPT_MAX: usize = 1 << 20;
 const ARRIVALS_MAX: usize = 1 << 16;
 const LAYERS_MAX: usize = 1 << 16;
-/// So many arrivals are listed at most: a window has 16, and where merging waits for long they become many.
-const ARRIVALS_LISTED: usize = 1 << 12;
+/// What was durable when is known to such a part of its age: so finely as any window may soon be, also one that is cut. So a list of
+/// arrivals has some hundreds, for days and for years, and never 3,000.
+const FINENESS: u64 = 32;
 
 /// A moment of the group, with its stamp.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,6 +47,52 @@ pub struct Arrival {
     pub lsn: Lsn,
 }
 
+impl Arrival {
+    /// Joins those before it, if more is durable than they say. Those between two go which, as seen from now, are no further apart than a
+    /// small part of the age of the younger: what lies between is older than that one says, so a little is kept longer, and
+    /// nothing shorter.
+    pub fn join(self, list: &mut Vec<Self>) {
+        if list.last().is_some_and(|last| last.lsn >= self.lsn || last.elapsed_ms > self.elapsed_ms) {
+            return;
+        }
+        list.push(self);
+        // The first says how old the oldest moment is: it stays.
+        let mut last = 0;
+        for at in 1..list.len() {
+            let near = list.get(at + 1).is_some_and(|after| {
+                let age_ms = self.elapsed_ms.saturating_sub(after.elapsed_ms);
+                after.elapsed_ms.saturating_sub(list[last].elapsed_ms) <= age_ms / FINENESS
+            });
+            if !near {
+                last += 1;
+                list[last] = list[at];
+            }
+        }
+        list.truncate(last + 1);
+    }
+}
+
+/// That history was cut for lack of room: it ends there, and not where the window does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CutInfo {
+    /// The oldest moment since then; where another one is, this says nothing any more.
+    pub lsn: Lsn,
+    /// What there was no room in.
+    pub by: CutBy,
+}
+
+/// What history was cut by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum CutBy {
+    /// The journal's bound.
+    Bytes = 1,
+    /// The media.
+    Room = 2,
+    /// The replica's quota.
+    Quota = 3,
+}
+
 /// A long-term point.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LayerInfo {
@@ -74,27 +121,9 @@ impl Retention {
     /// The most long-term points that are listed; no policy may ask for more.
     pub const LAYERS_MAX: usize = LAYERS_MAX;
 
-    /// Whether there are so many arrivals that merging must be waiting for something: to note them more finely is of no use.
-    #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        self.arrivals.len() > ARRIVALS_LISTED / 4
-    }
-
-    /// Notes what is durable now, if that is more than before. Where the list is full every second goes: what lies between two is older
-    /// than the later one says, so a little is kept longer, and nothing shorter.
-    pub fn arrive(&mut self, arrival: Arrival) {
-        if self.arrivals.last().is_some_and(|last| last.lsn >= arrival.lsn) {
-            return;
-        }
-        if self.arrivals.len() >= ARRIVALS_LISTED {
-            let mut stays = false;
-            // The first says how old the oldest moment is.
-            self.arrivals.retain(|_| {
-                stays = !stays;
-                stays
-            });
-        }
-        self.arrivals.push(arrival);
+    /// Takes what was durable when, and lets go of what need not be known so finely any more.
+    pub fn arrive(&mut self, arrivals: &[Arrival]) {
+        arrivals.iter().for_each(|arrival| arrival.join(&mut self.arrivals));
     }
 
     /// Adds a long-term point, unless it is there. Where the list is full, which no policy asks for, the oldest goes.
@@ -176,6 +205,20 @@ pub(super) fn take_point(take: &mut Take<'_>) -> Result<Mark, FormatError> {
         on_barrier: take.kind("on_barrier", flag)?,
         label: take.text("label", NAME_MAX)?,
     })
+}
+
+pub(super) fn put_cut(put: &mut Put, cut: &CutInfo) {
+    put.u64(cut.lsn.0).u8(cut.by as u8);
+}
+
+pub(super) fn take_cut(take: &mut Take<'_>) -> Result<CutInfo, FormatError> {
+    let by = |code| match code {
+        1 => Some(CutBy::Bytes),
+        2 => Some(CutBy::Room),
+        3 => Some(CutBy::Quota),
+        _ => None,
+    };
+    Ok(CutInfo { lsn: Lsn(take.u64()?), by: take.kind("what history was cut by", by)? })
 }
 
 pub(super) fn put_kept(put: &mut Put, next: u64, kept: &[KeptInfo]) {

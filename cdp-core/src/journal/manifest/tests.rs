@@ -90,6 +90,7 @@ pub(crate) fn full() -> Manifest {
         KeptInfo { number: 2, moment: moment(20), point, disks: vec![(DiskId::new(1).unwrap(), 512)] },
         KeptInfo { number: 4, moment: moment(44), point: None, disks: Vec::new() },
     ];
+    manifest.cut = Some(CutInfo { lsn: Lsn(70), by: CutBy::Quota });
     manifest.oldest_point = Some(Mark { on_barrier: true, label: "close".into(), ..Mark::default() });
     manifest.retention = Retention {
         elapsed_ms: 900,

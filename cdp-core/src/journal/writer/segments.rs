@@ -3,7 +3,7 @@
 use super::{Effect, IndexRun, Options, Purpose, Writer};
 use crate::frame::{EncodedFrame, FrameError, FrameHead};
 use crate::journal::effect::FileId;
-use crate::journal::event;
+use crate::journal::event::{self, Event};
 use crate::journal::footer;
 use crate::journal::index::{ActiveIndex, LSN_SPAN, Place};
 use crate::journal::layout::{ENVELOPE_BYTES, Envelope, FRAMES_AT, OPENING_AT, Opening, SegmentHeader, stride};
@@ -100,19 +100,28 @@ impl Segment {
         self.offset >= options.segment_bytes / 4 || self.entries >= options.segment_records / 4
     }
 
-    /// Takes a frame: where it is written, as what, and its index.
-    pub(super) fn add(
-        &mut self,
+    /// Whether a frame can be taken: its events, and what stands for it where the segment is sealed at rest.
+    pub(super) fn accept(
+        &self,
         head: &FrameHead,
         frame: &EncodedFrame,
-        before: Before,
-    ) -> Result<(u64, Vec<Bytes>, IndexRun), FrameError> {
+    ) -> Result<(Vec<Event>, Option<(FrameHead, EncodedFrame)>), FrameError> {
         // Only frames with notes are looked into, and those come every few seconds.
         let body = if head.chunks.iter().any(|chunk| chunk.notes) { frame.body.concat() } else { Vec::new() };
         let events = event::of_frame(head, &body, self.epoch != Some(frame.info.epoch))?;
         // Sealing is the last that can fail: numbers that were sealed under are taken.
         let sealed = self.file_key.as_deref().map(|key| frame.sealed(head, key, self.chunks)).transpose()?;
-        let (head, frame) = sealed.as_ref().map_or((head, frame), |(head, frame)| (head, frame));
+        Ok((events, sealed))
+    }
+
+    /// Takes a frame that was accepted: where it is written, as what, and its index.
+    pub(super) fn add(
+        &mut self,
+        head: &FrameHead,
+        frame: EncodedFrame,
+        events: Vec<Event>,
+        before: Before,
+    ) -> (u64, Vec<Bytes>, IndexRun) {
         let info = &frame.info;
         let run = IndexRun::of_frame(head, events, Place { offset: self.offset, first_chunk: self.chunks });
         let envelope = Envelope {
@@ -141,9 +150,9 @@ impl Segment {
         let (body_at, stride) = (envelope.body_at(self.offset), envelope.stride(self.offset));
         let zeros = |bytes: u64| (bytes > 0).then(|| Bytes::from_static(&ZEROS[..bytes as usize]));
         data.push(envelope.encode().into());
-        data.push(frame.head.clone());
+        data.push(frame.head);
         data.extend(zeros(body_at - ENVELOPE_BYTES as u64 - u64::from(info.head_bytes)));
-        data.extend(frame.body.iter().cloned());
+        data.extend(frame.body);
         data.extend(zeros(stride - body_at - u64::from(info.body_bytes)));
         self.offset += stride;
         self.frames += 1;
@@ -155,7 +164,7 @@ impl Segment {
         if let Some(record) = head.records.iter().rev().find(|record| record.index + 1 == record.count) {
             self.whole = record.lsn;
         }
-        Ok((offset, data, run))
+        (offset, data, run)
     }
 
     /// A frame is written: readers may see it.
@@ -295,7 +304,12 @@ impl Writer {
         if self.closing {
             self.prepare = Prepare::None;
         } else if wanted && self.timeline.is_some() {
-            self.create_next();
+            if self.manifest.segments.len() < self.options.segments_max {
+                self.create_next();
+            } else {
+                // A manifest with more is one that nobody reads.
+                self.prepare = Prepare::Waiting(now.after(self.options.retry_ns));
+            }
         }
     }
 

@@ -23,8 +23,15 @@ pub struct Options {
     pub in_flight_bytes: u64,
     /// Segments are made only where so much stays free behind them.
     pub keep_free_bytes: u64,
+    /// Where there are so many segments the next one is not made: that is a lack of room, which ends when some are forgotten.
+    pub segments_max: usize,
     /// Room is asked for again so often.
     pub retry_ns: u64,
+}
+
+impl Options {
+    /// The most segments of a journal, half of what a reader of the manifest takes: their entries are 100 MB there.
+    pub const SEGMENTS_MAX: usize = 1 << 19;
 }
 
 impl Default for Options {
@@ -37,6 +44,7 @@ impl Default for Options {
             commit_ns: 20_000_000,
             in_flight_bytes: 64 << 20,
             keep_free_bytes: 256 << 20,
+            segments_max: Self::SEGMENTS_MAX,
             retry_ns: 1_000_000_000,
         }
     }

@@ -36,6 +36,8 @@ pub fn crash(mut world: World, end: End) -> Left {
     if end == End::PowerCut {
         let rng = &mut world.rng;
         world.disks.iter_mut().for_each(|disk| disk.power_cut(rng));
+        // Not promised is only this: power is lost between the loss of the log and the replica's knowing it.
+        world.least = world.told;
     }
     world.disks.iter_mut().for_each(|disk| disk.running.clear());
     world.disks.iter_mut().for_each(SimDisk::reopen);
@@ -74,7 +76,7 @@ fn check_cover(world: &World, replica: &[Tags], log: Option<&LogContents>) {
 
 /// Any subset of the sectors of the write under way landed, one of them may be torn; and once in a while a byte is flipped.
 fn tear_log(world: &mut World) {
-    if let Some((_, writes)) = world.log_pending.take() {
+    if let Some((_, writes)) = world.log_pending.take().filter(|_| !world.log_orphaned) {
         let (keep, torn) = (world.rng.next(), world.rng.below(64));
         let before = world.log_file.clone();
         world.log_lands(&writes, |at| keep >> (at % 64) & 1 == 1);
@@ -100,7 +102,7 @@ impl Left {
         let start = Start::Unclean { parent: old.options.timeline, fork, above, epoch, log };
         let options = FilterOptions { timeline, start, log_generation_least: old.least, ..old.options };
         let mut world = World::new(old.rng, hostility, old.disks, base, options);
-        (world.log_file, world.least) = (old.log_file, old.least);
+        (world.log_file, world.least, world.told) = (old.log_file, old.least, old.least);
         let first = world.filter.status(world.both()).lsn;
         assert!(first > given, "LSNs of the child lie above all that left the parent");
         world

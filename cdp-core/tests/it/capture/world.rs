@@ -44,6 +44,9 @@ enum Ev {
     OpTouches(Ticket),
     OpDone(Ticket),
     LogDone(LogToken),
+    LogRemoved,
+    LogRemovalKnown,
+    Trusted(u64),
     FlushDone(usize, FlushTicket, (u64, Tags)),
     RereadReads(RereadToken),
     RereadDone(RereadToken),
@@ -92,8 +95,11 @@ pub struct World {
     /// The activity log: what is synced, and what is being written.
     pub log_file: Vec<u8>,
     pub log_pending: Option<(LogToken, Vec<(u64, bytes::Bytes)>)>,
-    /// What the replica believes of activity logs.
+    /// What is being written goes into a file that was removed meanwhile.
+    pub log_orphaned: bool,
+    /// What the replica believes of activity logs, and what it was told.
     pub least: u64,
+    pub told: u64,
     pub frames: Vec<RawFrame>,
     shape: Shape,
     chain_start: Lsn,
@@ -162,7 +168,9 @@ impl World {
             rereads: BTreeMap::new(),
             log_file: Vec::new(),
             log_pending: None,
+            log_orphaned: false,
             least: 0,
+            told: 0,
             frames: Vec::new(),
             shape: Shape::default(),
             chain_start,
@@ -279,6 +287,9 @@ impl World {
             Ev::OpTouches(ticket) => self.op_touches(ticket),
             Ev::OpDone(ticket) => self.op_done(ticket),
             Ev::LogDone(token) => self.log_done(token),
+            Ev::LogRemoved => self.log_removed(),
+            Ev::LogRemovalKnown => self.filter.log_removed(self.both()).expect("it was under way"),
+            Ev::Trusted(least) => self.least = self.least.max(least),
             Ev::FlushDone(disk, ticket, content) => self.flush_done(disk, ticket, &content),
             Ev::RereadReads(token) => self.reread_reads(token),
             Ev::RereadDone(token) => self.reread_done(token),
@@ -319,12 +330,18 @@ impl World {
                 let slow = self.unlucky(self.hostility.log_fails_one_in);
                 self.later(if slow { 400 * MS } else { 5 * MS }, Ev::LogDone(token));
             }
+            Output::RemoveLog => {
+                let slow = self.rng.one_in(4);
+                self.later(if slow { 100 * MS } else { MS }, Ev::LogRemoved);
+            }
             Output::Flush(disk, ticket) => self.start_flush(index(disk), ticket),
             Output::Reread(reread) => self.start_reread(reread),
             Output::Frame(frame) => self.take_frame(frame),
             Output::Event(event) => {
                 if let Event::Log(trust) = event {
-                    self.least = self.least.max(trust.least());
+                    self.told = self.told.max(trust.least());
+                    let slow = self.unlucky(self.hostility.log_fails_one_in);
+                    self.later(if slow { 8 * S } else { 5 * MS }, Ev::Trusted(trust.least()));
                 }
                 self.disk_changed(&event);
                 self.events.push(event);
@@ -379,7 +396,8 @@ impl World {
                 op.unblocked = self.now;
             }
             let waited = self.now - op.submitted.max(op.unblocked);
-            assert!(waited <= self.options.log_wait_ns_max, "a guest waits {waited} ns for the log");
+            let (write, removal) = (self.options.log_wait_ns_max, self.options.log_remove_ns_max);
+            assert!(waited <= write + removal, "a guest waits {waited} ns for the log");
         }
     }
 }

@@ -76,7 +76,7 @@ fn rich_frame() -> Vec<u8> {
     parts.extend((13..).zip(notes).map(|(lsn, (kind, note))| Part::noted(kind, disk, Lsn(lsn), time, note)));
     let plain_bytes = parts.iter().map(|part| part.data.len() as u64).sum();
     let raw = RawFrame { timeline, prev_lsn: Lsn(9), settled: Lsn(12), epoch: ClockEpoch(1), parts, plain_bytes };
-    let frame = Encoder::new().encode(&raw, GroupId::new([2; 16]).unwrap(), Compression::Zstd(1));
+    let frame = Encoder::new().encode(raw, GroupId::new([2; 16]).unwrap(), Compression::Zstd(1));
     [&frame.head[..], &frame.body.concat()].concat()
 }
 

@@ -419,7 +419,7 @@ impl Source {
             let (timeline, prev_lsn, epoch) = (self.timeline, self.prev, ClockEpoch(self.epoch));
             let raw = RawFrame { timeline, prev_lsn, settled, epoch, parts: batch, plain_bytes: bytes };
             self.prev = last.lsn;
-            frames.push(self.encoder.encode(&raw, group(), compression));
+            frames.push(self.encoder.encode(raw, group(), compression));
         }
         frames
     }

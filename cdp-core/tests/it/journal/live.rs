@@ -90,3 +90,31 @@ fn a_view_holds_no_file_open_that_its_reader_closed() {
     names.iter().for_each(|name| storage.rename(&format!("{name}.away"), name).unwrap());
     assert_eq!([read(), read()], [first.clone(), first]);
 }
+
+/// A manifest may be on the media before the frames are: of a timeline that was closed meanwhile it does not say where it ends.
+#[test]
+fn a_closed_timeline_ends_where_it_is_durable_or_nobody_knows() {
+    for synced in [true, false] {
+        let mut rig = Rig::create(Arc::new(Memory::new()));
+        rig.start(timeline(1), None, Lsn::ZERO);
+        let mut source = Source::new(7, timeline(1));
+        let mut append = |rig: &mut Rig| {
+            source.write(1, Extent::new(0, BLOCK), 3);
+            source.frames(Compression::None).into_iter().for_each(|frame| drop(rig.append(frame)));
+            source.lsn
+        };
+        let first = append(&mut rig);
+        rig.sync();
+        let last = append(&mut rig);
+        if synced {
+            rig.sync();
+        }
+        assert_eq!(rig.writer.durable().lsn(), if synced { last } else { first });
+        let (state, role) = (TimelineState::Open, TimelineRole::Trunk);
+        let (id, parent, fork) = (timeline(2), Some(timeline(1)), rig.writer.durable().lsn());
+        let info = TimelineInfo { id, number: 2, parent, fork, last: None, state, role, opened: WallTime(2) };
+        rig.writer.open_timeline(info);
+        let closed = rig.writer.manifest().timelines[0];
+        assert_eq!((closed.state, closed.last), (TimelineState::Closed, synced.then_some(last)));
+    }
+}

@@ -7,6 +7,44 @@ use cdp_core::media::*;
 use cdp_core::types::*;
 use std::sync::Arc;
 
+/// As many segments as there may be: the next frame waits, and goes on when some are forgotten.
+#[test]
+fn as_many_segments_as_may_be_are_a_lack_of_room_and_no_manifest_that_nobody_reads() {
+    let memory = Arc::new(Memory::new());
+    let opened = create(memory.as_ref(), Manifest::new(ReplicaId::new([5; 16]).unwrap(), group(), "test")).unwrap();
+    let mut rig = Rig::with(memory.clone(), opened, 3, Options { segments_max: 4, ..options() });
+    rig.start(timeline(1), None, Lsn::ZERO);
+    let mut source = Source::new(3, timeline(1));
+    let mut taken = Vec::new();
+    let mut refused = None;
+    while refused.is_none() && taken.len() < 20 {
+        source.write(1, Extent::new(0, BLOCK), taken.len() as u8);
+        for frame in source.frames(Compression::None) {
+            rig.drain();
+            match rig.writer.append(rig.now, frame) {
+                Ok(_) => taken.push(source.lsn),
+                Err(Refused { frame, why: Refusal::NotNow(Hold::NoSpace) }) => refused = Some(frame),
+                Err(other) => panic!("{}", other.why),
+            }
+        }
+        rig.writer.request_sync();
+        rig.writer.roll();
+        rig.drain();
+    }
+    let frame = refused.expect("it goes on for ever");
+    assert_eq!(rig.writer.manifest().segments.len(), 4);
+    assert_eq!((rig.writer.state(), rig.writer.durable().lsn()), (WriterState::NoSpace, taken[taken.len() - 1]));
+    assert!(rig.writer.lacks().is_some());
+    let oldest = rig.writer.manifest().segments[0].number;
+    rig.writer.forget(&[oldest]);
+    rig.now = rig.writer.next_deadline().expect("it asks again");
+    rig.drain();
+    rig.append(frame);
+    rig.sync();
+    assert!(rig.writer.manifest().segments.len() <= 4);
+    assert_eq!(rig.writer.durable().lsn(), source.lsn);
+}
+
 struct Scene {
     memory: Arc<Memory>,
     faults: Faults,

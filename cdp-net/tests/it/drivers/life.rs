@@ -151,7 +151,7 @@ impl Source {
         let (timeline, settled, epoch) = (timeline(), self.lsn, ClockEpoch(1));
         let raw = RawFrame { timeline, prev_lsn, settled, epoch, parts, plain_bytes };
         let compression = if self.dice.permille(500) { Compression::None } else { Compression::Zstd(1) };
-        self.encoder.encode(&raw, group(), compression)
+        self.encoder.encode(raw, group(), compression)
     }
 
     fn at(&self, upto: Lsn) -> Vec<u8> {

@@ -6,6 +6,8 @@ impl World {
     pub(super) fn log_done(&mut self, token: LogToken) {
         let (pending, writes) = self.log_pending.take().expect("a log write");
         assert_eq!(pending, token);
+        let orphaned = std::mem::take(&mut self.log_orphaned);
+        let writes = if orphaned { Vec::new() } else { writes };
         let fails = self.unlucky(self.hostility.log_fails_one_in);
         if fails {
             let keep = self.rng.next();
@@ -15,6 +17,13 @@ impl World {
         }
         let result = if fails { Err(Failed { errno: 28 }) } else { Ok(()) };
         self.filter.log_written(self.both(), token, result).expect("it was under way");
+    }
+
+    /// The file is gone; the filter hears of it a little later.
+    pub(super) fn log_removed(&mut self) {
+        self.log_file.clear();
+        self.log_orphaned = self.log_pending.is_some();
+        self.later(2 * MS, Ev::LogRemovalKnown);
     }
 
     /// Sectors of a log write that reach the file.
@@ -168,6 +177,12 @@ impl World {
         }
         out.push(format!("taken {} of {}, events {:?}", self.taken, self.frames.len(), self.events));
         out.join("\n")
+    }
+
+    /// After it has converged: guests write again, and what can fail fails.
+    pub fn go_on(&mut self) {
+        self.calm = false;
+        (0..self.hostility.clients).for_each(|client| self.later(MS, Ev::Client(client)));
     }
 
     fn last_change(&self) -> Lsn {
