@@ -211,6 +211,15 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `Io`.
     fn list(&self, name: &str) -> Result<Vec<String>>;
 
+    /// Calls `each` for the same names as bytes, in no order: who looks for a few kinds among many needs no list.
+    ///
+    /// # Errors
+    /// As [`Storage::list`].
+    fn each_name(&self, name: &str, each: &mut dyn FnMut(&[u8])) -> Result<()> {
+        self.list(name)?.iter().for_each(|name| each(name.as_bytes()));
+        Ok(())
+    }
+
     /// Bytes that may still be written by us.
     ///
     /// # Errors

@@ -166,10 +166,15 @@ impl<'a> Take<'a> {
         self.rest.len()
     }
     pub(super) fn bytes(&mut self, count: usize) -> Result<&'a [u8], FormatError> {
-        let short = FormatError::Short { what: self.what, expected: count as u64, found: self.rest.len() as u64 };
-        let (bytes, rest) = self.rest.split_at_checked(count).ok_or(short)?;
+        let Some((bytes, rest)) = self.rest.split_at_checked(count) else {
+            return Err(FormatError::Short { what: self.what, expected: count as u64, found: self.rest.len() as u64 });
+        };
         self.rest = rest;
         Ok(bytes)
+    }
+    /// Takes so many bytes, for fields of their own.
+    pub(super) fn part(&mut self, count: usize) -> Result<Self, FormatError> {
+        Ok(Self::new(self.what, self.bytes(count)?))
     }
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
         let mut array = [0; N];

@@ -305,6 +305,9 @@ pub struct Summary {
     pub footer_crc: u32,
 }
 
+/// Bytes of a summary.
+const SUMMARY_BYTES: usize = 168;
+
 impl Summary {
     pub(super) fn put(&self, put: &mut Put) {
         put.bytes(self.group.bytes()).bytes(self.timeline.bytes());
@@ -322,6 +325,8 @@ impl Summary {
         put.u32(self.events_bytes).u32(self.footer_crc);
     }
     pub(super) fn take(take: &mut Take<'_>) -> Result<Self, FormatError> {
+        // At once: a manifest has thousands.
+        let take = &mut take.part(SUMMARY_BYTES)?;
         let group = take.id("group", GroupId::new)?;
         let timeline = take.id("timeline", Timeline::new)?;
         let mut lsns = [Lsn::ZERO; 5];

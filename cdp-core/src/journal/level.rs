@@ -25,7 +25,7 @@ pub use empty::{EmptyTask, IndexEmptying};
 pub use merge::{IndexMerge, IndexMergeError, IndexMergeTask};
 pub use plan::{IndexPlan, PlanError};
 
-pub(super) use codec::{SegmentRow, put_info, take_info};
+pub(super) use codec::{SegmentRow, Top, put_info, take_info};
 pub(super) use read::Tables;
 pub(super) use recover::{Fault, drop_unsound};
 pub(super) use words::{describe, write_run, write_totals};

@@ -231,24 +231,29 @@ pub fn segment_name(number: u64) -> String {
 
 /// The segment to whose file the journal gives such a name.
 #[must_use]
-pub(super) fn segment_number(name: &str) -> Option<u64> {
-    number(name.strip_suffix(".seg")?)
+pub(super) fn segment_number(name: &[u8]) -> Option<u64> {
+    number(name.strip_suffix(b".seg")?)
 }
 
 /// Whether the journal gives a file of its directory such a name: a segment's or an index run's.
 #[must_use]
 pub fn is_journal_file(name: &str) -> bool {
-    segment_number(name).or_else(|| number(name.strip_suffix(".idx")?)).is_some()
+    let name = name.as_bytes();
+    segment_number(name).or_else(|| number(name.strip_suffix(b".idx")?)).is_some()
 }
 
-fn number(digits: &str) -> Option<u64> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    let number = |number: u64, byte| Some(number << 4 | u64::from(digit(byte)?));
-    digits.bytes().try_fold(0, number).filter(|_| digits.len() == 16)
+fn number(digits: &[u8]) -> Option<u64> {
+    let digits: &[u8; 16] = digits.try_into().ok()?;
+    let mut number = 0;
+    for byte in digits {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => return None,
+        };
+        number = number << 4 | u64::from(digit);
+    }
+    Some(number)
 }
 
 /// Which LSNs stay restorable.

@@ -8,7 +8,7 @@ use super::index::{CHUNK_ROW_BYTES, ChunkRow, Entry, FRAME_ROW_BYTES, FrameRow, 
 use super::layout::{
     BLOCK_BYTES, BlockKind, ENVELOPE_BYTES, Envelope, FIXED_BYTES, SegmentHeader, Summary, decode_block, foreign,
 };
-use super::level::{SegmentRow, Tables};
+use super::level::{SegmentRow, Tables, Top};
 use super::manifest::segment_name;
 use super::snapshot::{Content, SegmentView, Snapshot};
 use crate::buffer::BufferPool;
@@ -128,6 +128,7 @@ pub struct Reader {
     /// Files of runs that somebody reads: as many as the runs of the views that there are.
     pub(super) run_files: Mutex<BTreeMap<SegmentId, Weak<dyn File>>>,
     pub(super) tables: Cache<SegmentId, Arc<Tables>>,
+    pub(super) tops: Cache<SegmentId, Arc<Vec<Top>>>,
     /// Indexes that footers do not have.
     pub(super) rebuilt: Cache<SegmentId, Arc<IndexRun>>,
     fences: Cache<SegmentId, Arc<Vec<Fence>>>,
@@ -161,6 +162,7 @@ impl Reader {
             files: Arc::new(Cache::new(FILES_MAX)),
             run_files: Mutex::default(),
             tables: Cache::new(cache_bytes / 8),
+            tops: Cache::new(cache_bytes / 8),
             rebuilt: Cache::new(cache_bytes),
             fences: Cache::new(cache_bytes / 8),
             rows: Cache::new(cache_bytes / 8),

@@ -137,23 +137,26 @@ impl View {
             if wanted > written && element.snapshot.span(timeline).is_some() {
                 return Err(ReadError::NotWritten { timeline, wanted, written });
             }
-            let segments = || element.snapshot.of(timeline).filter(|segment| segment.first_lsn <= element.upto);
+            let segments = element.snapshot.of(timeline).filter(|segment| segment.first_lsn <= element.upto);
+            let segments: Vec<_> = segments.collect();
             for info in element.snapshot.runs().iter().filter(|run| run.timeline == timeline) {
-                let first = parts.len() + segments().take_while(|segment| segment.number < info.first_segment).count();
-                let of_run = segments().filter(|segment| info.covers(segment.number));
-                let numbers: Vec<_> = of_run.map(|segment| (segment.number, segment.id)).collect();
+                let before = segments.partition_point(|segment| segment.number < info.first_segment);
+                let end = segments.partition_point(|segment| segment.number <= info.last_segment);
+                let numbers: Vec<_> = segments[before..end].iter().map(|of| (of.number, of.id)).collect();
                 if !numbers.is_empty() {
                     let (reader, info, upto) = (Arc::clone(&element.reader), Arc::clone(info), element.upto);
-                    let end = first + numbers.len();
+                    let (first, end) = (parts.len() + before, parts.len() + end);
                     runs.insert(end, Arc::new(Run::new(reader, info, first, numbers, upto)));
                 }
             }
-            for segment in segments() {
+            parts.reserve(segments.len());
+            for segment in segments {
                 parts.push(Arc::new(RwLock::new(Part {
                     reader: Arc::clone(&element.reader),
                     segment: Arc::clone(segment),
                     live: ActiveIndex::default(),
                     upto: element.upto,
+                    file: None,
                 })));
             }
         }
@@ -207,7 +210,7 @@ impl View {
             let Appended { segment, id, key, timeline, prev_lsn, .. } = *appended;
             let segment = Arc::new(SegmentView::active((segment, id, key), timeline, prev_lsn, Vec::new()));
             let (reader, live) = (Arc::clone(reader), ActiveIndex::default());
-            let part = Part { reader, segment, live, upto: Lsn(u64::MAX) };
+            let part = Part { reader, segment, live, upto: Lsn(u64::MAX), file: None };
             Arc::make_mut(&mut parts).push(Arc::new(RwLock::new(part)));
         }
         let source = parts.len() - 1;
@@ -323,10 +326,10 @@ impl View {
                     return self.chunk(&data).read(extent, &data, out);
                 };
                 let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
-                let plain = parts[data.source as usize].read().unwrap_or_else(PoisonError::into_inner).plain()?;
+                let plain = Part::plain(&parts[data.source as usize])?;
                 // Nobody waits for the media because of this read.
                 drop(parts);
-                plain.read(extent, &data, at, out)
+                plain.read(extent, &data, at, out, || Part::scratch(&self.part(data.source)))
             }
         }
     }
@@ -525,7 +528,8 @@ impl Run {
 
     /// Opens it for good.
     fn open(&self) {
-        match self.reader.run_file(&self.info).and_then(|file| self.reader.run_tables(&self.info).map(|_| file)) {
+        let tables = || self.reader.run_tables(&self.info).and_then(|_| self.reader.run_tops(&self.info));
+        match self.reader.run_file(&self.info).and_then(|file| tables().map(|_| file)) {
             Ok(file) => drop(self.file.set(file)),
             Err(_) => self.unsound.store(true, Ordering::Relaxed),
         }

@@ -11,6 +11,9 @@ use std::io::{IoSlice, IoSliceMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+/// Names of a directory that are asked for at once, in bytes.
+const LIST_BYTES: usize = 32 << 10;
+
 /// A real directory.
 #[derive(Clone, Debug)]
 pub struct Disk {
@@ -161,23 +164,34 @@ impl Storage for Disk {
     }
 
     fn list(&self, name: &str) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        self.each_name(name, &mut |name| names.push(String::from_utf8_lossy(name).into_owned()))?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn each_name(&self, name: &str, each: &mut dyn FnMut(&[u8])) -> Result<()> {
         let failed = |e| self.error(e, Operation::List, name);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = match fs::open(self.full(name, Operation::List)?, flags, Mode::empty()) {
             Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(Vec::new()),
+            Err(Errno::NOENT) => return Ok(()),
             Err(e) => return Err(failed(e)),
         };
-        let mut names = Vec::new();
-        for entry in fs::Dir::read_from(fd).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_string_lossy();
-            if name != "." && name != ".." {
-                names.push(name.into_owned());
+        let mut held = Vec::with_capacity(LIST_BYTES);
+        let mut entries = fs::RawDir::new(fd, held.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = match entry {
+                // It was removed since it was opened.
+                Err(Errno::NOENT) => break,
+                entry => entry.map_err(failed)?,
+            };
+            match entry.file_name().to_bytes() {
+                b"." | b".." => {}
+                name => each(name),
             }
         }
-        names.sort_unstable();
-        Ok(names)
+        Ok(())
     }
 
     fn free_bytes(&self) -> Result<u64> {

@@ -37,13 +37,32 @@ fn bytes_names_and_holes() {
         storage.rename("journal/1.seg", "journal/2.seg").unwrap();
         storage.sync_dir("journal").unwrap();
         assert_eq!(storage.list("journal").unwrap(), ["2.seg"]);
+        assert_eq!(names(storage.as_ref(), "journal"), ["2.seg"]);
         assert_eq!(storage.list("").unwrap(), ["journal"]);
         assert_eq!(storage.sub("journal").unwrap().open("2.seg", true).unwrap().len().unwrap(), 8_000);
         storage.remove("journal/2.seg").unwrap();
         assert!(storage.list("journal").unwrap().is_empty());
-        assert!(storage.list("nowhere").unwrap().is_empty());
+        assert!(storage.list("nowhere").unwrap().is_empty() && names(storage.as_ref(), "nowhere").is_empty());
         assert!(storage.free_bytes().unwrap() > 0);
     }
+}
+
+fn names(storage: &dyn Storage, directory: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    storage.each_name(directory, &mut |name| names.push(String::from_utf8(name.to_vec()).unwrap())).unwrap();
+    names.sort();
+    names
+}
+
+/// More than the system gives at once.
+#[test]
+fn a_long_directory_is_listed_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Disk::open(directory.path()).unwrap();
+    let expected: Vec<_> = (0..1500).map(|number| format!("{number:030}.seg")).collect();
+    expected.iter().for_each(|name| drop(disk.create(name).unwrap()));
+    assert_eq!(disk.list("").unwrap(), expected);
+    assert_eq!(names(&disk, ""), expected);
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl Reader {
         let tables = self.run_tables(run)?;
         let mut sums = vec![EntrySum::default(); tables.segments.len()];
         let (mut next, mut entries, mut last) = (run.totals.blocks[0], 0, None);
-        for top in &tables.tops {
+        for top in self.run_tops(run)?.iter() {
             if top.fences - u32::from(top.count) != next {
                 return Err(field(run, block_at(top.fences), "fences", top.fences.into()));
             }

@@ -55,9 +55,9 @@ impl Cursor {
                 Content::Active(_) => VecDeque::new(),
             },
             Input::Run(run) => {
-                let tables = reader.run_tables(run).map_err(|source| self.input.unreadable(source))?;
+                let tops = reader.run_tops(run).map_err(|source| self.input.unreadable(source))?;
                 let blocks = |top: &Top| (top.fences - u32::from(top.count), u32::from(top.count));
-                tables.tops.iter().filter(|top| top.wide == wide).map(blocks).collect()
+                tops.iter().filter(|top| top.wide == wide).map(blocks).collect()
             }
         };
         Ok(())

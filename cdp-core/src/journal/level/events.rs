@@ -32,6 +32,9 @@ impl Reader {
         run: &RunInfo,
         there: impl Fn(&SegmentRow) -> Option<&'a SegmentView>,
     ) -> Result<Vec<Event>, ReadError> {
+        if run.totals.events_bytes == 0 {
+            return Ok(Vec::new());
+        }
         // Held while its tables and its events are read.
         let file = self.run_file(run)?;
         let tables = self.run_tables(run)?;

@@ -11,11 +11,10 @@ use crate::media::{self, File};
 use crate::types::{DiskId, Extent, SECTOR};
 use std::sync::{Arc, PoisonError, Weak};
 
-/// What is read of a run before its entries.
+/// The segments of a run: what is read of it before anything else.
 #[derive(Debug)]
 pub(in crate::journal) struct Tables {
     pub(in crate::journal) segments: Vec<SegmentRow>,
-    pub(in crate::journal) tops: Vec<Top>,
 }
 
 pub(super) fn broken(run: &RunInfo, offset: u64) -> impl Fn(FormatError) -> ReadError {
@@ -87,14 +86,12 @@ impl Reader {
         })
     }
 
-    /// A run's segments and tops: those say where everything else is, so they are looked at as a whole.
+    /// A run's segments: they say of which one everything else is, so they are looked at as a whole.
     pub(in crate::journal) fn run_tables(&self, run: &RunInfo) -> Result<Arc<Tables>, ReadError> {
         self.tables.get_or(run.id, || {
-            let [segments, .., tops] = run.totals.blocks;
+            let segments = run.totals.blocks[0];
             let take = SegmentRow::take;
             let segments = self.run_rows(run, BlockKind::Segments, (0, segments), SEGMENT_ROW_BYTES, take)?;
-            let tops_at = run.tops_at();
-            let tops = self.run_rows(run, BlockKind::Tops, (tops_at, tops), TOP_BYTES, Top::take)?;
             let (mut chunks, mut events) = (0u64, 0u64);
             for row in &segments {
                 if u64::from(row.first_chunk) != chunks || !run.covers(row.number) {
@@ -108,11 +105,21 @@ impl Reader {
             if !ordered || segments.len() as u32 != run.segments || !sums {
                 return Err(field(run, block_at(0), "segments", segments.len() as u64));
             }
+            let bytes = segments.len() * size_of::<SegmentRow>() + 64;
+            Ok((Arc::new(Tables { segments }), bytes as u64))
+        })
+    }
+
+    /// A run's tops: they say where its entries are, and who wants none of those reads none of these.
+    pub(in crate::journal) fn run_tops(&self, run: &RunInfo) -> Result<Arc<Vec<Top>>, ReadError> {
+        self.tops.get_or(run.id, || {
+            let (tops_at, count) = (run.tops_at(), run.totals.blocks[4]);
+            let tops = self.run_rows(run, BlockKind::Tops, (tops_at, count), TOP_BYTES, Top::take)?;
             if let Some(top) = tops.iter().find(|top| top.fences >= tops_at) {
                 return Err(field(run, block_at(tops_at), "fences", top.fences.into()));
             }
-            let bytes = segments.len() * size_of::<SegmentRow>() + tops.len() * size_of::<Top>() + 64;
-            Ok((Arc::new(Tables { segments, tops }), bytes as u64))
+            let bytes = (tops.len() * size_of::<Top>()) as u64 + 64;
+            Ok((Arc::new(tops), bytes))
         })
     }
 
@@ -142,9 +149,9 @@ impl Reader {
         mut each: impl FnMut(&Entry),
     ) -> Result<(), ReadError> {
         let (start, end) = (range.offset / SECTOR, range.end().div_ceil(SECTOR));
-        let tables = self.run_tables(run)?;
+        let tops = self.run_tops(run)?;
         let of_disk = |top: &&Top| top.disk == disk.get() && top.first < end && top.end > start;
-        for top in tables.tops.iter().filter(of_disk) {
+        for top in tops.iter().filter(of_disk) {
             let fences = self.run_fences(run, top)?;
             let mut number = top.fences - u32::from(top.count);
             for wanted in fences.chunk_by(|a, b| is_in(a, start, end) == is_in(b, start, end)) {

@@ -179,6 +179,27 @@ fn events_come_back_as_those_of_the_segments_that_are_asked_for() {
     assert!(reader.run_event_bytes(&info, &tables.segments[1], 0).is_err(), "bytes of another segment");
 }
 
+/// What a catalogue is made of reads no more of a run than that needs, and of one without events nothing.
+#[test]
+fn events_are_read_without_tops_and_no_events_without_the_file() {
+    let (storage, info) = written(&small());
+    let file = storage.open(&run_name(7), true).unwrap();
+    file.write_all_at(block_at(info.tops_at()) + 100, &[0xff; 8]).unwrap();
+    let reader = Reader::new(Arc::new(storage.clone()), "", 1 << 20);
+    let plain = plain_segment();
+    assert_eq!(reader.run_events(&info, |_| Some(&plain)).unwrap(), [event(4), event(5)]);
+    let disk = DiskId::new(1).unwrap();
+    let entries = |reader: &Reader| reader.run_overlapping(&info, disk, Extent::new(0, DISK_MAX), |_| ());
+    assert!(reader.run_tops(&info).is_err() && entries(&reader).is_err(), "damaged tops");
+    drop((file, reader));
+    storage.remove(&run_name(7)).unwrap();
+    let reader = Reader::new(Arc::new(storage), "", 1 << 20);
+    assert!(reader.run_events(&info, |_| Some(&plain)).is_err());
+    let totals = RunTotals { events_bytes: 0, ..info.totals };
+    let without = RunInfo { totals, ..info.as_ref().clone() };
+    assert_eq!(reader.run_events(&without, |_| Some(&plain)).unwrap(), []);
+}
+
 #[test]
 fn a_segment_that_no_merge_can_read_is_merged_around() {
     let all = manifest(&[1; 20], None);
@@ -374,7 +395,7 @@ proptest! {
             let disk = DiskId::new(disk).unwrap();
             reader.run_overlapping(&info, disk, Extent::new(0, DISK_MAX), |entry| found.push(*entry))
         });
-        if read.iter().all(Result::is_ok) {
+        if read.iter().all(Result::is_ok) && reader.run_tables(&info).is_ok() {
             let mut expected = small();
             expected.sort();
             found.sort();

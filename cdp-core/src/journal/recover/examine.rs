@@ -50,10 +50,9 @@ impl Listed {
         if depth == Depth::Bodies {
             return Ok(Self(None));
         }
-        let names = storage.list(directory)?;
-        let mut numbers = Vec::with_capacity(names.len());
-        // Names sort as their numbers do.
-        numbers.extend(names.iter().filter_map(|name| segment_number(name)));
+        let mut numbers = Vec::new();
+        storage.each_name(directory, &mut |name| numbers.extend(segment_number(name)))?;
+        numbers.sort_unstable();
         Ok(Self(Some(numbers)))
     }
 

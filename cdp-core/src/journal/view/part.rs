@@ -1,6 +1,6 @@
 //! The bytes of records' parts: found in a segment's file, read, verified. Nothing leaves here that was not.
 
-use crate::buffer::BufferPool;
+use crate::buffer::PooledBuffer;
 use crate::frame::FrameError;
 use crate::journal::index::{ActiveIndex, ChunkRow};
 use crate::journal::reader::{ReadError, Reader, SCRATCH_BYTES, dangling};
@@ -10,7 +10,7 @@ use crate::media::File;
 use crate::trust::FileKey;
 use crate::types::{Extent, Lsn};
 use std::io::IoSliceMut;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 /// A segment of the view.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(super) struct Part {
     /// Frames that were added to it since the snapshot.
     pub(super) live: ActiveIndex,
     pub(super) upto: Lsn,
+    /// Its segment's file, as long as the reader has it open: who reads it often does not look for it each time.
+    pub(super) file: Option<Weak<dyn File>>,
 }
 
 impl Part {
@@ -32,10 +34,25 @@ impl Part {
     }
 
     /// Opens what its plain parts are read and verified with.
-    pub(super) fn plain(&self) -> Result<Plain, ReadError> {
-        let file = self.reader.file(self.segment.number, self.segment.id)?;
-        let key = self.reader.file_key(&self.segment)?;
-        Ok(Plain { segment: self.segment.number, file, key, scratch: self.reader.scratch.clone() })
+    pub(super) fn plain(of: &RwLock<Self>) -> Result<Plain, ReadError> {
+        let part = of.read().unwrap_or_else(PoisonError::into_inner);
+        let segment = part.segment.number;
+        let key = part.reader.file_key(&part.segment)?;
+        if let Some(file) = part.file.as_ref().and_then(Weak::upgrade) {
+            return Ok(Plain { segment, file, key });
+        }
+        let file = part.reader.file(segment, part.segment.id)?;
+        drop(part);
+        // Nobody waits for what the next read can do as well.
+        if let Ok(mut part) = of.try_write() {
+            part.file = Some(Arc::downgrade(&file));
+        }
+        Ok(Plain { segment, file, key })
+    }
+
+    /// Memory for bytes that are read along.
+    pub(super) fn scratch(of: &RwLock<Self>) -> PooledBuffer {
+        of.read().unwrap_or_else(PoisonError::into_inner).reader.scratch.take()
     }
 }
 
@@ -106,20 +123,26 @@ pub(super) struct Plain {
     segment: u64,
     file: Arc<dyn File>,
     key: Option<Arc<FileKey>>,
-    scratch: BufferPool,
 }
 
 impl Plain {
     /// Fills `out` with the bytes of `extent`. The whole part is read, because all of it is what its checksum is of, but only
-    /// what is wanted to where it is wanted.
-    pub(super) fn read(&self, extent: Extent, data: &Data, offset: u64, out: &mut [u8]) -> Result<(), ReadError> {
+    /// what is wanted to where it is wanted, and the rest into what `scratch` gives.
+    pub(super) fn read(
+        &self,
+        extent: Extent,
+        data: &Data,
+        offset: u64,
+        out: &mut [u8],
+        scratch: impl FnOnce() -> PooledBuffer,
+    ) -> Result<(), ReadError> {
         let front = data.front(extent, out, self.segment)?;
         let beside = data.whole.length as usize - out.len();
         let found = if beside == 0 {
             self.file.read_exact_at(offset, out)?;
             crc32c::crc32c(out)
         } else {
-            let mut scratch = self.scratch.take();
+            let mut scratch = scratch();
             let (before, behind) = scratch[..beside].split_at_mut(front);
             let mut slices = [&mut *before, &mut *out, &mut *behind].map(IoSliceMut::new);
             self.file.read_exact_vectored_at(offset, &mut slices)?;
@@ -201,13 +224,14 @@ impl Together {
     /// Reads what was added.
     pub(super) fn read(&mut self, segments: &[Arc<RwLock<Part>>], out: &mut [u8]) -> Result<(), ReadError> {
         let (Some(cursor), false) = (self.cursor, self.parts.is_empty()) else { return Ok(()) };
-        let plain = segments[cursor.source as usize].read().unwrap_or_else(PoisonError::into_inner).plain()?;
+        let segment = &segments[cursor.source as usize];
+        let plain = Part::plain(segment)?;
         let out = &mut out[self.at..self.at + self.length];
         let mut offset = cursor.offset - (self.length + self.gaps) as u64;
         if self.gaps == 0 {
             plain.file.read_exact_at(offset, out)?;
         } else {
-            let mut scratch = plain.scratch.take();
+            let mut scratch = Part::scratch(segment);
             let (mut left, mut unwanted) = (&mut *out, &mut scratch[..]);
             let mut slices = Vec::new();
             for run in self.parts.chunk_by(|_, (_, gap)| *gap == 0) {

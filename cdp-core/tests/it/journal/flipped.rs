@@ -100,7 +100,7 @@ fn flip_each(disk: &SimDisk, one_in: u64, read: impl Fn(&SimDisk) -> Outcome<()>
 
 #[test]
 fn a_flipped_bit_in_any_read_gives_no_wrong_byte_and_what_fails_names_the_file() {
-    let one_in = if cfg!(debug_assertions) { 5 } else { 1 };
+    let one_in = if cfg!(debug_assertions) { 4 } else { 1 };
     for at_rest in AtRest::both() {
         let life = lived(4, &at_rest);
         // As media are that nobody writes to.

@@ -3,7 +3,7 @@
 use super::kit::*;
 use cdp_core::frame::{Compression, RecordKind};
 use cdp_core::journal::*;
-use cdp_core::media::Memory;
+use cdp_core::media::{Disk, Memory, Storage};
 use cdp_core::types::*;
 use std::sync::Arc;
 
@@ -59,6 +59,36 @@ fn a_view_that_goes_on_shows_each_frame_in_every_map_that_it_touches() {
             }
         }
     }
+}
+
+/// A view remembers files, and none is open because of that: their number is the reader's, and so is when they are closed.
+#[test]
+fn a_view_holds_no_file_open_that_its_reader_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage: Arc<dyn Storage> = Arc::new(Disk::open(directory.path()).unwrap());
+    let mut rig = Rig::create(Arc::clone(&storage));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    let mut source = Source::new(1, timeline(1));
+    source.write(1, Extent::new(0, BLOCK), 7);
+    source.frames(Compression::None).into_iter().for_each(|frame| drop(rig.append(frame)));
+    rig.close();
+    let (reader, snapshot) = (rig.reader(), rig.writer.snapshot());
+    let view = View::open(&path(&reader, &snapshot, &[(timeline(1), source.lsn)]), 1 << 20).unwrap();
+    let read = || {
+        let mut block = vec![0; BLOCK as usize];
+        view.read(disk(1), 0, &mut block, &Nothing).map(|()| block).map_err(|error| error.to_string())
+    };
+    let (first, segments) = (read(), rig.writer.manifest().segments.clone());
+    assert!(first.is_ok() && read() == first);
+    let names: Vec<_> =
+        segments.iter().map(|segment| format!("{DIRECTORY}/{}", segment_name(segment.number))).collect();
+    // As long as the reader has them open they are read.
+    names.iter().for_each(|name| storage.rename(name, &format!("{name}.away")).unwrap());
+    assert_eq!(read(), first);
+    reader.close(segments.iter().map(|segment| segment.id));
+    assert!(read().is_err_and(|error| names.iter().any(|name| error.contains(name.as_str()))));
+    names.iter().for_each(|name| storage.rename(&format!("{name}.away"), name).unwrap());
+    assert_eq!([read(), read()], [first.clone(), first]);
 }
 
 /// A manifest may be on the media before the frames are: of a timeline that was closed meanwhile it does not say where it ends.
