@@ -214,11 +214,12 @@ impl Writer {
         Ok(head)
     }
 
+    #[allow(clippy::result_large_err, reason = "the frame goes back to where it came from")]
     fn take(&mut self, now: MonoTime, head: FrameHead, frame: EncodedFrame) -> Result<Appended, Refused> {
         let (durable, info) = (self.durable().lsn(), frame.info);
         let (group, last_segment, before) = (self.manifest.group, self.last_segment, self.last_lsn);
         let Some(segment) = self.active.as_mut() else { unreachable!("admit made one") };
-        let (events, sealed) = match segment.accept(&head, &frame) {
+        let segments::Accepted { events, sealed } = match segment.accept(&head, &frame) {
             Ok(accepted) => accepted,
             Err(error) => return Err(Refused { frame, why: error.into() }),
         };

@@ -112,7 +112,7 @@ impl Reader {
 
     fn data_of_run(&self, run: &RunInfo, segment: u64) -> Result<Vec<Entry>, ReadError> {
         let tables = self.run_tables(run)?;
-        let mut disks: Vec<u16> = tables.tops.iter().map(|top| top.disk).collect();
+        let mut disks: Vec<u16> = self.run_tops(run)?.iter().map(|top| top.disk).collect();
         disks.dedup();
         let mut found = Vec::new();
         for disk in disks.into_iter().filter_map(DiskId::new) {

@@ -100,18 +100,14 @@ impl Segment {
         self.offset >= options.segment_bytes / 4 || self.entries >= options.segment_records / 4
     }
 
-    /// Whether a frame can be taken: its events, and what stands for it where the segment is sealed at rest.
-    pub(super) fn accept(
-        &self,
-        head: &FrameHead,
-        frame: &EncodedFrame,
-    ) -> Result<(Vec<Event>, Option<(FrameHead, EncodedFrame)>), FrameError> {
+    /// Whether a frame can be taken, and what it takes.
+    pub(super) fn accept(&self, head: &FrameHead, frame: &EncodedFrame) -> Result<Accepted, FrameError> {
         // Only frames with notes are looked into, and those come every few seconds.
         let body = if head.chunks.iter().any(|chunk| chunk.notes) { frame.body.concat() } else { Vec::new() };
         let events = event::of_frame(head, &body, self.epoch != Some(frame.info.epoch))?;
         // Sealing is the last that can fail: numbers that were sealed under are taken.
         let sealed = self.file_key.as_deref().map(|key| frame.sealed(head, key, self.chunks)).transpose()?;
-        Ok((events, sealed))
+        Ok(Accepted { events, sealed })
     }
 
     /// Takes a frame that was accepted: where it is written, as what, and its index.
@@ -178,6 +174,13 @@ impl Segment {
         let timeline = self.timeline.filter(|_| !runs.is_empty())?;
         Some(SegmentView::active((self.number, self.id, self.key), timeline, self.prev_lsn, runs))
     }
+}
+
+/// What was found out about a frame that is going to be taken.
+pub(super) struct Accepted {
+    pub(super) events: Vec<Event>,
+    /// What stands for it in a segment that is sealed at rest.
+    pub(super) sealed: Option<(FrameHead, EncodedFrame)>,
 }
 
 /// How far the next segment is.
