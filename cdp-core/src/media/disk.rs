@@ -13,6 +13,9 @@ use std::sync::Arc;
 
 /// Names of a directory that are asked for at once, in bytes.
 const LIST_BYTES: usize = 32 << 10;
+/// Of a range that will be needed Linux fetches no more at a call than it reads ahead, and is silent about the rest: so much is what it
+/// reads ahead unless somebody sets it otherwise, in bytes.
+const READ_AHEAD: u64 = 128 << 10;
 
 /// A real directory.
 #[derive(Clone, Debug)]
@@ -337,8 +340,13 @@ impl File for DiskFile {
     }
 
     fn will_need(&self, range: Extent) {
-        // Only a hint: who reads finds out what is wrong.
-        let _ = fs::fadvise(&self.fd, range.offset, std::num::NonZero::new(range.length), fs::Advice::WillNeed);
+        let mut at = range.offset;
+        while at < range.end() {
+            let length = (range.end() - at).min(READ_AHEAD);
+            // Only a hint: who reads finds out what is wrong.
+            let _ = fs::fadvise(&self.fd, at, std::num::NonZero::new(length), fs::Advice::WillNeed);
+            at += length;
+        }
     }
 
     fn will_sync(&self, range: Extent) {
