@@ -403,6 +403,9 @@ impl Batch {
             change.is_some_and(|change| change.discarded == u8::MAX) && base::is_zero(block)
         };
         let blocks: Vec<_> = data.chunks_exact(BLOCK as usize).zip(changes).map(|(b, c)| hole(b, c)).collect();
+        if !blocks.contains(&true) {
+            return self.writes.push((offset, data));
+        }
         let mut at = 0;
         for run in blocks.chunk_by(|a, b| a == b) {
             let (from, to) = (at, at + run.len() * BLOCK as usize);
