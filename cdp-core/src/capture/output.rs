@@ -73,6 +73,9 @@ impl Submitted {
 pub struct LogWrite {
     /// Comes back with `log_written`.
     pub token: LogToken,
+    /// It begins the log anew: it goes into the file that has the log's name now, made if there is none. Any other goes into the file that
+    /// the one before it went into, also where that has no name any more: it never makes one.
+    pub begins: bool,
     /// Offsets in the file, ascending, and what to write there: whole sectors.
     pub writes: Vec<(u64, Bytes)>,
 }

@@ -28,6 +28,7 @@ use crate::mistakes::{self, Mistake};
 use crate::trust::{BlockPlace, BlockSealer};
 use crate::types::{BLOCK, DiskId, Extent, Lsn, Now, ReplicaId, SECTOR};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Memory for region maps, in bytes: a merge goes through a disk once, region by region.
@@ -91,6 +92,8 @@ pub struct Merge {
     kept: Option<Space>,
     waiting: VecDeque<Work>,
     done: Vec<Work>,
+    /// Memory for what is written together, from one piece to the next.
+    spare: Vec<u8>,
 }
 
 /// One disk's part.
@@ -118,7 +121,9 @@ struct Batch {
     rests: Vec<u8>,
     /// Where blocks that are sealed at rest are read from once `rests` are on the media; at most one for each block of `writes`.
     copies: Vec<(u64, BlockCopy)>,
-    writes: Vec<(u64, Vec<u8>)>,
+    /// What is written, one after another: where on the disk, and which part of `data`.
+    writes: Vec<(u64, Range<usize>)>,
+    data: Vec<u8>,
     punches: Vec<Extent>,
     pages: Vec<Page>,
     bytes: u64,
@@ -169,7 +174,7 @@ impl Merge {
         }
         let (storage, bases) = (Arc::clone(storage), Arc::clone(bases));
         let view = View::open(path, REGIONS_BYTES)?;
-        Ok(Self { storage, info, view, bases, rests, kept, waiting, done: Vec::new() })
+        Ok(Self { storage, info, view, bases, rests, kept, waiting, done: Vec::new(), spare: Vec::new() })
     }
 
     /// Merges until about `budget` bytes were written; whether there is more to do.
@@ -178,7 +183,7 @@ impl Merge {
     /// What cannot be read, or the media: then nothing more may be asked of this one.
     pub fn step(&mut self, now: Now, budget: u64) -> Result<bool, MergeError> {
         let Some(work) = self.waiting.front_mut() else { return Ok(false) };
-        let mut batch = Batch::default();
+        let mut batch = Batch { data: std::mem::take(&mut self.spare), ..Batch::default() };
         while batch.bytes < budget && work.page < work.digests.len() as u64 {
             work.announce(&self.view)?;
             let changed = work.gather(&self.view, self.bases.as_ref(), self.info.lsn, &mut batch, &self.rests)?;
@@ -197,7 +202,7 @@ impl Merge {
         for (block, copy) in std::mem::take(&mut batch.copies) {
             work.base.expect_torn_sealed(block, copy);
         }
-        work.write(batch)?;
+        self.spare = work.write(batch)?;
         if work.page == work.digests.len() as u64 {
             self.done.extend(self.waiting.pop_front());
         }
@@ -297,9 +302,11 @@ impl Work {
                 continue;
             }
             let offset = at + first as u64 * BLOCK;
-            let mut data = vec![0; run.len() * BLOCK as usize];
-            view.read(self.disk, offset, &mut data, bases)?;
-            let blocks = data.chunks_exact_mut(BLOCK as usize).zip(run.iter().flatten());
+            let mut data = std::mem::take(&mut batch.data);
+            let start = data.len();
+            data.resize(start + run.len() * BLOCK as usize, 0);
+            view.read(self.disk, offset, &mut data[start..], bases)?;
+            let blocks = data[start..].chunks_exact_mut(BLOCK as usize).zip(run.iter().flatten());
             for (place, (block, change)) in (first..).zip(blocks) {
                 let number = number * layout.blocks() + place as u64;
                 let rest = Rest::of(change.sectors, block);
@@ -310,8 +317,9 @@ impl Work {
                     self.keep(number, (rest, entry), block, upto, (&mut *batch, rests));
                 }
             }
-            changed.push(Extent::new(offset, data.len() as u64));
-            batch.add(offset, data, run);
+            changed.push(Extent::new(offset, run.len() as u64 * BLOCK));
+            batch.data = data;
+            batch.add(offset, start, run);
         }
         batch.pages.push(page);
         Ok(changed)
@@ -368,14 +376,15 @@ impl Work {
         Ok(page)
     }
 
-    /// Writes a batch. Needs no sync: until [`Merge::finish`] the manifest says that anything may have happened.
-    fn write(&mut self, batch: Batch) -> Result<(), MediaError> {
-        for (offset, data) in &batch.writes {
-            self.image.write_all_at(*offset, data)?;
+    /// Writes a batch, and gives its memory back. Needs no sync: until [`Merge::finish`] the manifest says that anything may have
+    /// happened.
+    fn write(&mut self, batch: Batch) -> Result<Vec<u8>, MediaError> {
+        for (offset, range) in &batch.writes {
+            self.image.write_all_at(*offset, &batch.data[range.clone()])?;
         }
         // While the next batch is read: then the last sync finds little to do.
-        if let (Some((first, _)), Some((last, data))) = (batch.writes.first(), batch.writes.last()) {
-            self.image.will_sync(Extent::new(*first, last + data.len() as u64 - first));
+        if let (Some((first, _)), Some((last, range))) = (batch.writes.first(), batch.writes.last()) {
+            self.image.will_sync(Extent::new(*first, last + range.len() as u64 - first));
         }
         for range in batch.punches {
             self.image.punch(range)?;
@@ -391,21 +400,22 @@ impl Work {
             self.sidecar.write_all_at(slot.offset(number), bytes)?;
             self.digests[number as usize] = digest;
         }
-        Ok(())
+        let mut spare = batch.data;
+        spare.clear();
+        Ok(spare)
     }
 }
 
 impl Batch {
-    /// Blocks that follow each other and all change. What reads as zeros because it was discarded takes no room.
-    fn add(&mut self, offset: u64, data: Vec<u8>, changes: &[Option<Change>]) {
+    /// Blocks that follow each other and all change: the last of `data`, from `start` on. What reads as zeros because it was discarded
+    /// takes no room.
+    fn add(&mut self, offset: u64, start: usize, changes: &[Option<Change>]) {
+        let data = &self.data[start..];
         self.bytes += data.len() as u64;
         let hole = |block: &[u8], change: &Option<Change>| {
             change.is_some_and(|change| change.discarded == u8::MAX) && base::is_zero(block)
         };
         let blocks: Vec<_> = data.chunks_exact(BLOCK as usize).zip(changes).map(|(b, c)| hole(b, c)).collect();
-        if !blocks.contains(&true) {
-            return self.writes.push((offset, data));
-        }
         let mut at = 0;
         for run in blocks.chunk_by(|a, b| a == b) {
             let (from, to) = (at, at + run.len() * BLOCK as usize);
@@ -414,8 +424,16 @@ impl Batch {
             if run[0] {
                 self.punches.push(Extent::new(here, (to - from) as u64));
             } else {
-                self.writes.push((here, data[from..to].to_vec()));
+                self.write(here, start + from..start + to);
             }
+        }
+    }
+
+    /// What goes on where the write before it ends is one with it.
+    fn write(&mut self, offset: u64, range: Range<usize>) {
+        match self.writes.last_mut() {
+            Some((at, last)) if *at + last.len() as u64 == offset && last.end == range.start => last.end = range.end,
+            _ => self.writes.push((offset, range)),
         }
     }
 }

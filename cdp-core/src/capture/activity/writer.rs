@@ -372,7 +372,7 @@ impl Writer {
             issue_region(self.header.group, at, region, &mut writes, &mut sectors);
         }
         self.in_flight = Some(InFlight { token, sectors, header });
-        LogWrite { token, writes }
+        LogWrite { token, begins: self.phase == Phase::Probing, writes }
     }
 
     fn table(&self, regions: &[Region]) -> Vec<Entry> {

@@ -97,6 +97,8 @@ pub struct World {
     pub log_pending: Option<(LogToken, Vec<(u64, bytes::Bytes)>)>,
     /// What is being written goes into a file that was removed meanwhile.
     pub log_orphaned: bool,
+    /// The file that is open has no name any more.
+    pub log_unlinked: bool,
     /// What the replica believes of activity logs, and what it was told.
     pub least: u64,
     pub told: u64,
@@ -169,6 +171,7 @@ impl World {
             log_file: Vec::new(),
             log_pending: None,
             log_orphaned: false,
+            log_unlinked: false,
             least: 0,
             told: 0,
             frames: Vec::new(),
@@ -324,7 +327,9 @@ impl World {
     fn take(&mut self, output: Output) {
         match output {
             Output::Ready(ticket) => self.start_op(ticket),
-            Output::Log(LogWrite { token, writes }) => {
+            Output::Log(LogWrite { token, begins, writes }) => {
+                self.log_unlinked &= !begins;
+                self.log_orphaned = self.log_unlinked;
                 assert!(self.log_pending.is_none(), "one log write at a time");
                 self.log_pending = Some((token, writes));
                 let slow = self.unlucky(self.hostility.log_fails_one_in);

@@ -22,7 +22,7 @@ impl World {
     /// The file is gone; the filter hears of it a little later.
     pub(super) fn log_removed(&mut self) {
         self.log_file.clear();
-        self.log_orphaned = self.log_pending.is_some();
+        (self.log_orphaned, self.log_unlinked) = (self.log_pending.is_some(), true);
         self.later(2 * MS, Ev::LogRemovalKnown);
     }
 
