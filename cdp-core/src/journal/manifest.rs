@@ -376,6 +376,13 @@ pub struct ResizeInfo {
 }
 
 impl Manifest {
+    /// Somebody writes again: how it ends is not known any more.
+    pub fn goes_on(&mut self) {
+        self.clean = false;
+        let open = self.timelines.iter_mut().filter(|timeline| timeline.state == TimelineState::Open);
+        open.for_each(|timeline| timeline.last = None);
+    }
+
     /// The first manifest of a new replica.
     #[must_use]
     pub fn new(replica: ReplicaId, group: GroupId, name: &str) -> Self {

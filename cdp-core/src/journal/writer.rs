@@ -325,7 +325,7 @@ impl Writer {
     pub fn open_timeline(&mut self, info: TimelineInfo) -> Generation {
         self.end_timelines();
         self.manifest.timelines.push(info);
-        self.manifest.clean = false;
+        self.manifest.goes_on();
         self.roll();
         self.chain = Lsn::ZERO;
         self.unfinished = None;

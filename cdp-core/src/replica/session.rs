@@ -371,7 +371,7 @@ impl State {
             state.writer.open_timeline(TimelineInfo { state: TimelineState::Open, ..next });
             (state.timeline, state.prev_lsn) = (fresh, Lsn::ZERO);
         }
-        state.writer.edit(|manifest| manifest.clean = false);
+        state.writer.edit(Manifest::goes_on);
         state.drive(now)?;
         Ok(state)
     }

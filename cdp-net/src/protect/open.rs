@@ -261,7 +261,7 @@ pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError
     let decided = decide(options, &manifest, &compared, found_log, durable, resumed);
     let Decided { start, timeline, full_check, opened } = decided;
     if let Start::Clean { .. } = start {
-        writer.edit(|manifest| manifest.clean = false);
+        writer.edit(Manifest::goes_on);
     } else {
         check_timelines(&manifest).map_err(ProtectError::Replica)?;
         writer.open_timeline(new_timeline(&manifest, &start, timeline));

@@ -83,3 +83,25 @@ fn a_tail_that_is_damaged_after_a_kill_is_not_taken_for_torn_where_that_would_di
     }
     assert!(built.restart("whole"));
 }
+
+/// A clean stop says where history ends; whoever goes on from there takes that back.
+#[test]
+fn what_was_written_after_a_clean_stop_is_lost_with_the_head_of_its_segment() {
+    let built = Built::new();
+    let running = built.protect_with(&[]).protecting();
+    let mut guest = Guest::connect(running.uri(), built.source(), 78);
+    guest.work(10);
+    mark(&built.replica, "after the stop");
+    drop((guest, running));
+    let length = |file: &PathBuf| std::fs::metadata(file).unwrap().len();
+    let heads: Vec<_> = built.files("journal", ".seg").into_iter().filter(|file| length(file) == SEGMENT).collect();
+    heads.iter().for_each(|file| flip(file, 300, 3));
+    let verified = built.verify();
+    assert_eq!(verified.status, 5, "{verified:?}");
+    let lost: Vec<_> =
+        verified.json["damage"].as_array().unwrap().iter().flat_map(|at| at["lost"].as_array()).collect();
+    assert!(lost.iter().any(|ranges| !ranges.is_empty()), "{verified:?}");
+    for disk in verified.json["disks"].as_array().unwrap() {
+        assert!(!disk["lost"].as_array().unwrap().is_empty(), "{verified:?}");
+    }
+}
