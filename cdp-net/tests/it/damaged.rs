@@ -296,6 +296,42 @@ fn what_verify_calls_good_is_what_restores_whatever_byte_is_flipped() {
     assert!(some > rounds / 10 && none > 0 && come_back > 0, "{some} {none} {come_back}");
 }
 
+/// A stretch of a footer may take several of its tables at once: what one of them says, another one may be needed for.
+#[test]
+fn what_verify_calls_good_is_what_restores_whatever_a_footer_has_lost() {
+    let built = build(5);
+    let rounds: u64 = std::env::var("CDP_TEST_FLIPS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let whole = load(&built.storage).unwrap();
+    let sealed: Vec<_> =
+        whole.manifest().segments.iter().filter_map(|info| Some((info.number, *info.summary()?))).collect();
+    let (mut lost, mut none) = (0, 0);
+    for seed in 0..rounds {
+        let mut dice = Dice::new(seed);
+        let storage = copy(&built.storage);
+        let (number, summary) = sealed[dice.below(sealed.len() as u64) as usize];
+        let name = format!("{JOURNAL_DIRECTORY}/{}", segment_name(number));
+        let mut bytes = read(&storage, &name);
+        let sectors = (summary.file_bytes - summary.frames_end) / SECTOR;
+        let from = dice.below(sectors);
+        let to = (from + 1 + dice.below(40)).min(sectors);
+        let footer = &mut bytes[summary.frames_end as usize..];
+        footer[(from * SECTOR) as usize..(to * SECTOR) as usize].fill(0);
+        // And a head, which says what a footer says.
+        let head = dice.permille(300);
+        if head {
+            let at = BLOCK as usize + 16 + dice.below(100) as usize;
+            bytes[at] ^= 1;
+        }
+        storage.remove(&name).unwrap();
+        write(&storage, &name, &bytes);
+        let what = format!("seed {seed}: sectors {from} to {to} of {sectors} of the footer of {name}, head {head}");
+        let (gone, _) = check(&built, &storage, &what, (seed as usize % 3, 3));
+        lost += u64::from(gone > 0);
+        none += u64::from(gone == 0);
+    }
+    assert!(lost > 3 && none > 3, "{lost} {none}");
+}
+
 /// When a moment was is for people, and nothing that restoring it needs.
 #[test]
 fn without_the_table_of_its_frames_every_moment_of_a_segment_restores() {
