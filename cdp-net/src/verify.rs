@@ -225,6 +225,9 @@ impl Everything<'_> {
         let reader = Reader::new(Arc::clone(self.storage), JOURNAL_DIRECTORY, 0).with_keys(Arc::clone(&self.keys));
         let snapshot = self.snapshot.clone();
         for snapshot in std::iter::once(&snapshot).chain(behind) {
+            if !self.go_on {
+                return;
+            }
             let (before, total) = (self.out.bytes, self.total);
             let journal = reader.verify(snapshot, |bytes| {
                 self.go_on = self.go_on && progress(before + bytes, total);
@@ -280,6 +283,9 @@ impl Everything<'_> {
     }
 
     fn read_bases(&mut self, progress: OnProgress<'_>) {
+        if !self.go_on {
+            return;
+        }
         // What a merge that is under way changes in the bases is only sound together with the journal above it.
         let covered = self.manifest.merge.and_then(|merge| self.load().ok()?.view(merge.timeline, merge.lsn).ok());
         // Without the key nobody can tell what that has changed of a sealed one from what is damaged.
@@ -288,6 +294,9 @@ impl Everything<'_> {
         let bases: Vec<_> = named.filter_map(|disk| Some((disk.id, disk.base.filter(|b| !shut(b))?))).collect();
         let journal_bytes = self.out.bytes;
         for (disk, base) in bases {
+            if !self.go_on {
+                return;
+            }
             let total = self.total;
             let mut told = |bytes: u64| {
                 self.go_on = self.go_on && progress(journal_bytes + bytes, total);
@@ -311,24 +320,32 @@ impl Everything<'_> {
     fn read_stores(&mut self, progress: OnProgress<'_>) {
         let root = PathBuf::from(self.storage.path());
         let in_root = |damage: Damage| Damage { file: root.join(&damage.file), ..damage };
+        let total = self.total;
         for info in self.manifest.kept.clone().iter().rev() {
-            let (found, unreadable) =
-                stores::check_kept(self.storage, info, &self.keys.of_stores(), &mut self.out.bytes);
-            self.go_on = self.go_on && progress(self.out.bytes, self.total);
+            if !self.go_on {
+                return;
+            }
+            let mut told = |bytes: u64| {
+                self.go_on = self.go_on && progress(bytes, total);
+                self.go_on
+            };
+            let (key, read) = (self.keys.of_stores(), &mut self.out.bytes);
+            let (found, unreadable) = stores::check_kept(self.storage, info, &key, read, &mut told);
             let of = (!found.is_empty()).then_some(self.out.damage.len());
             self.out.damage.extend(found.into_iter().map(in_root));
             let store = Some(info.number);
             self.taken.extend(unreadable.into_iter().map(|lost| Taken { damage: of, store, lost }));
-            if !self.go_on {
-                return;
-            }
         }
         for info in &self.manifest.sessions {
             if !self.go_on {
                 return;
             }
-            let found = sessions::check_session(self.storage, info, &self.keys.of_stores(), &mut self.out.bytes);
-            self.go_on = progress(self.out.bytes, self.total);
+            let mut told = |bytes: u64| {
+                self.go_on = self.go_on && progress(bytes, total);
+                self.go_on
+            };
+            let (key, read) = (self.keys.of_stores(), &mut self.out.bytes);
+            let found = sessions::check_session(self.storage, info, &key, read, &mut told);
             self.out.damage.extend(found.into_iter().map(in_root));
         }
     }

@@ -451,6 +451,30 @@ fn of_kept_moments_too_what_is_called_good_is_what_restores() {
     let storage = disk();
     let stores = storage.list("kept").unwrap().into_iter().map(|store| format!("kept/{store}"));
     let directories: Vec<_> = stores.chain([BASE_DIRECTORY.to_owned()]).collect();
+    // Who stops it before or between stores waits for none.
+    let key = KeyHolder::default();
+    let mut told = Vec::new();
+    assert!(
+        verify(&storage, None, &key, &mut |bytes, _| {
+            told.push(bytes);
+            true
+        })
+        .unwrap()
+        .ok
+    );
+    let segments =
+        |directory: &String| storage.list(directory).unwrap().iter().filter(|name| name.ends_with(".seg")).count();
+    let in_stores: usize = directories.iter().map(segments).sum();
+    assert!(in_stores >= 3 && told.is_sorted(), "{in_stores}: {told:?}");
+    for stop in (told.len() - in_stores..=told.len()).rev() {
+        let mut calls = 0;
+        let mut count = |_, _| {
+            calls += 1;
+            calls < stop
+        };
+        let said = verify(&storage, None, &key, &mut count).unwrap();
+        assert_eq!((said.stopped, calls, said.bytes), (true, stop, told[stop - 1]), "{told:?}");
+    }
     let (mut lost, mut good, mut some) = (0, 0, 0);
     for seed in 0..24u64 {
         let mut dice = Dice::new(seed);
