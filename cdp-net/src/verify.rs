@@ -122,6 +122,9 @@ pub struct Verified {
     /// The replica is sealed at rest and no key was given: that the bytes are those that were written is all that was looked at.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unopened: bool,
+    /// Why nobody can find any moment in it, where that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 /// Told bytes read and bytes in all; says whether to go on.
@@ -199,7 +202,7 @@ pub fn verify(
     all.judge_end(unopened);
     all.read_bases(progress);
     all.read_stores(progress);
-    Ok(all.judged())
+    all.judged()
 }
 
 /// A replica that is being read.
@@ -356,20 +359,25 @@ impl Everything<'_> {
     }
 
     /// Which moments go with what was found, and which stay.
-    fn judged(mut self) -> Verified {
+    ///
+    /// # Errors
+    /// When it cannot be loaded, and nothing of what was read says why.
+    fn judged(mut self) -> Result<Verified, Problem> {
         self.out.stopped = !self.go_on;
         self.out.ok = self.out.damage.is_empty() && !self.out.stopped;
         self.out.at_most = self.more;
         if self.out.stopped {
-            return self.out;
+            return Ok(self.out);
         }
         let loaded = self.load();
         match loaded {
             Ok(replica) => Judge::new(&replica, &self.taken).judge(&mut self.out),
             // With its key it may be otherwise.
             Err(_) if self.out.unopened => {}
+            Err(error) if self.out.damage.is_empty() => return Err(document::unreadable(&error)),
             // Nothing can be found in it, so nothing can be restored.
-            Err(_) => {
+            Err(error) => {
+                self.out.unreadable = Some(error.to_string());
                 let newest = self.manifest.durable.max(self.snapshot.written());
                 for damage in self.out.damage.iter_mut().filter(|damage| damage.lost.is_empty()) {
                     let timeline = self.manifest.timelines.last().map(|info| info.id);
@@ -378,7 +386,7 @@ impl Everything<'_> {
                 }
             }
         }
-        self.out
+        Ok(self.out)
     }
 }
 

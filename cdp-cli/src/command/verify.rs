@@ -62,6 +62,9 @@ fn for_people(dir: &Path, verified: &Verified) -> String {
         return text;
     }
     let mut text = format!("{read} read: {places}, {}\n", how_bad(&verified.disks));
+    if let Some(error) = &verified.unreadable {
+        text.push_str(&format!("no moment can be found in it: {error}\n"));
+    }
     if verified.at_most {
         text.push_str("more is damaged than is told apart: some of what is called lost may still be good\n");
     }
@@ -208,6 +211,13 @@ mod tests {
         assert!(shut.contains("1 damaged place; what they take") && !shut.contains("still good:"), "{shut}");
         let early = Verified { ok: true, unseeded: true, ..Verified::default() };
         assert!(said(&early).ends_with("nothing can be restored yet\n"));
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_says_why() {
+        let unreadable = Some("the base of \"root\" is gone".to_owned());
+        let text = said(&Verified { unreadable, damage: vec![Damage::default()], ..Verified::default() });
+        assert!(text.contains("no moment can be restored\nno moment can be found in it: the base of"), "{text}");
     }
 
     #[test]

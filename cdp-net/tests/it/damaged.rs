@@ -5,7 +5,7 @@ use crate::protect::{Place, label, noise, seeded};
 use bytes::Bytes;
 use cdp_core::frame::{Compression, Encoder, Part, Payload, RawFrame, RecordKind};
 use cdp_core::journal::*;
-use cdp_core::media::{Disk, Memory, Storage};
+use cdp_core::media::{Disk, Fault, Faults, Faulty, MediaErrorKind, Memory, Operation, Storage};
 use cdp_core::replica::base::{BaseWriter, file_names};
 use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Replica};
 use cdp_core::trust::KeyHolder;
@@ -499,6 +499,28 @@ fn of_kept_moments_too_what_is_called_good_is_what_restores() {
         file.write_all_at(at, &byte).unwrap();
     }
     assert!(lost > 0 && good > 0 && some > 0, "{lost} {good} {some}");
+}
+
+/// What a merge left is read by nobody but who loads the bases.
+#[test]
+fn what_cannot_be_loaded_is_not_called_right_because_nothing_else_is_wrong() {
+    let mut builder = Builder::new(7);
+    builder.open_timeline(1, 0);
+    builder.records(timeline(1), 1, 40, 1);
+    let stamp = Stamp { epoch: ClockEpoch(1), time: WallTime(20) };
+    let merge = StampedMoment { timeline: timeline(1), lsn: Lsn(20), stamp };
+    builder.writer.edit(|manifest| manifest.merge = Some(merge));
+    builder.drain();
+    builder.writer.close(true);
+    builder.drain();
+    let memory = &builder.built.storage;
+    write(memory, &format!("{BASE_DIRECTORY}/merge.rests"), &[0; 512]);
+    assert!(verified(memory).ok);
+    let faults = Faults::default();
+    let storage: Arc<dyn Storage> = Arc::new(Faulty::new(Arc::new(memory.clone()), faults.clone()));
+    faults.add(Fault::always(Operation::Open, "merge.rests", MediaErrorKind::Io));
+    let problem = verify(&storage, None, &KeyHolder::default(), &mut |_, _| true).unwrap_err();
+    assert!(faults.fired() > 0 && problem.message.contains("merge.rests"), "{problem:?}");
 }
 
 #[test]
