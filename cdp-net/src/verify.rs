@@ -11,8 +11,8 @@ use crate::owner::{ControlClient, PinReply, Request};
 use crate::reading::not_answered;
 use crate::report::{Problem, ProblemClass, Range, RangeKind, text};
 use cdp_core::journal::{
-    BaseInfo, Damage as Unopened, Finding, Looked, Manifest, Reader, Snapshot, TimelineInfo, Unreadable, look_through,
-    look_with, read_manifest, run_name, segment_name,
+    BaseInfo, Damage as Unopened, Finding, Looked, Manifest, Reader, Snapshot, TimelineInfo, TimelineState, Unreadable,
+    look_through, look_with, read_manifest, run_name, segment_name,
 };
 use cdp_core::media::Storage;
 use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Lost, Replica, ReplicaError, is_unseeded, kept};
@@ -65,6 +65,9 @@ pub struct Damage {
     pub length: u64,
     /// What is wrong.
     pub what: String,
+    /// It is of what was written in this writable session, and takes nothing from the disks' history.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
     /// The records that are written there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub records: Option<Records>,
@@ -270,7 +273,11 @@ impl Everything<'_> {
         let disks = self.manifest.disks.iter().map(|disk| disk.name.clone()).collect();
         let range = |info: &TimelineInfo| {
             let (from, to) = (records.from_lsn.max(info.fork.next()), info.last.unwrap_or(records.to_lsn));
-            (from <= to).then(|| range_of(info.id, from, to))
+            // One that cannot grow ends before the next one begins.
+            let follows = |next: &&TimelineInfo| info.state != TimelineState::Open && next.parent == Some(info.id);
+            let next = self.manifest.timelines.iter().find(follows);
+            let range = range_of(info.id, from, to);
+            (from <= to).then(|| Range { to_time: next.map_or(range.to_time, |next| next.opened), ..range })
         };
         self.out.damage.push(Damage {
             file: PathBuf::from(&damage.path),
@@ -349,7 +356,9 @@ impl Everything<'_> {
             };
             let (key, read) = (self.keys.of_stores(), &mut self.out.bytes);
             let found = sessions::check_session(self.storage, info, &key, read, &mut told);
-            self.out.damage.extend(found.into_iter().map(in_root));
+            let session = Some(document::session_name(info).unwrap_or_else(|| "(temporary)".into()));
+            let of_session = |damage| Damage { session: session.clone(), ..in_root(damage) };
+            self.out.damage.extend(found.into_iter().map(of_session));
         }
     }
 
@@ -379,7 +388,8 @@ impl Everything<'_> {
             Err(error) => {
                 self.out.unreadable = Some(error.to_string());
                 let newest = self.manifest.durable.max(self.snapshot.written());
-                for damage in self.out.damage.iter_mut().filter(|damage| damage.lost.is_empty()) {
+                let of_history = |damage: &&mut Damage| damage.lost.is_empty() && damage.session.is_none();
+                for damage in self.out.damage.iter_mut().filter(of_history) {
                     let timeline = self.manifest.timelines.last().map(|info| info.id);
                     let from = damage.records.map_or(Lsn(1), |records| records.from_lsn);
                     damage.lost.extend(timeline.map(|timeline| range_of(timeline, from, newest.max(from))));

@@ -232,6 +232,7 @@ fn answers_of_commands() {
         disks: vec!["root".into()],
         extents: vec![extent],
         more: 3,
+        session: Some("lab".into()),
         ..damage.clone()
     };
     let disk = DiskVerified { disk: "root".into(), lost: vec![range()], good: vec![] };
@@ -241,7 +242,7 @@ fn answers_of_commands() {
             "ok": false,
             "damage": [
                 {"file": "f", "offset": 1, "length": 2, "what": "w", "lost": [range_json()]},
-                {"file": "f", "offset": 1, "length": 2, "what": "w",
+                {"file": "f", "offset": 1, "length": 2, "what": "w", "session": "lab",
                  "records": {"from_lsn": 7, "to_lsn": 9}, "disks": ["root"], "extents": [{"disk": "root", "lsn": 8, "offset": 4096, "length": 512}], "more": 3, "lost": [range_json()]}
             ],
             "good": [], "disks": [{"disk": "root", "lost": [range_json()], "good": []}], "bytes": 0
