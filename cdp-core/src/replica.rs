@@ -360,7 +360,7 @@ fn add_branches(
         let ends_at = frontiers.last().map(|last| last.settled.min(safe));
         if let (Some(last), Some(lsn)) = (frontiers.last_mut(), ends_at) {
             // Behind it may lie records that are not settled, and are not restorable.
-            last.last = reader.stamp(snapshot, info.id, lsn)?.unwrap_or(last.last);
+            last.last = reader.stamp(snapshot, info.id, lsn).unwrap_or(last.last);
         }
         for frontier in frontiers {
             branch.advance(frontier.settled.min(safe), frontier.last);

@@ -11,8 +11,8 @@ use crate::owner::{ControlClient, PinReply, Request};
 use crate::reading::not_answered;
 use crate::report::{Problem, ProblemClass, Range, RangeKind, text};
 use cdp_core::journal::{
-    BaseInfo, Damage as Unopened, Finding, Looked, Manifest, Reader, Snapshot, TimelineInfo, Unreadable, look_through,
-    look_with, read_manifest, run_name, segment_name,
+    BaseInfo, Damage as Unopened, Finding, Looked, Manifest, Reader, Snapshot, TimelineInfo, TimelineState, Unreadable,
+    look_through, look_with, read_manifest, run_name, segment_name,
 };
 use cdp_core::media::Storage;
 use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Lost, Replica, ReplicaError, is_unseeded, kept};
@@ -65,6 +65,9 @@ pub struct Damage {
     pub length: u64,
     /// What is wrong.
     pub what: String,
+    /// It is of what was written in this writable session, and takes nothing from the disks' history.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
     /// The records that are written there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub records: Option<Records>,
@@ -122,6 +125,9 @@ pub struct Verified {
     /// The replica is sealed at rest and no key was given: that the bytes are those that were written is all that was looked at.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unopened: bool,
+    /// Why nobody can find any moment in it, where that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 /// Told bytes read and bytes in all; says whether to go on.
@@ -199,7 +205,7 @@ pub fn verify(
     all.judge_end(unopened);
     all.read_bases(progress);
     all.read_stores(progress);
-    Ok(all.judged())
+    all.judged()
 }
 
 /// A replica that is being read.
@@ -225,6 +231,9 @@ impl Everything<'_> {
         let reader = Reader::new(Arc::clone(self.storage), JOURNAL_DIRECTORY, 0).with_keys(Arc::clone(&self.keys));
         let snapshot = self.snapshot.clone();
         for snapshot in std::iter::once(&snapshot).chain(behind) {
+            if !self.go_on {
+                return;
+            }
             let (before, total) = (self.out.bytes, self.total);
             let journal = reader.verify(snapshot, |bytes| {
                 self.go_on = self.go_on && progress(before + bytes, total);
@@ -264,7 +273,11 @@ impl Everything<'_> {
         let disks = self.manifest.disks.iter().map(|disk| disk.name.clone()).collect();
         let range = |info: &TimelineInfo| {
             let (from, to) = (records.from_lsn.max(info.fork.next()), info.last.unwrap_or(records.to_lsn));
-            (from <= to).then(|| range_of(info.id, from, to))
+            // One that cannot grow ends before the next one begins.
+            let follows = |next: &&TimelineInfo| info.state != TimelineState::Open && next.parent == Some(info.id);
+            let next = self.manifest.timelines.iter().find(follows);
+            let range = range_of(info.id, from, to);
+            (from <= to).then(|| Range { to_time: next.map_or(range.to_time, |next| next.opened), ..range })
         };
         self.out.damage.push(Damage {
             file: PathBuf::from(&damage.path),
@@ -280,6 +293,9 @@ impl Everything<'_> {
     }
 
     fn read_bases(&mut self, progress: OnProgress<'_>) {
+        if !self.go_on {
+            return;
+        }
         // What a merge that is under way changes in the bases is only sound together with the journal above it.
         let covered = self.manifest.merge.and_then(|merge| self.load().ok()?.view(merge.timeline, merge.lsn).ok());
         // Without the key nobody can tell what that has changed of a sealed one from what is damaged.
@@ -288,6 +304,9 @@ impl Everything<'_> {
         let bases: Vec<_> = named.filter_map(|disk| Some((disk.id, disk.base.filter(|b| !shut(b))?))).collect();
         let journal_bytes = self.out.bytes;
         for (disk, base) in bases {
+            if !self.go_on {
+                return;
+            }
             let total = self.total;
             let mut told = |bytes: u64| {
                 self.go_on = self.go_on && progress(journal_bytes + bytes, total);
@@ -311,25 +330,35 @@ impl Everything<'_> {
     fn read_stores(&mut self, progress: OnProgress<'_>) {
         let root = PathBuf::from(self.storage.path());
         let in_root = |damage: Damage| Damage { file: root.join(&damage.file), ..damage };
+        let total = self.total;
         for info in self.manifest.kept.clone().iter().rev() {
-            let (found, unreadable) =
-                stores::check_kept(self.storage, info, &self.keys.of_stores(), &mut self.out.bytes);
-            self.go_on = self.go_on && progress(self.out.bytes, self.total);
+            if !self.go_on {
+                return;
+            }
+            let mut told = |bytes: u64| {
+                self.go_on = self.go_on && progress(bytes, total);
+                self.go_on
+            };
+            let (key, read) = (self.keys.of_stores(), &mut self.out.bytes);
+            let (found, unreadable) = stores::check_kept(self.storage, info, &key, read, &mut told);
             let of = (!found.is_empty()).then_some(self.out.damage.len());
             self.out.damage.extend(found.into_iter().map(in_root));
             let store = Some(info.number);
             self.taken.extend(unreadable.into_iter().map(|lost| Taken { damage: of, store, lost }));
-            if !self.go_on {
-                return;
-            }
         }
         for info in &self.manifest.sessions {
             if !self.go_on {
                 return;
             }
-            let found = sessions::check_session(self.storage, info, &self.keys.of_stores(), &mut self.out.bytes);
-            self.go_on = progress(self.out.bytes, self.total);
-            self.out.damage.extend(found.into_iter().map(in_root));
+            let mut told = |bytes: u64| {
+                self.go_on = self.go_on && progress(bytes, total);
+                self.go_on
+            };
+            let (key, read) = (self.keys.of_stores(), &mut self.out.bytes);
+            let found = sessions::check_session(self.storage, info, &key, read, &mut told);
+            let session = Some(document::session_name(info).unwrap_or_else(|| "(temporary)".into()));
+            let of_session = |damage| Damage { session: session.clone(), ..in_root(damage) };
+            self.out.damage.extend(found.into_iter().map(of_session));
         }
     }
 
@@ -339,29 +368,35 @@ impl Everything<'_> {
     }
 
     /// Which moments go with what was found, and which stay.
-    fn judged(mut self) -> Verified {
+    ///
+    /// # Errors
+    /// When it cannot be loaded, and nothing of what was read says why.
+    fn judged(mut self) -> Result<Verified, Problem> {
         self.out.stopped = !self.go_on;
         self.out.ok = self.out.damage.is_empty() && !self.out.stopped;
         self.out.at_most = self.more;
         if self.out.stopped {
-            return self.out;
+            return Ok(self.out);
         }
         let loaded = self.load();
         match loaded {
             Ok(replica) => Judge::new(&replica, &self.taken).judge(&mut self.out),
             // With its key it may be otherwise.
             Err(_) if self.out.unopened => {}
+            Err(error) if self.out.damage.is_empty() => return Err(document::unreadable(&error)),
             // Nothing can be found in it, so nothing can be restored.
-            Err(_) => {
+            Err(error) => {
+                self.out.unreadable = Some(error.to_string());
                 let newest = self.manifest.durable.max(self.snapshot.written());
-                for damage in self.out.damage.iter_mut().filter(|damage| damage.lost.is_empty()) {
+                let of_history = |damage: &&mut Damage| damage.lost.is_empty() && damage.session.is_none();
+                for damage in self.out.damage.iter_mut().filter(of_history) {
                     let timeline = self.manifest.timelines.last().map(|info| info.id);
                     let from = damage.records.map_or(Lsn(1), |records| records.from_lsn);
                     damage.lost.extend(timeline.map(|timeline| range_of(timeline, from, newest.max(from))));
                 }
             }
         }
-        self.out
+        Ok(self.out)
     }
 }
 

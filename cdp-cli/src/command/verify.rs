@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use cdp_core::types::WallTime;
 use cdp_core::when::format_bytes;
 use clap::Args;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Read everything, check every checksum and the chain
@@ -61,7 +62,10 @@ fn for_people(dir: &Path, verified: &Verified) -> String {
         verified.damage.iter().for_each(|damage| text.push_str(&place(damage)));
         return text;
     }
-    let mut text = format!("{read} read: {places}, {}\n", how_bad(&verified.disks));
+    let mut text = format!("{read} read: {places}, {}{}\n", how_bad(&verified.disks), of_sessions(&verified.damage));
+    if let Some(error) = &verified.unreadable {
+        text.push_str(&format!("no moment can be found in it: {error}\n"));
+    }
     if verified.at_most {
         text.push_str("more is damaged than is told apart: some of what is called lost may still be good\n");
     }
@@ -73,7 +77,7 @@ fn for_people(dir: &Path, verified: &Verified) -> String {
     }
     for disk in verified.disks.iter().filter(|disk| !disk.lost.is_empty()) {
         text.push_str(&format!("\nlost of {}:\n", disk.disk));
-        disk.lost.iter().for_each(|range| text.push_str(&format!("  {}", lost_line(range))));
+        disk.lost.iter().for_each(|range| text.push_str(&format!("  {}", lost_line(range, false))));
     }
     text.push_str("\nstill good:\n");
     if verified.disks.iter().all(|disk| disk.good.is_empty()) {
@@ -114,10 +118,24 @@ fn how_bad(disks: &[DiskVerified]) -> String {
     }
 }
 
+/// The sessions in which something that was written is lost: the disks' history is whole without them.
+fn of_sessions(damage: &[Damage]) -> String {
+    let lost = damage.iter().filter(|damage| !damage.lost.is_empty());
+    let names: BTreeSet<_> = lost.filter_map(|damage| damage.session.as_deref()).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    let names: Vec<_> = names.into_iter().map(|name| format!("{name:?}")).collect();
+    format!("; of what was written in the session {} some is lost", names.join(", "))
+}
+
 /// A damaged place, and what it holds.
 fn place(damage: &Damage) -> String {
     let (file, end) = (damage.file.display(), damage.offset.saturating_add(damage.length));
     let mut text = format!("\n{file}, bytes {} to {end}: {}\n", damage.offset, damage.what);
+    if let Some(session) = &damage.session {
+        text.push_str(&format!("  of what was written in the session {session:?}\n"));
+    }
     if let Some(records) = damage.records {
         text.push_str(&format!("  lsn {} to {} are written there\n", records.from_lsn, records.to_lsn));
     }
@@ -132,14 +150,19 @@ fn place(damage: &Damage) -> String {
     if damage.more > 0 {
         text.push_str(&format!("  and {}\n", human::count(damage.more as usize, "more run")));
     }
-    damage.lost.iter().for_each(|range| text.push_str(&format!("  lost: {}", lost_line(range))));
+    let lost = |range| format!("  lost: {}", lost_line(range, damage.session.is_some()));
+    damage.lost.iter().for_each(|range| text.push_str(&lost(range)));
     text
 }
 
 /// A line about moments that are lost. Of what lies behind the end of what can be read nobody knows when it was.
-fn lost_line(range: &Range) -> String {
-    if range.to_time == WallTime(u64::MAX) {
+/// A session's end is its own, and not the newest moment.
+fn lost_line(range: &Range, of_session: bool) -> String {
+    if range.to_time == WallTime(u64::MAX) && !of_session {
         return format!("every write from lsn {} to the newest\n", range.from_lsn);
+    }
+    if range.from_time == WallTime(0) {
+        return format!("every write from lsn {} to lsn {}\n", range.from_lsn, range.to_lsn);
     }
     range_line(range)
 }
@@ -211,9 +234,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lost_of_a_session_is_not_of_the_disks_and_not_hidden() {
+        let open = Range { from_time: WallTime(0), to_time: WallTime(u64::MAX), ..range() };
+        let (lost, session) = (vec![open], Some("lab".to_owned()));
+        let damage = vec![Damage { session, lost, ..Damage::default() }];
+        let disks = vec![DiskVerified { disk: "root".into(), lost: vec![], good: vec![range()] }];
+        let text = said(&Verified { damage, disks, good: vec![range()], ..Verified::default() });
+        let first = "1 damaged place, and every moment can still be restored; of what was written in the session \"lab\" \
+                     some is lost\n";
+        assert!(text.contains(first), "{text}");
+        let named = format!(
+            "  of what was written in the session \"lab\"\n  lost: every write from lsn 1 to lsn {}\n",
+            range().to_lsn
+        );
+        assert!(text.contains(&named) && !text.contains("newest"), "{text}");
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_says_why() {
+        let unreadable = Some("the base of \"root\" is gone".to_owned());
+        let text = said(&Verified { unreadable, damage: vec![Damage::default()], ..Verified::default() });
+        assert!(text.contains("no moment can be restored\nno moment can be found in it: the base of"), "{text}");
+    }
+
+    #[test]
     fn what_has_no_end_says_so() {
         let open = Range { to_time: WallTime(u64::MAX), ..range() };
-        assert_eq!(lost_line(&open), "every write from lsn 1 to the newest\n");
+        assert_eq!(lost_line(&open, false), "every write from lsn 1 to the newest\n");
+        let timed = Range { from_time: WallTime(0), ..range() };
+        assert_eq!(lost_line(&timed, false), format!("every write from lsn 1 to lsn {}\n", timed.to_lsn));
         let damage = Damage { lost: vec![open.clone()], ..Damage::default() };
         let disk = DiskVerified { disk: "root".into(), lost: vec![open], good: vec![range()] };
         let text =

@@ -232,6 +232,7 @@ fn answers_of_commands() {
         disks: vec!["root".into()],
         extents: vec![extent],
         more: 3,
+        session: Some("lab".into()),
         ..damage.clone()
     };
     let disk = DiskVerified { disk: "root".into(), lost: vec![range()], good: vec![] };
@@ -241,17 +242,24 @@ fn answers_of_commands() {
             "ok": false,
             "damage": [
                 {"file": "f", "offset": 1, "length": 2, "what": "w", "lost": [range_json()]},
-                {"file": "f", "offset": 1, "length": 2, "what": "w", "records": {"from_lsn": 7, "to_lsn": 9}, "disks": ["root"],
-                 "extents": [{"disk": "root", "lsn": 8, "offset": 4096, "length": 512}], "more": 3, "lost": [range_json()]}
+                {"file": "f", "offset": 1, "length": 2, "what": "w", "session": "lab",
+                 "records": {"from_lsn": 7, "to_lsn": 9}, "disks": ["root"], "extents": [{"disk": "root", "lsn": 8, "offset": 4096, "length": 512}], "more": 3, "lost": [range_json()]}
             ],
             "good": [], "disks": [{"disk": "root", "lost": [range_json()], "good": []}], "bytes": 0
         }),
     );
     check(
-        Verified { at_most: true, stopped: true, unseeded: true, unopened: true, ..Verified::default() },
+        Verified {
+            at_most: true,
+            stopped: true,
+            unseeded: true,
+            unopened: true,
+            unreadable: Some("u".into()),
+            ..Verified::default()
+        },
         json!({
             "ok": false, "damage": [], "good": [], "at_most": true, "bytes": 0, "stopped": true, "unseeded": true,
-            "unopened": true
+            "unopened": true, "unreadable": "u"
         }),
     );
     let policy = json!({

@@ -245,7 +245,7 @@ impl Reader {
         Ok(all)
     }
 
-    fn fences(&self, segment: &SegmentView, summary: &Summary) -> Result<Arc<Vec<Fence>>, ReadError> {
+    pub(super) fn fences(&self, segment: &SegmentView, summary: &Summary) -> Result<Arc<Vec<Fence>>, ReadError> {
         self.fences.get_or(segment.id, || {
             let range = 0..summary.blocks[BlockKind::Fences as usize - 1];
             let fences = self.blocks(segment, summary, BlockKind::Fences, range, |bytes, number| {

@@ -107,22 +107,25 @@ impl Reader {
             .collect())
     }
 
-    /// When a record was made, by the source's clock: its own stamp, or that of the last record before it.
-    ///
-    /// # Errors
-    /// When a footer or a head cannot be read or does not verify.
-    pub fn stamp(&self, snapshot: &Snapshot, timeline: Timeline, lsn: Lsn) -> Result<Option<Stamp>, ReadError> {
-        let Some(segment) = snapshot.of(timeline).filter(|segment| segment.first_lsn <= lsn).last() else {
-            return Ok(None);
+    /// When a record was made, by the source's clock: its own stamp, or that of the last record before it. It is for people: where
+    /// the row or the head that says it cannot be read, it is the stamp of what is the end of the frame, or of the segment. Where a
+    /// frame begins is nothing that restoring a moment needs.
+    #[must_use]
+    pub fn stamp(&self, snapshot: &Snapshot, timeline: Timeline, lsn: Lsn) -> Option<Stamp> {
+        let segment = snapshot.of(timeline).filter(|segment| segment.first_lsn <= lsn).last()?;
+        let last = match &segment.content {
+            Content::Sealed(summary) if summary.last_lsn <= lsn => return Some(summary.last),
+            Content::Sealed(summary) => Some(summary.last),
+            Content::Active(_) => None,
         };
-        let rows = self.frame_rows(segment)?;
-        let Some(row) = rows.iter().rfind(|row| row.first_lsn <= lsn) else { return Ok(None) };
+        let Ok(rows) = self.frame_rows(segment) else { return last };
+        let row = rows.iter().rfind(|row| row.first_lsn <= lsn)?;
         if row.last_lsn <= lsn {
-            return Ok(Some(row.last));
+            return Some(row.last);
         }
-        let (_, head) = self.frame_head(segment, row)?;
+        let Ok((_, head)) = self.frame_head(segment, row) else { return Some(row.last) };
         let record = head.records.iter().rfind(|record| record.lsn <= lsn);
-        Ok(record.map(|record| Stamp { epoch: head.info.epoch, time: record.time }))
+        record.map(|record| Stamp { epoch: head.info.epoch, time: record.time })
     }
 }
 

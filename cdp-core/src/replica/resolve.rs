@@ -96,17 +96,17 @@ impl Replica {
         }
     }
 
-    /// A moment of the catalogue with the exact stamp of its record.
+    /// A moment of the catalogue with the exact stamp of its record, as far as that can be read: the moment is what its LSN says.
     ///
     /// # Errors
-    /// When the journal cannot be read.
+    /// When the timeline is not known.
     pub fn exact(&self, timeline: Timeline, lsn: Lsn) -> Result<Moment, ResolveError> {
         // Of moments whose records are merged only the manifest knows when they were.
         let oldest = self.manifest.oldest().filter(|moment| (moment.timeline, moment.lsn) == (timeline, lsn));
         let merged = oldest.or_else(|| self.manifest.kept_at(timeline, lsn).map(|kept| kept.moment));
         let stamp = match merged {
             Some(moment) => Some(moment.stamp),
-            None => self.reader.stamp(&self.snapshot, timeline, lsn)?,
+            None => self.reader.stamp(&self.snapshot, timeline, lsn),
         };
         let last = || self.catalogue.branch(timeline).and_then(|branch| branch.frontier().stamp);
         let unknown = ReplicaError::UnknownTimeline { timeline };

@@ -15,19 +15,24 @@ use std::sync::Arc;
 /// How often a store is read in which somebody began or ended to write while that was done.
 const LOOKS_MAX: usize = 4;
 
-/// Reads the whole store of a session.
+/// Reads the whole store of a session. `progress` is told what `bytes` is then, and says whether to go on.
 pub(super) fn check_session(
     storage: &Arc<dyn Storage>,
     info: &SessionInfo,
     key: &KeyHolder,
     bytes: &mut u64,
+    progress: &mut dyn FnMut(u64) -> bool,
 ) -> Vec<Damage> {
     let directory = session_directory(info.timeline);
-    let mut looks = 0;
+    let (mut looks, mut go_on) = (0, true);
     loop {
         looks += 1;
         let before = use_of(storage.as_ref(), &directory);
-        let found = check_store(storage, info, before.written, key, bytes);
+        let mut told = |bytes: u64| {
+            go_on = go_on && progress(bytes);
+            go_on
+        };
+        let found = check_store(storage, info, before.written, (key, bytes), &mut told);
         // One that was dropped meanwhile is no loss.
         let named = |info: &SessionInfo| {
             let now = read_manifest(storage.as_ref());
@@ -36,7 +41,7 @@ pub(super) fn check_session(
         if found.is_empty() || !named(info) {
             return Vec::new();
         }
-        if looks == LOOKS_MAX || use_of(storage.as_ref(), &directory) == before {
+        if !go_on || looks == LOOKS_MAX || use_of(storage.as_ref(), &directory) == before {
             return found;
         }
     }
@@ -66,8 +71,8 @@ fn check_store(
     storage: &Arc<dyn Storage>,
     info: &SessionInfo,
     written: bool,
-    key: &KeyHolder,
-    bytes: &mut u64,
+    (key, bytes): (&KeyHolder, &mut u64),
+    progress: &mut dyn FnMut(u64) -> bool,
 ) -> Vec<Damage> {
     let directory = session_directory(info.timeline);
     let damage = |file: PathBuf, offset, length, what, lost: Option<(Lsn, Lsn)>| {
@@ -106,13 +111,20 @@ fn check_store(
     let newest = snapshot.written();
     let reader = Reader::new(store, "", 0).with_keys(keys);
     for snapshot in std::iter::once(&snapshot).chain(&behind) {
-        let verified = reader.verify(snapshot, |_| true);
+        let (before, mut go_on) = (*bytes, true);
+        let verified = reader.verify(snapshot, |read| {
+            go_on = progress(before + read);
+            go_on
+        });
         *bytes += verified.bytes;
         let judged = verified.findings.into_iter().filter(|finding| !written || is_sealed(&finding.file));
         found.extend(judged.map(|finding| {
             let file = Path::new(&directory).join(&finding.file);
             damage(file, finding.offset, finding.length, finding.what, finding.lost.map(|(first, _)| (first, newest)))
         }));
+        if !go_on {
+            break;
+        }
     }
     found
 }

@@ -9,12 +9,14 @@ use cdp_core::types::{DISK_MAX, Extent, SECTOR};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Reads the whole store of a kept moment; gives what is wrong, and what of it cannot be read.
+/// Reads the whole store of a kept moment; gives what is wrong, and what of it cannot be read. `progress` is told what `bytes` is
+/// then, and says whether to go on.
 pub(super) fn check_kept(
     storage: &Arc<dyn Storage>,
     info: &KeptInfo,
     key: &KeyHolder,
     bytes: &mut u64,
+    progress: &mut dyn FnMut(u64) -> bool,
 ) -> (Vec<Damage>, Vec<Lost>) {
     let directory = PathBuf::from(kept::directory(info.number));
     let damage = |file: PathBuf, offset, length, what| Damage { file, offset, length, what, ..Damage::default() };
@@ -32,7 +34,8 @@ pub(super) fn check_kept(
         |lost: &cdp_core::journal::Damage| damage(PathBuf::from(&lost.path), lost.offset, SECTOR, lost.what.clone());
     let mut found: Vec<_> = looked.damage.iter().map(opened).collect();
     let mut lost: Vec<_> = looked.damage.iter().map(|_| everything).collect();
-    let verified = Reader::new(store, "", 0).with_keys(Arc::clone(&looked.keys)).verify(&looked.snapshot, |_| true);
+    let (reader, before) = (Reader::new(store, "", 0).with_keys(Arc::clone(&looked.keys)), *bytes);
+    let verified = reader.verify(&looked.snapshot, |read| progress(before + read));
     *bytes += verified.bytes;
     lost.extend(verified.unreadable.iter().map(Lost::from));
     let findings = verified.findings.into_iter();

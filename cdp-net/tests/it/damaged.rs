@@ -5,7 +5,7 @@ use crate::protect::{Place, label, noise, seeded};
 use bytes::Bytes;
 use cdp_core::frame::{Compression, Encoder, Part, Payload, RawFrame, RecordKind};
 use cdp_core::journal::*;
-use cdp_core::media::{Disk, Memory, Storage};
+use cdp_core::media::{Disk, Fault, Faults, Faulty, MediaErrorKind, Memory, Operation, Storage};
 use cdp_core::replica::base::{BaseWriter, file_names};
 use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Replica};
 use cdp_core::trust::KeyHolder;
@@ -220,8 +220,8 @@ fn load(storage: &Memory) -> Option<Replica> {
 
 /// Restores a disk as a restore does: none where that fails.
 fn restored(replica: &Replica, (on, lsn): (Timeline, Lsn), number: u16) -> Option<Vec<u8>> {
-    let is_there = replica.catalogue().branch(on).is_some_and(|branch| branch.is_restorable(lsn));
-    let view = replica.view(on, lsn).ok().filter(|_| is_there)?;
+    let moment = replica.resolve(&When::Lsn { timeline: Some(on.into()), lsn }).ok()?;
+    let view = replica.view(moment.timeline, moment.lsn).ok()?;
     let found = view.disks().iter().find(|found| found.id == disk(number))?;
     let (mut all, mut buffer) = (vec![0; found.size as usize], vec![0; 1 << 20]);
     let read = view.walk(found, &mut buffer, |at, bytes| {
@@ -294,6 +294,66 @@ fn what_verify_calls_good_is_what_restores_whatever_byte_is_flipped() {
         come_back += u64::from(back > 0);
     }
     assert!(some > rounds / 10 && none > 0 && come_back > 0, "{some} {none} {come_back}");
+}
+
+/// A stretch of a footer may take several of its tables at once: what one of them says, another one may be needed for.
+#[test]
+fn what_verify_calls_good_is_what_restores_whatever_a_footer_has_lost() {
+    let built = build(5);
+    let rounds: u64 = std::env::var("CDP_TEST_FLIPS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let whole = load(&built.storage).unwrap();
+    let sealed: Vec<_> =
+        whole.manifest().segments.iter().filter_map(|info| Some((info.number, *info.summary()?))).collect();
+    let (mut lost, mut none) = (0, 0);
+    for seed in 0..rounds {
+        let mut dice = Dice::new(seed);
+        let storage = copy(&built.storage);
+        let (number, summary) = sealed[dice.below(sealed.len() as u64) as usize];
+        let name = format!("{JOURNAL_DIRECTORY}/{}", segment_name(number));
+        let mut bytes = read(&storage, &name);
+        let sectors = (summary.file_bytes - summary.frames_end) / SECTOR;
+        let from = dice.below(sectors);
+        let to = (from + 1 + dice.below(40)).min(sectors);
+        let footer = &mut bytes[summary.frames_end as usize..];
+        footer[(from * SECTOR) as usize..(to * SECTOR) as usize].fill(0);
+        // And a head, which says what a footer says.
+        let head = dice.permille(300);
+        if head {
+            let at = BLOCK as usize + 16 + dice.below(100) as usize;
+            bytes[at] ^= 1;
+        }
+        storage.remove(&name).unwrap();
+        write(&storage, &name, &bytes);
+        let what = format!("seed {seed}: sectors {from} to {to} of {sectors} of the footer of {name}, head {head}");
+        let (gone, _) = check(&built, &storage, &what, (seed as usize % 3, 3));
+        lost += u64::from(gone > 0);
+        none += u64::from(gone == 0);
+    }
+    assert!(lost > 3 && none > 3, "{lost} {none}");
+}
+
+/// When a moment was is for people, and nothing that restoring it needs.
+#[test]
+fn without_the_table_of_its_frames_every_moment_of_a_segment_restores() {
+    let built = build(6);
+    let whole = load(&built.storage).unwrap();
+    for info in &whole.manifest().segments {
+        let summary = info.summary().unwrap();
+        let storage = copy(&built.storage);
+        let name = format!("{JOURNAL_DIRECTORY}/{}", segment_name(info.number));
+        let mut bytes = read(&storage, &name);
+        let table = summary.frames_end + summary.blocks[..4].iter().sum::<u32>() as u64 * BLOCK;
+        bytes[table as usize + 100] ^= 1;
+        storage.remove(&name).unwrap();
+        write(&storage, &name, &bytes);
+        assert!(!verified(&storage).ok);
+        assert_eq!(check(&built, &storage, &name, (0, 7)).0, 0, "{name}");
+        // An owner vouches for moments in the middle of a segment too.
+        let safe = summary.last_lsn.prev();
+        let shared: Arc<dyn Storage> = Arc::new(storage);
+        let said = verify(&shared, Some(safe), &KeyHolder::default(), &mut |_, _| true).unwrap();
+        assert!(!said.ok && said.disks.len() == 2 && has(&said.good, (summary.timeline, safe)), "{name}: {said:#?}");
+    }
 }
 
 #[test]
@@ -391,6 +451,30 @@ fn of_kept_moments_too_what_is_called_good_is_what_restores() {
     let storage = disk();
     let stores = storage.list("kept").unwrap().into_iter().map(|store| format!("kept/{store}"));
     let directories: Vec<_> = stores.chain([BASE_DIRECTORY.to_owned()]).collect();
+    // Who stops it before or between stores waits for none.
+    let key = KeyHolder::default();
+    let mut told = Vec::new();
+    assert!(
+        verify(&storage, None, &key, &mut |bytes, _| {
+            told.push(bytes);
+            true
+        })
+        .unwrap()
+        .ok
+    );
+    let segments =
+        |directory: &String| storage.list(directory).unwrap().iter().filter(|name| name.ends_with(".seg")).count();
+    let in_stores: usize = directories.iter().map(segments).sum();
+    assert!(in_stores >= 3 && told.is_sorted(), "{in_stores}: {told:?}");
+    for stop in (told.len() - in_stores..=told.len()).rev() {
+        let mut calls = 0;
+        let mut count = |_, _| {
+            calls += 1;
+            calls < stop
+        };
+        let said = verify(&storage, None, &key, &mut count).unwrap();
+        assert_eq!((said.stopped, calls, said.bytes), (true, stop, told[stop - 1]), "{told:?}");
+    }
     let (mut lost, mut good, mut some) = (0, 0, 0);
     for seed in 0..24u64 {
         let mut dice = Dice::new(seed);
@@ -415,6 +499,28 @@ fn of_kept_moments_too_what_is_called_good_is_what_restores() {
         file.write_all_at(at, &byte).unwrap();
     }
     assert!(lost > 0 && good > 0 && some > 0, "{lost} {good} {some}");
+}
+
+/// What a merge left is read by nobody but who loads the bases.
+#[test]
+fn what_cannot_be_loaded_is_not_called_right_because_nothing_else_is_wrong() {
+    let mut builder = Builder::new(7);
+    builder.open_timeline(1, 0);
+    builder.records(timeline(1), 1, 40, 1);
+    let stamp = Stamp { epoch: ClockEpoch(1), time: WallTime(20) };
+    let merge = StampedMoment { timeline: timeline(1), lsn: Lsn(20), stamp };
+    builder.writer.edit(|manifest| manifest.merge = Some(merge));
+    builder.drain();
+    builder.writer.close(true);
+    builder.drain();
+    let memory = &builder.built.storage;
+    write(memory, &format!("{BASE_DIRECTORY}/merge.rests"), &[0; 512]);
+    assert!(verified(memory).ok);
+    let faults = Faults::default();
+    let storage: Arc<dyn Storage> = Arc::new(Faulty::new(Arc::new(memory.clone()), faults.clone()));
+    faults.add(Fault::always(Operation::Open, "merge.rests", MediaErrorKind::Io));
+    let problem = verify(&storage, None, &KeyHolder::default(), &mut |_, _| true).unwrap_err();
+    assert!(faults.fired() > 0 && problem.message.contains("merge.rests"), "{problem:?}");
 }
 
 #[test]

@@ -5,14 +5,13 @@
 
 use super::Verified;
 use crate::frame;
-use crate::journal::footer;
 use crate::journal::index::{ChunkRow, Entry, What};
-use crate::journal::layout::BlockKind;
 use crate::journal::level::RunInfo;
 use crate::journal::reader::{ReadError, Reader};
 use crate::journal::snapshot::{Content, SegmentView, Snapshot};
 use crate::trust::{FileKey, KeyError};
 use crate::types::{DISK_MAX, DiskId, Extent, Lsn, SECTOR, Timeline};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What [`Verified`] says of one by one, at most. What comes then counts by disk and timeline, as lost from its first record on
@@ -68,12 +67,12 @@ impl Reader {
     /// Reads every part of a damaged segment as a view does, and says which it does not get. Takes memory for the segment's entries.
     pub(super) fn find_unreadable(&self, snapshot: &Snapshot, segment: &SegmentView, out: &mut Verified) {
         let timeline = segment.timeline;
-        let Ok(mut entries) = self.data_entries(snapshot, segment) else {
+        let Indexed { mut entries, lost } = self.data_entries(snapshot, segment);
+        for disk in lost {
             // No view that reaches it knows what it says.
             let (segment, lsn) = (segment.number, segment.first_lsn);
-            out.lose(Unreadable { segment, offset: 0, timeline, lsn, disk: None, extent: WHOLE });
-            return;
-        };
+            out.lose(Unreadable { segment, offset: 0, timeline, lsn, disk, extent: WHOLE });
+        }
         entries.sort_by_key(|entry| (entry.chunk, entry.lsn, entry.sector));
         for parts in entries.chunk_by(|a, b| a.chunk == b.chunk) {
             let row = self.chunk_row(segment, parts[0].chunk).ok().filter(|row| !row.notes);
@@ -87,47 +86,65 @@ impl Reader {
         }
     }
 
-    /// The entries of a segment that have data, from where a view has them.
-    fn data_entries(&self, snapshot: &Snapshot, segment: &SegmentView) -> Result<Vec<Entry>, ReadError> {
-        let data = |entries: &[Entry]| -> Vec<Entry> {
-            entries.iter().filter(|entry| entry.what == What::Data).copied().collect()
-        };
+    /// The entries of a segment that have data, from where a view has them: it needs all that a disk has there, zeros too, to know
+    /// what is over what.
+    fn data_entries(&self, snapshot: &Snapshot, segment: &SegmentView) -> Indexed {
+        let mut found = Indexed::default();
         let summary = match &segment.content {
-            Content::Active(runs) => return Ok(runs.iter().flat_map(|run| data(&run.narrow)).collect()),
+            Content::Active(runs) => {
+                runs.iter().for_each(|run| found.add(&run.narrow));
+                return found;
+            }
             Content::Sealed(summary) => summary,
         };
         let run = snapshot.run_of(segment.number).cloned().or_else(|| self.run_of_now(segment.number));
-        if let Some(Ok(entries)) = run.map(|run| self.data_of_run(&run, segment.number)) {
-            return Ok(entries);
+        if let Some((run, disks)) = run.and_then(|run| self.disks_of_run(&run).ok().map(|disks| (run, disks))) {
+            for disk in disks {
+                let entries = self.data_of_run(&run, segment.number, disk);
+                found.add_of(disk, entries.or_else(|_| self.data_of_segment(segment, disk)));
+            }
+            return found;
         }
-        let narrow = 0..summary.blocks[BlockKind::Narrow as usize - 1];
-        let own = self.blocks(segment, summary, BlockKind::Narrow, narrow, |bytes, number| {
-            footer::decode_entries(bytes, segment.id, number, false, summary.first_lsn.0)
-        });
-        match own {
-            Ok(entries) => Ok(data(&entries)),
-            Err(_) => Ok(data(&self.rebuilt(segment)?.narrow)),
+        match self.fences(segment, summary) {
+            Ok(fences) => {
+                let disks: BTreeSet<_> = fences.iter().map(|fence| fence.disk).collect();
+                for disk in disks.into_iter().filter_map(DiskId::new) {
+                    found.add_of(disk, self.data_of_segment(segment, disk));
+                }
+            }
+            // Not even of which disks it speaks.
+            Err(_) => match self.rebuilt(segment) {
+                Ok(run) => found.add(&run.narrow),
+                Err(_) => found.lost.push(None),
+            },
         }
+        found
     }
 
-    fn data_of_run(&self, run: &RunInfo, segment: u64) -> Result<Vec<Entry>, ReadError> {
+    /// What a disk has in a segment, as its footer says it or else its frames.
+    fn data_of_segment(&self, segment: &SegmentView, disk: DiskId) -> Result<Vec<Entry>, ReadError> {
+        self.overlapping(segment, disk, WHOLE).or_else(|_| self.rebuilt_overlapping(segment, disk, WHOLE))
+    }
+
+    /// The disks that a run speaks of, where it can be opened.
+    fn disks_of_run(&self, run: &RunInfo) -> Result<Vec<DiskId>, ReadError> {
+        self.run_file(run)?;
+        self.run_tables(run)?;
+        let disks: BTreeSet<_> = self.run_tops(run)?.iter().map(|top| top.disk).collect();
+        Ok(disks.into_iter().filter_map(DiskId::new).collect())
+    }
+
+    fn data_of_run(&self, run: &RunInfo, segment: u64, disk: DiskId) -> Result<Vec<Entry>, ReadError> {
         let tables = self.run_tables(run)?;
-        let mut disks: Vec<u16> = self.run_tops(run)?.iter().map(|top| top.disk).collect();
-        disks.dedup();
         let mut found = Vec::new();
-        for disk in disks.into_iter().filter_map(DiskId::new) {
-            self.run_overlapping(run, disk, WHOLE, |entry| {
-                if entry.what == What::Data
-                    && let Some((row, chunk)) = tables.segment_of(entry)
-                    && tables.segments[row].number == segment
-                {
-                    found.push(Entry { chunk, ..*entry });
-                }
-            })?;
-        }
-        // Narrow and wide tops of a disk do not stand together.
-        found.sort_by_key(Entry::key);
-        found.dedup_by_key(|entry| entry.key());
+        self.run_overlapping(run, disk, WHOLE, |entry| {
+            if entry.what == What::Data
+                && let Some((row, chunk)) = tables.segment_of(entry)
+                && tables.segments[row].number == segment
+            {
+                found.push(Entry { chunk, ..*entry });
+            }
+        })?;
         Ok(found)
     }
 
@@ -158,6 +175,28 @@ impl Reader {
             plain
         };
         Some(Plain::Open { bytes, key })
+    }
+}
+
+/// What a view gets of a segment's index.
+#[derive(Default)]
+struct Indexed {
+    /// Those that have data.
+    entries: Vec<Entry>,
+    /// The disks of which it gets none, because some cannot be read; none: that may be any.
+    lost: Vec<Option<DiskId>>,
+}
+
+impl Indexed {
+    fn add(&mut self, entries: &[Entry]) {
+        self.entries.extend(entries.iter().filter(|entry| entry.what == What::Data));
+    }
+
+    fn add_of(&mut self, disk: DiskId, entries: Result<Vec<Entry>, ReadError>) {
+        match entries {
+            Ok(entries) => self.add(&entries),
+            Err(_) => self.lost.push(Some(disk)),
+        }
     }
 }
 

@@ -167,7 +167,7 @@ fn times_and_events_of(at_rest: &AtRest) {
             }
         }
         for (lsn, stamp) in source.stamps.iter().step_by(11) {
-            assert_eq!(reader.stamp(snapshot, timeline(1), *lsn).unwrap(), Some(*stamp));
+            assert_eq!(reader.stamp(snapshot, timeline(1), *lsn), Some(*stamp));
         }
         let frames = reader.frames(snapshot, timeline(1), Lsn::ZERO).unwrap();
         let lsns: Vec<_> = frames.flat_map(|frame| frame.unwrap().parts).map(|part| part.lsn).collect();

@@ -114,7 +114,7 @@ fn read_all(
     let mut answered = usize::from(reader.events(snapshot).is_ok());
     for timeline in timelines {
         answered += usize::from(reader.frontiers(snapshot, *timeline).is_ok());
-        answered += usize::from(reader.stamp(snapshot, *timeline, snapshot.written()).is_ok());
+        answered += usize::from(reader.stamp(snapshot, *timeline, snapshot.written()).is_some());
     }
     for elements in [ends, &ends[..1]] {
         let elements: Vec<_> =
