@@ -159,11 +159,11 @@ impl Watch {
 
     fn look(&mut self, policy: &Policy) -> Result<(), Problem> {
         let elapsed_ms = self.host.elapsed_ms();
-        self.host.arrive(elapsed_ms);
+        self.host.arrive();
         self.note(policy, elapsed_ms)?;
         let urgent = || self.host.is_urgent();
         let pace = |worked: Duration| {
-            self.host.arrive(self.host.elapsed_ms());
+            self.host.arrive();
             if !urgent() {
                 self.wait(worked, &urgent);
             }
@@ -184,7 +184,7 @@ impl Watch {
                 return;
             }
             std::thread::sleep(left.min(LOOK_MIN));
-            self.host.arrive(self.host.elapsed_ms());
+            self.host.arrive();
             if reason() {
                 return;
             }
@@ -270,9 +270,9 @@ impl Host {
 
     /// Looks what is durable now. That is kept in memory until the manifest is written anyway: a crash forgets of it what it forgets of
     /// elapsed time.
-    pub(super) fn arrive(&self, elapsed_ms: u64) {
+    pub(crate) fn arrive(&self) {
         let last = lock(&self.retained.arrived).last().map(|last| last.elapsed_ms);
-        if last.is_some_and(|last| elapsed_ms < last.saturating_add(policy::ARRIVAL_MS)) {
+        if last.is_some_and(|last| self.elapsed_ms() < last.saturating_add(policy::ARRIVAL_MS)) {
             return;
         }
         let lsn = {
@@ -280,6 +280,8 @@ impl Host {
             let trunk = replica.catalogue().trunk();
             trunk.map_or(Lsn::ZERO, |trunk| super::safe(replica.catalogue(), trunk.timeline))
         };
+        // After that: what is noted later than it came is kept longer, and never shorter.
+        let elapsed_ms = self.elapsed_ms();
         if lsn > Lsn::ZERO {
             Arrival { elapsed_ms, lsn }.join(&mut lock(&self.retained.arrived));
         }

@@ -98,6 +98,8 @@ impl Protector {
     /// Seals the journal; whether its manifest says so durably.
     fn close_journal(&self, clean: bool, over: &dyn Fn() -> bool) -> bool {
         let (pump, host) = (&self.shared.pump, &self.shared.host);
+        // What became durable while it was waited for, too.
+        host.arrive();
         let write_down = host.write_down(host.elapsed_ms());
         pump.send(Message::Call(Box::new(move |writer| {
             // In the same manifest: the next owner counts on from here, however short this run was.
