@@ -307,6 +307,14 @@ impl Replica {
     }
 }
 
+/// That the bases which the manifest names are there now, and open: who has them open already does not see that they are gone.
+///
+/// # Errors
+/// Why one does not open.
+pub fn check_bases(storage: &Arc<dyn Storage>, manifest: &Manifest, keys: &Arc<Keyring>) -> Result<(), BaseError> {
+    open_bases(storage, manifest, keys, false)?.check()
+}
+
 /// Opens the bases that the manifest names; of one that does not open is kept why. `covered`: whoever reads them lays over them what the merge that is under way changes.
 fn open_bases(
     storage: &Arc<dyn Storage>,

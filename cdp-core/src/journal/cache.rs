@@ -4,14 +4,26 @@
 use std::collections::BTreeMap;
 use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// That a value was asked for since the hand came by. Who finds the value without the cache sets it himself.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Used(Arc<AtomicBool>);
+
+impl Used {
+    pub(super) fn set(&self) {
+        // Most often it is set: what many read is then not written.
+        if !self.0.load(Ordering::Relaxed) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Held<V> {
     value: V,
     bytes: u64,
-    /// It was asked for since the hand came by.
-    used: AtomicBool,
+    used: Used,
 }
 
 #[derive(Debug)]
@@ -46,11 +58,13 @@ impl<K: Ord + Copy, V: Clone> Cache<K, V> {
     pub(super) fn with<T>(&self, key: K, look: impl FnOnce(&V) -> T) -> Option<T> {
         let state = self.shared();
         let held = state.held.get(&key)?;
-        // Most often it is set: what many read is then not written.
-        if !held.used.load(Ordering::Relaxed) {
-            held.used.store(true, Ordering::Relaxed);
-        }
+        held.used.set();
         Some(look(&held.value))
+    }
+
+    /// What to set for what is kept under a key, for who finds it without asking here.
+    pub(super) fn used(&self, key: K) -> Option<Used> {
+        self.shared().held.get(&key).map(|held| held.used.clone())
     }
 
     pub(super) fn get(&self, key: K) -> Option<V> {
@@ -72,7 +86,7 @@ impl<K: Ord + Copy, V: Clone> Cache<K, V> {
             return held.value.clone();
         }
         state.bytes += bytes;
-        state.held.insert(key, Held { value: value.clone(), bytes, used: AtomicBool::new(false) });
+        state.held.insert(key, Held { value: value.clone(), bytes, used: Used::default() });
         state.shrink(key, self.bytes_max);
         value
     }
@@ -110,7 +124,7 @@ impl<K: Ord + Copy, V> State<K, V> {
             let next = self.held.range((behind, Bound::Unbounded)).next().or(self.held.first_key_value());
             let Some((&key, held)) = next else { break };
             self.hand = Some(key);
-            if key == keep || held.used.swap(false, Ordering::Relaxed) {
+            if key == keep || held.used.0.swap(false, Ordering::Relaxed) {
                 continue;
             }
             if let Some(held) = self.held.remove(&key) {

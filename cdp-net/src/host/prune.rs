@@ -11,7 +11,7 @@ impl Host {
     /// Applies retention now, to the end; or says what that would do.
     pub(super) fn prune(&self, dry_run: bool) -> Result<Pruned, Problem> {
         // A merge changes bases: nothing is begun with one that is damaged.
-        self.replica().bases().check().map_err(|error| document::unreadable(&error.into()))?;
+        self.check_bases()?;
         if dry_run {
             return self.would_prune();
         }

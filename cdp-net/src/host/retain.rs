@@ -18,7 +18,9 @@ use cdp_core::policy::room::{Shorten, Trial};
 use cdp_core::replica::kept::{self, Space};
 use cdp_core::replica::merge::{self, Merge, MergeError};
 use cdp_core::replica::retention::{self, Held};
-use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, ReplicaError, is_unseeded, merge_limit, remove_bases_but};
+use cdp_core::replica::{
+    JOURNAL_DIRECTORY, Replica, ReplicaError, check_bases, is_unseeded, merge_limit, remove_bases_but,
+};
 use cdp_core::types::{Lsn, Timeline};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
@@ -136,6 +138,7 @@ impl Host {
                 return Ok(false);
             }
             // Before anything is hidden, as the store.
+            self.check_bases()?;
             self.room_for_piece(PIECE)?;
             self.make_store(&plan)?;
             if !self.settle(&plan) {
@@ -252,6 +255,16 @@ impl Host {
         let plan = planned(due)?;
         *lock(&self.retained.shortage) = if plan.is_none() { Some(Shorten::Nothing) } else { None };
         Ok(plan)
+    }
+
+    /// Looks whether the bases are where they are looked for: one that was removed is still open here, and can be merged into, and the
+    /// manifest that says so is of files that are not there.
+    pub(super) fn check_bases(&self) -> Result<(), Problem> {
+        let (manifest, keys) = {
+            let replica = self.replica();
+            (replica.manifest().clone(), Arc::clone(replica.keys()))
+        };
+        check_bases(&self.storage(), &manifest, &keys).map_err(|error| document::unreadable(&error.into()))
     }
 
     /// Makes the store of the moment that is to be kept: before anything is hidden, because there may be no room for it.
@@ -383,6 +396,8 @@ impl Host {
     /// Called while nobody reads everything.
     fn end_merge(&self, storage: &Arc<dyn Storage>, merge: Merge) -> Result<(), Problem> {
         let bases = merge.finish(clock::now()).map_err(|error| failed(&error))?;
+        // What was merged into files that are gone by now is nowhere else than in the journal.
+        self.check_bases()?;
         self.change_for_merge(Box::new(move |writer| retention::end(writer, &bases)))?;
         // What cannot be removed now is found by the next owner.
         let _ = merge::clean_up(storage.as_ref());

@@ -1,8 +1,9 @@
 //! What `verify` calls good of a damaged replica is what can be restored, disk by disk and moment by moment.
 
 use crate::dice::Dice;
-use crate::protect::{Place, label, noise, seeded};
+use crate::protect::{self, Place, label, noise, seeded, wait_for};
 use bytes::Bytes;
+use cdp_core::capture::State;
 use cdp_core::frame::{Compression, Encoder, Part, Payload, RawFrame, RecordKind};
 use cdp_core::journal::*;
 use cdp_core::media::{Disk, Fault, Faults, Faulty, MediaErrorKind, Memory, Operation, Storage};
@@ -535,4 +536,70 @@ fn who_stops_it_hears_what_was_found_and_that_it_is_not_all() {
     let said = said.unwrap();
     assert!(said.stopped && !said.ok && said.bytes > 0 && said.good.is_empty(), "{said:?}");
     assert_eq!(left, 0, "it went on");
+}
+
+/// Nothing is merged into a base that is gone under its owner: that is said, the protection goes on, and of the other disk every moment
+/// stays.
+#[test]
+fn a_base_that_goes_under_its_owner_ends_neither_the_protection_nor_the_history_of_the_other_disk() {
+    let place = Place::new();
+    place.make_source("root", 31);
+    place.make_source("data", 32);
+    let options = ProtectOptions { segment_bytes: 1 << 20, ..place.options(&["root", "data"]) };
+    let protector = Protector::start(&options, |_| {}).unwrap();
+    seeded(&protector);
+    let (host, local) = (Arc::clone(protector.host()), Connection::local());
+    let write = |piece: u64| {
+        for export in protector.exports() {
+            export.device.write((piece % 20) << 20, Bytes::from(noise(300 + piece, 1 << 20)), false).unwrap();
+        }
+    };
+    (0..4).for_each(write);
+    protector.mark(&label("first")).unwrap();
+    let first = When::Label(label("first"));
+    let held = protect::restored(&host.replica(), &first, "data");
+    (4..16).for_each(write);
+    protector.mark(&label("second")).unwrap();
+
+    let (image, aside) = (place.replica().join(file_names(disk(1)).0), place.source("aside"));
+    std::fs::rename(&image, &aside).unwrap();
+    let change = PolicyChange { max_bytes: Some(8 << 20), ..PolicyChange::default() };
+    host.handle(Request::Policy { change }, &local).unwrap();
+    let problem = || host.status().unwrap().history.problem;
+    wait_for("what is wrong", || problem().is_some() || protector.failure().is_some());
+    let refused = host.handle(Request::Prune { dry_run: false }, &local).unwrap_err();
+    assert!(refused.code == "damaged" && refused.message.contains(image.to_str().unwrap()), "{refused}");
+    assert_eq!(problem(), Some(refused.message));
+    assert!(host.replica().manifest().merge.is_none(), "a merge is begun");
+    write(16);
+    protector.mark(&label("third")).unwrap();
+    assert_eq!((protector.status().state, protector.failure()), (State::Protecting, None));
+    assert!(protect::restored(&host.replica(), &first, "data") == held);
+    assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
+    drop(host);
+    let idle = place.load();
+    assert!(protect::restored(&idle, &first, "data") == held);
+    protect::restored(&idle, &When::Label(label("third")), "data");
+    drop(idle);
+
+    // One that goes while it is merged into: what is merged is not taken out of the journal.
+    std::fs::rename(&aside, &image).unwrap();
+    let host = Host::idle(Arc::new(Disk::open(place.replica()).unwrap()), &KeyHolder::default()).unwrap();
+    let reader = Connection::local();
+    host.handle(Request::PinAll, &reader).unwrap();
+    let merging = Arc::clone(&host);
+    let merging = std::thread::spawn(move || merging.handle(Request::Compact, &Connection::local()));
+    wait_for("a merge that waits", || host.replica().manifest().merge.is_some());
+    // By then it has its files open. Where it has not, it does not find them, which is as good.
+    std::thread::sleep(Duration::from_millis(300));
+    std::fs::rename(&image, &aside).unwrap();
+    drop(reader);
+    let refused = merging.join().unwrap().unwrap_err();
+    assert!(refused.message.contains(image.to_str().unwrap()), "{refused}");
+    let segments = || host.replica().manifest().segments.len();
+    let before = segments();
+    assert!(place.load().manifest().merge.is_some(), "it is ended");
+    std::fs::rename(&aside, &image).unwrap();
+    host.handle(Request::Compact, &local).unwrap();
+    assert!(host.replica().manifest().merge.is_none() && segments() < before);
 }

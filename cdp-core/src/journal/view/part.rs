@@ -2,6 +2,7 @@
 
 use crate::buffer::PooledBuffer;
 use crate::frame::FrameError;
+use crate::journal::cache::Used;
 use crate::journal::index::{ActiveIndex, ChunkRow};
 use crate::journal::reader::{ReadError, Reader, SCRATCH_BYTES, dangling};
 use crate::journal::region::{Data, Place};
@@ -21,7 +22,7 @@ pub(super) struct Part {
     pub(super) live: ActiveIndex,
     pub(super) upto: Lsn,
     /// Its segment's file, as long as the reader has it open: who reads it often does not look for it each time.
-    pub(super) file: Option<Weak<dyn File>>,
+    pub(super) file: Option<(Weak<dyn File>, Used)>,
 }
 
 impl Part {
@@ -38,14 +39,18 @@ impl Part {
         let part = of.read().unwrap_or_else(PoisonError::into_inner);
         let segment = part.segment.number;
         let key = part.reader.file_key(&part.segment)?;
-        if let Some(file) = part.file.as_ref().and_then(Weak::upgrade) {
+        let known = part.file.as_ref().and_then(|(file, used)| Some((file.upgrade()?, used)));
+        if let Some((file, used)) = known {
+            // The reader closes those first that nobody reads.
+            used.set();
             return Ok(Plain { segment, file, key });
         }
         let file = part.reader.file(segment, part.segment.id)?;
+        let used = part.reader.files.used(part.segment.id);
         drop(part);
         // Nobody waits for what the next read can do as well.
-        if let Ok(mut part) = of.try_write() {
-            part.file = Some(Arc::downgrade(&file));
+        if let (Some(used), Ok(mut part)) = (used, of.try_write()) {
+            part.file = Some((Arc::downgrade(&file), used));
         }
         Ok(Plain { segment, file, key })
     }
@@ -253,5 +258,45 @@ impl Together {
         }
         (self.length, self.gaps) = (0, 0);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::layout::SegmentHeader;
+    use crate::journal::segment_name;
+    use crate::media::{Memory, Storage};
+    use crate::types::{ReplicaId, SegmentId, Timeline};
+
+    /// A segment's part; its file is there and has a header.
+    fn part(reader: &Arc<Reader>, number: u64) -> RwLock<Part> {
+        let (replica, key) = (ReplicaId::new([1; 16]).unwrap(), 0);
+        let id = SegmentId::new(u128::from(number).to_le_bytes()).unwrap();
+        let file = reader.storage.create(&segment_name(number)).unwrap();
+        file.write_all_at(0, &SegmentHeader { replica, id, number, key }.encode()).unwrap();
+        let timeline = Timeline::new([1; 16]).unwrap();
+        let segment = Arc::new(SegmentView::active((number, id, key), timeline, Lsn::ZERO, Vec::new()));
+        RwLock::new(Part {
+            reader: Arc::clone(reader),
+            segment,
+            live: ActiveIndex::default(),
+            upto: Lsn(0),
+            file: None,
+        })
+    }
+
+    #[test]
+    fn a_file_that_is_read_all_the_time_stays_open_while_many_others_are_read_once() {
+        let storage: Arc<dyn Storage> = Arc::new(Memory::new());
+        let reader = Arc::new(Reader::new(storage, "", 1 << 20));
+        let often = part(&reader, 1);
+        Part::plain(&often).unwrap();
+        let id = often.read().unwrap().segment.id;
+        for number in 2..2000 {
+            Part::plain(&part(&reader, number)).unwrap();
+            Part::plain(&often).unwrap();
+            assert!(reader.files.used(id).is_some(), "it is let go of after {number} segments");
+        }
     }
 }
