@@ -165,7 +165,8 @@ pub fn verify_beside_owner(
         "the owner had to go on merging each of the {READS_MAX} times that this read everything, so that its journal stays within its \
          bound, window and room: what does not verify may be damage, or was changed meanwhile ({doubt})"
     );
-    let hint = "verify when less is written, with a longer window, a larger bound or more room, or while nobody protects";
+    let hint =
+        "verify when less is written, with a longer window, a larger bound or more room, or while nobody protects";
     Err(Problem::new(ProblemClass::Refused, "not-verified", message).hint(hint))
 }
 
