@@ -430,3 +430,49 @@ fn who_stops_it_hears_what_was_found_and_that_it_is_not_all() {
     assert!(said.stopped && !said.ok && said.bytes > 0 && said.good.is_empty(), "{said:?}");
     assert_eq!(left, 0, "it went on");
 }
+
+/// Writes a block of the first disk, the last record of its segment.
+fn write_block(builder: &mut Builder, lsn: u64, block: u64, data: &[u8]) {
+    let payload = Payload::new(block * BLOCK, Bytes::copy_from_slice(data)).unwrap();
+    let parts: Vec<_> = payload.into_parts(RecordKind::Write, disk(1), Lsn(lsn), WallTime(lsn)).collect();
+    let plain_bytes = parts.iter().map(|part| part.data.len() as u64).sum();
+    let (on, prev_lsn) = (timeline(1), Lsn(lsn - 1));
+    let frame = RawFrame { timeline: on, prev_lsn, settled: Lsn(lsn), epoch: ClockEpoch(1), parts, plain_bytes };
+    let mut frame = Encoder::new().encode(frame, builder.group, Compression::None);
+    while let Err(refused) = builder.writer.append(MonoTime(1), frame) {
+        frame = refused.frame;
+        builder.drain();
+    }
+    builder.drain();
+    builder.writer.roll();
+    builder.drain();
+    let at = (block * BLOCK) as usize;
+    builder.disks[0][at..at + data.len()].copy_from_slice(data);
+    builder.built.moments.push((on, Lsn(lsn), builder.disks.clone()));
+}
+
+/// What was written over is known as soon as all of it was: what comes later is not read.
+#[test]
+fn what_was_written_over_is_found_without_what_came_later() {
+    let mut builder = Builder::new(8);
+    builder.open_timeline(1, 0);
+    for (lsn, block) in (1..).zip([1, 0, 0, 1]) {
+        let data = builder.dice.bytes(BLOCK as usize);
+        write_block(&mut builder, lsn, block, &data);
+    }
+    builder.writer.close(true);
+    builder.drain();
+    let storage = &builder.built.storage;
+    let snapshot = builder.writer.snapshot();
+    let last =
+        storage.list(JOURNAL_DIRECTORY).unwrap().into_iter().filter(|name| name.ends_with(".seg")).max().unwrap();
+    storage.remove(&format!("{JOURNAL_DIRECTORY}/{last}")).unwrap();
+    let reader = Reader::new(Arc::new(storage.clone()), JOURNAL_DIRECTORY, 0);
+    let over = |blocks: u64, after: u64| {
+        let (mut rest, upto) = (vec![Extent::new(0, blocks * BLOCK)], Lsn(u64::MAX));
+        reader.written_over(&snapshot, (timeline(1), disk(1)), &mut rest, (Lsn(after), upto))
+    };
+    assert_eq!(over(2, 0).unwrap(), Some(Lsn(2)));
+    assert_eq!(over(1, 2).unwrap(), Some(Lsn(3)));
+    assert!(over(2, 2).is_err() && over(3, 0).is_err(), "the last one is there");
+}
