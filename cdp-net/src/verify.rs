@@ -15,9 +15,10 @@ use cdp_core::journal::{
     look_with, read_manifest, run_name, segment_name,
 };
 use cdp_core::media::Storage;
+use cdp_core::replica::base::Base;
 use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Lost, Replica, ReplicaError, is_unseeded, kept};
 use cdp_core::trust::{KeyHolder, Keyring};
-use cdp_core::types::{Lsn, SECTOR, Timeline, WallTime};
+use cdp_core::types::{DiskId, Lsn, SECTOR, Timeline, WallTime};
 use good::{Judge, Taken};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -199,7 +200,7 @@ pub fn verify(
     all.judge_end(unopened);
     all.read_bases(progress);
     all.read_stores(progress);
-    Ok(all.judged())
+    Ok(all.judged(progress))
 }
 
 /// A replica that is being read.
@@ -288,22 +289,39 @@ impl Everything<'_> {
         let bases: Vec<_> = named.filter_map(|disk| Some((disk.id, disk.base.filter(|b| !shut(b))?))).collect();
         let journal_bytes = self.out.bytes;
         for (disk, base) in bases {
-            let total = self.total;
-            let mut told = |bytes: u64| {
-                self.go_on = self.go_on && progress(journal_bytes + bytes, total);
-                self.go_on
+            let read = |base: &Base, at: u64, buffer: &mut [u8]| match &covered {
+                None => base.verify(at, buffer).map_err(Some),
+                Some(view) => bases::read_in(view, disk, at, buffer),
             };
-            let opened = (&self.manifest, &self.keys);
-            let read = &mut self.out.bytes;
-            for (mut damage, extents) in
-                bases::check_base(self.storage, opened, (disk, base.into()), covered.as_ref(), read, &mut told)
-            {
-                damage.file = PathBuf::from(self.storage.path()).join(&damage.file);
-                let (of, disk) = (Some(self.out.damage.len()), Some(disk));
-                self.out.damage.push(damage);
-                let lost = |extent| Taken { damage: of, store: None, lost: Lost { written: None, disk, extent } };
-                self.taken.extend(extents.into_iter().map(lost));
-            }
+            let found = self.read_base((disk, base), &read, (journal_bytes, progress));
+            self.damaged_base(disk, found);
+        }
+    }
+
+    fn read_base(
+        &mut self,
+        (disk, base): (DiskId, BaseInfo),
+        read: bases::ReadBase<'_>,
+        (before, progress): (u64, OnProgress<'_>),
+    ) -> bases::Found {
+        let (total, go_on) = (self.total, &mut self.go_on);
+        let mut told = |bytes: u64| {
+            *go_on = *go_on && progress(before + bytes, total);
+            *go_on
+        };
+        let opened = (&self.manifest, &self.keys);
+        bases::check_base(self.storage, opened, (disk, base.into()), read, &mut self.out.bytes, &mut told)
+    }
+
+    fn damaged_base(&mut self, disk: DiskId, found: bases::Found) {
+        self.more |= found.more;
+        for (mut damage, extents) in found.places {
+            damage.file = PathBuf::from(self.storage.path()).join(&damage.file);
+            let (of, disk) = (Some(self.out.damage.len()), Some(disk));
+            self.out.damage.push(damage);
+            let lost = |extent| Lost { written: None, disk, extent };
+            let taken = |extent| Taken { damage: of, store: None, lost: lost(extent) };
+            self.taken.extend(extents.into_iter().map(taken));
         }
     }
 
@@ -318,7 +336,8 @@ impl Everything<'_> {
             let of = (!found.is_empty()).then_some(self.out.damage.len());
             self.out.damage.extend(found.into_iter().map(in_root));
             let store = Some(info.number);
-            self.taken.extend(unreadable.into_iter().map(|lost| Taken { damage: of, store, lost }));
+            let taken = |lost| Taken { damage: of, store, lost };
+            self.taken.extend(unreadable.into_iter().map(taken));
             if !self.go_on {
                 return;
             }
@@ -339,7 +358,7 @@ impl Everything<'_> {
     }
 
     /// Which moments go with what was found, and which stay.
-    fn judged(mut self) -> Verified {
+    fn judged(mut self, progress: OnProgress<'_>) -> Verified {
         self.out.stopped = !self.go_on;
         self.out.ok = self.out.damage.is_empty() && !self.out.stopped;
         self.out.at_most = self.more;
@@ -348,7 +367,13 @@ impl Everything<'_> {
         }
         let loaded = self.load();
         match loaded {
-            Ok(replica) => Judge::new(&replica, &self.taken).judge(&mut self.out),
+            Ok(replica) => {
+                let (bytes, total) = (self.out.bytes, self.total);
+                let mut go_on = || progress(bytes, total);
+                if !Judge::new(&replica, &self.taken, &mut go_on).judge(&mut self.out) {
+                    (self.out.stopped, self.out.ok) = (true, false);
+                }
+            }
             // With its key it may be otherwise.
             Err(_) if self.out.unopened => {}
             // Nothing can be found in it, so nothing can be restored.

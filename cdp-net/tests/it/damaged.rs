@@ -451,6 +451,38 @@ fn write_block(builder: &mut Builder, lsn: u64, block: u64, data: &[u8]) {
     builder.built.moments.push((on, Lsn(lsn), builder.disks.clone()));
 }
 
+/// However much of a base is damaged, it is one place, and who waits for the answer can stop it.
+#[test]
+fn a_base_of_which_nothing_is_right_is_one_place_and_its_judgement_can_be_stopped() {
+    let built = build(7);
+    let storage: Arc<dyn Storage> = Arc::new(built.storage.clone());
+    let asked_until = |stop_at: usize| {
+        let mut asked = 0;
+        let said = verify(&storage, None, &KeyHolder::default(), &mut |_, _| {
+            asked += 1;
+            asked < stop_at
+        });
+        (said.unwrap(), asked)
+    };
+    let (whole, reads) = asked_until(usize::MAX);
+    assert!(whole.ok);
+    let (image, _) = file_names(disk(1));
+    let bytes: Vec<u8> = read(&built.storage, &image).iter().map(|byte| !byte).collect();
+    built.storage.remove(&image).unwrap();
+    write(&built.storage, &image, &bytes);
+    check(&built, &built.storage, "all", (0, 5));
+    let (said, asked) = asked_until(usize::MAX);
+    assert_eq!(said.damage.len(), 1, "{said:#?}");
+    let [damage] = &said.damage[..] else { panic!("{said:?}") };
+    assert_eq!((damage.offset, damage.length, damage.extents.len()), (0, SIZE as u64, 1));
+    assert!(!said.at_most && !said.stopped && asked > reads, "{asked} {reads}");
+    for stop_at in reads + 1..=asked {
+        let (said, asked) = asked_until(stop_at);
+        assert!(said.stopped && !said.ok && said.good.is_empty() && said.disks.is_empty(), "{said:?}");
+        assert_eq!((asked, said.damage.len()), (stop_at, 1), "it went on");
+    }
+}
+
 /// What was written over is known as soon as all of it was: what comes later is not read.
 #[test]
 fn what_was_written_over_is_found_without_what_came_later() {
