@@ -16,7 +16,9 @@ use cdp_core::journal::{
 };
 use cdp_core::media::Storage;
 use cdp_core::replica::base::Base;
-use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Lost, Replica, ReplicaError, is_unseeded, kept};
+use cdp_core::replica::{
+    BASE_DIRECTORY, JOURNAL_DIRECTORY, Lost, Replica, ReplicaError, ReplicaView, is_unseeded, kept,
+};
 use cdp_core::trust::{KeyHolder, Keyring};
 use cdp_core::types::{DiskId, Lsn, SECTOR, Timeline, WallTime};
 use good::{Judge, Taken};
@@ -250,7 +252,7 @@ impl Everything<'_> {
             }
             for unreadable in &journal.unreadable {
                 let of = place_of(&self.out.damage[first..], unreadable).map(|at| first + at);
-                self.taken.push(Taken { damage: of, store: None, lost: Lost::from(unreadable) });
+                self.taken.push(Taken { damage: of, store: None, kept_only: false, lost: Lost::from(unreadable) });
             }
         }
     }
@@ -282,7 +284,8 @@ impl Everything<'_> {
 
     fn read_bases(&mut self, progress: OnProgress<'_>) {
         // What a merge that is under way changes in the bases is only sound together with the journal above it.
-        let covered = self.manifest.merge.and_then(|merge| self.load().ok()?.view(merge.timeline, merge.lsn).ok());
+        let loaded = self.manifest.merge.and_then(|merge| Some((merge, self.load().ok()?)));
+        let covered = loaded.as_ref().and_then(|(merge, replica)| replica.view(merge.timeline, merge.lsn).ok());
         // Without the key nobody can tell what that has changed of a sealed one from what is damaged.
         let shut = |base: &BaseInfo| base.at_rest && self.out.unopened && self.manifest.merge.is_some();
         let named = self.manifest.disks.iter();
@@ -294,7 +297,28 @@ impl Everything<'_> {
                 Some(view) => bases::read_in(view, disk, at, buffer),
             };
             let found = self.read_base((disk, base), &read, (journal_bytes, progress));
-            self.damaged_base(disk, found);
+            let (unopened, more) = (found.unopened, found.more);
+            self.damaged_base(disk, found, false);
+            // Over what kept moments stand on lies no journal: they need what the merge has yet to replace.
+            let Some(covered) = covered.as_ref().filter(|_| !unopened && !more && self.go_on) else { continue };
+            let Some((kept, size)) = loaded.as_ref().and_then(|(_, replica)| newest_kept(replica, disk)) else {
+                continue;
+            };
+            let read = |_: &Base, at: u64, buffer: &mut [u8]| {
+                let length = size.saturating_sub(at).min(buffer.len() as u64) as usize;
+                let buffer = &mut buffer[..length];
+                match bases::read_in(&kept, disk, at, buffer) {
+                    // That is told already.
+                    Err(Some(_)) if bases::read_in(covered, disk, at, buffer).is_err_and(|error| error.is_some()) => {
+                        Err(None)
+                    }
+                    read => read,
+                }
+            };
+            let bytes = self.out.bytes;
+            let found = self.read_base((disk, base), &read, (journal_bytes, progress));
+            self.out.bytes = bytes;
+            self.damaged_base(disk, found, true);
         }
     }
 
@@ -313,14 +337,14 @@ impl Everything<'_> {
         bases::check_base(self.storage, opened, (disk, base.into()), read, &mut self.out.bytes, &mut told)
     }
 
-    fn damaged_base(&mut self, disk: DiskId, found: bases::Found) {
+    fn damaged_base(&mut self, disk: DiskId, found: bases::Found, kept_only: bool) {
         self.more |= found.more;
         for (mut damage, extents) in found.places {
             damage.file = PathBuf::from(self.storage.path()).join(&damage.file);
             let (of, disk) = (Some(self.out.damage.len()), Some(disk));
             self.out.damage.push(damage);
             let lost = |extent| Lost { written: None, disk, extent };
-            let taken = |extent| Taken { damage: of, store: None, lost: lost(extent) };
+            let taken = |extent| Taken { damage: of, store: None, kept_only, lost: lost(extent) };
             self.taken.extend(extents.into_iter().map(taken));
         }
     }
@@ -336,7 +360,7 @@ impl Everything<'_> {
             let of = (!found.is_empty()).then_some(self.out.damage.len());
             self.out.damage.extend(found.into_iter().map(in_root));
             let store = Some(info.number);
-            let taken = |lost| Taken { damage: of, store, lost };
+            let taken = |lost| Taken { damage: of, store, kept_only: false, lost };
             self.taken.extend(unreadable.into_iter().map(taken));
             if !self.go_on {
                 return;
@@ -388,6 +412,17 @@ impl Everything<'_> {
         }
         self.out
     }
+}
+
+/// The newest moment before the bases that a disk is kept of, and its size there. What older ones need of the base, this needs.
+fn newest_kept(replica: &Replica, disk: DiskId) -> Option<(ReplicaView, u64)> {
+    let manifest = replica.manifest();
+    let oldest = manifest.oldest()?;
+    let before = manifest.kept.iter().filter(|kept| kept.moment.lsn < oldest.lsn);
+    let kept = before.rev().find(|kept| kept.disks.iter().any(|(id, _)| *id == disk))?;
+    let view = replica.view(kept.moment.timeline, kept.moment.lsn).ok()?;
+    let size = view.disks().iter().find(|found| found.id == disk)?.size;
+    Some((view, size))
 }
 
 /// The damage that takes a part from views: where its chunk stands, else the first of its segment.

@@ -7,7 +7,7 @@ use cdp_core::replica::ReplicaView;
 use cdp_core::replica::base::{Base, BaseError, file_names, table_name};
 use cdp_core::replica::sidecar::{PAGE_BYTES, Root};
 use cdp_core::trust::Keyring;
-use cdp_core::types::{BLOCK, DISK_MAX, DiskId, Extent};
+use cdp_core::types::{BLOCK, DISK_MAX, DiskId, Extent, SECTOR};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -30,6 +30,8 @@ pub(super) struct Found {
     pub(super) places: Vec<(Damage, Vec<Extent>)>,
     /// The last place is all that is not said one by one.
     pub(super) more: bool,
+    /// It did not open.
+    pub(super) unopened: bool,
     /// Runs of the disk in `places`.
     runs: usize,
     /// How much is joined to the first of the last place.
@@ -109,7 +111,7 @@ pub(super) fn check_base(
                 _ => finding(&image, 0, 0, &error),
             };
             let places = vec![(damage, vec![Extent::new(0, root.size)])];
-            return Found { places, ..Found::default() };
+            return Found { places, unopened: true, ..Found::default() };
         }
     };
     let mut found = Found::default();
@@ -130,14 +132,21 @@ pub(super) fn check_base(
     found
 }
 
-/// Block by block, so that each damaged place is named, and once. What is wrong with the journal is told where that is read.
+/// Block by block, so that each damaged place is named, and once. Where what lies above a block cannot be read, which is told where
+/// that is read, the base may be damaged beside it.
 fn check_blocks(disk: DiskId, piece: Extent, read: &dyn Fn(u64, &mut [u8]) -> ReadResult, found: &mut Found) {
     let (image, sidecar_name) = file_names(disk);
     let mut buffer = [0; BLOCK as usize];
     for block in (piece.offset..piece.end()).step_by(BLOCK as usize) {
         let end = piece.end().min(block + BLOCK);
         let mut of_base = |from: u64, to: u64| read(from, &mut buffer[..(to - from) as usize]).err();
-        let error = of_base(block, end).flatten();
+        let error = match of_base(block, end) {
+            Some(None) => {
+                let mut sectors = (block..end).step_by(SECTOR as usize);
+                sectors.find_map(|at| of_base(at, end.min(at + SECTOR)).flatten())
+            }
+            error => error.flatten(),
+        };
         let Some(error) = error else { continue };
         let damage = match &error {
             BaseError::Page { offset, .. } => finding(&sidecar_name, *offset, PAGE_BYTES as u64, &error),

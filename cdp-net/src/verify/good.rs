@@ -23,6 +23,8 @@ pub(super) struct Taken {
     pub(super) damage: Option<usize>,
     /// It lies in the store of this kept moment, and moments that were kept before go through it; none: in the journal or a base.
     pub(super) store: Option<u64>,
+    /// Only moments kept before the bases need it: for all others the journal lies over it.
+    pub(super) kept_only: bool,
     pub(super) lost: Lost,
 }
 
@@ -71,7 +73,7 @@ impl<'a> Judge<'a> {
             return true;
         }
         for taken in self.taken {
-            let above = taken.store.is_none();
+            let above = taken.store.is_none() && !taken.kept_only;
             self.needed.push(if above { self.replica.moments_that_need(&taken.lost) } else { Vec::new() });
             if !self.goes_on() {
                 return false;

@@ -431,6 +431,14 @@ fn who_stops_it_hears_what_was_found_and_that_it_is_not_all() {
     assert_eq!(left, 0, "it went on");
 }
 
+/// Flips a bit.
+fn flip(storage: &Memory, name: &str, at: usize) {
+    let mut bytes = read(storage, name);
+    bytes[at] ^= 1;
+    storage.remove(name).unwrap();
+    write(storage, name, &bytes);
+}
+
 /// Writes a block of the first disk, the last record of its segment.
 fn write_block(builder: &mut Builder, lsn: u64, block: u64, data: &[u8]) {
     let payload = Payload::new(block * BLOCK, Bytes::copy_from_slice(data)).unwrap();
@@ -449,6 +457,69 @@ fn write_block(builder: &mut Builder, lsn: u64, block: u64, data: &[u8]) {
     let at = (block * BLOCK) as usize;
     builder.disks[0][at..at + data.len()].copy_from_slice(data);
     builder.built.moments.push((on, Lsn(lsn), builder.disks.clone()));
+}
+
+/// Three records: of block 3, and twice of block 0. A merge up to the second is under way and has touched nothing yet, and the first
+/// moment is kept. Gives what the second wrote, too.
+fn merging() -> (Built, Vec<u8>) {
+    let mut builder = Builder::new(6);
+    builder.open_timeline(1, 0);
+    let data: Vec<Vec<u8>> = (0..3).map(|_| builder.dice.bytes(BLOCK as usize)).collect();
+    for ((lsn, block), data) in (1..).zip([3, 0, 0]).zip(&data) {
+        write_block(&mut builder, lsn, block, data);
+    }
+    let at = |lsn| {
+        let stamp = Stamp { epoch: ClockEpoch(1), time: WallTime(lsn) };
+        StampedMoment { timeline: timeline(1), lsn: Lsn(lsn), stamp }
+    };
+    let storage = builder.built.storage.clone();
+    let manifest = read_manifest(&storage).unwrap();
+    let now = Now { wall: WallTime(1), mono: MonoTime(1) };
+    cdp_core::replica::kept::create(&storage, &manifest, 1, timeline(9), now).unwrap();
+    builder.writer.edit(|manifest| {
+        (manifest.merge, manifest.next_kept) = (Some(at(2)), 2);
+        let disks = vec![(disk(1), SIZE as u64), (disk(2), SIZE as u64)];
+        manifest.kept.push(KeptInfo { number: 1, moment: at(1), point: None, disks });
+    });
+    builder.drain();
+    builder.writer.close(true);
+    builder.drain();
+    builder.built.moments.retain(|(_, lsn, _)| *lsn >= Lsn(2));
+    (builder.built, data[1].clone())
+}
+
+/// What a merge has yet to replace is needed by the moments that are kept before it, and by no other.
+#[test]
+fn a_block_that_a_merge_has_yet_to_replace_is_lost_of_the_moments_kept_before() {
+    let (built, _) = merging();
+    let (storage, kept) = (&built.storage, (timeline(1), Lsn(1)));
+    assert_eq!(check(&built, storage, "whole", (0, 1)), (0, 0));
+    assert!(restored(&load(storage).unwrap(), kept, 1).is_some());
+    assert!(has(&verified(storage).good, kept));
+    flip(storage, &file_names(disk(1)).0, 100);
+    assert_eq!(check(&built, storage, "damaged", (0, 1)), (0, 0));
+    let said = verified(storage);
+    assert!(restored(&load(storage).unwrap(), kept, 1).is_none());
+    let [root, data] = &said.disks[..] else { panic!("{said:?}") };
+    assert!(!said.ok && said.damage.len() == 1 && !has(&said.good, kept), "{said:#?}");
+    assert!(has(&root.lost, kept) && has(&data.good, kept), "{said:#?}");
+    assert!(has(&said.damage[0].lost, kept), "{said:#?}");
+}
+
+#[test]
+fn while_a_merge_is_under_way_damage_of_the_journal_hides_none_of_the_base() {
+    let (built, second) = merging();
+    let storage = &built.storage;
+    let journal = names(storage).into_iter().find_map(|name| {
+        let bytes = read(storage, &name);
+        Some((bytes.windows(second.len()).position(|bytes| bytes == second)?, name))
+    });
+    let (at, name) = journal.unwrap();
+    flip(storage, &name, at);
+    assert_eq!(check(&built, storage, "journal", (0, 1)).0, 1);
+    flip(storage, &file_names(disk(1)).0, 7 * BLOCK as usize);
+    // Neither the second moment nor the third.
+    assert_eq!(check(&built, storage, "both", (0, 1)).0, 2);
 }
 
 /// However much of a base is damaged, it is one place, and who waits for the answer can stop it.
