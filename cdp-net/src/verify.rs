@@ -15,9 +15,12 @@ use cdp_core::journal::{
     look_through, look_with, read_manifest, run_name, segment_name,
 };
 use cdp_core::media::Storage;
-use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY, Lost, Replica, ReplicaError, is_unseeded, kept};
+use cdp_core::replica::base::Base;
+use cdp_core::replica::{
+    BASE_DIRECTORY, JOURNAL_DIRECTORY, Lost, Replica, ReplicaError, ReplicaView, is_unseeded, kept,
+};
 use cdp_core::trust::{KeyHolder, Keyring};
-use cdp_core::types::{Lsn, SECTOR, Timeline, WallTime};
+use cdp_core::types::{DiskId, Lsn, SECTOR, Timeline, WallTime};
 use good::{Judge, Taken};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -206,7 +209,7 @@ pub fn verify(
     all.judge_end(unopened);
     all.read_bases(progress);
     all.read_stores(progress);
-    all.judged()
+    all.judged(progress)
 }
 
 /// A replica that is being read.
@@ -259,7 +262,7 @@ impl Everything<'_> {
             }
             for unreadable in &journal.unreadable {
                 let of = place_of(&self.out.damage[first..], unreadable).map(|at| first + at);
-                self.taken.push(Taken { damage: of, store: None, lost: Lost::from(unreadable) });
+                self.taken.push(Taken { damage: of, store: None, kept_only: false, lost: Lost::from(unreadable) });
             }
         }
     }
@@ -298,7 +301,8 @@ impl Everything<'_> {
             return;
         }
         // What a merge that is under way changes in the bases is only sound together with the journal above it.
-        let covered = self.manifest.merge.and_then(|merge| self.load().ok()?.view(merge.timeline, merge.lsn).ok());
+        let loaded = self.manifest.merge.and_then(|merge| Some((merge, self.load().ok()?)));
+        let covered = loaded.as_ref().and_then(|(merge, replica)| replica.view(merge.timeline, merge.lsn).ok());
         // Without the key nobody can tell what that has changed of a sealed one from what is damaged.
         let shut = |base: &BaseInfo| base.at_rest && self.out.unopened && self.manifest.merge.is_some();
         let named = self.manifest.disks.iter();
@@ -308,22 +312,60 @@ impl Everything<'_> {
             if !self.go_on {
                 return;
             }
-            let total = self.total;
-            let mut told = |bytes: u64| {
-                self.go_on = self.go_on && progress(journal_bytes + bytes, total);
-                self.go_on
+            let read = |base: &Base, at: u64, buffer: &mut [u8]| match &covered {
+                None => base.verify(at, buffer).map_err(Some),
+                Some(view) => bases::read_in(view, disk, at, buffer),
             };
-            let opened = (&self.manifest, &self.keys);
-            let read = &mut self.out.bytes;
-            for (mut damage, extents) in
-                bases::check_base(self.storage, opened, (disk, base.into()), covered.as_ref(), read, &mut told)
-            {
-                damage.file = PathBuf::from(self.storage.path()).join(&damage.file);
-                let (of, disk) = (Some(self.out.damage.len()), Some(disk));
-                self.out.damage.push(damage);
-                let lost = |extent| Taken { damage: of, store: None, lost: Lost { written: None, disk, extent } };
-                self.taken.extend(extents.into_iter().map(lost));
-            }
+            let found = self.read_base((disk, base), &read, (journal_bytes, progress));
+            let (unopened, more) = (found.unopened, found.more);
+            self.damaged_base(disk, found, false);
+            // Over what kept moments stand on lies no journal: they need what the merge has yet to replace.
+            let Some(covered) = covered.as_ref().filter(|_| !unopened && !more && self.go_on) else { continue };
+            let Some((kept, size)) = loaded.as_ref().and_then(|(_, replica)| newest_kept(replica, disk)) else {
+                continue;
+            };
+            let read = |_: &Base, at: u64, buffer: &mut [u8]| {
+                let length = size.saturating_sub(at).min(buffer.len() as u64) as usize;
+                let buffer = &mut buffer[..length];
+                match bases::read_in(&kept, disk, at, buffer) {
+                    // That is told already.
+                    Err(Some(_)) if bases::read_in(covered, disk, at, buffer).is_err_and(|error| error.is_some()) => {
+                        Err(None)
+                    }
+                    read => read,
+                }
+            };
+            let bytes = self.out.bytes;
+            let found = self.read_base((disk, base), &read, (journal_bytes, progress));
+            self.out.bytes = bytes;
+            self.damaged_base(disk, found, true);
+        }
+    }
+
+    fn read_base(
+        &mut self,
+        (disk, base): (DiskId, BaseInfo),
+        read: bases::ReadBase<'_>,
+        (before, progress): (u64, OnProgress<'_>),
+    ) -> bases::Found {
+        let (total, go_on) = (self.total, &mut self.go_on);
+        let mut told = |bytes: u64| {
+            *go_on = *go_on && progress(before + bytes, total);
+            *go_on
+        };
+        let opened = (&self.manifest, &self.keys);
+        bases::check_base(self.storage, opened, (disk, base.into()), read, &mut self.out.bytes, &mut told)
+    }
+
+    fn damaged_base(&mut self, disk: DiskId, found: bases::Found, kept_only: bool) {
+        self.more |= found.more;
+        for (mut damage, extents) in found.places {
+            damage.file = PathBuf::from(self.storage.path()).join(&damage.file);
+            let (of, disk) = (Some(self.out.damage.len()), Some(disk));
+            self.out.damage.push(damage);
+            let lost = |extent| Lost { written: None, disk, extent };
+            let taken = |extent| Taken { damage: of, store: None, kept_only, lost: lost(extent) };
+            self.taken.extend(extents.into_iter().map(taken));
         }
     }
 
@@ -345,7 +387,8 @@ impl Everything<'_> {
             let of = (!found.is_empty()).then_some(self.out.damage.len());
             self.out.damage.extend(found.into_iter().map(in_root));
             let store = Some(info.number);
-            self.taken.extend(unreadable.into_iter().map(|lost| Taken { damage: of, store, lost }));
+            let taken = |lost| Taken { damage: of, store, kept_only: false, lost };
+            self.taken.extend(unreadable.into_iter().map(taken));
         }
         for info in &self.manifest.sessions {
             if !self.go_on {
@@ -372,7 +415,7 @@ impl Everything<'_> {
     ///
     /// # Errors
     /// When it cannot be loaded, and nothing of what was read says why.
-    fn judged(mut self) -> Result<Verified, Problem> {
+    fn judged(mut self, progress: OnProgress<'_>) -> Result<Verified, Problem> {
         self.out.stopped = !self.go_on;
         self.out.ok = self.out.damage.is_empty() && !self.out.stopped;
         self.out.at_most = self.more;
@@ -381,7 +424,13 @@ impl Everything<'_> {
         }
         let loaded = self.load();
         match loaded {
-            Ok(replica) => Judge::new(&replica, &self.taken).judge(&mut self.out),
+            Ok(replica) => {
+                let (bytes, total) = (self.out.bytes, self.total);
+                let mut go_on = || progress(bytes, total);
+                if !Judge::new(&replica, &self.taken, &mut go_on).judge(&mut self.out) {
+                    (self.out.stopped, self.out.ok) = (true, false);
+                }
+            }
             // With its key it may be otherwise.
             Err(_) if self.out.unopened => {}
             Err(error) if self.out.damage.is_empty() => return Err(document::unreadable(&error)),
@@ -399,6 +448,17 @@ impl Everything<'_> {
         }
         Ok(self.out)
     }
+}
+
+/// The newest moment before the bases that a disk is kept of, and its size there. What older ones need of the base, this needs.
+fn newest_kept(replica: &Replica, disk: DiskId) -> Option<(ReplicaView, u64)> {
+    let manifest = replica.manifest();
+    let oldest = manifest.oldest()?;
+    let before = manifest.kept.iter().filter(|kept| kept.moment.lsn < oldest.lsn);
+    let kept = before.rev().find(|kept| kept.disks.iter().any(|(id, _)| *id == disk))?;
+    let view = replica.view(kept.moment.timeline, kept.moment.lsn).ok()?;
+    let size = view.disks().iter().find(|found| found.id == disk)?.size;
+    Some((view, size))
 }
 
 /// The damage that takes a part from views: where its chunk stands, else the first of its segment.

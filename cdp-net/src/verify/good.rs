@@ -23,6 +23,8 @@ pub(super) struct Taken {
     pub(super) damage: Option<usize>,
     /// It lies in the store of this kept moment, and moments that were kept before go through it; none: in the journal or a base.
     pub(super) store: Option<u64>,
+    /// Only moments kept before the bases need it: for all others the journal lies over it.
+    pub(super) kept_only: bool,
     pub(super) lost: Lost,
 }
 
@@ -45,24 +47,39 @@ pub(super) struct Judge<'a> {
     by_damage: BTreeMap<usize, BTreeMap<Timeline, Vec<Span>>>,
     /// What all together take.
     by_any: BTreeMap<Timeline, Vec<Span>>,
+    /// Whether to go on.
+    go_on: &'a mut dyn FnMut() -> bool,
+    stopped: bool,
 }
 
 impl<'a> Judge<'a> {
-    pub(super) fn new(replica: &'a Replica, taken: &'a [Taken]) -> Self {
-        let needed = |taken: &Taken| match taken.store {
-            None => replica.moments_that_need(&taken.lost),
-            Some(_) => Vec::new(),
-        };
-        let needed = taken.iter().map(needed).collect();
-        Self { replica, taken, needed, by_damage: BTreeMap::new(), by_any: BTreeMap::new() }
+    /// Asks `go_on` again and again: there may be much to be looked up.
+    pub(super) fn new(replica: &'a Replica, taken: &'a [Taken], go_on: &'a mut dyn FnMut() -> bool) -> Self {
+        let (by_damage, by_any) = (BTreeMap::new(), BTreeMap::new());
+        Self { replica, taken, needed: Vec::new(), by_damage, by_any, go_on, stopped: false }
     }
 
-    pub(super) fn judge(mut self, out: &mut Verified) {
+    /// Whether nobody stopped it.
+    fn goes_on(&mut self) -> bool {
+        self.stopped = self.stopped || !(self.go_on)();
+        !self.stopped
+    }
+
+    /// Whether it came to its end: else nothing is said.
+    pub(super) fn judge(mut self, out: &mut Verified) -> bool {
         let ranges: Vec<(Timeline, Vec<Range>)> = self.ranges();
         if out.ok {
             out.good = ranges.into_iter().flat_map(|(_, ranges)| ranges).collect();
-            return;
+            return true;
         }
+        for taken in self.taken {
+            let above = taken.store.is_none() && !taken.kept_only;
+            self.needed.push(if above { self.replica.moments_that_need(&taken.lost) } else { Vec::new() });
+            if !self.goes_on() {
+                return false;
+            }
+        }
+        let (mut disks, mut good_of_all) = (Vec::new(), Vec::new());
         for disk in &self.replica.manifest().disks {
             let mut verified = super::DiskVerified { disk: disk.name.clone(), ..Default::default() };
             // What is not there any more at the end of the journal is lost of every disk.
@@ -71,30 +88,40 @@ impl<'a> Judge<'a> {
             for (timeline, ranges) in &ranges {
                 for range in ranges {
                     let (lost, there) = self.lost_of(disk, *timeline, range);
+                    if !self.goes_on() {
+                        return false;
+                    }
                     self.by_any.entry(*timeline).or_default().extend(&lost);
                     let good = there.iter().flat_map(|there| without(*there, &lost)).collect();
                     verified.lost.extend(self.shown(*timeline, range, lost));
                     verified.good.extend(self.shown(*timeline, range, good));
                 }
             }
-            out.disks.push(verified);
+            disks.push(verified);
         }
+        let mut by_damage = std::mem::take(&mut self.by_damage);
+        let mut lost_by: Vec<(usize, Vec<Range>)> = Vec::new();
         for (timeline, ranges) in &ranges {
             let lost = union(self.by_any.remove(timeline).unwrap_or_default());
             for range in ranges {
                 let good = without((range.from_lsn, range.to_lsn), &lost);
-                out.good.extend(self.shown(*timeline, range, good));
+                good_of_all.extend(self.shown(*timeline, range, good));
             }
-            for (damage, spans) in &mut self.by_damage {
+            for (damage, spans) in &mut by_damage {
+                if !self.goes_on() {
+                    return false;
+                }
                 let spans = union(spans.remove(timeline).unwrap_or_default());
                 for range in ranges {
                     let inside = spans.iter().filter_map(|span| both(*span, (range.from_lsn, range.to_lsn))).collect();
-                    let shown = shown(self.replica, *timeline, range, inside);
-                    out.damage[*damage].lost.extend(shown);
+                    lost_by.push((*damage, self.shown(*timeline, range, inside)));
                 }
             }
         }
+        (out.disks, out.good) = (disks, good_of_all);
+        lost_by.into_iter().for_each(|(damage, lost)| out.damage[damage].lost.extend(lost));
         self.name_extents(out);
+        true
     }
 
     /// Restorable ranges by timeline, the newest first.
@@ -151,8 +178,14 @@ impl<'a> Judge<'a> {
         }
         let view = self.replica.view(timeline, kept.moment.lsn).ok();
         let there = view.as_ref().and_then(|view| Some((view, view.disks().iter().find(|found| found.id == disk.id)?)));
-        let is_lost = |taken: &&&Taken| !there.is_some_and(|(view, disk)| is_readable(view, disk, taken.lost.extent));
-        let lost: Vec<&&Taken> = taken.iter().filter(is_lost).collect();
+        let mut lost: Vec<&Taken> = Vec::new();
+        for taken in taken {
+            let extent = taken.lost.extent;
+            let readable = there.is_some_and(|(view, disk)| is_readable(view, disk, extent, &mut || self.goes_on()));
+            if !readable && !self.stopped {
+                lost.push(taken);
+            }
+        }
         for damage in lost.iter().filter_map(|taken| taken.damage).collect::<BTreeSet<_>>() {
             self.by_damage.entry(damage).or_default().entry(timeline).or_default().push(span);
         }
@@ -239,8 +272,8 @@ fn without(span: Span, taken: &[Span]) -> Vec<Span> {
     left
 }
 
-/// Whether a run of a disk can be read as a restore reads it.
-fn is_readable(view: &ReplicaView, disk: &ViewDisk, extent: Extent) -> bool {
+/// Whether a run of a disk can be read as a restore reads it, as far as `go_on` lets it look.
+fn is_readable(view: &ReplicaView, disk: &ViewDisk, extent: Extent, go_on: &mut dyn FnMut() -> bool) -> bool {
     let Some(extent) = extent.intersect(&Extent::new(0, disk.size)) else { return true };
     let mut buffer = vec![0; PIECE as usize];
     let mut at = extent.offset;
@@ -250,6 +283,9 @@ fn is_readable(view: &ReplicaView, disk: &ViewDisk, extent: Extent) -> bool {
         for run in runs.iter().filter(|run| !run.zero) {
             for from in (run.extent.offset..run.extent.end()).step_by(PIECE as usize) {
                 let length = PIECE.min(run.extent.end() - from) as usize;
+                if !go_on() {
+                    return true;
+                }
                 if view.read(disk.id, from, &mut buffer[..length]).is_err() {
                     return false;
                 }

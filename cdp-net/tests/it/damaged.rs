@@ -603,3 +603,152 @@ fn a_base_that_goes_under_its_owner_ends_neither_the_protection_nor_the_history_
     host.handle(Request::Compact, &local).unwrap();
     assert!(host.replica().manifest().merge.is_none() && segments() < before);
 }
+
+/// Flips a bit.
+fn flip(storage: &Memory, name: &str, at: usize) {
+    let mut bytes = read(storage, name);
+    bytes[at] ^= 1;
+    storage.remove(name).unwrap();
+    write(storage, name, &bytes);
+}
+
+/// Writes a block of the first disk, the last record of its segment.
+fn write_block(builder: &mut Builder, lsn: u64, block: u64, data: &[u8]) {
+    let payload = Payload::new(block * BLOCK, Bytes::copy_from_slice(data)).unwrap();
+    let parts: Vec<_> = payload.into_parts(RecordKind::Write, disk(1), Lsn(lsn), WallTime(lsn)).collect();
+    let plain_bytes = parts.iter().map(|part| part.data.len() as u64).sum();
+    let (on, prev_lsn) = (timeline(1), Lsn(lsn - 1));
+    let frame = RawFrame { timeline: on, prev_lsn, settled: Lsn(lsn), epoch: ClockEpoch(1), parts, plain_bytes };
+    let mut frame = Encoder::new().encode(frame, builder.group, Compression::None);
+    while let Err(refused) = builder.writer.append(MonoTime(1), frame) {
+        frame = refused.frame;
+        builder.drain();
+    }
+    builder.drain();
+    builder.writer.roll();
+    builder.drain();
+    let at = (block * BLOCK) as usize;
+    builder.disks[0][at..at + data.len()].copy_from_slice(data);
+    builder.built.moments.push((on, Lsn(lsn), builder.disks.clone()));
+}
+
+/// Three records: of block 3, and twice of block 0. A merge up to the second is under way and has touched nothing yet, and the first
+/// moment is kept. Gives what the second wrote, too.
+fn merging() -> (Built, Vec<u8>) {
+    let mut builder = Builder::new(6);
+    builder.open_timeline(1, 0);
+    let data: Vec<Vec<u8>> = (0..3).map(|_| builder.dice.bytes(BLOCK as usize)).collect();
+    for ((lsn, block), data) in (1..).zip([3, 0, 0]).zip(&data) {
+        write_block(&mut builder, lsn, block, data);
+    }
+    let at = |lsn| {
+        let stamp = Stamp { epoch: ClockEpoch(1), time: WallTime(lsn) };
+        StampedMoment { timeline: timeline(1), lsn: Lsn(lsn), stamp }
+    };
+    let storage = builder.built.storage.clone();
+    let manifest = read_manifest(&storage).unwrap();
+    let now = Now { wall: WallTime(1), mono: MonoTime(1) };
+    cdp_core::replica::kept::create(&storage, &manifest, 1, timeline(9), now).unwrap();
+    builder.writer.edit(|manifest| {
+        (manifest.merge, manifest.next_kept) = (Some(at(2)), 2);
+        let disks = vec![(disk(1), SIZE as u64), (disk(2), SIZE as u64)];
+        manifest.kept.push(KeptInfo { number: 1, moment: at(1), point: None, disks });
+    });
+    builder.drain();
+    builder.writer.close(true);
+    builder.drain();
+    builder.built.moments.retain(|(_, lsn, _)| *lsn >= Lsn(2));
+    (builder.built, data[1].clone())
+}
+
+/// What a merge has yet to replace is needed by the moments that are kept before it, and by no other.
+#[test]
+fn a_block_that_a_merge_has_yet_to_replace_is_lost_of_the_moments_kept_before() {
+    let (built, _) = merging();
+    let (storage, kept) = (&built.storage, (timeline(1), Lsn(1)));
+    assert_eq!(check(&built, storage, "whole", (0, 1)), (0, 0));
+    assert!(restored(&load(storage).unwrap(), kept, 1).is_some());
+    assert!(has(&verified(storage).good, kept));
+    flip(storage, &file_names(disk(1)).0, 100);
+    assert_eq!(check(&built, storage, "damaged", (0, 1)), (0, 0));
+    let said = verified(storage);
+    assert!(restored(&load(storage).unwrap(), kept, 1).is_none());
+    let [root, data] = &said.disks[..] else { panic!("{said:?}") };
+    assert!(!said.ok && said.damage.len() == 1 && !has(&said.good, kept), "{said:#?}");
+    assert!(has(&root.lost, kept) && has(&data.good, kept), "{said:#?}");
+    assert!(has(&said.damage[0].lost, kept), "{said:#?}");
+}
+
+#[test]
+fn while_a_merge_is_under_way_damage_of_the_journal_hides_none_of_the_base() {
+    let (built, second) = merging();
+    let storage = &built.storage;
+    let journal = names(storage).into_iter().find_map(|name| {
+        let bytes = read(storage, &name);
+        Some((bytes.windows(second.len()).position(|bytes| bytes == second)?, name))
+    });
+    let (at, name) = journal.unwrap();
+    flip(storage, &name, at);
+    assert_eq!(check(&built, storage, "journal", (0, 1)).0, 1);
+    flip(storage, &file_names(disk(1)).0, 7 * BLOCK as usize);
+    // Neither the second moment nor the third.
+    assert_eq!(check(&built, storage, "both", (0, 1)).0, 2);
+}
+
+/// However much of a base is damaged, it is one place, and who waits for the answer can stop it.
+#[test]
+fn a_base_of_which_nothing_is_right_is_one_place_and_its_judgement_can_be_stopped() {
+    let built = build(7);
+    let storage: Arc<dyn Storage> = Arc::new(built.storage.clone());
+    let asked_until = |stop_at: usize| {
+        let mut asked = 0;
+        let said = verify(&storage, None, &KeyHolder::default(), &mut |_, _| {
+            asked += 1;
+            asked < stop_at
+        });
+        (said.unwrap(), asked)
+    };
+    let (whole, reads) = asked_until(usize::MAX);
+    assert!(whole.ok);
+    let (image, _) = file_names(disk(1));
+    let bytes: Vec<u8> = read(&built.storage, &image).iter().map(|byte| !byte).collect();
+    built.storage.remove(&image).unwrap();
+    write(&built.storage, &image, &bytes);
+    check(&built, &built.storage, "all", (0, 5));
+    let (said, asked) = asked_until(usize::MAX);
+    assert_eq!(said.damage.len(), 1, "{said:#?}");
+    let [damage] = &said.damage[..] else { panic!("{said:?}") };
+    assert_eq!((damage.offset, damage.length, damage.extents.len()), (0, SIZE as u64, 1));
+    assert!(!said.at_most && !said.stopped && asked > reads, "{asked} {reads}");
+    for stop_at in reads + 1..=asked {
+        let (said, asked) = asked_until(stop_at);
+        assert!(said.stopped && !said.ok && said.good.is_empty() && said.disks.is_empty(), "{said:?}");
+        assert_eq!((asked, said.damage.len()), (stop_at, 1), "it went on");
+    }
+}
+
+/// What was written over is known as soon as all of it was: what comes later is not read.
+#[test]
+fn what_was_written_over_is_found_without_what_came_later() {
+    let mut builder = Builder::new(8);
+    builder.open_timeline(1, 0);
+    for (lsn, block) in (1..).zip([1, 0, 0, 1]) {
+        let data = builder.dice.bytes(BLOCK as usize);
+        write_block(&mut builder, lsn, block, &data);
+    }
+    builder.writer.close(true);
+    builder.drain();
+    let storage = &builder.built.storage;
+    let snapshot = builder.writer.snapshot();
+    let last =
+        storage.list(JOURNAL_DIRECTORY).unwrap().into_iter().filter(|name| name.ends_with(".seg")).max().unwrap();
+    storage.remove(&format!("{JOURNAL_DIRECTORY}/{last}")).unwrap();
+    let reader = Reader::new(Arc::new(storage.clone()), JOURNAL_DIRECTORY, 0);
+    let over = |blocks: u64, after: u64| {
+        let (mut rest, upto) = (vec![Extent::new(0, blocks * BLOCK)], Lsn(u64::MAX));
+        reader.written_over(&snapshot, (timeline(1), disk(1)), &mut rest, (Lsn(after), upto))
+    };
+    assert_eq!(over(2, 0).unwrap(), Some(Lsn(2)));
+    assert_eq!(over(1, 2).unwrap(), Some(Lsn(3)));
+    assert!(over(2, 2).is_err() && over(3, 0).is_err(), "the last one is there");
+}
