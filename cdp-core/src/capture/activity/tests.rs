@@ -170,6 +170,7 @@ fn a_lost_log_holds_nobody_and_comes_back_whole_with_a_higher_generation() {
     fixture.activity.prepare(0, HERE, fixture.now);
     let write = fixture.issue().expect("a write");
     fixture.activity.written(fixture.now, write.token, Err(Failed { errno: 5 })).expect("under way");
+    assert!(!write.begins, "it would make a log that says too little");
     assert!(fixture.activity.writer().holds(), "its file is still there");
     assert!(fixture.activity.writer_mut().take_removal() && !fixture.activity.writer_mut().take_removal());
     fixture.file.clear();
@@ -181,6 +182,7 @@ fn a_lost_log_holds_nobody_and_comes_back_whole_with_a_higher_generation() {
     fixture.now = fixture.activity.writer().retry_due().expect("a pause");
     let elsewhere = Extent::new(64 << 20, 4096);
     let probe = fixture.issue().expect("all sectors");
+    assert!(probe.begins, "the file that was removed is written on");
     fixture.activity.prepare(0, elsewhere, fixture.now);
     fixture.land(&probe);
     fixture.activity.written(fixture.now, probe.token, Ok(())).expect("under way");
