@@ -17,6 +17,8 @@ pub mod record;
 mod seal;
 #[cfg(test)]
 mod tests;
+mod trim;
+mod whole;
 
 pub use decode::{
     ChunkInfo, FRAME_BYTES_MAX, FrameError, FrameHead, HEAD_BYTES_MAX, RecordInfo, decode_chunk, verify_part,

@@ -3,7 +3,8 @@
 //! Bytes are decoded twice: as they are, and with their prefix, length and checksums made right, because behind a checksum a
 //! fuzzer would get nowhere and somebody who means harm would. What is taken for valid must survive being written and read again.
 
-use crate::{capture, frame, journal, replica};
+use crate::link::codec::Party;
+use crate::{capture, frame, journal, link, replica, trust};
 
 /// A decoder.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -40,6 +41,18 @@ pub enum Decoder {
     Rests,
     /// The activity log.
     ActivityLog,
+    /// Header of a spool's file.
+    SpoolHeader,
+    /// An entry of a spool's file, with its frame.
+    SpoolEntry,
+    /// What a source end sends on a link.
+    LinkSource,
+    /// What a target end sends on a link.
+    LinkTarget,
+    /// What a connection of a link begins with.
+    Preamble,
+    /// A ticket.
+    Ticket,
 }
 
 /// What a decoder made of bytes.
@@ -53,7 +66,7 @@ pub struct Outcome {
 
 impl Decoder {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 22] = [
         Self::Frame,
         Self::Note,
         Self::SegmentHeader,
@@ -70,6 +83,12 @@ impl Decoder {
         Self::DigestTable,
         Self::Rests,
         Self::ActivityLog,
+        Self::SpoolHeader,
+        Self::SpoolEntry,
+        Self::LinkSource,
+        Self::LinkTarget,
+        Self::Preamble,
+        Self::Ticket,
     ];
 
     /// What its fuzz target is called.
@@ -92,6 +111,12 @@ impl Decoder {
             Self::DigestTable => "digest_table",
             Self::Rests => "rests",
             Self::ActivityLog => "activity_log",
+            Self::SpoolHeader => "spool_header",
+            Self::SpoolEntry => "spool_entry",
+            Self::LinkSource => "link_source",
+            Self::LinkTarget => "link_target",
+            Self::Preamble => "preamble",
+            Self::Ticket => "ticket",
         }
     }
 
@@ -113,6 +138,12 @@ impl Decoder {
             Self::DigestTable => replica::fuzz::digest_table(bytes),
             Self::Rests => replica::fuzz::rests(bytes),
             Self::ActivityLog => capture::fuzz_activity::log(bytes),
+            Self::SpoolHeader => link::spool::fuzz::header(bytes),
+            Self::SpoolEntry => link::spool::fuzz::entry(bytes),
+            Self::LinkSource => link::codec::fuzz::messages(Party::Source, bytes),
+            Self::LinkTarget => link::codec::fuzz::messages(Party::Target, bytes),
+            Self::Preamble => link::preamble::fuzz::preamble(bytes),
+            Self::Ticket => trust::ticket::fuzz::ticket(bytes),
         }
     }
 
@@ -134,6 +165,12 @@ impl Decoder {
             Self::DigestTable => replica::fuzz::seal_table(bytes),
             Self::Rests => replica::fuzz::seal_rests(bytes),
             Self::ActivityLog => capture::fuzz_activity::seal(bytes),
+            Self::SpoolHeader => link::spool::fuzz::seal_header(bytes),
+            Self::SpoolEntry => link::spool::fuzz::seal_entry(bytes),
+            Self::LinkSource => link::codec::fuzz::seal(Party::Source, bytes),
+            Self::LinkTarget => link::codec::fuzz::seal(Party::Target, bytes),
+            Self::Preamble => link::preamble::fuzz::seal(bytes),
+            Self::Ticket => trust::ticket::fuzz::seal(bytes),
         }
     }
 }

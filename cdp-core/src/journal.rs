@@ -29,6 +29,7 @@ mod recover;
 mod region;
 mod scan;
 mod snapshot;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -38,7 +39,7 @@ mod written;
 
 pub use self::bytes::FormatError;
 pub use drive::{Admit, Executor, drain};
-pub use effect::{Effect, EffectId, FileId, Outcome};
+pub use effect::{Effect, EffectId, FileId, Landing, Outcome};
 pub use event::Event;
 pub use frontier::Frontier;
 pub use inspect::inspect;
@@ -48,18 +49,18 @@ pub use level::{
     RunTotals, run_name,
 };
 pub use manifest::{
-    Arrival, BaseInfo, CutBy, CutInfo, DiskInfo, Generation, KeptInfo, LayerInfo, MANIFEST_MAGIC, MANIFEST_NAME,
-    Manifest, PinInfo, PointsMode, Policy, ResizeInfo, Retention, SeedingInfo, SegmentInfo, SegmentState, SessionInfo,
-    SessionKind, SourceFacts, StampedMoment, TimelineInfo, TimelineRole, TimelineState, WhenFull, is_journal_file,
-    segment_name,
+    Arrival, BaseInfo, CutBy, CutInfo, DiskInfo, Generation, KeptInfo, LayerInfo, MANIFEST_COPY, MANIFEST_MAGIC,
+    MANIFEST_NAME, Manifest, PinInfo, PointsMode, Policy, ResizeInfo, Retention, SeedingInfo, SeedingPoint,
+    SegmentInfo, SegmentState, SessionInfo, SessionKind, SourceFacts, StampedMoment, TimelineInfo, TimelineRole,
+    TimelineState, WhenFull, is_journal_file, segment_name,
 };
 pub use reader::{ReadError, Reader};
 pub use records::{Frames, Moment};
 pub use recover::{
-    Damage, Looked, OpenError, Opened, Repair, create, look, look_through, look_with, open, open_with, read_manifest,
-    rewrap,
+    Damage, Looked, OpenError, Opened, Repair, create, look, look_through, look_with, open, open_with, rewrap,
 };
 pub use snapshot::Snapshot;
+pub use stored::{damaged_manifests, read_manifest};
 pub use verify::{Finding, UNREADABLE_MAX, Unreadable, Verified};
 pub use view::{Below, Nothing, Origin, PathElement, Piece, View};
 pub use writer::{Appended, Hold, IdSource, Options, Refusal, Refused, Writer, WriterState};

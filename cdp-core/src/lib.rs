@@ -17,6 +17,7 @@ pub mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
 pub mod journal;
+pub mod link;
 pub mod media;
 #[cfg(feature = "mistakes")]
 pub mod mistakes;
@@ -24,6 +25,7 @@ pub mod mistakes;
 mod mistakes;
 pub mod policy;
 pub mod replica;
+pub mod set;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod trust;

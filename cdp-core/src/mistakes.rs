@@ -30,6 +30,16 @@ pub enum Mistake {
     RunNotSynced,
     /// Footers are emptied before the manifest that names their run is durable.
     EmptiedEarly,
+    /// A member of a consistency set that released on its timer says that it released on go.
+    TimerIsGo,
+    /// A member of a consistency set withholds completions only after it named the LSN of its cut.
+    CutBeforeHold,
+    /// The go of a consistency set's cut goes out when the first member is prepared.
+    GoEarly,
+    /// Completions of ops above the cut are let through.
+    AboveLetThrough,
+    /// A member of a consistency set keeps what it was cut at, whatever the taker was told.
+    KeepUnchecked,
 }
 
 #[cfg(feature = "mistakes")]

@@ -2,3 +2,5 @@
 
 pub mod retention;
 pub mod room;
+pub mod throttle;
+pub mod traffic;

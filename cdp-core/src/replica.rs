@@ -6,6 +6,7 @@
 
 pub mod base;
 pub mod catalogue;
+pub mod compare;
 pub mod content;
 pub mod diff;
 pub mod digest;
@@ -19,6 +20,7 @@ pub mod merge;
 mod resolve;
 pub mod rests;
 pub mod retention;
+pub mod seeding;
 pub mod session;
 pub mod sidecar;
 mod view;

@@ -4,6 +4,8 @@
 //! holds as [`WrappedKey`]s; unlocked they are a [`Keyring`]. The keys of a file are derived from one of them: a [`FileKey`] for a segment. What is sealed by what,
 //! and why no nonce is ever used twice, is in `journal/FORMAT.md`, section 11.
 //!
+//! A [`Ticket`](ticket::Ticket) lets a connection through a gateway; its bytes are in `TICKET.md`.
+//!
 //! Cryptography is that of `ring`. Randomness comes in as an argument, as everywhere in this crate: 128 or 256 bits from the
 //! system's own source, never anything that could come twice.
 
@@ -16,6 +18,7 @@ mod keyring;
 mod record;
 #[cfg(test)]
 mod tests;
+pub mod ticket;
 mod wrap;
 
 pub use base::BlockSeal;

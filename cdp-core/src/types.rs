@@ -29,6 +29,8 @@ pub const DISK_MAX: u64 = 1 << 50;
 pub const DISKS_MAX: usize = 64;
 /// The longest label of a point and the longest name of a disk, group or session, in bytes of UTF-8.
 pub const NAME_MAX: usize = 255;
+/// The most bytes of what a common point of a consistency set is called.
+pub const SET_LABEL_MAX: usize = 200;
 
 macro_rules! identity {
     ($(#[$doc:meta])* $name:ident) => {
@@ -78,6 +80,21 @@ identity! {
     SegmentId
 }
 
+identity! {
+    /// One link while it holds: drawn by who dials.
+    SessionId
+}
+
+identity! {
+    /// A consistency set: several groups that cut common points.
+    SetId
+}
+identity! {
+    /// One start of a part that takes a consistency set's cuts or takes part in them: drawn anew each time, so that nothing that was said
+    /// to the one before is taken for something that was said to this one.
+    StartId
+}
+
 impl Timeline {
     /// The first 64 bits in hex, as they stand in point ids and `lsn:TIMELINE-N`.
     #[must_use]
@@ -109,6 +126,17 @@ impl fmt::Display for DiskId {
     }
 }
 
+/// Which moments a policy wants to be able to go back to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum PointsMode {
+    /// Every write.
+    #[default]
+    EveryWrite = 1,
+    /// Points only: writes between them may be coalesced.
+    PerPoint = 2,
+}
+
 /// A record's place in the write order of its group. 0 means "before the first record".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Lsn(pub u64);
@@ -132,6 +160,44 @@ impl Lsn {
 impl fmt::Display for Lsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// A place between two parts in the order of a timeline: every part of every record below `lsn`, and the first `parts` of it.
+/// A write of many parts lies in several frames, so an LSN alone does not say where a frame ends. Behind the last part `parts` is
+/// [`Position::WHOLE`], however many there are: so a position says by itself whether its record is whole, and whoever makes one
+/// part of many moves no position.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Position {
+    /// The record that was begun last.
+    pub lsn: Lsn,
+    /// How many of its parts lie before; [`Position::WHOLE`]: all.
+    pub parts: u32,
+}
+
+impl Position {
+    /// All parts of the record.
+    pub const WHOLE: u32 = u32::MAX;
+
+    /// Behind the record at `lsn`.
+    #[must_use]
+    pub fn whole(lsn: Lsn) -> Self {
+        Self { lsn, parts: Self::WHOLE }
+    }
+
+    /// The last LSN that is whole at this place.
+    #[must_use]
+    pub fn whole_lsn(self) -> Lsn {
+        if self.parts == Self::WHOLE { self.lsn } else { self.lsn.prev() }
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.parts {
+            Self::WHOLE => write!(f, "{}", self.lsn),
+            parts => write!(f, "{}/{parts}", self.lsn),
+        }
     }
 }
 

@@ -277,6 +277,7 @@ impl Host {
         let (manifest, trunk) = (replica.manifest(), replica.catalogue().trunk());
         let bases = Arc::clone(replica.bases());
         let others = others.into_iter().filter(|lsn| retain::is_there(manifest, *lsn));
+        let (ranges, left_off) = document::ranges(&replica);
         let mut status = Status {
             state: State::Stopped,
             group: manifest.name.clone(),
@@ -284,7 +285,8 @@ impl Host {
             timeline: trunk.map(|branch| branch.timeline.into()),
             lsn: replica.snapshot().written(),
             durable_lsn: trunk.map_or(Lsn::ZERO, |branch| safe(replica.catalogue(), branch.timeline)),
-            ranges: document::ranges(&replica),
+            ranges,
+            ranges_left_off: (left_off > 0).then_some(left_off),
             pins: u32::try_from(connected + others.count()).unwrap_or(u32::MAX),
             history,
             holds: space::holds(&replica),

@@ -7,8 +7,13 @@ pub mod clock;
 pub mod device;
 pub mod diff;
 pub mod drive;
+mod failure;
+pub mod far;
 pub mod file_device;
 pub mod host;
+pub mod keeper;
+#[cfg(feature = "services")]
+pub mod link;
 pub mod mount;
 pub mod nbd;
 pub mod owner;
@@ -17,6 +22,10 @@ pub mod random;
 pub mod reading;
 pub mod report;
 pub mod restore;
+#[cfg(feature = "services")]
+pub mod services;
+pub mod sets;
 pub mod source;
 pub mod sys;
+mod threads;
 pub mod verify;

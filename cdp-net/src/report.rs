@@ -234,7 +234,7 @@ pub struct Points {
     pub group: String,
     /// Branches of history.
     pub timelines: Vec<TimelineEntry>,
-    /// Restorable runs.
+    /// Restorable runs; of the single moments of periods those from `next` on.
     pub ranges: Vec<Range>,
     /// Named moments.
     pub points: Vec<Point>,
@@ -278,6 +278,12 @@ pub enum State {
 }
 
 impl State {
+    /// Whether it is a lack of room.
+    #[must_use]
+    pub fn is_lack(self) -> bool {
+        matches!(self, Self::NoSpace | Self::Quota)
+    }
+
     /// The word that stands in documents.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -411,6 +417,9 @@ pub struct Status {
     pub rpo_ms: Option<u64>,
     /// Restorable runs.
     pub ranges: Vec<Range>,
+    /// How many single moments, between the newest and the oldest one, are left off there: `points` lists them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranges_left_off: Option<u64>,
     /// Where the bytes are.
     pub space: Space,
     /// While the state is `no-space` or `quota`: what has to be free.

@@ -12,7 +12,7 @@ use crate::reading::not_answered;
 use crate::report::{Problem, ProblemClass, Range, RangeKind, text};
 use cdp_core::journal::{
     BaseInfo, Damage as Unopened, Finding, Looked, Manifest, Reader, Snapshot, TimelineInfo, TimelineState, Unreadable,
-    look_through, look_with, read_manifest, run_name, segment_name,
+    damaged_manifests, look_through, look_with, read_manifest, run_name, segment_name,
 };
 use cdp_core::media::Storage;
 use cdp_core::replica::base::Base;
@@ -23,7 +23,7 @@ use cdp_core::trust::{KeyHolder, Keyring};
 use cdp_core::types::{DiskId, Lsn, SECTOR, Timeline, WallTime};
 use good::{Judge, Taken};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How often everything is read beside an owner who cannot leave it alone for so long.
@@ -205,11 +205,24 @@ pub fn verify(
     let (total, more) = (stored_bytes(storage.as_ref()), false);
     let mut all =
         Everything { storage, manifest, snapshot, keys, safe, total, out, taken: Vec::new(), more, go_on: true };
+    let root = PathBuf::from(storage.path());
+    all.out.damage = damaged_copies(storage.as_ref(), &root);
     all.read_journal(&behind, progress);
     all.judge_end(unopened);
     all.read_bases(progress);
     all.read_stores(progress);
     all.judged(progress)
+}
+
+/// Of the two copies of a manifest one may be damaged: that takes nothing from anybody.
+fn damaged_copies(storage: &dyn Storage, directory: &Path) -> Vec<Damage> {
+    // Where neither is whole nothing can be looked at, and that is said instead.
+    let found = damaged_manifests(storage).unwrap_or_default().into_iter();
+    let damage = |(name, what)| {
+        let what = format!("{what} (the other copy of this manifest is whole: the next start writes both)");
+        Damage { file: directory.join(name), length: SECTOR, what, ..Damage::default() }
+    };
+    found.map(damage).collect()
 }
 
 /// A replica that is being read.

@@ -79,7 +79,7 @@ fn table(points: &[Point], disks: &[String]) -> Table {
     for point in points {
         let mut kinds: Vec<&str> = point.kinds.iter().map(|kind| word(*kind)).collect();
         kinds.extend(
-            [(point.on_barrier, "flushed"), (point.pinned, "pinned")]
+            [(point.set_consistent, "set"), (point.on_barrier, "flushed"), (point.pinned, "pinned")]
                 .iter()
                 .filter_map(|(on, word)| on.then_some(*word)),
         );

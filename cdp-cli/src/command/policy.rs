@@ -32,8 +32,9 @@ pub struct PolicyFlags {
     /// Close a point this often; 15s in a new replica
     #[arg(long, value_name = "D", value_parser = rpo)]
     rpo: Option<Duration>,
-    /// Which moments are kept: every write. Coalescing is refused, and not offered until it is there
-    #[arg(long, value_enum, hide = true)]
+    /// Which moments can be restored: every write, or only one point in each RPO. What is written again before the point then need
+    /// not be kept, nor sent to a remote replica; moments that are there already stay
+    #[arg(long, value_enum, value_name = "every-write|per-point")]
     points: Option<Keep>,
     /// Keep every write so long, 4h in a new replica; what is older is merged into the base
     #[arg(long, value_name = "D", value_parser = span)]

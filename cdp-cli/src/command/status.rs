@@ -76,7 +76,7 @@ fn for_people(status: &Status) -> String {
         let copied = if disk.incomplete { ", being copied: it cannot be restored yet" } else { "" };
         text.push_str(&format!("disk    {} ({}){place}{copied}\n", disk.name, format_bytes(disk.size)));
     }
-    text.push_str(&ranges_lines(&status.ranges));
+    text.push_str(&ranges_lines(&status.ranges, status.ranges_left_off));
     text.push_str(&history_lines(&status.history));
     // A session's line says what it holds.
     let (of_sessions, holds): (Vec<_>, Vec<_>) = status.holds.iter().cloned().partition(|hold| hold.by == "session");
@@ -119,7 +119,7 @@ fn history_lines(history: &History) -> String {
 }
 
 /// Ranges, and single moments where they are few; else how many there are.
-fn ranges_lines(ranges: &[Range]) -> String {
+fn ranges_lines(ranges: &[Range], left_off: Option<u64>) -> String {
     let (single, whole): (Vec<_>, Vec<_>) = ranges.iter().partition(|range| range.kind == RangeKind::Only);
     let line = |range: &&Range| format!("keeps   {}", range_line(range));
     let mut text: String = whole.iter().map(line).collect();
@@ -127,7 +127,7 @@ fn ranges_lines(ranges: &[Range]) -> String {
     match (single.first(), single.last()) {
         (Some(newest), Some(oldest)) if single.len() > FEW => text.push_str(&format!(
             "keeps   only {} from {} to {}: `cdp points` lists them\n",
-            human::count(single.len(), "moment"),
+            human::count(single.len().saturating_add(left_off.unwrap_or(0) as usize), "moment"),
             human::local_time(oldest.to_time),
             human::local_time(newest.to_time)
         )),
@@ -193,11 +193,13 @@ mod tests {
         assert!(text.contains(" go on: no history is left\n          held since old moments\n"), "{text}");
         assert!(text.contains("are free within the quota, less what merging needs; it goes on"), "{text}");
         let ranges = |count: usize| {
-            ranges_lines(&std::iter::once(range()).chain((0..count).map(|_| only())).collect::<Vec<_>>())
+            ranges_lines(&std::iter::once(range()).chain((0..count).map(|_| only())).collect::<Vec<_>>(), None)
         };
         assert_eq!(ranges(8).lines().count(), 9);
         let text = ranges(900);
         assert_eq!(text.lines().count(), 2);
+        assert!(text.contains("keeps   only 900 moments from "), "{text}");
+        let text = ranges_lines(&vec![only(); 30], Some(870));
         assert!(text.contains("keeps   only 900 moments from "), "{text}");
     }
 

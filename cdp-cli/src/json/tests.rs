@@ -119,6 +119,7 @@ fn status() {
         durable_lsn: Lsn(8),
         rpo_ms: Some(12),
         ranges: vec![range()],
+        ranges_left_off: None,
         space: Space { base: 1, layers: 2, segments: 3, overlays: 4, pinned: 5, quota: None },
         lacks: Some(Lack { needed_bytes: 11, free_bytes: 10 }),
         rates: Rates { write_bytes_per_s: 6, stored_bytes_per_s: 7 },

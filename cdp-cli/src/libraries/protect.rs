@@ -39,8 +39,6 @@ impl From<ProtectError> for Failure {
                 );
                 Self::new(Exit::Refused, "source-cut", error.to_string()).hint(hint)
             }
-            ProtectError::OtherName { .. } => Self::new(Exit::Refused, "other-name", error.to_string())
-                .hint("leave --name out, or give another directory"),
             ProtectError::Swapped { .. } => Self::new(Exit::Refused, "sources-swapped", error.to_string()).hint(
                 "give each source under the name of its disk (`cdp status` lists them); if a disk really is to go on with the \
                  other's content, --full-check compares it wholly",
@@ -52,8 +50,6 @@ impl From<ProtectError> for Failure {
                 Self::new(Exit::Refused, "read-only", error.to_string())
                     .hint("give a directory on media that can be written to")
             }
-            ProtectError::NoRoom { .. } => Self::new(Exit::Failed, "no-space", error.to_string())
-                .hint("make room on the replica's disk; without --trust-source the disks would be served meanwhile"),
             ProtectError::Occupied { .. } => Self::new(Exit::Refused, "replica-occupied", error.to_string())
                 .hint("give a new or an empty directory, or that of a replica"),
             ProtectError::Source(SourceError::InReplica { .. }) => {
@@ -238,10 +234,7 @@ impl Teller {
                 });
                 self.state(protector, protector.state(), Some(format!("the RPO is not held: {age}")), events);
             }
-            Notice::ReplicaFailed(why) => {
-                let reason = format!("{why}; the disks are served on, a restart takes the protection up again");
-                self.state(protector, State::ReplicaLost, Some(reason), events);
-            }
+            Notice::ReplicaFailed(_) => self.state(protector, State::ReplicaLost, None, events),
             Notice::IndexTrouble(why) => {
                 let reason = format!(
                     "the journal's index cannot be kept in order ({why}): nothing is lost, but opening a moment may be slow"
@@ -278,7 +271,9 @@ impl Teller {
                 "the replica's {what}{amounts}: the disks are served on, and it goes on by itself once there is room{why}"
             )
         };
-        let reason = reason.or_else(|| without_room.map(no_room));
+        let lost = |why: String| format!("{why}; the disks are served on, a restart takes the protection up again");
+        let failed = || (state == State::ReplicaLost).then(|| protector.failure()).flatten().map(lost);
+        let reason = reason.or_else(|| without_room.map(no_room)).or_else(failed);
         events(ProtectEvent::State { state, reason, lacks });
     }
 

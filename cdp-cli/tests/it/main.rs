@@ -9,6 +9,7 @@ mod findings;
 mod full_disk;
 mod hostile;
 mod no_room;
+mod per_point;
 mod places;
 mod read_only;
 mod real_clients;

@@ -511,6 +511,19 @@ impl Activity {
         self.writer.lose(&mut self.regions, now, None);
     }
 
+    /// Nobody waits for the log any more, whatever becomes of its file.
+    pub(super) fn give_up(&mut self, now: MonoTime) {
+        self.writer.give_up(&mut self.regions, now);
+    }
+
+    /// Extents that were touched after `lsn`, or all that are marked.
+    pub(super) fn hot_after(&self, disk: usize, lsn: Option<Lsn>) -> Vec<Extent> {
+        let region = &self.regions[disk];
+        let after = |index: &u64| lsn.is_none_or(|lsn| region.touches[*index as usize][0] > lsn.0);
+        let hot = (0..region.extents).filter(|index| Region::is(&region.want, *index)).filter(after);
+        hot.map(|index| Extent::new(index * ACTIVITY_EXTENT, ACTIVITY_EXTENT)).collect()
+    }
+
     /// The removal of the log's file ended. `None`: none is under way.
     pub(super) fn removed(&mut self, now: MonoTime) -> Option<()> {
         self.writer.removed(&mut self.regions, now)

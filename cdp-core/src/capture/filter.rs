@@ -1,13 +1,18 @@
 //! The filter: one per group, one write order over its disks.
 
+mod detach;
 mod disks;
+mod fork;
+mod lend;
 mod ops;
 mod order_of_records;
 mod orders;
+mod periods;
 mod resync;
 mod stop;
 mod timers;
 
+pub use fork::{Fork, ForkError};
 pub use resync::RereadError;
 pub use stop::{Closing, Drained};
 
@@ -15,17 +20,19 @@ pub use stop::{Closing, Drained};
 mod tests;
 
 use self::disks::Changes;
+use self::periods::Periods;
 use super::activity::{Activity, Limits, LogContents, LogState};
 use super::clock::Clock;
 use super::gather::Gather;
+use super::lent::Lent;
 use super::mend::Mend;
 use super::options::{DiskSpec, FilterOptions, LSN_JUMP, OptionsError, Start};
 use super::order::Order;
-use super::output::{Event, FlushTicket, Ticket};
+use super::output::{Detached, Event, FlushTicket, Ticket};
 use super::points::Points;
 use super::status::{Counters, Rates, State};
 use crate::frame::{GapReason, Note, RecordKind, ResyncReason};
-use crate::types::{Extent, Lsn, MonoTime, Now};
+use crate::types::{Extent, Lsn, MonoTime, Now, Timeline};
 use std::collections::VecDeque;
 
 /// How the replica's side can take what the filter sends.
@@ -101,9 +108,11 @@ enum Life {
 /// # Methods by task
 /// *Guest's path*: [`submit`](Self::submit), [`complete`](Self::complete), [`withdraw`](Self::withdraw),
 /// [`flush_begin`](Self::flush_begin), [`flushed`](Self::flushed). *Answers to outputs*: [`log_written`](Self::log_written),
-/// [`log_removed`](Self::log_removed), [`reread_done`](Self::reread_done), [`durable`](Self::durable), [`set_room`](Self::set_room). *Orders*:
-/// [`mark`](Self::mark), [`seed_done`](Self::seed_done), [`full_check`](Self::full_check), [`pause`](Self::pause),
-/// [`resume`](Self::resume), [`add_disk`](Self::add_disk), [`disk_seeded`](Self::disk_seeded),
+/// [`log_removed`](Self::log_removed), [`reread_done`](Self::reread_done), [`stored`](Self::stored), [`durable`](Self::durable),
+/// [`set_room`](Self::set_room), [`watchdog`](Self::watchdog). *Orders*:
+/// [`mark`](Self::mark), [`set_points`](Self::set_points), [`seed_done`](Self::seed_done), [`full_check`](Self::full_check), [`pause`](Self::pause),
+/// [`resume`](Self::resume), [`detach`](Self::detach), [`attach`](Self::attach), [`fork`](Self::fork),
+/// [`set_bounds`](Self::set_bounds), [`add_disk`](Self::add_disk), [`disk_seeded`](Self::disk_seeded),
 /// [`resize_disk`](Self::resize_disk), [`remove_disk`](Self::remove_disk), [`request_drain`](Self::request_drain),
 /// [`close`](Self::close). *Looking*: [`status`](Self::status), [`drained`](Self::drained).
 #[derive(Debug)]
@@ -117,12 +126,18 @@ pub struct Filter {
     gather: Gather,
     activity: Activity,
     mend: Mend,
+    lent: Lent,
     points: Points,
+    timeline: Timeline,
+    periods: Periods,
     first_lsn: Lsn,
     last_lsn: Lsn,
     /// At this LSN the reservation is looked at.
     renew_at: Lsn,
     durable: Lsn,
+    stored: Lsn,
+    /// What the driver need not keep, until it was told.
+    lend_due: Option<Lsn>,
     restorable: Lsn,
     /// How far the frames that are durable say that the order is settled.
     settled_durable: Lsn,
@@ -138,6 +153,11 @@ pub struct Filter {
     /// The driver copies the disks; the bracket stays open until it says that it is done.
     seeding: bool,
     paused: bool,
+    detached: Option<Detached>,
+    /// Detached, and whoever finds the log compares everything: ops pass.
+    passing: bool,
+    /// When nobody has polled for too long; `MAX` before the first op after a poll.
+    stuck_at: MonoTime,
     room: Room,
     life: Life,
     /// When untold settling is told by a time record.
@@ -162,10 +182,20 @@ pub struct Filter {
 /// The bounds of [`FilterOptions`] that are looked at later.
 #[derive(Clone, Copy, Debug)]
 struct FilterLimits {
-    queue_bytes_max: u64,
+    memory_bytes: u64,
+    spool_bytes: u64,
     frame_age_ns_max: u64,
     reread_bytes_per_s_max: u64,
+    rereads_max: usize,
+    stuck_ns_max: u64,
     rpo_ns: u64,
+}
+
+impl FilterLimits {
+    /// The bound of what is recorded and neither durable nor lent.
+    fn queue_bytes(&self) -> u64 {
+        self.memory_bytes.saturating_add(self.spool_bytes)
+    }
 }
 
 /// The first LSN and clock epoch of a start, and the log that it found.
@@ -201,21 +231,29 @@ impl Filter {
         };
         let mut filter = Self {
             limits: FilterLimits {
-                queue_bytes_max: options.queue_bytes_max,
+                memory_bytes: options.queue_bytes_max,
+                spool_bytes: options.spool_bytes_max,
                 frame_age_ns_max: options.frame_age_ns_max,
                 reread_bytes_per_s_max: options.reread_bytes_per_s_max,
+                rereads_max: options.rereads_max,
+                stuck_ns_max: options.stuck_ns_max,
                 rpo_ns: options.rpo_ns,
             },
             order: Order::with_capacity(options.ops_expected),
             clock: Clock::new(epoch, options.rpo_ns, now),
-            gather: Gather::new(options.timeline, chain_start(&options.start)),
+            gather: Gather::new(options.timeline, chain_start(&options.start), options.keeps_ranges),
             activity: Activity::new(options.group, options.timeline, found, limits, now.mono),
             mend: Mend::default(),
+            lent: Lent::default(),
             points: Points::new(options.rpo_ns, now.mono),
+            timeline: options.timeline,
+            periods: Periods::new(options.points),
             first_lsn: after.next(),
             last_lsn: after,
             renew_at: Lsn::ZERO,
             durable: chain_start(&options.start),
+            stored: chain_start(&options.start),
+            lend_due: None,
             restorable: chain_start(&options.start),
             settled_durable: chain_start(&options.start),
             restorable_made: None,
@@ -227,6 +265,9 @@ impl Filter {
             doubt: None,
             seeding: false,
             paused: false,
+            detached: None,
+            passing: false,
+            stuck_at: MonoTime(u64::MAX),
             room: Room::Ok,
             life: Life::Running,
             tell_due: None,
@@ -297,6 +338,7 @@ impl Filter {
                 }
             }
         }
+        self.begin_period(now);
     }
 
     /// Compares what the log found marks; a disk that the log does not know, or knows with less, is compared beyond. One that is
@@ -360,6 +402,7 @@ impl Filter {
     #[must_use]
     pub fn state(&self) -> State {
         match (self.paused, &self.gap, self.seeding, &self.bracket) {
+            _ if self.detached.is_some() => State::Detached,
             (true, ..) => State::Paused,
             (_, Some(_), ..) => State::Tracking,
             (_, _, true, _) => State::Seeding,
@@ -368,7 +411,13 @@ impl Filter {
         }
     }
 
-    /// The first LSN of this filter. The driver keeps it at the replica with the timeline, before anything else of it.
+    /// The timeline of the records that are made now.
+    #[must_use]
+    pub fn timeline(&self) -> Timeline {
+        self.timeline
+    }
+
+    /// The first LSN of this filter on its timeline. The driver keeps it at the replica with the timeline, before anything else of it.
     #[must_use]
     pub fn first_lsn(&self) -> Lsn {
         self.first_lsn
@@ -376,6 +425,7 @@ impl Filter {
 
     fn gap_reason(&self) -> GapReason {
         match (self.paused, self.room) {
+            _ if self.detached.is_some() => GapReason::Detached,
             (true, _) => GapReason::Paused,
             (_, Room::NoSpace) => GapReason::NoSpace,
             (_, Room::Lost) => GapReason::ReplicaLost,

@@ -9,7 +9,7 @@
 //! (doubling to [`RETRY_NS_MAX`]) and reads in single blocks, so that one bad sector keeps only its own block from being mended.
 
 use super::dirty::{DIRTY_BLOCK, DirtyMap};
-use super::options::{REREAD_BYTES_MAX, REREADS_MAX};
+use super::options::REREAD_BYTES_MAX;
 use super::output::RereadToken;
 use crate::types::{DISK_MAX, Extent, MonoTime, SECTOR};
 use std::collections::BTreeMap;
@@ -196,9 +196,9 @@ impl Mend {
         self.resume_at
     }
 
-    /// Begins the next re-read, if there is work and room for one. `running` are the ops at the disk it reads.
-    pub(super) fn begin(&mut self, now: MonoTime) -> Option<(RereadToken, usize, Extent)> {
-        if self.active.len() >= REREADS_MAX || self.is_clean() {
+    /// Begins the next re-read, if there is work and fewer than `rereads_max` are under way.
+    pub(super) fn begin(&mut self, now: MonoTime, rereads_max: usize) -> Option<(RereadToken, usize, Extent)> {
+        if self.active.len() >= rereads_max || self.is_clean() {
             return None;
         }
         if let Some(at) = self.resume_at {
@@ -311,17 +311,17 @@ mod tests {
         let mut mend = mend(1 << 30);
         mend.fail(0, Extent::new(4096, 8192));
         mend.supersede(0, Extent::new(8192, 512));
-        let (_, _, first) = mend.begin(NOW).expect("left part");
-        let (_, _, second) = mend.begin(NOW).expect("right part");
+        let (_, _, first) = mend.begin(NOW, 4).expect("left part");
+        let (_, _, second) = mend.begin(NOW, 4).expect("right part");
         assert_eq!((first, second), (Extent::new(4096, 4096), Extent::new(8704, 3584)));
-        assert!(mend.begin(NOW).is_none());
+        assert!(mend.begin(NOW, 4).is_none());
     }
 
     #[test]
     fn touched_sectors_are_left_out_and_do_not_come_back() {
         let mut mend = mend(1 << 30);
         mend.mark(0, Extent::new(0, DIRTY_BLOCK));
-        let (token, disk, extent) = mend.begin(NOW).expect("work");
+        let (token, disk, extent) = mend.begin(NOW, 4).expect("work");
         mend.touch(disk, Extent::new(0, 512));
         mend.touch(disk, Extent::new(1024, 63 << 10));
         let active = mend.end(token).expect("under way");
@@ -335,16 +335,16 @@ mod tests {
         let mut mend = mend(1 << 30);
         mend.mark(0, Extent::new(0, 2 * DIRTY_BLOCK));
         mend.mark(0, Extent::new(1 << 20, DIRTY_BLOCK));
-        let (bad, _, extent) = mend.begin(NOW).expect("work");
+        let (bad, _, extent) = mend.begin(NOW, 4).expect("work");
         assert_eq!(extent.length, 2 * DIRTY_BLOCK);
         let active = mend.end(bad).expect("under way");
         mend.failed(&active);
-        let (good, _, extent) = mend.begin(NOW).expect("the rest of the pass goes on");
+        let (good, _, extent) = mend.begin(NOW, 4).expect("the rest of the pass goes on");
         assert_eq!(extent.offset, 1 << 20);
         mend.end(good).expect("under way");
-        assert!(mend.begin(NOW).is_none(), "the next pass waits");
+        assert!(mend.begin(NOW, 4).is_none(), "the next pass waits");
         assert_eq!(mend.resume_at(), Some(NOW.after(RETRY_NS_MIN)));
-        let (_, _, extent) = mend.begin(NOW.after(RETRY_NS_MIN)).expect("again");
+        let (_, _, extent) = mend.begin(NOW.after(RETRY_NS_MIN), 4).expect("again");
         assert_eq!(extent, Extent::new(0, DIRTY_BLOCK), "in single blocks");
     }
 

@@ -1,12 +1,16 @@
 //! What a filter is made with, its bounds, and why it may refuse.
 
 use super::activity::LogContents;
-use crate::types::{ClockEpoch, DISK_MAX, DISKS_MAX, DiskId, Extent, GroupId, Lsn, NAME_MAX, SECTOR, Timeline};
+use crate::types::{
+    ClockEpoch, DISK_MAX, DISKS_MAX, DiskId, Extent, GroupId, Lsn, NAME_MAX, PointsMode, SECTOR, Timeline,
+};
 
 /// The smallest bound for what is not yet durable, in bytes: one re-read of 1 MiB must fit into a quarter of it.
 pub const QUEUE_BYTES_MIN: u64 = 4 << 20;
-/// Re-reads under way at once, at most.
+/// Re-reads under way at once, if nothing else is asked for.
 pub const REREADS_MAX: usize = 4;
+/// The most re-reads under way at once that can be asked for: a replica behind a long link wants many.
+pub const REREADS_LIMIT: usize = 64;
 /// The longest re-read, in bytes.
 pub const REREAD_BYTES_MAX: u64 = 1 << 20;
 /// Disks that a filter can have had since its start, those that are gone included: the table of ops has so many.
@@ -87,9 +91,18 @@ pub struct FilterOptions {
     pub facts: Vec<(DiskId, Vec<u8>)>,
     /// One short-term point is closed in each period of this length.
     pub rpo_ns: u64,
-    /// Bound of what was recorded and is not yet durable, in bytes of data plus [`PART_COST`] a part. What would pass it is
-    /// tracked instead (a gap). Control records are exempt: they are few.
+    /// Whether every write can be restored, or one moment of each of these periods.
+    pub points: PointsMode,
+    /// Bound of what was recorded and is not yet durable, in bytes of data plus [`PART_COST`] a part, as far as it is kept in
+    /// memory. What would pass it and [`FilterOptions::spool_bytes_max`] is tracked instead (a gap). Control records are
+    /// exempt: they are few.
     pub queue_bytes_max: u64,
+    /// What the driver keeps on disk beyond that, in the same bytes; 0: it has no spool.
+    pub spool_bytes_max: u64,
+    /// Keep the ranges of every part that is not durable: 24 bytes a part at most, beside the queue's bound. Only then can
+    /// frames be lent ([`super::Filter::stored`]), and a fork reads again exactly what it must instead of whole 4 MiB extents.
+    /// For replicas behind a link.
+    pub keeps_ranges: bool,
     /// A frame closes when its first part is this old.
     pub frame_age_ns_max: u64,
     /// The longest a guest's op waits for a write of the activity log; then everything is unknown, and the op runs as soon as
@@ -101,13 +114,18 @@ pub struct FilterOptions {
     pub hot_ns_min: u64,
     /// Re-reads are issued at this rate at most.
     pub reread_bytes_per_s_max: u64,
+    /// Re-reads under way at once, at most; 1 to [`REREADS_LIMIT`].
+    pub rereads_max: usize,
+    /// After so long without a [`super::Filter::poll`] while ops come, or as long as the driver reports something to have
+    /// waited ([`super::Filter::watchdog`]), replication is stuck and leaves the guest's path.
+    pub stuck_ns_max: u64,
     /// Ops that are open at once in steady state; the table is allocated for so many (it grows if there are more).
     pub ops_expected: usize,
 }
 
 impl FilterOptions {
     /// The usual bounds: RPO 15 s, queue 1 GiB, frames of 20 ms, log wait 100 ms and 5 s for its
-    /// removal, hot for 10 s, re-reads at 512 MiB/s.
+    /// removal, hot for 10 s, re-reads at 512 MiB/s, stuck after 30 s; no spool.
     #[must_use]
     pub fn new(group: GroupId, timeline: Timeline, start: Start, disks: Vec<DiskSpec>) -> Self {
         Self {
@@ -122,12 +140,17 @@ impl FilterOptions {
             resized: Vec::new(),
             facts: Vec::new(),
             rpo_ns: 15_000_000_000,
+            points: PointsMode::EveryWrite,
             queue_bytes_max: 1 << 30,
+            spool_bytes_max: 0,
+            keeps_ranges: false,
             frame_age_ns_max: 20_000_000,
             log_wait_ns_max: 100_000_000,
             log_remove_ns_max: 5_000_000_000,
             hot_ns_min: 10_000_000_000,
             reread_bytes_per_s_max: 512 << 20,
+            rereads_max: REREADS_MAX,
+            stuck_ns_max: 30_000_000_000,
             ops_expected: 256,
         }
     }
@@ -142,14 +165,19 @@ impl FilterOptions {
                 return Err(OptionsError::DuplicateDisk { disk: disk.id });
             }
         }
-        if self.queue_bytes_max < QUEUE_BYTES_MIN {
-            return Err(OptionsError::QueueTooSmall { bytes: self.queue_bytes_max });
+        check_queue(self.queue_bytes_max)?;
+        if !(1..=REREADS_LIMIT).contains(&self.rereads_max) {
+            return Err(OptionsError::Rereads { count: self.rereads_max });
         }
-        if self.rpo_ns == 0 || self.frame_age_ns_max == 0 || self.reread_bytes_per_s_max == 0 {
+        if [self.rpo_ns, self.frame_age_ns_max, self.reread_bytes_per_s_max, self.stuck_ns_max].contains(&0) {
             return Err(OptionsError::Zero);
         }
         Ok(())
     }
+}
+
+pub(super) fn check_queue(bytes: u64) -> Result<(), OptionsError> {
+    if bytes < QUEUE_BYTES_MIN { Err(OptionsError::QueueTooSmall { bytes }) } else { Ok(()) }
 }
 
 pub(super) fn check_disk(disk: &DiskSpec) -> Result<(), OptionsError> {
@@ -200,8 +228,14 @@ pub enum OptionsError {
         bytes: u64,
     },
     /// A time or rate that may not be 0 is.
-    #[error("RPO, frame age and re-read rate must not be 0")]
+    #[error("RPO, frame age, re-read rate and the time after which replication is stuck must not be 0")]
     Zero,
+    /// None, or more than [`REREADS_LIMIT`].
+    #[error("{count} re-reads at once cannot be: it takes 1 to {REREADS_LIMIT}")]
+    Rereads {
+        /// What was given.
+        count: usize,
+    },
     /// No such disk.
     #[error("the group has no disk {disk}")]
     UnknownDisk {

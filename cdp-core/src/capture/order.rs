@@ -57,6 +57,8 @@ struct Slot {
 pub(super) struct Gone {
     pub(super) disk: usize,
     pub(super) extent: Extent,
+    /// The largest there is where it was given none.
+    pub(super) lsn: Lsn,
     pub(super) recorded: bool,
 }
 
@@ -153,7 +155,7 @@ impl Order {
     pub(super) fn running(&self, ticket: Ticket) -> Option<Gone> {
         let at = self.index(ticket)?;
         let Stage::Going { recorded } = self.slots[at].stage else { return None };
-        Some(Gone { disk: self.slots[at].disk, extent: self.extent(at), recorded })
+        Some(Gone { disk: self.slots[at].disk, extent: self.extent(at), lsn: Lsn(self.lsns[at]), recorded })
     }
 
     fn extent(&self, at: usize) -> Extent {
@@ -241,6 +243,16 @@ impl Order {
         Some((Ticket::new(at as u32, slot.sequence as u32), slot.disk, *op))
     }
 
+    /// The first held op, whatever it waits for. It runs now.
+    pub(super) fn release_any(&mut self) -> Option<Ticket> {
+        let at = *self.held.first()? as usize;
+        self.held.remove(0);
+        let slot = &mut self.slots[at];
+        slot.stage = Stage::Going { recorded: true };
+        self.going += 1;
+        Some(Ticket::new(at as u32, slot.sequence as u32))
+    }
+
     /// The lowest LSN of an op that runs.
     pub(super) fn oldest_lsn(&self) -> Option<Lsn> {
         self.lsns.iter().copied().min().filter(|&lsn| lsn != NO_LSN).map(Lsn)
@@ -250,6 +262,21 @@ impl Order {
     pub(super) fn running_on(&self, disk: usize) -> impl Iterator<Item = Extent> {
         let running = move |slot: &Slot| slot.disk == disk && matches!(slot.stage, Stage::Going { .. });
         (0..self.slots.len()).filter(move |at| running(&self.slots[*at])).map(|at| self.extent(at))
+    }
+
+    /// A running op has no record, no place in the order, and no mark: everything is compared later.
+    pub(super) fn passed(&mut self, ticket: Ticket) {
+        self.started(ticket, Lsn(NO_LSN), false);
+    }
+
+    /// What runs has no record and no place in the order that goes on: its ranges are read again when it has completed.
+    pub(super) fn disown(&mut self) {
+        self.lsns.fill(NO_LSN);
+        for slot in &mut self.slots {
+            if let Stage::Going { recorded } = &mut slot.stage {
+                self.tracked += usize::from(std::mem::take(recorded));
+            }
+        }
     }
 
     /// What runs on a disk counts as not recorded from here on: its range is read again when it has completed.

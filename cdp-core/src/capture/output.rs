@@ -2,7 +2,7 @@
 
 use super::status::State;
 use crate::frame::{GapReason, PointKinds, RawFrame, ResyncReason};
-use crate::types::{ClockEpoch, DiskId, Extent, Lsn};
+use crate::types::{ClockEpoch, DiskId, Extent, Lsn, Timeline};
 use bytes::Bytes;
 
 /// Names an op between its submission and its completion; never used twice.
@@ -124,6 +124,51 @@ impl LogTrust {
     }
 }
 
+/// Why replication is out of the guest's path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Detached {
+    /// Somebody said so.
+    Ordered,
+    /// It was stuck.
+    Stuck(Stuck),
+}
+
+/// In what replication was stuck, in nanoseconds of the steady clock. Nothing else counts: what waits for replica, proxy or
+/// network waits in the queue, and the guest does not; what waits for the activity log is bounded by its own limits, then the
+/// log is lost and replication goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stuck {
+    /// Ops came and nobody polled: frames, the activity log, ops that may go, everything waits.
+    Outputs {
+        /// From the first op that nobody polled after to the one that found it.
+        waited_ns: u64,
+    },
+    /// A guest's thread waited so long to get at the filter.
+    Lock {
+        /// As the driver said.
+        waited_ns: u64,
+    },
+    /// An output that was handed to a thread of the driver was not taken up.
+    Untaken {
+        /// As the driver said.
+        waited_ns: u64,
+    },
+    /// A thread that replication needs has ended.
+    Ended,
+}
+
+/// How the driver's side is, for [`super::Filter::watchdog`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Health {
+    /// The longest that a guest's thread waited to get at the filter since the last report, in nanoseconds.
+    pub lock_waited_ns: u64,
+    /// How long the oldest output waits that was handed to a thread and not taken up, in nanoseconds. Not one that is being
+    /// carried out, however long that takes.
+    pub untaken_ns: u64,
+    /// A thread that replication needs has ended and will not come back.
+    pub ended: bool,
+}
+
 /// What happened, for people and for the catalogue's watchers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
@@ -218,6 +263,19 @@ pub enum Event {
         /// With what.
         error: Failed,
     },
+    /// Replication left the guest's path.
+    Detached(Detached),
+    /// It is in the guest's path again; everything is compared.
+    Attached,
+    /// The order goes on under another timeline; nothing of the one before that was not durable at `fork` will be.
+    Forked {
+        /// The one that goes on.
+        timeline: Timeline,
+        /// The last LSN of the one before that belongs to its past.
+        fork: Lsn,
+        /// Its first LSN.
+        first: Lsn,
+    },
     /// The activity log is trusted, or is not.
     Log(LogTrust),
     /// The wall clock stepped.
@@ -250,6 +308,8 @@ pub enum Output {
     Flush(DiskId, FlushTicket),
     /// Read the source again.
     Reread(Reread),
+    /// Frames whose last LSN is at or below this one need not be kept any more: a proxy has them, and the queue is full.
+    Lend(Lsn),
     /// Hand this frame on, in order.
     Frame(RawFrame),
     /// Tell whoever listens.

@@ -211,6 +211,9 @@ impl FrameHead {
             prev_lsn: Lsn(header.prev_lsn.get()),
             first_lsn: first.lsn,
             last_lsn: last.lsn,
+            first_index: first.index,
+            last_parts: last.index + 1,
+            last_whole: last.index + 1 == last.count,
             settled: Lsn(header.settled.get()),
             epoch: ClockEpoch(header.epoch.get()),
             first_time: first.time,
@@ -455,7 +458,7 @@ fn record(entry: &RecordEntry, header: &Header) -> Result<RecordInfo, FrameError
     if kind.is_some_and(RecordKind::has_data) {
         check("length", extent.length, |value| value <= PART_MAX && value == u64::from(entry.chunk_length.get()))?;
         check("chunk", u64::from(entry.chunk.get()), |value| value != 0)?;
-    } else {
+    } else if kind != Some(RecordKind::Zero) {
         check("count", u64::from(count), |value| value == 1)?;
     }
     Ok(RecordInfo {

@@ -43,6 +43,8 @@ pub enum Compression {
     None,
     /// zstd at this level (-7 to 19); a chunk that would not shrink by a sixteenth is stored raw.
     Zstd(i32),
+    /// The same, but a chunk of which a sample does not shrink at all is stored raw without another try.
+    Sampled(i32),
     /// The same, but only chunks of which a sample shrinks well: most of what there is to save, for half of the time.
     Promising(i32),
 }
@@ -52,6 +54,8 @@ const CHUNKS_USUAL: usize = 8;
 /// Of a chunk's sample: two pieces of so many bytes, which must shrink to so much of themselves.
 const SAMPLE_BYTES: usize = 1 << 10;
 const PROMISING_PERCENT: usize = 60;
+/// Where it does not even shrink to so much it is noise: compressed or encrypted before.
+const NOISE_PERCENT: usize = 96;
 
 /// Packs frames; keeps the compressor and its buffers between calls.
 pub struct Encoder {
@@ -91,7 +95,7 @@ impl Encoder {
         let mut raw = raw;
         let first = raw.parts.first().expect("a frame holds at least one record");
         let (first_lsn, first_time) = (first.lsn, first.time);
-        if let Compression::Zstd(level) | Compression::Promising(level) = compression {
+        if let Compression::Zstd(level) | Compression::Sampled(level) | Compression::Promising(level) = compression {
             self.set_level(level);
         }
         let mut packer = Packer {
@@ -154,13 +158,13 @@ impl Encoder {
         EncodedFrame { info, head: head.into(), body }
     }
 
-    /// Whether a sample of a chunk shrinks well.
-    fn promises<'a>(&mut self, parts: impl Iterator<Item = &'a Part> + Clone, plain: usize) -> bool {
+    /// Whether a sample of a chunk shrinks to so much of itself.
+    fn promises<'a>(&mut self, parts: impl Iterator<Item = &'a Part> + Clone, plain: usize, percent: usize) -> bool {
         self.gathered.clear();
         for at in [plain / 4, plain / 4 * 3] {
             self.gathered.extend_from_slice(piece(parts.clone(), at, SAMPLE_BYTES));
         }
-        let room = self.gathered.len() * PROMISING_PERCENT / 100;
+        let room = self.gathered.len() * percent / 100;
         self.zstd.compress_to_buffer(self.gathered.as_slice(), &mut self.packed[..room]).is_ok()
     }
 
@@ -246,7 +250,8 @@ impl Packer<'_> {
         let worth_it = match self.compression {
             Compression::None => false,
             Compression::Zstd(_) => true,
-            Compression::Promising(_) => self.encoder.promises(parts.clone(), plain as usize),
+            Compression::Sampled(_) => self.encoder.promises(parts.clone(), plain as usize, NOISE_PERCENT),
+            Compression::Promising(_) => self.encoder.promises(parts.clone(), plain as usize, PROMISING_PERCENT),
         };
         if worth_it {
             let Encoder { zstd, gathered, packed, .. } = &mut *self.encoder;

@@ -1,7 +1,7 @@
 //! Notes as bytes: what records without disk data say.
 
 use super::record::{GapReason, Mark, Note, PointKinds, RecordKind, ResyncReason};
-use crate::types::{CHUNK_PLAIN_MAX, DISK_MAX, Lsn, MonoTime, NAME_MAX, Timeline};
+use crate::types::{CHUNK_PLAIN_MAX, DISK_MAX, Lsn, MonoTime, NAME_MAX, SET_LABEL_MAX, SetId, StartId, Timeline};
 
 /// The most bytes of a note: a disk's size and its name.
 const NOTE_BYTES_MAX: usize = 8 + 2 + NAME_MAX;
@@ -39,11 +39,24 @@ pub(super) fn encode(note: &Note, out: &mut Vec<u8>) {
             out.extend_from_slice(&bytes_read.to_le_bytes());
             out.extend_from_slice(&bytes_changed.to_le_bytes());
         }
+        Note::PeriodBegin { from } => out.extend_from_slice(&from.0.to_le_bytes()),
+        Note::SetPoint { set, taker, cut, lsn, members, label } => {
+            out.extend_from_slice(set.bytes());
+            out.extend_from_slice(taker.bytes());
+            out.extend_from_slice(&cut.to_le_bytes());
+            out.extend_from_slice(&lsn.0.to_le_bytes());
+            out.extend_from_slice(&members.to_le_bytes());
+            text_within(label, SET_LABEL_MAX, out);
+        }
     }
 }
 
 fn text(text: &str, out: &mut Vec<u8>) {
-    let mut end = text.len().min(NAME_MAX);
+    text_within(text, NAME_MAX, out);
+}
+
+fn text_within(text: &str, max: usize, out: &mut Vec<u8>) {
+    let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -77,6 +90,15 @@ pub(super) fn decode(kind: RecordKind, bytes: &[u8]) -> Option<Note> {
             Note::ResyncBegin { from: Lsn(rest.number()?), reason: ResyncReason::from_number(rest.take(1)?[0])? }
         }
         RecordKind::ResyncEnd => Note::ResyncEnd { bytes_read: rest.number()?, bytes_changed: rest.number()? },
+        RecordKind::PeriodBegin => Note::PeriodBegin { from: Lsn(rest.number()?) },
+        RecordKind::SetPoint => {
+            let set = SetId::new(rest.take(16)?.try_into().ok()?)?;
+            let taker = StartId::new(rest.take(16)?.try_into().ok()?)?;
+            let (cut, lsn) = (rest.number()?, Lsn(rest.number()?));
+            let members = u16::from_le_bytes(rest.take(2)?.try_into().ok()?);
+            let label = rest.text().filter(|label| label.len() <= SET_LABEL_MAX)?;
+            Note::SetPoint { set, taker, cut, lsn, members, label }
+        }
         _ => return None,
     })
 }

@@ -1,6 +1,8 @@
 //! Records in memory: what a filter makes, what a frame carries, what a journal gives back.
 
-use crate::types::{ClockEpoch, DiskId, Extent, Lsn, MonoTime, PART_MAX, SECTOR, Timeline, WRITE_MAX, WallTime};
+use crate::types::{
+    ClockEpoch, DiskId, Extent, Lsn, MonoTime, PART_MAX, SECTOR, SetId, StartId, Timeline, WRITE_MAX, WallTime,
+};
 use bytes::Bytes;
 
 /// What a record is. The numbers are those of the format; 0 is none of them.
@@ -37,11 +39,17 @@ pub enum RecordKind {
     ResyncEnd = 14,
     /// Data that was read from the source again, after a failed write or for a resync.
     Repair = 15,
+    /// From here on only the LSN at which the period closes can be restored.
+    PeriodBegin = 16,
+    /// The period that is open closes here, without a point.
+    PeriodEnd = 17,
+    /// A point before it is common to all groups of a consistency set.
+    SetPoint = 18,
 }
 
 impl RecordKind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [RecordKind; 15] = [
+    pub const ALL: [RecordKind; 18] = [
         Self::Write,
         Self::Zero,
         Self::Discard,
@@ -57,6 +65,9 @@ impl RecordKind {
         Self::ResyncBegin,
         Self::ResyncEnd,
         Self::Repair,
+        Self::PeriodBegin,
+        Self::PeriodEnd,
+        Self::SetPoint,
     ];
 
     /// The kind with this number in the format.
@@ -80,7 +91,7 @@ impl RecordKind {
     /// Whether a reader that does not know this kind must refuse what follows.
     #[must_use]
     pub fn must_understand(self) -> bool {
-        !matches!(self, Self::Barrier | Self::Mark | Self::Time)
+        !matches!(self, Self::Barrier | Self::Mark | Self::Time | Self::SetPoint)
     }
 }
 
@@ -95,21 +106,23 @@ pub struct PointKinds {
     pub mark: bool,
     /// Applications were frozen for it.
     pub app: bool,
+    /// It is common to all groups of a consistency set. Known only after its record was made: a [`Note::SetPoint`] says so.
+    pub set: bool,
 }
 
 impl PointKinds {
     /// A bit for each, as formats hold them.
     #[must_use]
     pub(crate) fn bits(self) -> u8 {
-        let Self { short, long, mark, app } = self;
-        u8::from(short) | u8::from(long) << 1 | u8::from(mark) << 2 | u8::from(app) << 3
+        let Self { short, long, mark, app, set } = self;
+        u8::from(short) | u8::from(long) << 1 | u8::from(mark) << 2 | u8::from(app) << 3 | u8::from(set) << 4
     }
 
     /// Bits that have no meaning yet are passed over.
     #[must_use]
     pub(crate) fn from_bits(bits: u8) -> Self {
         let on = |bit: u8| bits >> bit & 1 == 1;
-        Self { short: on(0), long: on(1), mark: on(2), app: on(3) }
+        Self { short: on(0), long: on(1), mark: on(2), app: on(3), set: on(4) }
     }
 }
 
@@ -136,13 +149,17 @@ pub enum GapReason {
     ReplicaLost = 3,
     /// Somebody paused the protection.
     Paused = 4,
+    /// Replication was taken out of the guest's path.
+    Detached = 5,
 }
 
 impl GapReason {
     /// The reason with this number in the format.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::Overload, Self::NoSpace, Self::ReplicaLost, Self::Paused].into_iter().find(|r| *r as u8 == number)
+        [Self::Overload, Self::NoSpace, Self::ReplicaLost, Self::Paused, Self::Detached]
+            .into_iter()
+            .find(|r| *r as u8 == number)
     }
 
     /// The reason as it is shown.
@@ -153,6 +170,7 @@ impl GapReason {
             Self::NoSpace => "no-space",
             Self::ReplicaLost => "replica-lost",
             Self::Paused => "paused",
+            Self::Detached => "detached",
         }
     }
 }
@@ -171,15 +189,27 @@ pub enum ResyncReason {
     WriteFailed = 4,
     /// The source may have been changed by others.
     FullCheck = 5,
+    /// What was lent to a proxy was lost with it.
+    LentLost = 6,
+    /// The replica lost what it had acknowledged, or another one took its place.
+    AcknowledgedLost = 7,
 }
 
 impl ResyncReason {
     /// The reason with this number in the format.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::Seeding, Self::Gap, Self::UncleanStop, Self::WriteFailed, Self::FullCheck]
-            .into_iter()
-            .find(|r| *r as u8 == number)
+        [
+            Self::Seeding,
+            Self::Gap,
+            Self::UncleanStop,
+            Self::WriteFailed,
+            Self::FullCheck,
+            Self::LentLost,
+            Self::AcknowledgedLost,
+        ]
+        .into_iter()
+        .find(|r| *r as u8 == number)
     }
 
     /// The reason as it is shown.
@@ -191,6 +221,8 @@ impl ResyncReason {
             Self::UncleanStop => "unclean-stop",
             Self::WriteFailed => "write-failed",
             Self::FullCheck => "full-check",
+            Self::LentLost => "lent-lost",
+            Self::AcknowledgedLost => "acknowledged-lost",
         }
     }
 }
@@ -246,6 +278,26 @@ pub enum Note {
         bytes_read: u64,
         /// Bytes that differed and were recorded.
         bytes_changed: u64,
+    },
+    /// Of [`RecordKind::PeriodBegin`].
+    PeriodBegin {
+        /// The first LSN that cannot be restored until the period closes: the record's own.
+        from: Lsn,
+    },
+    /// Of [`RecordKind::SetPoint`]: the mark at `lsn`, on the record's timeline, is this group's part of a common point.
+    SetPoint {
+        /// The set.
+        set: SetId,
+        /// The start of who took the cut.
+        taker: StartId,
+        /// The cut's number.
+        cut: u64,
+        /// The mark, below the record's own LSN.
+        lsn: Lsn,
+        /// How many groups have to have it.
+        members: u16,
+        /// What people call it; at most [`crate::types::SET_LABEL_MAX`] bytes.
+        label: String,
     },
 }
 

@@ -22,7 +22,7 @@ fn notes() -> Vec<(RecordKind, Note)> {
         (
             RecordKind::Mark,
             Note::Mark(Mark {
-                kinds: PointKinds { short: true, long: false, mark: true, app: true },
+                kinds: PointKinds { short: true, long: false, mark: true, app: true, set: false },
                 on_barrier: true,
                 label: "before the migration".into(),
             }),
@@ -34,6 +34,18 @@ fn notes() -> Vec<(RecordKind, Note)> {
         (RecordKind::GapBegin, Note::GapBegin { from: Lsn(3), reason: GapReason::Overload }),
         (RecordKind::ResyncBegin, Note::ResyncBegin { from: Lsn(3), reason: ResyncReason::UncleanStop }),
         (RecordKind::ResyncEnd, Note::ResyncEnd { bytes_read: 5, bytes_changed: 4 }),
+        (RecordKind::PeriodBegin, Note::PeriodBegin { from: Lsn(4) }),
+        (
+            RecordKind::SetPoint,
+            Note::SetPoint {
+                set: SetId::new([3; 16]).expect("not zero"),
+                taker: StartId::new([4; 16]).expect("not zero"),
+                cut: 1042,
+                lsn: Lsn(3),
+                members: 256,
+                label: "shop 1042".into(),
+            },
+        ),
     ]
 }
 

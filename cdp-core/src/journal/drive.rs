@@ -1,6 +1,6 @@
 //! The in-order driver: carries out a writer's effects one after another. For tests, simulation, and whoever has no threads.
 
-use super::effect::{Effect, EffectId, FileId, Outcome};
+use super::effect::{Effect, EffectId, FileId, Landing, Outcome};
 use super::writer::Writer;
 use crate::media::{File, MediaError, MediaErrorKind, Operation, Storage};
 use crate::types::{Extent, MonoTime};
@@ -60,6 +60,7 @@ impl Executor {
                 self.create(*file, name, *preallocate, *keep_free, *replace)
             }
             Effect::Write { file, offset, data } => self.file(*file)?.write_at(*offset, data),
+            Effect::Read { name, offset, into } => self.read(name, *offset, into),
             Effect::SetLength { file, length } => self.file(*file)?.set_len(*length),
             Effect::Sync { file } => self.file(*file)?.sync(),
             Effect::Close { file } => {
@@ -82,6 +83,13 @@ impl Executor {
             Err(error) if error.is_not_found() => Ok(()),
             other => other,
         }
+    }
+
+    fn read(&self, name: &str, offset: u64, into: &Landing) -> Outcome {
+        let mut bytes = vec![0; into.length()];
+        self.storage.open(name, false)?.read_exact_at(offset, &mut bytes)?;
+        into.fill(bytes.into());
+        Ok(())
     }
 
     fn create(&self, file: FileId, name: &str, preallocate: u64, keep_free: u64, replace: bool) -> Outcome {

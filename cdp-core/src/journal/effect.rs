@@ -2,6 +2,7 @@
 
 use crate::media::MediaError;
 use bytes::Bytes;
+use std::sync::{Arc, OnceLock};
 
 /// Names an effect until its completion is handed back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -37,6 +38,15 @@ pub enum Effect {
         offset: u64,
         /// What.
         data: Vec<Bytes>,
+    },
+    /// Read bytes of a file by its name, as many as the landing is for; fewer are an error.
+    Read {
+        /// The file's name.
+        name: String,
+        /// First byte.
+        offset: u64,
+        /// Where they go.
+        into: Landing,
     },
     /// Give back what was reserved behind `length`.
     SetLength {
@@ -82,6 +92,36 @@ impl Effect {
             Self::Write { data, .. } => data.iter().map(|piece| piece.len() as u64).sum(),
             _ => 0,
         }
+    }
+}
+
+/// Where the bytes of a read go. Who asks for them keeps a clone and takes them when the effect is completed.
+#[derive(Clone, Debug)]
+pub struct Landing {
+    length: usize,
+    bytes: Arc<OnceLock<Bytes>>,
+}
+
+impl Landing {
+    /// For so many bytes; who asks bounds them.
+    #[must_use]
+    pub fn new(length: usize) -> Self {
+        Self { length, bytes: Arc::default() }
+    }
+    /// How many bytes are to be read.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+    /// What was read. The first that is put here stays.
+    pub fn fill(&self, bytes: Bytes) {
+        // A second one is a driver's mistake, and no better than the first.
+        let _ = self.bytes.set(bytes);
+    }
+    /// What was put here.
+    #[must_use]
+    pub fn bytes(&self) -> Option<Bytes> {
+        self.bytes.get().cloned()
     }
 }
 

@@ -24,6 +24,17 @@ pub struct Event {
     pub note: Option<Note>,
 }
 
+impl Event {
+    /// Those of a frame whose body begins at `body[0]`, of which no more is looked at than the chunk with notes. `new_epoch`: nobody was
+    /// told of the frame's clock epoch yet.
+    ///
+    /// # Errors
+    /// Whatever of the notes does not verify.
+    pub fn of_frame(head: &FrameHead, body: &[u8], new_epoch: bool) -> Result<Vec<Self>, FrameError> {
+        of_frame(head, body, new_epoch)
+    }
+}
+
 /// How far a frame's stamps and LSNs may lie apart; the format has 32 bits for each.
 const SPAN_MAX: u64 = 1 << 31;
 

@@ -5,14 +5,17 @@
 
 mod codec;
 mod retention;
+mod seeding;
 #[cfg(test)]
 pub(super) mod tests;
 
 pub use self::retention::{Arrival, CutBy, CutInfo, KeptInfo, LayerInfo, Retention, StampedMoment};
+pub use self::seeding::{SeedingInfo, SeedingPoint};
 use super::layout::Summary;
 use super::level::RunInfo;
 use crate::frame::Mark;
 use crate::trust::WrappedKey;
+pub use crate::types::PointsMode;
 use crate::types::{DiskId, GroupId, Lsn, ReplicaId, SegmentId, Timeline, WallTime};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,8 +24,12 @@ use std::sync::Arc;
 pub const MANIFEST_NAME: &str = "MANIFEST";
 /// What it begins with: how a replica's directory is told from others.
 pub const MANIFEST_MAGIC: [u8; 8] = *b"CDPMANI\x01";
+/// Its second copy: what is read where the first one is damaged. It is replaced before the first, so it is never the older one.
+pub const MANIFEST_COPY: &str = "MANIFEST.copy";
 /// Its name while it is written.
 pub(super) const MANIFEST_TMP: &str = "MANIFEST.tmp";
+/// The same of the second copy.
+pub(super) const MANIFEST_COPY_TMP: &str = "MANIFEST.copy.tmp";
 /// The longest source path, in bytes.
 pub(super) const PATH_MAX: usize = 4096;
 /// The most bytes of a manifest.
@@ -65,7 +72,7 @@ pub struct Manifest {
     pub policy: Policy,
     /// Writable views.
     pub sessions: Vec<SessionInfo>,
-    /// Disks whose first copy is not complete.
+    /// First copies that go on where they were, one for a disk at most.
     pub seeding: Vec<SeedingInfo>,
     /// Moments that nothing of ours may drop.
     pub pins: Vec<PinInfo>,
@@ -256,17 +263,6 @@ fn number(digits: &[u8]) -> Option<u64> {
     Some(number)
 }
 
-/// Which LSNs stay restorable.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(u8)]
-pub enum PointsMode {
-    /// Every write.
-    #[default]
-    EveryWrite = 1,
-    /// Only the points.
-    PerPoint = 2,
-}
-
 /// What the owner of a replica wants to keep. Times in milliseconds, amounts in bytes; 0 where it says so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Policy {
@@ -342,15 +338,6 @@ pub struct SessionInfo {
     pub kind: SessionKind,
     /// When it was made, by the replica host's clock.
     pub created: WallTime,
-}
-
-/// A disk whose first copy is not complete.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SeedingInfo {
-    /// Which.
-    pub disk: DiskId,
-    /// Everything below is in base and sidecar, synced.
-    pub done: u64,
 }
 
 /// A moment that nothing of ours may drop.

@@ -12,17 +12,17 @@ use super::index::IndexRun;
 use super::layout::{ENVELOPE_BYTES, OPENING_AT, Summary};
 use super::level;
 use super::manifest::{
-    Generation, MANIFEST_MAX, MANIFEST_NAME, MANIFEST_TMP, Manifest, SegmentInfo, SegmentState, is_journal_file,
+    Generation, MANIFEST_COPY_TMP, MANIFEST_NAME, MANIFEST_TMP, Manifest, SegmentInfo, SegmentState, is_journal_file,
     segment_name,
 };
 use super::reader::{ReadError, parse_head};
 use super::scan::{Depth, Scan, Stop, check_chunks, twice};
 use super::snapshot::{SegmentView, Snapshot};
+use super::stored::{read_manifest, write_manifest};
 use crate::journal::bytes::FormatError;
 use crate::media::{self, File, MediaError, MediaErrorKind, Operation, Storage};
 use crate::trust::{FileKey, KeyError, KeyHolder, Keyring, WrappingKey};
 use crate::types::{DurableLsn, Extent, Lsn, Timeline};
-use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -156,25 +156,6 @@ pub fn create(storage: &dyn Storage, mut manifest: Manifest) -> Result<Opened, O
     let stored = manifest.generation;
     let keys = Arc::default();
     Ok(Opened { manifest, stored, durable: DurableLsn::NONE, last_lsn: Lsn::ZERO, repairs: Vec::new(), keys })
-}
-
-/// Reads a store's manifest and nothing else.
-///
-/// # Errors
-/// When there is none, or it does not verify.
-pub fn read_manifest(storage: &dyn Storage) -> Result<Manifest, OpenError> {
-    let file = match storage.open(MANIFEST_NAME, false) {
-        Err(error) if error.is_not_found() => return Err(OpenError::NoStore { path: storage.path() }),
-        other => other?,
-    };
-    let length = file.len()?;
-    let failed = |source| OpenError::Manifest { path: storage.path(), source };
-    if length > MANIFEST_MAX {
-        return Err(failed(FormatError::Field { what: "manifest", field: "length", value: length }));
-    }
-    let mut bytes = vec![0; length as usize];
-    file.read_exact_at(0, &mut bytes)?;
-    Manifest::decode(&bytes).map_err(failed)
 }
 
 /// Wraps a store's replica keys with another wrapping key, durably; whether there was anything to do. For who owns the directory,
@@ -462,22 +443,6 @@ fn read_frame(file: &dyn File, info: &SegmentInfo, place: Extent) -> Result<Vec<
     Ok(bytes)
 }
 
-/// Replaces the manifest: written beside, synced, renamed over the old one, directory synced.
-///
-/// # Errors
-/// When the media do not let us; the old one then stands.
-pub(super) fn write_manifest(storage: &dyn Storage, manifest: &Manifest) -> Result<(), MediaError> {
-    match storage.remove(MANIFEST_TMP) {
-        Err(error) if !error.is_not_found() => return Err(error),
-        _ => {}
-    }
-    let file = storage.create(MANIFEST_TMP)?;
-    file.write_at(0, &[Bytes::from(manifest.encode())])?;
-    file.sync()?;
-    storage.rename(MANIFEST_TMP, MANIFEST_NAME)?;
-    storage.sync_dir("")
-}
-
 /// Removes what the manifest does not name: half made segments and index runs, those that were dropped, a half written manifest.
 fn remove_strays(
     storage: &dyn Storage,
@@ -494,8 +459,11 @@ fn remove_strays(
             repairs.push(Repair::Removed { name });
         }
     }
-    match storage.remove(MANIFEST_TMP) {
-        Err(error) if !error.is_not_found() => Err(error),
-        _ => Ok(()),
+    for name in [MANIFEST_TMP, MANIFEST_COPY_TMP] {
+        match storage.remove(name) {
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
     }
+    Ok(())
 }

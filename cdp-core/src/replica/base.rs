@@ -1,9 +1,14 @@
 //! A base image with its sidecar: the disk as it was below everything that the journal holds.
 //!
-//! [`BaseWriter`] makes one in a single ascending pass (seeding); [`Base`] reads it and never gives a byte that does not verify.
+//! [`BaseWriter`] makes one in a single ascending pass (seeding), and goes on at its last [`Checkpoint`] after a crash; [`Adoption`] makes
+//! one of an image that was there. [`Base`] reads it and never gives a byte that does not verify.
 
+mod adopt;
+mod resume;
 mod write;
 
+pub use self::adopt::{AdoptError, Adoption};
+pub use self::resume::{Checkpoint, ResumeError};
 pub use self::write::BaseWriter;
 
 use super::files::BaseFile;

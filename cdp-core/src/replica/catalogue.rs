@@ -1,17 +1,19 @@
 //! What can be restored: a fold over the records that say so, per timeline.
 //!
 //! A *bracket* is open from a gap-begin or resync-begin to the resync-end that closes it; no LSN inside is restorable. Outside
-//! of brackets every LSN is, as far as it is durable and settled (the *frontier*). Times are the source's; each restorable
+//! of brackets every LSN is, as far as it is durable and settled (the *frontier*), but for *periods*: from a period-begin on only the LSN
+//! that closes it is, and it only when that is behind the frontier. A bracket ends a period without closing it. Times are the source's; each restorable
 //! range is cut into *spans* of one clock epoch, inside which times are ordered.
 
 mod disks;
 mod nearest;
 mod past;
+mod periods;
 
 pub use self::disks::{DiskChange, DiskFact};
 pub use self::nearest::Neighbours;
 use self::nearest::{first_after, last_before};
-use crate::frame::{GapReason, Mark, Note, ResyncReason};
+use crate::frame::{GapReason, Mark, Note, RecordKind, ResyncReason};
 use crate::journal::Event;
 use crate::types::{ClockEpoch, Lsn, PointId, Stamp, Timeline, WallTime};
 use std::collections::BTreeMap;
@@ -45,11 +47,18 @@ pub struct Span {
 pub struct Range {
     /// One per clock epoch, in order.
     pub spans: Vec<Span>,
-    /// A moment that is kept though its neighbours are merged: both ends are it.
+    /// A single moment: the point of a period, or kept though its neighbours are merged. Both ends are it.
     pub only: bool,
+    /// It is kept though its neighbours are merged.
+    kept: bool,
 }
 
 impl Range {
+    /// Whether it is the one moment of a period: there may be as many as there are points.
+    #[must_use]
+    pub fn is_of_period(&self) -> bool {
+        self.only && !self.kept
+    }
     /// First restorable LSN.
     #[must_use]
     pub fn from(&self) -> Lsn {
@@ -154,6 +163,10 @@ pub struct Branch {
     pending: std::collections::VecDeque<Event>,
     frontier: Frontier,
     bracketed: bool,
+    /// Inside a period that did not close yet.
+    in_period: bool,
+    /// Where the newest period begins: no range goes on over it.
+    ends: Lsn,
     /// Stamp of the last restorable record of its past.
     past: Option<Stamp>,
 }
@@ -177,6 +190,8 @@ impl Branch {
             pending: std::collections::VecDeque::new(),
             frontier: Frontier::default(),
             bracketed: false,
+            in_period: false,
+            ends: Lsn::ZERO,
             past: None,
         }
     }
@@ -215,6 +230,15 @@ impl Branch {
         self.points.push(Point { id: PointId { timeline: self.timeline, lsn }, stamp, mark });
     }
 
+    /// The point at `lsn` is common to a set. One that no longer stands was lost or let go of meanwhile.
+    fn common_point(&mut self, lsn: Lsn, label: &str) {
+        if let Ok(at) = self.points.binary_search_by_key(&lsn, |point| point.id.lsn) {
+            let mark = &mut self.points[at].mark;
+            mark.kinds.set = true;
+            label.clone_into(&mut mark.label);
+        }
+    }
+
     /// The frontier moved: everything up to `lsn` is durable and settled, and `stamp` is that of the last such record.
     pub fn advance(&mut self, lsn: Lsn, stamp: Stamp) {
         // Where nothing of its own is durable yet, what is durable is its past.
@@ -241,15 +265,25 @@ impl Branch {
                 self.bracketed = false;
                 self.reach(event.lsn, event.stamp);
             }
+            // A damaged order may have one where none can be.
+            Some(Note::PeriodBegin { from }) if !self.bracketed => self.open_period(*from, event),
             Some(Note::Mark(mark)) if !self.bracketed => {
+                self.in_period = false;
                 self.reach(event.lsn, event.stamp);
                 self.add_point(event.lsn, event.stamp, mark.clone());
             }
-            _ => self.reach(event.lsn, event.stamp),
+            Some(Note::SetPoint { lsn, label, .. }) => {
+                self.common_point(*lsn, label);
+                self.reach(event.lsn, event.stamp);
+            }
+            _ => {
+                self.in_period &= event.kind != RecordKind::PeriodEnd;
+                self.reach(event.lsn, event.stamp);
+            }
         }
     }
 
-    /// Everything up to `lsn` is restorable unless a bracket is open.
+    /// Everything up to `lsn` is restorable unless a bracket or a period is open.
     fn reach(&mut self, lsn: Lsn, stamp: Stamp) {
         if self.bracketed {
             if let Some(gap) = self.gaps.last_mut() {
@@ -257,8 +291,11 @@ impl Branch {
             }
             return;
         }
+        if self.in_period {
+            return;
+        }
         let Stamp { epoch, time } = stamp;
-        let after_gap = self.gaps.last().map_or(Lsn::ZERO, |gap| gap.to);
+        let after_gap = self.gaps.last().map_or(Lsn::ZERO, |gap| gap.to).max(self.ends);
         match self.ranges.last_mut().filter(|range| range.to() > after_gap) {
             Some(range) => match range.spans.last_mut() {
                 Some(span) if span.epoch == epoch => (span.to, span.to_time) = (span.to.max(lsn), time),
@@ -272,7 +309,7 @@ impl Branch {
             },
             None => {
                 let spans = vec![Span { epoch, from: lsn, to: lsn, from_time: time, to_time: time }];
-                self.ranges.push(Range { spans, only: false });
+                self.ranges.push(Range { spans, only: false, kept: false });
             }
         }
     }
@@ -288,6 +325,7 @@ impl Branch {
             _ => self.cut(from),
         }
         self.close_bracket(event);
+        self.in_period = false;
         let from = self.gaps.last().map_or(from, |gap| from.max(gap.to.next()));
         let (to, to_time) = (event.lsn, event.stamp.time);
         self.gaps.push(Gap { from, to, from_time, to_time, reason, open: true });

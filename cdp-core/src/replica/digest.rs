@@ -43,6 +43,12 @@ impl fmt::Display for Digest {
     }
 }
 
+/// The hash of bytes, as that of a leaf is: of a range that is compared over a distance.
+#[must_use]
+pub fn hash(bytes: &[u8]) -> LeafHash {
+    *blake3::hash(bytes).as_bytes()
+}
+
 /// How many leaves a disk of `size` bytes has.
 #[must_use]
 pub fn leaves(size: u64) -> u64 {

@@ -238,6 +238,32 @@ pub enum PageDigest {
     Absent,
 }
 
+impl PageDigest {
+    /// Its bytes in the digest table.
+    fn entry(self) -> [u8; 8] {
+        let (state, crc) = match self {
+            Self::Crc(Slot::First, crc) => (1u32, crc),
+            Self::Crc(Slot::Second, crc) => (3, crc),
+            Self::Absent => (2, 0),
+        };
+        let mut entry = [0; 8];
+        entry[..4].copy_from_slice(&state.to_le_bytes());
+        entry[4..].copy_from_slice(&crc.to_le_bytes());
+        entry
+    }
+
+    /// Of a page as it lies in the first place, where a first copy puts them: a hole is an absent one. `None`: it is damaged, or not
+    /// this page.
+    #[must_use]
+    pub fn found(bytes: &[u8; PAGE_BYTES], number: u64, layout: Layout) -> Option<Self> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Some(Self::Absent);
+        }
+        let digest = Self::Crc(Slot::First, crc32c::crc32c(&bytes[4..]));
+        Page::parse(Box::new(*bytes), number, digest, layout).map(|_| digest)
+    }
+}
+
 /// What the manifest holds of a base: everything else follows from it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Root {
@@ -267,19 +293,28 @@ impl From<BaseInfo> for Root {
     }
 }
 
+/// The first entries of a digest table as they become known: what a first copy that is not complete is known by.
+#[derive(Clone, Debug, Default)]
+pub struct TableBegin(blake3::Hasher);
+
+impl TableBegin {
+    /// The next page's entry.
+    pub fn push(&mut self, digest: PageDigest) {
+        self.0.update(&digest.entry());
+    }
+
+    /// The hash of the entries so far; without any that of nothing.
+    #[must_use]
+    pub fn root(&self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
+    }
+}
+
 /// The digest table as bytes, and its root.
 #[must_use]
 pub fn encode_table(generation: u64, size: u64, layout: Layout, digests: &[PageDigest]) -> (Vec<u8>, Root) {
     let mut bytes = Vec::with_capacity(layout.table_bytes(size));
-    for digest in digests {
-        let (state, crc) = match digest {
-            PageDigest::Crc(Slot::First, crc) => (1u32, *crc),
-            PageDigest::Crc(Slot::Second, crc) => (3, *crc),
-            PageDigest::Absent => (2, 0),
-        };
-        bytes.extend_from_slice(&state.to_le_bytes());
-        bytes.extend_from_slice(&crc.to_le_bytes());
-    }
+    digests.iter().for_each(|digest| bytes.extend_from_slice(&digest.entry()));
     bytes.resize(layout.table_bytes(size), 0);
     let digest = *blake3::hash(&bytes).as_bytes();
     (bytes, Root { generation, size, digest, layout })

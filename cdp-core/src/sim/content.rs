@@ -50,7 +50,8 @@ impl Content {
 
     pub(super) fn set_len(&mut self, length: u64) {
         if length < self.length {
-            self.zero(length, self.length);
+            // The last piece goes whole, too: a file that was cut has no room behind its end.
+            self.zero(length, self.length.next_multiple_of(PIECE));
         }
         self.length = length;
     }

@@ -26,9 +26,21 @@ const PEACE: Hostility = Hostility {
     clock_steps: false,
     large_one_in: 0,
     disks_change: false,
+    forks_one_in: 0,
+    detaches: false,
+    periods: false,
 };
 
 fn first_world(seed: u64, hostility: Hostility) -> World {
+    first_world_with(seed, hostility, false)
+}
+
+/// One whose replica is behind proxies.
+fn first_far_world(seed: u64, hostility: Hostility) -> World {
+    first_world_with(seed, hostility, seed % 5 != 4)
+}
+
+fn first_world_with(seed: u64, hostility: Hostility, keeps_ranges: bool) -> World {
     let mut rng = Rng::new(seed);
     let count = rng.between(1, 3) as usize;
     let sizes: Vec<u64> = (0..count).map(|_| rng.between(3 << 11, 24 << 11) * SECTOR).collect();
@@ -39,8 +51,11 @@ fn first_world(seed: u64, hostility: Hostility) -> World {
     let specs = sizes.iter().enumerate().map(|(at, size)| spec(at, *size)).collect();
     let options = FilterOptions {
         rpo_ns: 2 * S,
-        queue_bytes_max: QUEUE_BYTES_MIN,
+        // A proxy that coalesces holds records back.
+        queue_bytes_max: if hostility.periods { 16 * QUEUE_BYTES_MIN } else { QUEUE_BYTES_MIN },
         hot_ns_min: S / 5,
+        keeps_ranges,
+        points: if hostility.periods { PointsMode::PerPoint } else { PointsMode::EveryWrite },
         ..FilterOptions::new(group, timeline, Start::First, specs)
     };
     World::new(rng, hostility, disks, base, options)
@@ -74,6 +89,9 @@ fn hostility_of(seed: u64) -> Hostility {
         clock_steps: maybe(2) > 0,
         large_one_in: maybe(3),
         disks_change: false,
+        forks_one_in: 0,
+        detaches: false,
+        periods: maybe(2) > 0,
     }
 }
 
@@ -85,6 +103,34 @@ fn in_peace_every_lsn_is_a_moment_of_the_source() {
         world.converge();
         assert!(world.check() > 50, "there was something to check");
         world.stop();
+    });
+}
+
+#[test]
+fn in_peace_the_close_of_each_period_is_a_moment_of_the_source() {
+    for_seeds(6, |seed| {
+        let mut world = first_world(seed, Hostility { periods: true, durable_ns_max: 200 * MS, ..PEACE });
+        world.run_for(12 * S);
+        world.converge();
+        assert!(world.check() > 3, "there was something to check");
+        assert!(world.left_out.len() > 20, "a proxy left {} records out", world.left_out.len());
+        world.stop();
+    });
+}
+
+#[test]
+fn after_a_crash_inside_a_period_the_log_covers_what_a_proxy_left_out() {
+    for_seeds(12, |seed| {
+        let hostility = Hostility { periods: true, durable_ns_max: 200 * MS, ..PEACE };
+        let mut world = first_world(seed, hostility);
+        world.converge();
+        for _ in 0..3 {
+            // So long that extents cool down and are forgotten.
+            world.go_on();
+            world.run_for(world.rng.clone().between(4 * S, 9 * S));
+            world = crash(world, End::Kill).restart(hostility);
+            world.converge();
+        }
     });
 }
 
@@ -194,6 +240,62 @@ fn disks_join_change_and_leave_and_every_moment_stays_one_of_the_source() {
             matches!(event, Event::DiskResized { .. } | Event::DiskComplete { .. } | Event::DiskRemoved { .. })
         };
         assert!(world.events.iter().filter(changed).count() > 3, "disks changed");
+    });
+}
+
+#[test]
+fn the_filter_forks_at_any_moment_and_every_moment_stays_one_of_the_source() {
+    let (mut forks, mut lent) = (0, 0);
+    let counts = std::sync::Mutex::new((&mut forks, &mut lent));
+    for_seeds(12, |seed| {
+        let hostility = if seed % 3 == 0 { PEACE } else { hostility_of(seed) };
+        let disks_change = seed % 2 == 0;
+        let mut world = first_far_world(seed, Hostility { disks_change, forks_one_in: 2, ..hostility });
+        world.run_for(14 * S);
+        world.check();
+        world.converge();
+        let mut counts = counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *counts.0 += world.filter.status(world.both()).counters.forks;
+        *counts.1 += world.lends;
+    });
+    let one_seed = std::env::var_os("CDP_SEED").is_some();
+    assert!(one_seed || forks > 20 && lent > 0, "{forks} forks, {lent} lent");
+}
+
+#[test]
+fn a_crash_around_a_fork_leaves_a_log_that_covers_what_differs() {
+    for_seeds(8, |seed| {
+        let hostility = Hostility { forks_one_in: 2, ..hostility_of(seed) };
+        let mut world = first_far_world(seed, hostility);
+        for _ in 0..4 {
+            let ns = [S / 100, S, 6 * S][world.rng.below(3) as usize];
+            world.run_for(world.rng.clone().between(1, ns));
+            if world.rng.one_in(2) {
+                world.fork();
+                world.run_for(world.rng.clone().between(1, 150 * MS));
+            }
+            let end = if world.rng.one_in(2) { End::Kill } else { End::PowerCut };
+            world = crash(world, end).restart(hostility);
+        }
+        world.converge();
+    });
+}
+
+#[test]
+fn replication_leaves_the_path_and_comes_back_and_every_moment_is_one_of_the_source() {
+    for_seeds(8, |seed| {
+        let hostility = if seed % 3 == 0 { PEACE } else { hostility_of(seed) };
+        let hostility = Hostility { detaches: true, forks_one_in: seed % 2 * 3, ..hostility };
+        let mut world = first_world(seed, hostility);
+        for life in 0..3 {
+            world.run_for(world.rng.clone().between(1, 8 * S));
+            world.check();
+            if life < 2 && world.rng.one_in(2) {
+                let end = if world.rng.one_in(2) { End::Kill } else { End::PowerCut };
+                world = crash(world, end).restart(hostility);
+            }
+        }
+        world.converge();
     });
 }
 

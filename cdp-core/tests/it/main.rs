@@ -4,4 +4,5 @@
 
 mod capture;
 mod journal;
+mod resync;
 mod session;

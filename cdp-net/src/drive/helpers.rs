@@ -105,6 +105,7 @@ fn contained((operation, path): (Operation, &str), work: impl FnOnce() -> Outcom
 fn what(effect: &Effect) -> (Operation, &str) {
     match effect {
         Effect::Create { name, .. } => (Operation::Create, name),
+        Effect::Read { name, .. } => (Operation::Read, name),
         Effect::Rename { from, .. } => (Operation::Rename, from),
         Effect::Remove { name } => (Operation::Remove, name),
         Effect::SyncDir { name } => (Operation::SyncDir, name),

@@ -181,7 +181,24 @@ pub fn points(replica: &Replica, since: Option<WallTime>, until: Option<WallTime
     let points = newest(&branches, (since, until), limit.saturating_add(1));
     document.next = points.get(limit).map(|point| point.stamp.time);
     document.points = points.into_iter().take(limit).map(|found| point(replica, found)).collect();
+    if let Some(next) = document.next {
+        // Moments of periods are as many as points: those of the next page are on it.
+        let of_next =
+            |found: &Range| found.kind == RangeKind::Only && found.to_time <= next && !is_kept(replica, found);
+        document.ranges.retain(|found| !of_next(found));
+    }
     document
+}
+
+/// Whether a moment stands alone because its neighbours are merged.
+fn is_kept(replica: &Replica, range: &Range) -> bool {
+    let mut branches = replica.catalogue().branches().into_iter();
+    let branch = branches.find(|branch| range.timeline == branch.timeline.into());
+    let found = branch.and_then(|branch| {
+        let at = branch.ranges().partition_point(|one| one.from() < range.from_lsn);
+        branch.ranges().get(at)
+    });
+    found.is_some_and(|found| !found.is_of_period())
 }
 
 /// The newest points between two times that can be restored, by their stamps: a list goes on at the time where the one before
@@ -216,11 +233,23 @@ fn overlaps(range: &catalogue::Range, since: Option<WallTime>, until: Option<Wal
     ends_after && until.is_none_or(|until| range.spans.iter().any(|span| span.from_time <= until))
 }
 
-/// Restorable ranges of all timelines, newest first.
+/// Restorable ranges of all timelines, newest first; of the moments of periods the newest, and the oldest. How many were left off.
 #[must_use]
-pub fn ranges(replica: &Replica) -> Vec<Range> {
+pub fn ranges(replica: &Replica) -> (Vec<Range>, u64) {
     let branches = replica.catalogue().branches();
-    branches.iter().rev().flat_map(|branch| ranges_of(branch)).collect()
+    shortened(&branches)
+}
+
+fn shortened(branches: &[&Branch]) -> (Vec<Range>, u64) {
+    let all =
+        || branches.iter().rev().flat_map(|branch| branch.ranges().iter().rev().map(move |found| (branch, found)));
+    let of_periods = all().filter(|(_, found)| found.is_of_period()).count();
+    let mut number = 0;
+    let shown = all().filter(|(_, found)| {
+        number += usize::from(found.is_of_period());
+        !found.is_of_period() || number < LIMIT || number == of_periods
+    });
+    (shown.map(|(branch, found)| range(branch, found)).collect(), of_periods.saturating_sub(LIMIT) as u64)
 }
 
 fn timeline(branch: &Branch) -> TimelineEntry {
@@ -309,7 +338,7 @@ pub fn point(replica: &Replica, point: &catalogue::Point) -> Point {
         label: (!point.mark.label.is_empty()).then(|| point.mark.label.clone()),
         pinned: pins.iter().any(|pin| (pin.timeline, pin.lsn) == (id.timeline, id.lsn)),
         on_barrier: point.mark.on_barrier,
-        set_consistent: false,
+        set_consistent: kinds.set,
         disks: replica.complete_disks(id.timeline, id.lsn).into_iter().map(|disk| disk.name).collect(),
     }
 }
@@ -396,6 +425,26 @@ mod tests {
         }
         let some = newest(&[&new, &old], (Some(WallTime(200)), Some(WallTime(400))), 9);
         assert_eq!(some.iter().map(|point| point.id.lsn.0).collect::<Vec<_>>(), [21, 20, 11]);
+    }
+
+    #[test]
+    fn of_many_periods_the_newest_and_the_oldest_are_shown() {
+        let mut branch = branch(1, &[(1, 10)]);
+        let timeline = branch.timeline;
+        let last = 2 * (LIMIT as u64 + 200);
+        for lsn in (2..last).step_by(2) {
+            let begin = Note::PeriodBegin { from: Lsn(lsn) };
+            branch.handle(event(timeline, lsn, lsn * 10, RecordKind::PeriodBegin, Some(begin)));
+            branch.handle(event(timeline, lsn + 1, lsn * 10, RecordKind::Mark, Some(Note::Mark(Mark::default()))));
+        }
+        let begin = Note::PeriodBegin { from: Lsn(last) };
+        branch.handle(event(timeline, last, last * 10, RecordKind::PeriodBegin, Some(begin)));
+        branch.advance(Lsn(last), stamp(last * 10));
+        let all = branch.ranges().len();
+        let (shown, left_off) = shortened(&[&branch]);
+        assert_eq!((shown.len() + left_off as usize, shown.len()), (all, LIMIT));
+        assert_eq!((shown[0].from_lsn, shown[LIMIT - 1].from_lsn), (Lsn(last - 1), Lsn(1)));
+        assert!(shown.iter().all(|range| range.kind == RangeKind::Only && range.from_lsn == range.to_lsn));
     }
 
     #[test]

@@ -2,16 +2,18 @@
 
 use super::sessions::SESSIONS_DIRECTORY;
 use crate::owner::READERS_FILE;
-use cdp_core::journal::{MANIFEST_MAGIC, MANIFEST_NAME};
+use cdp_core::journal::{MANIFEST_COPY, MANIFEST_MAGIC, MANIFEST_NAME};
 use cdp_core::replica::kept::KEPT_DIRECTORY;
 use cdp_core::replica::{BASE_DIRECTORY, JOURNAL_DIRECTORY};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// What a replica's directory holds at its top, or may hold when it was only begun; and what a new file system holds.
-const OWN: [&str; 11] = [
+const OWN: [&str; 13] = [
     MANIFEST_NAME,
+    MANIFEST_COPY,
     "MANIFEST.tmp",
+    "MANIFEST.copy.tmp",
     "LOCK",
     "control.sock",
     READERS_FILE,
@@ -35,8 +37,10 @@ pub(crate) fn replica_around(path: &Path) -> Option<PathBuf> {
 
 fn holds_replica(directory: &Path) -> bool {
     let mut begins = [0; MANIFEST_MAGIC.len()];
-    let read = std::fs::File::open(directory.join(MANIFEST_NAME)).and_then(|mut file| file.read_exact(&mut begins));
-    read.is_ok() && begins == MANIFEST_MAGIC
+    [MANIFEST_NAME, MANIFEST_COPY].into_iter().any(|name| {
+        let read = std::fs::File::open(directory.join(name)).and_then(|mut file| file.read_exact(&mut begins));
+        read.is_ok() && begins == MANIFEST_MAGIC
+    })
 }
 
 /// Something in this directory that no replica put there; none too where there is no such directory.

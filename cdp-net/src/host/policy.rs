@@ -23,12 +23,6 @@ const QUOTA_MIN: u64 = 32 << 20;
 /// What is wrong with it.
 pub fn check_policy(change: &PolicyChange) -> Result<(), Problem> {
     let usage = |code: &str, message: String| Err(Problem::new(ProblemClass::Usage, code, message));
-    if change.points == Some(PointPolicy::PerPoint) {
-        // A policy that is stored and not followed would be worse.
-        let message = "this version keeps every write: it does not coalesce the writes between points";
-        let problem = Problem::new(ProblemClass::Refused, "no-coalescing", message);
-        return Err(problem.hint("leave --points out, or give every-write"));
-    }
     if let Some(ms) = change.rpo_ms.filter(|ms| !RPO_MS.contains(ms)) {
         return usage("rpo", format!("an RPO of {ms} ms is not between {} ms and a day", RPO_MS.start()));
     }

@@ -2,10 +2,8 @@
 
 use super::Shared;
 use super::seed::{self, Seed};
-use cdp_core::journal::Manifest;
-use cdp_core::media::Storage;
-use cdp_core::replica::sidecar::Root;
-use cdp_core::types::{DiskId, Lsn, ReplicaId};
+use crate::far::{DisksEdit, NOT_SEEDED, SeedBegin, SeedHandle, Seeded, SizeOf};
+use cdp_core::types::{DiskId, Lsn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
@@ -21,21 +19,20 @@ pub(super) enum CopyOrder {
     /// Copy a disk that joined. It has a base only when the records up to this LSN are durable, which say that it is not complete.
     Disk(DiskId, Lsn),
     /// Write down the sizes that a start found, when everything up to this LSN is durable.
-    Sizes(Lsn, Vec<(DiskId, u64)>),
+    Sizes(Lsn, Vec<SizeOf>),
 }
 
 /// Copies, one disk after the other, until nobody orders anything any more. At most one order for each disk waits.
-pub(super) fn run(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaId, orders: &Receiver<CopyOrder>) {
+pub(super) fn run(shared: &Shared, orders: &Receiver<CopyOrder>) {
     for order in orders {
         match order {
             CopyOrder::Group => {
-                let disks = shared.sources.disks();
-                if copy(shared, storage, replica, &disks, Lsn::ZERO).is_some() {
+                if copy(shared, shared.sources.disks(), Lsn::ZERO).is_some() {
                     shared.engine.with(|filter, _| filter.seed_done());
                 }
             }
             CopyOrder::Disk(disk, announced) => {
-                if copy(shared, storage, replica, &[disk], announced).is_some() {
+                if copy(shared, vec![disk], announced).is_some() {
                     // One that left meanwhile is not waited for.
                     let _ = shared.engine.with(|filter, now| filter.disk_seeded(now, disk));
                 }
@@ -43,74 +40,60 @@ pub(super) fn run(shared: &Shared, storage: &Arc<dyn Storage>, replica: ReplicaI
             CopyOrder::Sizes(lsn, sizes) => {
                 if shared.wait_for_durable(lsn).is_ok() {
                     // Where this cannot be stored the next start finds the records and does it.
-                    let _ = shared.host.edit(Box::new(move |manifest| {
-                        sizes.iter().for_each(|(disk, size)| super::disks::name_size(manifest, *disk, *size));
-                    }));
+                    let _ = shared.far.edit_disks(DisksEdit::Sizes(sizes));
                 }
             }
         }
     }
 }
 
-/// Makes the bases of disks and names them in the manifest. `None`: it was ended, or failed and said so.
-fn copy(
-    shared: &Shared,
-    storage: &Arc<dyn Storage>,
-    replica: ReplicaId,
-    disks: &[DiskId],
-    announced: Lsn,
-) -> Option<()> {
+/// Has the bases of disks made and named. `None`: it was ended, or failed and said so.
+fn copy(shared: &Shared, disks: Vec<DiskId>, announced: Lsn) -> Option<()> {
+    let seeded = Seeded { disks };
+    loop {
+        let before = shared.progress.done.load(Ordering::Relaxed);
+        make(shared, &seeded.disks)?;
+        shared.wait_for_durable(announced).ok()?;
+        if name(shared, &seeded)? {
+            return Some(());
+        }
+        // Who keeps the replica was replaced before it was written down that they are whole.
+        shared.progress.done.store(before, Ordering::Relaxed);
+    }
+}
+
+/// Has the bases of disks made, one after the other.
+fn make(shared: &Shared, disks: &[DiskId]) -> Option<()> {
     let settled = || shared.engine.with(|filter, now| filter.status(now)).settled;
-    let quota_left = || shared.host.quota_left();
-    let mut bases = Vec::new();
-    let keys = Arc::clone(shared.host.replica().keys());
     for disk in disks {
         let held = shared.sources.get(*disk)?;
-        let seed = Seed {
-            replica,
-            disk: *disk,
-            source: held.device.as_ref(),
-            lsn: &settled,
-            quota_left: &quota_left,
-            reserve: shared.host.replica().manifest().policy.reserve_bytes,
-            keys: Some(&keys).filter(|keys| !keys.is_empty()),
-            progress: &shared.progress,
-            stop: &held.stop,
+        let begin = |size| {
+            let handle = SeedHandle { stop: Arc::clone(&held.stop), done: Arc::clone(&shared.progress.done) };
+            shared.far.seed(&SeedBegin { disk: *disk, size, first: 0 }, handle)
         };
-        match seed::run(storage, &seed) {
-            Ok(Some(root)) => bases.push((*disk, root)),
-            Ok(None) => return None,
+        let (source, progress) = (held.device.as_ref(), &shared.progress);
+        let seed = Seed { source, lsn: &settled, begin: &begin, progress, stop: &held.stop };
+        match seed::run(&seed) {
+            Ok(true) => {}
+            Ok(false) => return None,
             Err(error) => {
                 shared.failure.set(&format!("the first copy of disk {disk} failed: {error}"));
                 return None;
             }
         }
     }
-    shared.wait_for_durable(announced).ok()?;
-    name(shared, &bases)
+    Some(())
 }
 
-/// The copies are complete and durable; only the manifest has to say so. Where it cannot yet, it is asked again.
-fn name(shared: &Shared, bases: &[(DiskId, Root)]) -> Option<()> {
-    while !shared.stop.load(Ordering::Relaxed) && shared.failure.get().is_none() {
-        let named = bases.to_vec();
-        let name_bases = move |manifest: &mut Manifest| {
-            for (id, root) in named {
-                if let Some(disk) = manifest.disks.iter_mut().find(|disk| disk.id == id) {
-                    // A base may hold more than the records up to its LSN; those above are applied over it again.
-                    disk.base = Some(root.named(disk.added));
-                }
-            }
-        };
-        let stored = shared.host.edit(Box::new(name_bases));
-        shared.progress.lack.clear();
-        if stored.is_ok() {
-            return Some(());
+/// The copies are complete and durable; only the manifest has to say so. Where it cannot yet, it is asked again. Whether it does: else
+/// they are not complete after all.
+fn name(shared: &Shared, seeded: &Seeded) -> Option<bool> {
+    while !shared.is_over() {
+        match shared.far.seeded(seeded) {
+            Ok(()) => return Some(true),
+            Err(problem) if problem.code == NOT_SEEDED => return Some(false),
+            Err(_) => std::thread::sleep(MANIFEST_RETRY),
         }
-        if let Some(bytes) = shared.pump.ask(|writer| writer.lacks(), MANIFEST_RETRY).ok().flatten() {
-            shared.progress.lack.set(bytes);
-        }
-        std::thread::sleep(MANIFEST_RETRY);
     }
     None
 }

@@ -7,13 +7,12 @@ use super::Shared;
 use super::copies::CopyOrder;
 use super::sources::{Held, OpenSource};
 use crate::device::Device;
+use crate::far::{DisksEdit, NewDisk, Reach, SizeOf};
 use crate::host::place::replica_around;
 use crate::report::{Disk, DiskChanged, DiskVerb, Problem, ProblemClass};
 use crate::source::{Source, SourceKind, identity};
 use cdp_core::capture::{DiskSpec, Filter, OptionsError};
-use cdp_core::journal::{DiskInfo, Manifest, ResizeInfo};
 use cdp_core::replica::base::is_zero;
-use cdp_core::replica::is_unseeded;
 use cdp_core::types::{DISKS_MAX, DiskId, Extent, Lsn};
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -46,22 +45,10 @@ fn not_taken(error: &OptionsError, name: &str) -> Problem {
     }
 }
 
-/// Writes down a size that is recorded durably.
-pub(super) fn name_size(manifest: &mut Manifest, id: DiskId, size: u64) {
-    manifest.resizing.retain(|resizing| resizing.disk != id);
-    manifest.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.size = size);
-}
-
-/// Announces a size that records may reach, or that a source may be cut to.
-fn announce_size(manifest: &mut Manifest, id: DiskId, size: u64) {
-    manifest.resizing.retain(|resizing| resizing.disk != id);
-    manifest.resizing.push(ResizeInfo { disk: id, size });
-}
-
 impl Shared {
     /// One change at a time, and none while a new group is copied.
     fn begin_change(&self) -> Result<MutexGuard<'_, ()>, Problem> {
-        if is_unseeded(self.host.replica().manifest()) {
+        if self.far.group()?.seeding {
             let message = "the group's first copy is not complete: nothing can be restored yet";
             return Err(refused("seeding", message.into()).hint("wait until `cdp status` says protecting"));
         }
@@ -73,8 +60,14 @@ impl Shared {
         }
     }
 
-    fn is_over(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) || self.failure.get().is_some()
+    /// Whether nothing comes to anything any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.failure().is_some()
+    }
+
+    fn ended(&self) -> Problem {
+        let message = "the protection ended before the change was through; the next start goes on from there";
+        Problem::new(ProblemClass::Failed, "not-durable", message)
     }
 
     /// Waits until `done` gives something.
@@ -84,8 +77,7 @@ impl Shared {
                 return Ok(found);
             }
             if self.is_over() {
-                let message = "the protection ended before the change was through; the next start goes on from there";
-                return Err(Problem::new(ProblemClass::Failed, "not-durable", message));
+                return Err(self.ended());
             }
             std::thread::sleep(super::LOOK);
         }
@@ -93,13 +85,13 @@ impl Shared {
 
     /// Waits until everything up to `lsn` is durable and settled.
     pub(super) fn wait_for_durable(&self, lsn: Lsn) -> Result<(), Problem> {
-        // A pump that has ended makes nothing durable, and says so as a failure.
-        let _ = self.pump.ask(|writer| writer.request_sync(), super::EDIT_PATIENCE);
-        self.wait_until(|_| {
-            let replica = self.host.replica();
-            let frontier = replica.catalogue().trunk().map_or(Lsn::ZERO, |branch| branch.frontier().lsn);
-            (frontier >= lsn).then_some(())
-        })
+        self.far.sync();
+        while !self.far.reach(Reach { lsn }).reached {
+            if self.is_over() {
+                return Err(self.ended());
+            }
+        }
+        Ok(())
     }
 
     fn find(&self, name: &str) -> Result<(DiskId, Arc<Held>), Problem> {
@@ -123,17 +115,13 @@ impl Shared {
         // What is copied must not be lost at the source by a power cut: nobody would compare it.
         open.device.flush().map_err(failed)?;
         let spec = DiskSpec { id, name: name.to_owned(), size: open.device.size() };
-        let info = DiskInfo {
+        self.far.edit_disks(DisksEdit::Joins(NewDisk {
             id,
             name: name.to_owned(),
             size: spec.size,
             source: path.display().to_string(),
             added: self.engine.with(|filter, now| filter.status(now)).lsn.next(),
-            removed: None,
-            stopped: None,
-            base: None,
-        };
-        self.host.edit(Box::new(move |manifest| manifest.disks.push(info)))?;
+        }))?;
         let size = spec.size;
         self.sources.insert(id, open, &self.engine);
         let added = self.engine.with(|filter, now| {
@@ -143,7 +131,7 @@ impl Shared {
         let (lsn, last) = added.map_err(|error: OptionsError| {
             self.sources.remove(id);
             // Nothing of it was recorded. Where this cannot be stored the next start asks for the disk.
-            let _ = self.host.edit(Box::new(move |manifest| manifest.drop_disk(id)));
+            let _ = self.far.edit_disks(DisksEdit::Forget(id));
             not_taken(&error, name)
         })?;
         self.wait_for_durable(last)?;
@@ -155,7 +143,6 @@ impl Shared {
 
     /// The number of a disk that may join.
     fn check_new(&self, name: &str, path: &Path) -> Result<DiskId, Problem> {
-        let replica = self.host.replica();
         crate::host::disks::check_name(name)?;
         if self.sources.named(name).is_some() {
             return Err(refused("disk-exists", format!("the group has a disk {name:?} already"))
@@ -174,10 +161,8 @@ impl Shared {
             let message = format!("{} is the source of the disk {:?}", path.display(), held.name);
             return Err(refused("source-twice", message).hint("give each disk once"));
         }
-        replica
-            .manifest()
-            .free_disk()
-            .ok_or_else(|| refused("disks", "the group has used up its numbers of disks".into()))
+        let free = self.far.group()?.free_disk;
+        free.ok_or_else(|| refused("disks", "the group has used up its numbers of disks".into()))
     }
 
     /// A disk leaves: it is not served any more; moments before stay what they were.
@@ -191,10 +176,7 @@ impl Shared {
         drop(held);
         let lsn = self.wait_until(|filter| filter.disk_left(id))?;
         self.wait_for_durable(lsn)?;
-        self.host.edit(Box::new(move |manifest| {
-            manifest.resizing.retain(|resizing| resizing.disk != id);
-            manifest.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.removed = Some(lsn));
-        }))?;
+        self.far.edit_disks(DisksEdit::Left { disk: id, lsn })?;
         let disk = Disk { name: name.to_owned(), size, ..Disk::default() };
         Ok(DiskChanged { verb: DiskVerb::Removed, disk, lsn: Some(lsn.0) })
     }
@@ -207,14 +189,16 @@ impl Shared {
         let from = self.engine.with(|filter, _| filter.disk_size(id)).unwrap_or_default();
         let to = size.unwrap_or(there);
         self.check_size(name, &held, (from, to, there), force)?;
-        self.host.edit(Box::new(move |manifest| announce_size(manifest, id, to)))?;
+        self.far.edit_disks(DisksEdit::Announce(SizeOf { disk: id, size: to }))?;
         let doubtful = if to > from {
             held.device.flush().map_err(|error| unreadable(&error, &held))?;
             self.doubtful(id, &held, Extent::new(from, to - from))?
         } else {
             Vec::new()
         };
-        self.engine.with(|filter, _| filter.resize_disk(id, to, doubtful)).map_err(|error| not_taken(&error, name))?;
+        self.engine
+            .with(|filter, now| filter.resize_disk(now, id, to, doubtful))
+            .map_err(|error| not_taken(&error, name))?;
         self.wait_until(|filter| (filter.disk_size(id) == Some(to)).then_some(()))?;
         if there > to {
             // Else the next start would find it grown.
@@ -226,7 +210,7 @@ impl Shared {
         held.file.refresh_size().map_err(|error| unreadable(&error, &held))?;
         let lsn = self.engine.with(|filter, now| filter.status(now)).lsn;
         self.wait_for_durable(lsn)?;
-        self.host.edit(Box::new(move |manifest| name_size(manifest, id, to)))?;
+        self.far.edit_disks(DisksEdit::Sizes(vec![SizeOf { disk: id, size: to }]))?;
         let disk = Disk { name: name.to_owned(), size: to, ..Disk::default() };
         let verb = if to > from { DiskVerb::Grown } else { DiskVerb::Cut };
         Ok(DiskChanged { verb, disk, lsn: Some(lsn.0) })
@@ -276,14 +260,8 @@ impl Shared {
 
     /// What of a range that is new may differ between source and replica: all but holes where the replica has zeros.
     fn doubtful(&self, disk: DiskId, held: &Held, range: Extent) -> Result<Vec<Extent>, Problem> {
-        let replica = self.host.replica();
-        let moment = replica.catalogue().trunk().map(|trunk| trunk.timeline);
-        let view = moment.and_then(|timeline| replica.view(timeline, replica.snapshot().durable().lsn()).ok());
-        drop(replica);
         // The replica's tail may hold what an earlier growth that was never through left there.
-        let zeros =
-            view.and_then(|view| view.runs(disk, range).ok()).is_some_and(|runs| runs.iter().all(|run| run.zero));
-        if !zeros {
+        if !self.far.is_zero(disk, range) {
             return Ok(vec![range]);
         }
         data_of(held.device.as_ref(), range).map_err(|error| unreadable(&error, held))

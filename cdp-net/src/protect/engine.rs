@@ -4,11 +4,13 @@
 //! their LSNs. Nothing waits for I/O under the lock: the queues are unbounded here and bounded by the filter, which counts
 //! what it has given out and not seen durable.
 
+use super::member::{Joined, Membership};
 use crate::clock;
 use cdp_core::capture::{
     Event, Failed, Filter, FlushTicket, LogWrite, Op, Output, Reread, SubmitError, Submitted, Ticket,
 };
 use cdp_core::frame::RawFrame;
+use cdp_core::set::{Completion, MemberCounts, Order};
 use cdp_core::types::{DiskId, MonoTime, Now};
 use std::collections::BTreeSet;
 use std::sync::mpsc::Sender;
@@ -34,7 +36,15 @@ pub(super) struct Queues {
     pub(super) events: Sender<Event>,
 }
 
-/// Ops that were held and may run now.
+/// What is under the filter's lock. The queues are: frames stay in the order in which they were closed. So is the member of a consistency
+/// set: an op is withheld, or not, by what the filter has given till then.
+struct Held {
+    filter: Filter,
+    queues: Option<Queues>,
+    member: Option<Membership>,
+}
+
+/// Ops that were held and may run now, or whose completions were withheld and may be told.
 #[derive(Default)]
 struct Ready {
     tickets: BTreeSet<Ticket>,
@@ -44,8 +54,7 @@ struct Ready {
 
 /// One group's filter, shared by all threads.
 pub(super) struct Engine {
-    /// The queues are under the filter's lock: frames stay in the order in which they were closed.
-    filter: Mutex<(Filter, Option<Queues>)>,
+    filter: Mutex<Held>,
     ready: Mutex<Ready>,
     ready_signal: Condvar,
     timer_stopped: Mutex<bool>,
@@ -60,7 +69,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Engine {
     pub(super) fn new(filter: Filter, queues: Queues) -> Self {
         Self {
-            filter: Mutex::new((filter, Some(queues))),
+            filter: Mutex::new(Held { filter, queues: Some(queues), member: None }),
             ready: Mutex::default(),
             ready_signal: Condvar::new(),
             timer_stopped: Mutex::new(false),
@@ -70,14 +79,51 @@ impl Engine {
 
     /// Calls the filter and hands on whatever it wants done.
     pub(super) fn with<T>(&self, call: impl FnOnce(&mut Filter, Now) -> T) -> T {
+        self.with_held(|held, now| call(&mut held.filter, now))
+    }
+
+    fn with_held<T>(&self, call: impl FnOnce(&mut Held, Now) -> T) -> T {
         let mut held = lock(&self.filter);
-        let (filter, queues) = &mut *held;
         let now = clock::now();
-        let answer = call(filter, now);
+        let answer = call(&mut held, now);
+        let Held { filter, queues, member } = &mut *held;
+        if let Some(member) = member {
+            self.tell(&member.carry_out(filter, now));
+        }
         while let Some(output) = filter.poll(now) {
             self.dispatch(output, queues.as_ref());
         }
         answer
+    }
+
+    /// Lets those go whose completions were withheld.
+    fn tell(&self, released: &[Ticket]) {
+        if !released.is_empty() {
+            lock(&self.ready).tickets.extend(released);
+            self.ready_signal.notify_all();
+        }
+    }
+
+    /// Makes this group a member of a consistency set, or another one than it was; none: of none from here on.
+    pub(super) fn join_set(&self, joined: Option<Joined>) {
+        self.with_held(|held, now| {
+            if let Some(mut before) = held.member.take() {
+                self.tell(&before.stop(now));
+            }
+            held.member = joined.map(Membership::new);
+        });
+    }
+
+    /// Takes what the taker of cuts says. Without a set it is passed over.
+    pub(super) fn set_order(&self, order: Order) {
+        self.with_held(|held, now| {
+            held.member.iter_mut().for_each(|member| member.machine.handle(now.mono, order));
+        });
+    }
+
+    /// What the group did for its set, if it is in one.
+    pub(super) fn set_counts(&self) -> Option<MemberCounts> {
+        self.with_held(|held, _| held.member.as_ref().map(|member| member.machine.counts()))
     }
 
     fn dispatch(&self, output: Output, queues: Option<&Queues>) {
@@ -89,7 +135,8 @@ impl Engine {
         // Without queues, or with a thread that has ended, the protector is being dropped: nobody needs the work any more.
         let Some(queues) = queues else { return };
         let _ = match output {
-            Output::Ready(_) => true,
+            // Nothing is lent where nothing is stored between filter and replica.
+            Output::Ready(_) | Output::Lend(_) => true,
             Output::Frame(frame) => return (queues.frames)(frame),
             Output::Log(write) => queues.log.send(write).is_ok(),
             Output::RemoveLog => queues.log_removals.send(()).is_ok(),
@@ -105,8 +152,10 @@ impl Engine {
         {
             let mut held = lock(&self.filter);
             // Without queues the log's last word is not written: a filter that is dropped has not stopped cleanly.
-            held.1 = None;
-            let _ = held.0.close(Vec::new());
+            held.queues = None;
+            let _ = held.filter.close(Vec::new());
+            // Nobody is withheld by a set that this group has left.
+            held.member = None;
         }
         lock(&self.ready).ended = true;
         self.ready_signal.notify_all();
@@ -131,11 +180,39 @@ impl Engine {
         }
     }
 
-    /// Says how an op ended.
+    /// Says how an op ended. Returns when its guest may be told: at once, but for groups in a consistency set, at a cut, within 5 ms.
     pub(super) fn complete(&self, ticket: Ticket, result: &std::io::Result<()>) {
         let result = failed(result);
-        let known = self.with(|filter, now| filter.complete(now, ticket, result));
-        debug_assert!(known.is_ok(), "a ticket is completed once");
+        let until = self.with_held(|held, now| {
+            let known = held.filter.complete(now, ticket, result);
+            debug_assert!(known.is_ok(), "a ticket is completed once");
+            let (member, lsn) = (held.member.as_mut()?, known.ok()?);
+            match member.machine.complete(now.mono, ticket, lsn) {
+                Completion::Release => None,
+                Completion::Hold => member.machine.next_deadline(),
+            }
+        });
+        if let Some(until) = until {
+            self.wait_withheld(ticket, until);
+        }
+    }
+
+    /// Whoever is withheld looks at the time itself: the timer's thread may be late, and nobody waits longer for that.
+    fn wait_withheld(&self, ticket: Ticket, until: MonoTime) {
+        let mut ready = lock(&self.ready);
+        while !ready.tickets.remove(&ticket) && !ready.ended {
+            let left = until.since(clock::mono());
+            if left == 0 {
+                drop(ready);
+                // The member releases all of them.
+                self.with(|_, _| {});
+                ready = lock(&self.ready);
+                ready.tickets.remove(&ticket);
+                return;
+            }
+            let waited = self.ready_signal.wait_timeout(ready, Duration::from_nanos(left));
+            ready = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Runs the filter's timers until [`Engine::end`].
@@ -143,7 +220,10 @@ impl Engine {
         let mut stopped = lock(&self.timer_stopped);
         while !*stopped {
             drop(stopped);
-            let due = self.with(|filter, _| filter.next_deadline()).unwrap_or(MonoTime(u64::MAX));
+            let due = self.with_held(|held, _| {
+                let member = held.member.as_ref().and_then(Membership::next_deadline);
+                held.filter.next_deadline().into_iter().chain(member).min().unwrap_or(MonoTime(u64::MAX))
+            });
             stopped = lock(&self.timer_stopped);
             // Guests' threads may bring a deadline forward at any time. Looking again after a step costs less than their
             // waking this thread, and nothing that the filter times is finer.

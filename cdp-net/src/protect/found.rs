@@ -2,16 +2,15 @@
 //! left, or were not copied to the end.
 
 use super::open::{ProtectError, SourceOptions};
+use crate::far::{Found, FoundDisk, NewDisk};
 use crate::source::Source;
 use cdp_core::capture::DiskSpec;
-use cdp_core::journal::{DiskInfo, Manifest, ResizeInfo};
-use cdp_core::replica::Replica;
 use cdp_core::types::{DiskId, Lsn};
 use std::collections::BTreeSet;
 
 /// The disks of a start.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct Disks {
     /// All of them, as large as their sources.
     pub(super) disks: Vec<DiskSpec>,
     /// Those that are new with this start.
@@ -21,77 +20,64 @@ pub(super) struct Found {
     /// Those that have another size, and which one they had.
     pub(super) resized: Vec<(DiskId, u64)>,
     /// Disks whose copy was never complete: nothing of them can be restored.
-    dropped: Vec<DiskId>,
-    added: Vec<DiskInfo>,
+    pub(super) dropped: Vec<DiskId>,
+    /// Those that the replica does not know yet.
+    pub(super) added: Vec<NewDisk>,
 }
 
 fn described(name: &str, size: u64) -> String {
     format!("{name} ({size} bytes)")
 }
 
-impl Found {
+fn new_disk(id: DiskId, name: &str, source: &Source, added: Lsn) -> NewDisk {
+    NewDisk { id, name: name.to_owned(), size: source.size(), source: source.path().display().to_string(), added }
+}
+
+impl Disks {
     /// The disks of a new group.
-    pub(super) fn first(manifest: &Manifest) -> Self {
-        let spec = |disk: &DiskInfo| DiskSpec { id: disk.id, name: disk.name.clone(), size: disk.size };
-        Self { disks: manifest.disks.iter().map(spec).collect(), ..Self::default() }
+    pub(super) fn first(sources: &[(SourceOptions, Source)]) -> Self {
+        let numbered = (1..).map_while(DiskId::new).zip(sources);
+        let added: Vec<_> =
+            numbered.map(|(id, (options, source))| new_disk(id, &options.name, source, Lsn::ZERO)).collect();
+        let spec = |disk: &NewDisk| DiskSpec { id: disk.id, name: disk.name.clone(), size: disk.size };
+        Self { disks: added.iter().map(spec).collect(), added, ..Self::default() }
     }
 
-    /// Matches the sources with the disks of a replica whose records end at `end`.
+    /// Matches the sources with the disks of a replica.
     ///
     /// # Errors
     /// When they are not those of the replica, or one was cut and nobody allowed that.
-    pub(super) fn resumed(
-        replica: &Replica,
-        end: Lsn,
-        sources: &[(&SourceOptions, Source)],
-    ) -> Result<Self, ProtectError> {
-        let manifest = replica.manifest();
-        let mut found = Self::default();
-        let Some(trunk) = replica.catalogue().trunk() else { return Ok(Self::first(manifest)) };
-        let current = replica.disks_at(trunk.timeline, Lsn(u64::MAX));
-        for disk in &manifest.disks {
-            let recorded = replica.catalogue().disk_end(trunk.timeline, disk.id);
-            if recorded.is_none() && disk.removed.is_some_and(|removed| removed > end) {
-                found.leaving.push(disk.id);
-            }
-        }
-        let names: BTreeSet<&str> = current.iter().map(|at| at.disk.name.as_str()).collect();
+    pub(super) fn resumed(found: &Found, sources: &[(SourceOptions, Source)]) -> Result<Self, ProtectError> {
+        let mut disks = Self { leaving: found.leaving.clone(), ..Self::default() };
+        let names: BTreeSet<&str> = found.disks.iter().map(|disk| disk.name.as_str()).collect();
         let given: BTreeSet<&str> = sources.iter().map(|(options, _)| options.name.as_str()).collect();
         if names != given {
-            let known = current.iter().map(|at| described(&at.disk.name, at.disk.size)).collect();
+            let known = found.disks.iter().map(|disk| described(&disk.name, disk.size)).collect();
             let given = sources.iter().map(|(options, source)| described(&options.name, source.size())).collect();
             return Err(ProtectError::OtherDisks { known, given });
         }
-        let mut free = manifest.free_disk();
-        for at in current {
-            let Some((_, source)) = sources.iter().find(|(options, _)| options.name == at.disk.name) else { continue };
-            let (mut id, size) = (at.disk.id, source.size());
-            if at.complete {
-                found.resize(manifest, &at.disk, source)?;
+        let mut free = found.free_disk;
+        for disk in &found.disks {
+            let Some((_, source)) = sources.iter().find(|(options, _)| options.name == disk.name) else { continue };
+            let mut id = disk.id;
+            if disk.complete {
+                disks.resize(disk, source)?;
             } else {
-                found.dropped.push(id);
+                disks.dropped.push(id);
                 // What the first attempt recorded is never mixed with the second: it gets another number.
                 id = free.ok_or(ProtectError::DiskNumbers)?;
                 free = DiskId::new(id.get().saturating_add(1));
-                found.joining.insert(id);
-                let (name, source) = (at.disk.name.clone(), source.path().display().to_string());
-                let (added, removed, stopped, base) = (end.next(), None, None, None);
-                found.added.push(DiskInfo { id, name, size, source, added, removed, stopped, base });
+                disks.joining.insert(id);
+                disks.added.push(new_disk(id, &disk.name, source, found.durable.next()));
             }
-            found.disks.push(DiskSpec { id, name: at.disk.name, size });
+            disks.disks.push(DiskSpec { id, name: disk.name.clone(), size: source.size() });
         }
-        Ok(found)
+        Ok(disks)
     }
 
-    fn resize(
-        &mut self,
-        manifest: &Manifest,
-        disk: &cdp_core::replica::ViewDisk,
-        source: &Source,
-    ) -> Result<(), ProtectError> {
+    fn resize(&mut self, disk: &FoundDisk, source: &Source) -> Result<(), ProtectError> {
         let size = source.size();
-        let allowed = manifest.resizing.iter().any(|resizing| (resizing.disk, resizing.size) == (disk.id, size));
-        if size < disk.size && !allowed {
+        if size < disk.size && disk.announced != Some(size) {
             let path = source.path().display().to_string();
             return Err(ProtectError::Cut { disk: disk.name.clone(), path, known: disk.size, found: size });
         }
@@ -99,15 +85,6 @@ impl Found {
             self.resized.push((disk.id, disk.size));
         }
         Ok(())
-    }
-
-    /// Writes down what is known before anything is recorded.
-    pub(super) fn note(&self, replica: &Replica, manifest: &mut Manifest) {
-        // What was recorded at the end of the last life may not have been written down.
-        replica.note_disks(manifest);
-        self.dropped.iter().for_each(|disk| manifest.drop_disk(*disk));
-        manifest.disks.extend(self.added.iter().cloned());
-        manifest.resizing = self.new_sizes().into_iter().map(|(disk, size)| ResizeInfo { disk, size }).collect();
     }
 
     /// The sizes of the disks that have others than before.

@@ -1,35 +1,23 @@
 //! Opening a protection: which sources, which replica, and what the last stop left.
 
-use super::found::Found;
+use super::found::Disks;
+use super::log_file::{ACTIVITY_LOG, open_log, read_log, remove};
 use super::same::{may_have_changed, refuse_swapped, was_exchanged};
 use super::sources::OpenSource;
 use super::{Compared, Opened};
-use crate::clock;
-use crate::drive::Choice;
-use crate::host::{check_policy_over, document, place};
+use crate::far::{Begin, Far, FilterPolicy, Find, Found, NewGroup, Origin, SizeOf, Witness};
+use crate::host::check_policy;
+use crate::keeper::HomeError;
 use crate::owner::{Owner, OwnerError, PolicyChange};
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
 use crate::source::{Source, SourceError};
 use cdp_core::capture::{LogContents, LogState, OptionsError, Start};
-use cdp_core::journal::{
-    self, Executor, Generation, Manifest, OpenError, Options, SegmentState, TimelineInfo, TimelineRole, TimelineState,
-    Writer, WriterState, drain,
-};
-use cdp_core::media::{Disk, File, MediaError, MediaErrorKind, Storage};
-use cdp_core::policy::retention;
-use cdp_core::replica::{JOURNAL_DIRECTORY, Replica, is_unseeded, remove_bases};
-use cdp_core::trust::{KeyError, KeyHolder};
-use cdp_core::types::{ClockEpoch, DiskId, Lsn, Timeline};
-use std::collections::BTreeMap;
+use cdp_core::media::{File, MediaError, Storage};
+use cdp_core::types::{DISKS_MAX, DiskId, GroupId, NAME_MAX, Timeline};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// The activity log's file inside the replica's directory.
-pub(super) const ACTIVITY_LOG: &str = "state/activity.log";
-
-/// The most bytes of an activity log that are read: 64 disks of a PiB have fewer.
-pub const LOG_BYTES_MAX: u64 = 4 << 30;
 
 /// A disk to protect.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,13 +28,11 @@ pub struct SourceOptions {
     pub path: PathBuf,
 }
 
-/// What to protect, and how.
+/// What the filter's side is told, wherever the replica is.
 #[derive(Clone, Debug)]
-pub struct ProtectOptions {
+pub struct ProtectionOptions {
     /// The disks, in their order; at least one.
     pub sources: Vec<SourceOptions>,
-    /// The replica's directory, made if it is not there.
-    pub replica: PathBuf,
     /// The group's name, if it is a new one or to be checked.
     pub name: Option<String>,
     /// What of the policy is to be changed.
@@ -57,30 +43,31 @@ pub struct ProtectOptions {
     pub full_check: bool,
     /// Bound of what was captured and is not yet durable, in bytes.
     pub queue_bytes: u64,
-    /// Segments of the journal are made this large, in bytes, at least 1 MiB.
-    pub segment_bytes: u64,
-    /// Seals a new replica at rest, and opens one that is sealed.
-    pub key: KeyHolder,
-    /// What carries out the journal's writes and syncs.
-    pub driver: Choice,
+    /// Threads that read the sources again: one where the replica is at hand, more where each comparison waits for a network.
+    pub reread_threads: usize,
 }
 
-impl ProtectOptions {
-    /// The usual options for these sources.
-    #[must_use]
-    pub fn new(sources: Vec<SourceOptions>, replica: PathBuf) -> Self {
-        Self {
-            sources,
-            replica,
-            name: None,
-            policy: PolicyChange::default(),
-            trust_source: false,
-            full_check: false,
-            queue_bytes: 1 << 30,
-            segment_bytes: Options::default().segment_bytes,
-            key: KeyHolder::default(),
-            driver: Choice::default(),
-        }
+/// Where the filter's side keeps its activity log.
+#[derive(Debug)]
+pub struct State {
+    /// The directory: that of the replica, if it is kept here, or one of its own.
+    pub storage: Arc<dyn Storage>,
+    /// The right to it, held as long as the protection is; none where the replica's keeper has it.
+    pub owner: Option<Owner>,
+}
+
+/// Sources that were opened, and that nobody else writes to.
+#[derive(Debug)]
+pub struct GivenSources(pub(super) Vec<(SourceOptions, Source)>);
+
+impl GivenSources {
+    /// Opens and locks them.
+    ///
+    /// # Errors
+    /// When one cannot be protected.
+    pub fn open(sources: &[SourceOptions]) -> Result<Self, ProtectError> {
+        let opened = sources.iter().map(|source| Ok((source.clone(), Source::open(&source.path)?)));
+        opened.collect::<Result<_, ProtectError>>().map(Self)
     }
 }
 
@@ -93,9 +80,9 @@ pub enum ProtectError {
     /// A source.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The replica cannot be opened.
+    /// The replica's side refuses.
     #[error("{0}")]
-    Replica(Problem),
+    Replica(#[from] Problem),
     /// The media.
     #[error(transparent)]
     Media(#[from] MediaError),
@@ -130,14 +117,6 @@ pub enum ProtectError {
     /// No disk can join any more.
     #[error("the group has used up its numbers of disks")]
     DiskNumbers,
-    /// The group's name is another.
-    #[error("the replica is of the group {known:?}, not of {given:?}")]
-    OtherName {
-        /// Of the replica.
-        known: String,
-        /// Given.
-        given: String,
-    },
     /// The directory holds what is not a replica's.
     #[error("{path} is no directory of a replica: it holds {}", found.display())]
     Occupied {
@@ -159,257 +138,164 @@ pub enum ProtectError {
     /// The filter does not take the disks.
     #[error(transparent)]
     Filter(#[from] OptionsError),
-    /// The manifest could not be written, and without it nobody could tell later what was not recorded.
-    #[error("{path} has no room for the replica's manifest: {needed} bytes are needed, {free} are free")]
-    NoRoom {
-        /// The replica's directory.
-        path: String,
-        /// Bytes of the manifest.
-        needed: u64,
-        /// What is free, in bytes.
-        free: u64,
-    },
+}
+
+impl From<HomeError> for ProtectError {
+    fn from(error: HomeError) -> Self {
+        match error {
+            HomeError::Occupied { path, found } => Self::Occupied { path, found },
+            HomeError::Unlisted(source) => Self::System { what: "list the replica's directory", source },
+            HomeError::Media(error) => Self::Media(error),
+            HomeError::Owner(error) => Self::Owner(error),
+        }
+    }
 }
 
 /// Everything that was opened, before a thread runs.
 pub(super) struct Prepared {
-    pub(super) owner: Owner,
-    pub(super) storage: Arc<dyn Storage>,
     pub(super) sources: BTreeMap<DiskId, OpenSource>,
-    pub(super) found: Found,
-    pub(super) replica: Replica,
-    pub(super) writer: Writer,
-    pub(super) executor: Executor,
+    pub(super) disks: Disks,
+    pub(super) group: GroupId,
     pub(super) start: Start,
-    pub(super) timeline: Timeline,
     pub(super) full_check: bool,
+    /// The least generation of an activity log that is to be believed.
+    pub(super) generation_least: u64,
+    pub(super) policy: FilterPolicy,
     pub(super) log: Arc<dyn File>,
     pub(super) opened: Opened,
+    /// What the replica's side is told; where the filter's LSNs begin is not known yet.
+    pub(super) begin: Begin,
 }
 
-pub(super) fn unreadable(error: OpenError) -> ProtectError {
-    ProtectError::Replica(document::unreadable(&error.into()))
+fn usage(code: &str, message: String) -> Problem {
+    Problem::new(ProblemClass::Usage, code, message)
 }
 
-/// Takes the directory and the sources, opens or makes the store, and begins the timeline that writes will be on.
-pub(super) fn prepare(options: &ProtectOptions) -> Result<Prepared, ProtectError> {
-    super::make::check(options).map_err(ProtectError::Replica)?;
-    super::same::refuse_twice(&options.sources)?;
-    super::same::refuse_replicas(&options.sources)?;
-    let listed = |source| ProtectError::System { what: "list the replica's directory", source };
-    if let Some(stranger) = place::stranger(&options.replica).map_err(listed)? {
-        return Err(ProtectError::Occupied { path: options.replica.display().to_string(), found: stranger });
+/// Whether the options are such that a manifest can hold them.
+pub(super) fn check(options: &ProtectionOptions) -> Result<(), Problem> {
+    check_policy(&options.policy)?;
+    if options.sources.is_empty() || options.sources.len() > DISKS_MAX {
+        return Err(usage("disks", format!("a group has 1 to {DISKS_MAX} disks, not {}", options.sources.len())));
     }
-    let open_sources = || {
-        let opened = options.sources.iter().map(|source| Ok((source, Source::open(&source.path)?)));
-        opened.collect::<Result<Vec<_>, ProtectError>>()
-    };
-    // Nothing is made for sources that cannot be protected. Where a replica may be, its owner is to be named first: it has them.
-    let of_new = if options.replica.exists() { None } else { Some(open_sources()?) };
-    let storage: Arc<dyn Storage> = Arc::new(Disk::create(&options.replica)?);
-    let owner = Owner::acquire(&options.replica)?;
-    let opened_sources = of_new.map_or_else(open_sources, Ok)?;
-    let (manifest, resumed) = match existing(storage.as_ref())? {
-        Some(manifest) => (Some(manifest), true),
-        None => (None, false),
-    };
-    let policy = manifest.as_ref().map(|manifest| manifest.policy).unwrap_or_default();
-    check_policy_over(&options.policy, &policy).map_err(ProtectError::Replica)?;
-    if let Some(manifest) = &manifest {
-        check_key(manifest, options).map_err(ProtectError::Replica)?;
-        check_name(manifest, options)?;
-    }
-    let (opened, found_log) = match manifest {
-        Some(manifest) => {
-            // Extents that the log forgot are not compared: what it calls durable has to be there, or nothing is begun.
-            let log = read_log(storage.as_ref(), &manifest)?;
-            let witness = log.as_ref().map(|log| log.durable);
-            let opened = journal::open_with(storage.as_ref(), JOURNAL_DIRECTORY, witness, &options.key);
-            (opened.map_err(unreadable)?, log)
+    let mut names = BTreeSet::new();
+    for name in options.sources.iter().map(|source| &source.name).chain(&options.name) {
+        if name.is_empty() || name.len() > NAME_MAX {
+            return Err(usage("name", format!("a name has 1 to {NAME_MAX} bytes, not {}", name.len())));
         }
-        None => (super::make::create(storage.as_ref(), options, &opened_sources)?, None),
+    }
+    if let Some(twice) = options.sources.iter().find(|source| !names.insert(&source.name)) {
+        return Err(usage("name", format!("two disks are called {:?}", twice.name)));
+    }
+    Ok(())
+}
+
+/// Finds the replica, matches the sources with its disks, and decides where this filter's records begin.
+pub(super) fn prepare(
+    options: &ProtectionOptions,
+    given: GivenSources,
+    state: &dyn Storage,
+    far: &dyn Far,
+) -> Result<Prepared, ProtectError> {
+    // What the log says of the replica goes along with the question; whether it is to be believed, the answer tells.
+    let log = read_log(state);
+    let of_log = log.as_ref().ok().and_then(Option::as_ref);
+    let witness = of_log.map(|log| Witness { group: log.group, generation: log.generation, durable: log.durable });
+    let found = far.find(&Find { name: options.name.clone(), policy: options.policy, witness })?;
+    let (disks, log, new) = match &found {
+        Some(found) => {
+            // A log that is damaged, another group's, or older than what the replica was told, says nothing: all is compared.
+            let log = log?.filter(|log| log.group == found.group && log.generation >= found.activity_generation);
+            (Disks::resumed(found, &given.0)?, log, None)
+        }
+        None => {
+            // It may be another replica's, or of a first copy that never ended.
+            remove(state, ACTIVITY_LOG)?;
+            let disks = Disks::first(&given.0);
+            let Some(group) = GroupId::new(identity()) else { unreachable!("an identity is never zero") };
+            let first = options.sources.first().map(|source| source.name.clone()).unwrap_or_default();
+            let name = options.name.clone().unwrap_or(first);
+            let new = NewGroup { group, name, disks: disks.added.clone() };
+            (disks, None, Some(new))
+        }
     };
-    let manifest = opened.manifest.clone();
-    let durable = opened.durable.lsn();
-    let (snapshot, keys) = (opened.snapshot(), Arc::clone(&opened.keys));
-    let replica = Replica::load_with(Arc::clone(&storage), manifest.clone(), snapshot, durable, keys);
-    let replica = replica.map_err(|error| ProtectError::Replica(document::unreadable(&error)))?;
-    let found = if resumed { Found::resumed(&replica, durable, &opened_sources)? } else { Found::first(&manifest) };
-    let named = |name: &str| found.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id);
+    let sources = open_devices(&disks, given)?;
+    if let (Some(found), Some(log)) = (&found, &log) {
+        refuse_swapped(options, found, log, &sources)?;
+    }
+    let file = open_log(state)?;
+    let compared: BTreeMap<_, _> = sources.iter().filter(|(disk, _)| !disks.joining.contains(disk)).collect();
+    let decided = decide(options, found.as_ref(), &compared, log);
+    let Decided { start, full_check, opened, origin } = decided;
+    let joining = if new.is_some() { Vec::new() } else { disks.added.clone() };
+    let Some(group) = found.as_ref().map(|found| found.group).or(new.as_ref().map(|new| new.group)) else {
+        unreachable!("a group that is not found is new")
+    };
+    let known = found.as_ref().map(|found| found.policy).unwrap_or_default();
+    let policy = FilterPolicy {
+        rpo_ms: options.policy.rpo_ms.unwrap_or(known.rpo_ms),
+        points: options.policy.points.unwrap_or(known.points),
+    };
+    let begin = Begin {
+        new,
+        timeline: opened.timeline,
+        origin,
+        reserved: cdp_core::types::Lsn::ZERO,
+        dropped: disks.dropped.clone(),
+        joining,
+        sizes: disks.new_sizes().into_iter().map(|(disk, size)| SizeOf { disk, size }).collect(),
+        policy: options.policy,
+        // Manifest and log may go on saying that the stop was clean, and nothing else would tell.
+        stored: options.trust_source && opened.clean,
+    };
+    let generation_least = found.as_ref().map_or(0, |found| found.activity_generation);
+    Ok(Prepared { sources, disks, group, start, full_check, generation_least, policy, log: file, opened, begin })
+}
+
+/// The sources by the numbers of their disks.
+fn open_devices(disks: &Disks, given: GivenSources) -> Result<BTreeMap<DiskId, OpenSource>, ProtectError> {
+    let named = |name: &str| disks.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id);
     let mut sources = BTreeMap::new();
-    for (options, source) in opened_sources {
+    for (options, source) in given.0 {
         let Some(id) = named(&options.name) else { continue };
         let open = OpenSource::new(&options.name, source);
         let open = open.map_err(|source| ProtectError::System { what: "open the source", source })?;
-        if found.joining.contains(&id) {
+        if disks.joining.contains(&id) {
             // What is copied must not be lost at the source by a power cut: nobody would compare it.
             open.device.flush().map_err(|source| ProtectError::System { what: "flush the source", source })?;
         }
         sources.insert(id, open);
     }
-    if let Some(log) = &found_log {
-        refuse_swapped(options, &manifest, log, &sources)?;
-    }
-    let log = open_log(storage.as_ref())?;
-    let mut writer = Writer::new(opened, writer_options(&manifest, options), Box::new(identity));
-    // Of this start, whatever the starts before sealed with: a copy of the directory may be going on elsewhere.
-    if let Some(key) = options.key.draw(manifest.replica, &mut identity, clock::wall()) {
-        writer.seal_at_rest(key).map_err(|error| ProtectError::Replica(document::locked(&error)))?;
-    }
-    let executor = Executor::new(Arc::clone(&storage));
-    let compared: BTreeMap<_, _> = sources.iter().filter(|(disk, _)| !found.joining.contains(disk)).collect();
-    let decided = decide(options, &manifest, &compared, found_log, durable, resumed);
-    let Decided { start, timeline, full_check, opened } = decided;
-    if let Start::Clean { .. } = start {
-        writer.edit(Manifest::goes_on);
-    } else {
-        check_timelines(&manifest).map_err(ProtectError::Replica)?;
-        writer.open_timeline(new_timeline(&manifest, &start, timeline));
-    }
-    let generation = writer.edit(|manifest| {
-        options.policy.apply(&mut manifest.policy);
-        if resumed {
-            found.note(&replica, manifest);
-        }
-    });
-    let stored = store(&mut writer, &executor, generation)?;
-    if stored {
-        // Of copies that were never complete, and of disks that are forgotten.
-        remove_bases(storage.as_ref(), writer.manifest())?;
-    }
-    if !stored && options.trust_source && opened.clean {
-        // Manifest and log may go on saying that the stop was clean, and nothing else would tell.
-        let (path, needed, free) = (storage.path(), writer.lacks().unwrap_or(0), storage.free_bytes()?);
-        return Err(ProtectError::NoRoom { path, needed, free });
-    }
-    Ok(Prepared { owner, storage, sources, found, replica, writer, executor, start, timeline, full_check, log, opened })
-}
-
-/// Writes the manifest that has this edit; whether there was room for it. Without room the guest is served all the same: the
-/// writer takes no frame before the manifest that names their timeline is there, and asks again by itself.
-pub(super) fn store(writer: &mut Writer, executor: &Executor, generation: Generation) -> Result<bool, ProtectError> {
-    drain(writer, executor, clock::mono());
-    match writer.state() {
-        WriterState::Failed(error) => Err(error.into()),
-        _ => Ok(writer.manifest_durable() >= generation),
-    }
-}
-
-fn writer_options(manifest: &Manifest, options: &ProtectOptions) -> Options {
-    let mut policy = manifest.policy;
-    options.policy.apply(&mut policy);
-    Options {
-        segment_bytes: retention::segment_bytes(&policy, options.segment_bytes),
-        keep_free_bytes: policy.reserve_bytes,
-        // Syncs that follow each other closely write the same pages of metadata again and again.
-        commit_bytes: 32 << 20,
-        commit_ns: 100_000_000,
-        ..Options::default()
-    }
-}
-
-/// The manifest of a replica that can be resumed. A first copy that was never completed restores nothing: it is begun anew.
-fn existing(storage: &dyn Storage) -> Result<Option<Manifest>, ProtectError> {
-    match journal::read_manifest(storage) {
-        Ok(manifest) if !is_unseeded(&manifest) => Ok(Some(manifest)),
-        Ok(_) | Err(OpenError::NoStore { .. }) => Ok(None),
-        Err(error) => Err(unreadable(error)),
-    }
-}
-
-/// Whether the replica is sealed at rest and there is a key, or neither.
-fn check_key(manifest: &Manifest, options: &ProtectOptions) -> Result<(), Problem> {
-    match (manifest.keys.is_empty(), options.key.has_key()) {
-        (false, false) => Err(document::locked(&KeyError::Missing)),
-        (true, true) => {
-            let message =
-                "the replica is not sealed at rest, and a key was given: what it holds would stay readable to all";
-            let problem = Problem::new(ProblemClass::Refused, "not-sealed", message);
-            Err(problem
-                .hint("leave the key out, or give a new directory: a new replica is sealed from its first byte on"))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check_name(manifest: &Manifest, options: &ProtectOptions) -> Result<(), ProtectError> {
-    if let Some(given) = options.name.as_ref().filter(|given| **given != manifest.name) {
-        return Err(ProtectError::OtherName { known: manifest.name.clone(), given: given.clone() });
-    }
-    Ok(())
-}
-
-/// Whether nothing of ours is there: no file, or one that a log cannot be.
-fn is_no_log(error: &MediaError) -> bool {
-    matches!(error.kind, MediaErrorKind::NotFound | MediaErrorKind::NotAFile)
-}
-
-/// What the activity log says, if that is to be believed.
-fn read_log(storage: &dyn Storage, manifest: &Manifest) -> Result<Option<LogContents>, ProtectError> {
-    let file = match storage.open(ACTIVITY_LOG, false) {
-        Err(error) if is_no_log(&error) => return Ok(None),
-        other => other?,
-    };
-    let mut bytes = vec![0; file.len()?.min(LOG_BYTES_MAX) as usize];
-    if file.read_exact_at(0, &mut bytes).is_err() {
-        return Ok(None);
-    }
-    // A log that is damaged, another group's, or older than what the replica was told, says nothing: all is compared.
-    let found = LogContents::read(&bytes, manifest.group).ok();
-    Ok(found.filter(|log| log.generation >= manifest.activity_generation))
-}
-
-/// Up to where the journal was durable when the activity log was last written: the witness for a last frame that was
-/// acknowledged and is damaged, which by itself looks like one that was never whole. Asked before the journal is looked at.
-pub(crate) fn witness(storage: &dyn Storage) -> Option<Lsn> {
-    // A log that cannot be read is no witness; whether it is needed is the business of who takes the store over.
-    let log = read_log(storage, &journal::read_manifest(storage).ok()?).ok()??;
-    Some(log.durable)
-}
-
-/// The activity log's file, made if it is not there, or if what is there is a pipe, a device or a link to one.
-pub(super) fn open_log(storage: &dyn Storage) -> Result<Arc<dyn File>, MediaError> {
-    match storage.open(ACTIVITY_LOG, true) {
-        Err(error) if is_no_log(&error) => {
-            super::make::remove(storage, ACTIVITY_LOG)?;
-            let file = storage.create(ACTIVITY_LOG)?;
-            storage.sync_dir("state")?;
-            Ok(file)
-        }
-        other => other,
-    }
+    Ok(sources)
 }
 
 struct Decided {
     start: Start,
-    timeline: Timeline,
     full_check: bool,
     opened: Opened,
+    origin: Origin,
 }
 
 /// What the last stop left, and what that means for this start.
 fn decide(
-    options: &ProtectOptions,
-    manifest: &Manifest,
+    options: &ProtectionOptions,
+    found: Option<&Found>,
     sources: &BTreeMap<&DiskId, &OpenSource>,
     log: Option<LogContents>,
-    durable: Lsn,
-    resumed: bool,
 ) -> Decided {
     let Some(fresh) = Timeline::new(identity()) else { unreachable!("an identity is never zero") };
-    let open = manifest.timelines.iter().rev().find(|info| info.state == TimelineState::Open);
-    let Some(open) = open.filter(|_| resumed) else {
+    let Some((found, open)) = found.and_then(|found| Some((found, found.open?))) else {
         let opened = Opened { timeline: fresh, resumed: false, clean: true, compared: Compared::Nothing };
-        return Decided { start: Start::First, timeline: fresh, full_check: false, opened };
+        return Decided { start: Start::First, full_check: false, opened, origin: Origin::First };
     };
-    let epoch = last_epoch(manifest);
+    let Found { durable, epoch, .. } = *found;
     match log {
-        Some(log) if manifest.clean && log.state == LogState::Clean && log.timeline == open.id => {
+        Some(log) if found.clean && log.state == LogState::Clean && log.timeline == open => {
             let changed = sources.iter().any(|(disk, source)| may_have_changed(options, &log, **disk, &source.source));
             let full_check = options.full_check || changed;
             let compared = if full_check { Compared::Everything } else { Compared::Nothing };
-            let opened = Opened { timeline: open.id, resumed, clean: true, compared };
-            Decided { start: Start::Clean { after: durable, epoch, log }, timeline: open.id, full_check, opened }
+            let opened = Opened { timeline: open, resumed: true, clean: true, compared };
+            let start = Start::Clean { after: durable, epoch, log };
+            Decided { start, full_check, opened, origin: Origin::GoesOn }
         }
         log => {
             let believed = log.as_ref().is_some_and(|log| log.state != LogState::AllUnknown);
@@ -419,87 +305,10 @@ fn decide(
             let full_check = options.full_check || log.as_ref().is_some_and(exchanged);
             let everything = full_check || !believed;
             let compared = if everything { Compared::Everything } else { Compared::ActivityLog };
-            let opened = Opened { timeline: fresh, resumed, clean: false, compared };
-            let above = manifest.reserved.max(durable);
-            let start = Start::Unclean { parent: open.id, fork: durable, above, epoch, log };
-            Decided { start, timeline: fresh, full_check, opened }
+            let opened = Opened { timeline: fresh, resumed: true, clean: false, compared };
+            let above = found.reserved.max(durable);
+            let start = Start::Unclean { parent: open, fork: durable, above, epoch, log };
+            Decided { start, full_check, opened, origin: Origin::Fork { parent: open, at: durable } }
         }
-    }
-}
-
-/// Refuses one more timeline where a manifest with it might be read by nobody: each unclean stop leaves one, and merging takes them away.
-fn check_timelines(manifest: &Manifest) -> Result<(), Problem> {
-    let found = manifest.timelines.len();
-    if found < Manifest::TIMELINES_OPENED {
-        return Ok(());
-    }
-    let message = format!("the replica has {found} timelines, one for each unclean stop, and takes no more");
-    let problem = Problem::new(ProblemClass::Refused, "timelines", message);
-    Err(problem.hint("`cdp prune` drops those that are older than the window; else protect into a new directory"))
-}
-
-fn last_epoch(manifest: &Manifest) -> ClockEpoch {
-    let summaries = manifest.segments.iter().filter_map(|segment| match &segment.state {
-        SegmentState::Sealed(summary) => Some(summary.last.epoch),
-        _ => None,
-    });
-    summaries.max().unwrap_or(ClockEpoch(1))
-}
-
-fn new_timeline(manifest: &Manifest, start: &Start, id: Timeline) -> TimelineInfo {
-    let (parent, fork) = match start {
-        Start::Unclean { parent, fork, .. } => (Some(*parent), *fork),
-        _ => (None, Lsn::ZERO),
-    };
-    TimelineInfo {
-        id,
-        number: manifest.timelines.iter().map(|info| info.number).max().unwrap_or(0) + 1,
-        parent,
-        fork,
-        last: None,
-        state: TimelineState::Open,
-        role: TimelineRole::Trunk,
-        opened: clock::wall(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::protect::Protector;
-    use cdp_core::types::{GroupId, ReplicaId};
-    use std::time::Duration;
-
-    #[test]
-    fn a_manifest_that_is_full_of_timelines_takes_no_more() {
-        let id = [1; 16];
-        let (replica, group, timeline) =
-            (ReplicaId::new(id).unwrap(), GroupId::new(id).unwrap(), Timeline::new(id).unwrap());
-        let mut manifest = Manifest::new(replica, group, "group");
-        let info = new_timeline(&manifest, &Start::First, timeline);
-        manifest.timelines.resize(Manifest::TIMELINES_OPENED - 1, info);
-        check_timelines(&manifest).unwrap();
-        manifest.timelines.push(info);
-        assert_eq!(check_timelines(&manifest).unwrap_err().code, "timelines");
-        assert_eq!(manifest.too_long(), None);
-    }
-
-    #[test]
-    fn the_activity_log_remembers_what_was_durable() {
-        let directory = tempfile::tempdir().unwrap();
-        let (source, replica) = (directory.path().join("disk"), directory.path().join("replica"));
-        std::fs::write(&source, vec![7; 1 << 20]).unwrap();
-        let sources = vec![SourceOptions { name: "disk".to_owned(), path: source }];
-        let protector = Protector::start(&ProtectOptions::new(sources, replica.clone()), |_| {}).unwrap();
-        while protector.status().state != cdp_core::capture::State::Protecting {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        protector.exports()[0].device.write(4096, vec![1; 4096].into(), false).unwrap();
-        let stopped = protector.stop(Duration::from_secs(30), &|| false);
-        assert!(stopped.drained && stopped.durable > Lsn::ZERO, "{stopped:?}");
-        let storage = Disk::open(&replica).unwrap();
-        assert_eq!(witness(&storage), Some(stopped.durable));
-        storage.remove(ACTIVITY_LOG).unwrap();
-        assert_eq!(witness(&storage), None);
     }
 }

@@ -1,11 +1,11 @@
 //! Whether the sources are those of the last time: none twice, none in another's place, none exchanged, none changed.
 
-use super::open::{ProtectError, ProtectOptions, SourceOptions};
+use super::open::{ProtectError, ProtectionOptions, SourceOptions};
 use super::sources::OpenSource;
+use crate::far::Found;
 use crate::host::place::replica_around;
 use crate::source::{Facts, Source, SourceError, identity};
 use cdp_core::capture::LogContents;
-use cdp_core::journal::Manifest;
 use cdp_core::types::DiskId;
 use std::collections::BTreeMap;
 
@@ -41,15 +41,15 @@ fn kept(log: &LogContents, disk: DiskId) -> Option<Facts> {
 
 /// Refuses a source that is another disk's: compared, one disk's content would become the other's history.
 pub(super) fn refuse_swapped(
-    options: &ProtectOptions,
-    manifest: &Manifest,
+    options: &ProtectionOptions,
+    known: &Found,
     log: &LogContents,
     sources: &BTreeMap<DiskId, OpenSource>,
 ) -> Result<(), ProtectError> {
     if options.full_check {
         return Ok(());
     }
-    let name = |id: DiskId| manifest.disks.iter().find(|disk| disk.id == id).map(|disk| disk.name.clone());
+    let name = |id: DiskId| known.disks.iter().find(|disk| disk.id == id).map(|disk| disk.name.clone());
     for (disk, OpenSource { source, .. }) in sources {
         let Some(found) = source.found() else { continue };
         let is = |disk: DiskId| kept(log, disk).is_some_and(|kept| kept.is_same_file(&found));
@@ -67,13 +67,13 @@ pub(super) fn refuse_swapped(
 }
 
 /// Whether a source is another file than at the last start. Where nothing is kept of it nobody knows.
-pub(super) fn was_exchanged(options: &ProtectOptions, log: &LogContents, disk: DiskId, source: &Source) -> bool {
+pub(super) fn was_exchanged(options: &ProtectionOptions, log: &LogContents, disk: DiskId, source: &Source) -> bool {
     let (kept, found) = (kept(log, disk), source.found());
     !options.trust_source && kept.zip(found).is_some_and(|(kept, found)| !kept.is_same_file(&found))
 }
 
 /// Whether somebody else may have written to a source since the clean stop.
-pub(super) fn may_have_changed(options: &ProtectOptions, log: &LogContents, disk: DiskId, source: &Source) -> bool {
+pub(super) fn may_have_changed(options: &ProtectionOptions, log: &LogContents, disk: DiskId, source: &Source) -> bool {
     // A block device has no facts: its times say nothing.
     !options.trust_source && source.found().is_none_or(|found| kept(log, disk) != Some(found))
 }

@@ -1,6 +1,6 @@
 //! Reading the stores of writable sessions, whose writers come and go meanwhile.
 
-use super::{Damage, range_of};
+use super::{Damage, damaged_copies, range_of};
 use crate::host::{SESSIONS_DIRECTORY, session_directory};
 use crate::owner::is_owned;
 use cdp_core::journal::{
@@ -100,14 +100,12 @@ fn check_store(
         let mut sealed = manifest.segments.iter().filter(|segment| segment.summary().is_some());
         sealed.any(|segment| segment_name(segment.number) == file)
     };
-    let mut found: Vec<_> = unopened
-        .iter()
-        .filter(|lost| !written || lost.good < manifest.durable)
-        .map(|lost| {
-            let lsns = (lost.good.next(), lost.acknowledged);
-            damage(PathBuf::from(&lost.path), lost.offset, SECTOR, lost.what.clone(), Some(lsns))
-        })
-        .collect();
+    let mut found = damaged_copies(store.as_ref(), Path::new(&directory));
+    let unopened = unopened.iter().filter(|lost| !written || lost.good < manifest.durable).map(|lost| {
+        let lsns = (lost.good.next(), lost.acknowledged);
+        damage(PathBuf::from(&lost.path), lost.offset, SECTOR, lost.what.clone(), Some(lsns))
+    });
+    found.extend(unopened);
     let newest = snapshot.written();
     let reader = Reader::new(store, "", 0).with_keys(keys);
     for snapshot in std::iter::once(&snapshot).chain(&behind) {

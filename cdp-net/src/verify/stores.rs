@@ -1,6 +1,6 @@
 //! Reading the stores of kept moments.
 
-use super::Damage;
+use super::{Damage, damaged_copies};
 use cdp_core::journal::{KeptInfo, OpenError, Reader, look_through};
 use cdp_core::media::Storage;
 use cdp_core::replica::{Lost, kept};
@@ -32,7 +32,8 @@ pub(super) fn check_kept(
     };
     let opened =
         |lost: &cdp_core::journal::Damage| damage(PathBuf::from(&lost.path), lost.offset, SECTOR, lost.what.clone());
-    let mut found: Vec<_> = looked.damage.iter().map(opened).collect();
+    let mut found = damaged_copies(store.as_ref(), &directory);
+    found.extend(looked.damage.iter().map(opened));
     let mut lost: Vec<_> = looked.damage.iter().map(|_| everything).collect();
     let (reader, before) = (Reader::new(store, "", 0).with_keys(Arc::clone(&looked.keys)), *bytes);
     let verified = reader.verify(&looked.snapshot, |read| progress(before + read));

@@ -203,7 +203,7 @@ fn write(storage: &Memory, name: &str, bytes: &[u8]) {
 
 fn copy(from: &Memory) -> Memory {
     let to = Memory::new();
-    for name in names(from).into_iter().chain(["MANIFEST".to_owned()]) {
+    for name in names(from).into_iter().chain(["MANIFEST", "MANIFEST.copy"].map(str::to_owned)) {
         write(&to, &name, &read(from, &name));
     }
     to

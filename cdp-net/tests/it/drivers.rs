@@ -63,6 +63,7 @@ suite!(
     effects::a_write_of_more_pieces_than_the_system_takes_lands_whole,
     effects::what_a_sync_covers_is_on_the_media,
     effects::a_file_is_closed_while_it_is_synced,
+    effects::what_was_written_is_read_by_its_name,
     effects::what_was_handed_over_is_carried_out_before_the_driver_is_gone,
     errors::a_file_that_would_leave_too_little_room_is_not_made,
     errors::errors_say_what_was_tried_and_where_as_the_file_says_it,

@@ -5,12 +5,17 @@ mod damaged;
 mod dice;
 mod disks;
 mod disks_crash;
+#[cfg(feature = "services")]
+mod distance;
 mod drivers;
 mod every_lsn;
+mod halves;
 mod held;
 mod history;
 mod idle;
 mod levels;
+#[cfg(feature = "services")]
+mod link;
 mod looking;
 mod nbd;
 mod nbd_clients;
@@ -21,5 +26,7 @@ mod readers;
 mod restoring;
 mod rotating;
 mod seeding;
+mod sets;
 mod stopping;
+mod wan;
 mod watch;

@@ -20,14 +20,33 @@ pub(super) fn places(file: &Path, many: u64) -> Vec<u64> {
 }
 
 #[test]
-fn a_flipped_bit_of_the_manifest_is_named_by_every_command() {
+fn a_flipped_bit_of_one_manifest_costs_nothing_and_is_mended_by_the_next_start() {
     let built = Built::new();
-    let file = built.replica.join("MANIFEST");
+    let files = ["MANIFEST", "MANIFEST.copy"].map(|name| built.replica.join(name));
+    for file in &files {
+        for at in places(file, flips()) {
+            built.with_flip(file, at, |case| {
+                assert!(built.read_everything(case), "{case}: the other one was not read");
+                built.verify_finds(case, file, None);
+            });
+        }
+        crate::support::flip(file, 1000, 3);
+        assert!(built.restart("one is damaged"));
+        assert_eq!(built.verify().status, 0, "the start did not mend it");
+    }
+}
+
+#[test]
+fn flipped_bits_of_both_manifests_are_named_by_every_command() {
+    let built = Built::new();
+    let (file, second) = (built.replica.join("MANIFEST"), built.replica.join("MANIFEST.copy"));
     for at in places(&file, flips()) {
-        built.with_flip(&file, at, |case| {
-            assert!(!built.read_everything(case), "{case}: nothing was noticed");
-            built.verify_finds(case, &file, None);
-            assert!(!built.restart(case), "{case}");
+        built.with_flip(&second, at, |_| {
+            built.with_flip(&file, at, |case| {
+                assert!(!built.read_everything(case), "{case}: nothing was noticed");
+                built.verify_finds(case, &file, None);
+                assert!(!built.restart(case), "{case}");
+            });
         });
     }
     assert!(built.read_everything("mended") && built.restart("mended"));

@@ -305,33 +305,50 @@ impl LogContents {
     /// # Errors
     /// When no header copy is good or the log is another group's: then everything may differ.
     pub fn read(bytes: &[u8], group: GroupId) -> Result<Self, LogError> {
-        let copy_at = |copy| decode_header(bytes.get(header_offset(copy) as usize..).unwrap_or_default());
-        let (header, copy) = match (copy_at(0), copy_at(1)) {
-            (Ok(first), Ok(second)) if second.generation > first.generation => (second, 1),
-            (Ok(first), _) => (first, 0),
-            (Err(_), Ok(second)) => (second, 1),
-            (Err(first), Err(second)) => return Err(LogError::Headers { first, second }),
-        };
+        let (header, copy) = newest_header(bytes)?;
         if header.group != group {
             return Err(LogError::OtherGroup { expected: group, found: header.group });
         }
-        let disks = header.disks.iter().map(|disk| read_disk(bytes, group, disk)).collect();
-        Ok(Self {
-            group,
+        Ok(Self::of(bytes, &header, copy))
+    }
+
+    /// The same of a log of whichever group: what it says is of [`LogContents::group`] and of nobody else.
+    ///
+    /// # Errors
+    /// When no header copy is good.
+    pub fn read_any(bytes: &[u8]) -> Result<Self, LogError> {
+        let (header, copy) = newest_header(bytes)?;
+        Ok(Self::of(bytes, &header, copy))
+    }
+
+    fn of(bytes: &[u8], header: &Header, copy: usize) -> Self {
+        Self {
+            group: header.group,
             timeline: header.timeline,
             generation: header.generation,
             state: header.state,
             reserved_through: header.reserved_through,
             durable: header.durable,
-            disks,
+            disks: header.disks.iter().map(|disk| read_disk(bytes, header.group, disk)).collect(),
             copy,
-        })
+        }
     }
 
     /// How many bytes may differ, over all disks.
     #[must_use]
     pub fn hot_bytes(&self) -> u64 {
         self.disks.iter().flat_map(|disk| &disk.hot).map(|run| run.length).sum()
+    }
+}
+
+/// The good header of the higher generation, and which copy it is.
+fn newest_header(bytes: &[u8]) -> Result<(Header, usize), LogError> {
+    let copy_at = |copy| decode_header(bytes.get(header_offset(copy) as usize..).unwrap_or_default());
+    match (copy_at(0), copy_at(1)) {
+        (Ok(first), Ok(second)) if second.generation > first.generation => Ok((second, 1)),
+        (Ok(first), _) => Ok((first, 0)),
+        (Err(_), Ok(second)) => Ok((second, 1)),
+        (Err(first), Err(second)) => Err(LogError::Headers { first, second }),
     }
 }
 

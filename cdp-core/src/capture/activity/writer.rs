@@ -79,6 +79,8 @@ pub(in crate::capture) struct Writer {
     ready: bool,
     /// What both copies of the header on disk say was durable at the replica.
     witnessed: Lsn,
+    /// Since when the header on disk, in either copy, is of the timeline before: no record of this one leaves.
+    forked: Option<MonoTime>,
     in_flight: Option<InFlight>,
     /// Whether the removal of the file is to be asked for, or was and is not answered. Nothing is written meanwhile.
     removal: Removal,
@@ -120,6 +122,7 @@ impl Writer {
             phase: Phase::Settling { sectors_done: false },
             ready: false,
             witnessed: Lsn::ZERO,
+            forked: None,
             in_flight: None,
             removal: Removal::None,
             tokens: 0,
@@ -154,7 +157,22 @@ impl Writer {
     /// believe it and begin [`super::super::LSN_JUMP`] above everything that is known.
     pub(in crate::capture) fn may_give(&self, lsn: Lsn) -> bool {
         let counts = matches!(self.phase, Phase::Good | Phase::Removing { .. });
-        lsn <= self.reserved || !(counts || self.trust.is_none())
+        self.forked.is_none() && (lsn <= self.reserved || !(counts || self.trust.is_none()))
+    }
+
+    /// The filter goes on under another timeline, with a replica that is durable up to `durable`, be that less than before.
+    pub(in crate::capture) fn fork(&mut self, now: MonoTime, timeline: Timeline, durable: Lsn) {
+        (self.header.timeline, self.header.durable) = (timeline, durable);
+        self.witnessed = self.witnessed.min(durable);
+        // While the log is lost no header of the parent lies anywhere that is believed.
+        self.forked = self.holds().then_some(now);
+        self.renew_header();
+    }
+
+    /// Whether a start that finds the file, or finds none, compares everything.
+    pub(in crate::capture) fn says_all_unknown(&self) -> bool {
+        let written = self.phase == Phase::Good && self.header_is_written();
+        (written && self.header.state == LogState::AllUnknown) || !self.holds()
     }
 
     /// Renews the reservation when half of it is used. Returns the LSN at which to ask again.
@@ -233,9 +251,9 @@ impl Writer {
         if let Phase::Removing { until, .. } = self.phase {
             return Some(until);
         }
-        // Until it is good for the first time everything waits for it.
+        // Until it is good for the first time everything waits for it; after a fork every record does.
         let settling = self.begun.filter(|_| self.trust.is_none());
-        let since = op.filter(|_| self.holds()).into_iter().chain(settling).min()?;
+        let since = op.into_iter().chain(self.forked).filter(|_| self.holds()).chain(settling).min()?;
         Some(since.after(self.wait_ns_max))
     }
 
@@ -286,13 +304,21 @@ impl Writer {
         }
     }
 
+    /// From here on ops do not wait for the log, whether its file can be removed or not.
+    pub(super) fn give_up(&mut self, regions: &mut [Region], now: MonoTime) {
+        self.lose(regions, now, None);
+        if let Phase::Removing { error, .. } = self.phase {
+            self.lost(regions, now, error, true);
+        }
+    }
+
     /// From here on ops do not wait for the log.
     fn lost(&mut self, regions: &mut [Region], now: MonoTime, error: Option<Failed>, told: bool) {
         for region in regions {
             region.safe.fill(0);
             region.stale.fill(true);
         }
-        (self.ready, self.witnessed) = (true, Lsn::ZERO);
+        (self.ready, self.witnessed, self.forked) = (true, Lsn::ZERO, None);
         self.pause_ns = (self.pause_ns * 2).clamp(RETRY_NS_MIN, RETRY_NS_MAX);
         // One that was only late, and has ended since, is tried again at once.
         let pause = if error.is_none() && self.in_flight.is_none() { 0 } else { self.pause_ns };
@@ -425,6 +451,7 @@ impl Writer {
             Phase::Settling { sectors_done: false } => self.phase = Phase::Settling { sectors_done: true },
             _ if self.header_is_written() => {
                 (self.reserved, self.witnessed) = (self.header.reserved_through, self.header.durable);
+                self.forked = None;
                 if self.phase != Phase::Good {
                     (self.phase, self.ready, self.pause_ns) = (Phase::Good, true, 0);
                     self.tell(LogTrust::Good { generation: self.header.generation });

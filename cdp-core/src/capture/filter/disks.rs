@@ -30,6 +30,10 @@ pub(super) struct Changes {
     of: BTreeMap<usize, Change>,
     /// With the LSN at which it went.
     gone: BTreeMap<usize, Lsn>,
+    /// Disks that were cut: at which LSN last, and the smallest size that they had since the last cut that is durable.
+    cut: BTreeMap<usize, (Lsn, u64)>,
+    /// Disks whose copy ended, and at which LSN.
+    copied: BTreeMap<usize, Lsn>,
 }
 
 impl Changes {
@@ -56,6 +60,11 @@ impl Changes {
     /// Whether what a disk has grown by is being read.
     pub(super) fn reads(&self) -> bool {
         self.of.values().any(|change| matches!(change, Change::Grow { doubtful: None, .. }))
+    }
+
+    /// Up to which byte what a disk is to grow by is being read, if it is.
+    fn grows_to(&self, disk: usize) -> Option<u64> {
+        if let Some(Change::Grow { to, doubtful: None, .. }) = self.of.get(&disk) { Some(*to) } else { None }
     }
 
     /// Whether something is still to be recorded of a disk, but for the end of a copy.
@@ -114,6 +123,7 @@ impl Filter {
         self.changes.of.remove(&at);
         let note = Note::ResyncEnd { bytes_read: self.disks[at].size, bytes_changed: 0 };
         let lsn = self.control(now, RecordKind::ResyncEnd, Some(disk), note);
+        self.changes.copied.insert(at, lsn);
         self.events.push_back(Event::DiskComplete { disk, lsn });
         self.kicked = true;
         Ok(lsn)
@@ -125,7 +135,13 @@ impl Filter {
     ///
     /// # Errors
     /// When it has that size, cannot have it, or an earlier change of it is not through.
-    pub fn resize_disk(&mut self, disk: DiskId, size: u64, doubtful: Vec<Extent>) -> Result<(), OptionsError> {
+    pub fn resize_disk(
+        &mut self,
+        now: Now,
+        disk: DiskId,
+        size: u64,
+        doubtful: Vec<Extent>,
+    ) -> Result<(), OptionsError> {
         self.check_running()?;
         let at = self.find_disk(disk).ok_or(OptionsError::UnknownDisk { disk })?;
         check_disk(&DiskSpec { size, ..self.disks[at].clone() })?;
@@ -141,6 +157,12 @@ impl Filter {
             let doubtful = doubtful.iter().filter_map(|extent| extent.intersect(&new)).collect();
             self.activity.grow(at, size);
             self.mend.grow(at, size);
+            // A replica that never hears of a cut still has what was cut off.
+            if let Some((cut, least)) = self.changes.cut.get(&at).filter(|(cut, _)| *cut > self.durable) {
+                let doubtful = Extent::new(*least, size - least);
+                self.activity.mark_hot(at, doubtful, now.mono);
+                self.activity.touched(at, doubtful, *cut, now.mono);
+            }
             Change::Grow { to: size, after: self.last_lsn, doubtful: Some(doubtful) }
         } else {
             Change::Cut { to: size }
@@ -248,7 +270,59 @@ impl Filter {
         let (disk, from) = (self.disks[at].id, self.disks[at].size);
         self.disks[at].size = to;
         let lsn = self.control(now, RecordKind::Resize, Some(disk), Note::Resize { from, to });
+        if to < from {
+            let before = self.changes.cut.get(&at).filter(|(cut, _)| *cut > self.durable);
+            let least = before.map_or(to, |(_, least)| to.min(*least));
+            self.changes.cut.insert(at, (lsn, least));
+        }
         self.events.push_back(Event::DiskResized { disk, lsn, size: to });
+    }
+
+    /// Tells a replica, durable up to `fork` with the disks that it knows, which ones there are.
+    pub(super) fn tell_disks(&mut self, now: Now, fork: Lsn, known: &[DiskSpec]) {
+        let find = |id: DiskId| known.iter().find(move |disk| disk.id == id);
+        for disk in known.iter().map(|disk| disk.id) {
+            if self.find_disk(disk).is_none() {
+                self.disk_removed(now, disk);
+            }
+        }
+        for at in 0..self.disks.len() {
+            if self.changes.is_gone(at) {
+                continue;
+            }
+            let DiskSpec { id, name, size } = self.disks[at].clone();
+            // What was read of what it is about to have grown by may be lost.
+            if let Some(to) = self.changes.grows_to(at) {
+                self.mend.mark(at, Extent::new(size, to - size));
+            }
+            let Some(before) = find(id) else {
+                if self.changes.is_copied(at) {
+                    self.announce(now, at);
+                } else {
+                    self.control(now, RecordKind::DiskAdded, Some(id), Note::DiskAdded { name, size });
+                    // The group's first copy goes on, below what is recorded.
+                    if !self.seeding {
+                        self.mend.mark(at, Extent::new(0, size));
+                    }
+                }
+                continue;
+            };
+            // What was cut off and came back was discarded at the source, and not there. What was read of what a disk has grown
+            // by has no LSN in the log.
+            let cut = self.changes.cut.get(&at).filter(|(lsn, _)| *lsn > fork).map_or(size, |(_, least)| *least);
+            let doubtful = if self.gather.keeps_ranges() { cut } else { before.size.min(cut) };
+            if before.size != size {
+                self.control(now, RecordKind::Resize, Some(id), Note::Resize { from: before.size, to: size });
+            }
+            if doubtful < size {
+                self.mend.mark(at, Extent::new(doubtful, size - doubtful));
+            }
+            if self.changes.copied.get(&at).is_some_and(|lsn| *lsn > fork) {
+                let note = Note::ResyncEnd { bytes_read: size, bytes_changed: 0 };
+                let lsn = self.control(now, RecordKind::ResyncEnd, Some(id), note);
+                self.changes.copied.insert(at, lsn);
+            }
+        }
     }
 
     fn disk_removed(&mut self, now: Now, disk: DiskId) -> Lsn {

@@ -26,6 +26,9 @@ impl Filter {
         let at = at.ok_or(SubmitError::UnknownDisk { disk })?;
         let extent = op.extent();
         self.check_op(at, extent)?;
+        if self.passes(now) {
+            return Ok(Submitted::Go(self.pass(at, extent)));
+        }
         let blockers = self.order.overlapping(at, extent);
         let covered = self.activity.prepare(at, extent, now.mono);
         let writer = self.activity.writer();
@@ -61,9 +64,13 @@ impl Filter {
 
     /// Gives an op its place in the order: a record, or only its extent while writes are tracked.
     fn go(&mut self, now: Now, ticket: Ticket, disk: usize, op: Op) {
+        if self.passing {
+            return self.passed(ticket);
+        }
         let extent = op.extent();
-        if self.gap.is_none() && self.gather.queued() + cost(&op) > self.limits.queue_bytes_max {
-            self.begin_gap(now);
+        let cost = cost(&op);
+        if self.gap.is_none() && self.gather.queued() + cost > self.limits.queue_bytes() {
+            self.reach_bound(now, cost);
         }
         let lsn = if self.gap.is_some() {
             let lsn = self.give_lsn(now);
@@ -95,11 +102,12 @@ impl Filter {
         lsn
     }
 
-    /// An op that went is done at the source, well or not. Lets go those that waited for it.
+    /// An op that went is done at the source, well or not. Lets go those that waited for it. Gives its LSN, which a member of a consistency set goes
+    /// by: the largest there is for an op that passed without one.
     ///
     /// # Errors
     /// When the ticket is not one of an op that runs.
-    pub fn complete(&mut self, now: Now, ticket: Ticket, result: Result<(), Failed>) -> Result<(), NotOpen> {
+    pub fn complete(&mut self, now: Now, ticket: Ticket, result: Result<(), Failed>) -> Result<Lsn, NotOpen> {
         let op = self.order.running(ticket).ok_or(NotOpen)?;
         match result {
             Ok(()) if op.recorded => {
@@ -107,6 +115,8 @@ impl Filter {
                     self.mend.supersede(op.disk, op.extent);
                 }
             }
+            // At its end everything is compared.
+            Ok(()) if self.passing => {}
             Ok(()) => self.mend.mark(op.disk, op.extent),
             Err(_) => {
                 self.counters.ops_failed += 1;
@@ -133,7 +143,7 @@ impl Filter {
         } else if self.tell_due.is_none() && self.gather.may_have_untold() {
             self.arm_tell(now);
         }
-        Ok(())
+        Ok(op.lsn)
     }
 
     /// An op that is held will never be done (its client is gone).
@@ -187,7 +197,7 @@ impl Filter {
             }
             Err(error) => {
                 let disk = self.disks[ticket.disk].id;
-                self.events.push_back(Event::FlushFailed { disk, error });
+                self.mention(Event::FlushFailed { disk, error });
                 self.flush_failed(now, ticket);
             }
         }
@@ -212,10 +222,13 @@ impl Filter {
         if lost.is_empty() || matches!(self.life, Life::Closed { .. }) {
             return;
         }
-        self.compare_floor = self.last_lsn;
-        lost.iter().for_each(|extent| self.mend.mark(disk, *extent));
         // What runs now may have reached the disk before the flush and been lost with it, and complete well all the same.
         self.order.distrust(disk);
+        if self.passing {
+            return;
+        }
+        self.compare_floor = self.last_lsn;
+        lost.iter().for_each(|extent| self.mend.mark(disk, *extent));
         let oldest = self.order.oldest_lsn().unwrap_or(self.last_lsn.next());
         self.open_bracket(now, oldest, ResyncReason::WriteFailed);
     }
@@ -245,7 +258,7 @@ mod tests {
                     reread.push(read.extent);
                     filter.reread_done(at, read.token, Ok(Vec::new())).expect("open");
                 }
-                Output::Ready(_) | Output::Event(_) => {}
+                Output::Ready(_) | Output::Event(_) | Output::Lend(_) => {}
             }
         }
         reread

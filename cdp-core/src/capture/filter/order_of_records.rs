@@ -4,7 +4,8 @@ use super::{Bracket, Doubt, Filter, Gap, Life, Window};
 use crate::capture::options::MarkError;
 use crate::capture::output::Event;
 use crate::frame::{Mark, Note, Part, PointKinds, RecordKind, ResyncReason};
-use crate::types::{DiskId, Lsn, MonoTime, NAME_MAX, Now, WallTime};
+use crate::set::{Place, Refusal, SetPoint};
+use crate::types::{DiskId, Lsn, MonoTime, NAME_MAX, Now, SET_LABEL_MAX, WallTime};
 
 /// How long settling may stay untold when no frame is open, in nanoseconds; then a time record carries it.
 const TELL_NS: u64 = 50_000_000;
@@ -91,10 +92,39 @@ impl Filter {
         Ok(lsn)
     }
 
+    /// Where this group is cut for its consistency set: at a mark, so that the moment is a point, and a period of per-point restore ends with it.
+    ///
+    /// # Errors
+    /// When this moment could not be restored.
+    pub fn cut(&mut self, now: Now) -> Result<Place, Refusal> {
+        let kinds = PointKinds { short: true, ..PointKinds::default() };
+        let lsn = self.mark(now, Mark { kinds, ..Mark::default() }).map_err(|_| Refusal::NotProtecting)?;
+        Ok(Place { timeline: self.timeline, lsn })
+    }
+
+    /// Records that the mark at a cut is common to a set. Whether it has its place in the order: not where that is another timeline's by now, or
+    /// where nothing is restorable that is recorded now.
+    pub fn set_point(&mut self, now: Now, point: &SetPoint, label: &str) -> bool {
+        let closed = matches!(self.life, Life::Closed { .. });
+        let here = point.place.timeline == self.timeline && point.place.lsn <= self.last_lsn;
+        if closed || !here || !self.is_protecting() || label.len() > SET_LABEL_MAX {
+            return false;
+        }
+        let SetPoint { set, cut, place, members } = *point;
+        let (taker, cut, lsn, label) = (cut.taker, cut.number, place.lsn, label.to_owned());
+        self.control(now, RecordKind::SetPoint, None, Note::SetPoint { set, taker, cut, lsn, members, label });
+        self.close_frame();
+        self.kicked = true;
+        true
+    }
+
     fn point(&mut self, now: Now, mark: Mark) -> Lsn {
         let (kinds, on_barrier) = (mark.kinds, mark.on_barrier);
         let lsn = self.control(now, RecordKind::Mark, None, Note::Mark(mark));
         self.points.add(lsn);
+        self.periods.end(lsn, now.mono);
+        // In the frame of the point, so that nothing lies in between.
+        self.begin_period(now);
         self.events.push_back(Event::PointClosed { lsn, kinds, on_barrier });
         lsn
     }
@@ -109,6 +139,7 @@ impl Filter {
     pub(super) fn begin_gap(&mut self, now: Now) {
         // A stamp may make a time record; the gap begins behind the record that says so.
         self.stamp(now);
+        self.end_period(now);
         let from = self.last_lsn.next().next();
         let reason = self.gap_reason();
         self.control(now, RecordKind::GapBegin, None, Note::GapBegin { from, reason });
@@ -140,8 +171,10 @@ impl Filter {
             return;
         }
         self.bracket = Some(Bracket { reason, bytes_read: 0, bytes_changed: 0 });
-        self.shut_window(from);
-        self.control(now, RecordKind::ResyncBegin, None, Note::ResyncBegin { from, reason });
+        // Of a period that ends here nothing can be restored, before the resync either.
+        self.shut_window(self.periods.open().map_or(from, |begun| begun.min(from)));
+        let lsn = self.control(now, RecordKind::ResyncBegin, None, Note::ResyncBegin { from, reason });
+        self.periods.end(lsn, now.mono);
         self.counters.resyncs += 1;
         self.events.push_back(Event::ResyncBegan { from, reason });
         self.kicked = true;
@@ -163,6 +196,7 @@ impl Filter {
         if matches!(self.doubt, Some(Doubt::Open)) {
             self.doubt = Some(Doubt::Ended { lsn, flushes: self.demand_flushes() });
         }
+        self.begin_period(now);
     }
 
     fn demand_flushes(&mut self) -> Vec<u64> {
@@ -179,14 +213,18 @@ impl Filter {
     }
 
     /// The replica is durable up to `lsn` ([`crate::types::DurableLsn::lsn`]): the memory of what it covers is free, points
-    /// become real, extents can be cleared from the activity log.
+    /// become real, extents can be cleared from the activity log. What lies below this filter's first LSN was durable before it.
     pub fn durable(&mut self, lsn: Lsn) {
         self.kicked = true;
+        if lsn < self.first_lsn {
+            return;
+        }
         self.durable = self.durable.max(lsn.min(self.last_lsn));
         if let Some(reached) = self.gather.durable(self.durable) {
             self.settled_durable = reached.settled;
             self.awaiting.get_or_insert((reached.lsn, reached.made));
             self.advance_restorable(reached.lsn, reached.made);
+            self.look_lent();
         }
     }
 
@@ -197,16 +235,18 @@ impl Filter {
             self.activity.resynced(end);
         }
         let limit = self.window.map_or(reached, |window| window.from.prev().min(reached));
-        self.restorable = self.restorable.max(limit);
+        self.restorable = self.restorable.max(self.periods.exact(limit));
+        let mut restorable_made = self.restorable_made.max(self.periods.closed(self.restorable));
         if newest <= self.restorable {
-            self.restorable_made = Some(newest_made);
+            restorable_made = Some(newest_made);
             self.awaiting = None;
         } else if let Some((lsn, made)) = self.awaiting
             && lsn <= self.restorable
         {
-            self.restorable_made = Some(made);
+            restorable_made = restorable_made.max(Some(made));
             self.awaiting = Some((newest, newest_made));
         }
+        self.restorable_made = restorable_made;
         while let Some(lsn) = self.points.next_durable(self.restorable) {
             self.events.push_back(Event::PointDurable { lsn });
         }

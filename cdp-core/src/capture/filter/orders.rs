@@ -51,22 +51,27 @@ impl Filter {
     /// The filter as it is now.
     #[must_use]
     pub fn status(&self, now: Now) -> Status {
-        let queued_bytes = self.gather.queued();
-        let lasts = self.rates.lasts_ns(self.limits.queue_bytes_max.saturating_sub(queued_bytes));
+        let [memory, spool] = self.stages();
         Status {
             state: self.state(),
             gap: self.gap.map(|gap| gap.reason),
+            detached: self.detached,
             resync: self.bracket.map(|bracket| bracket.reason),
             lsn: self.last_lsn,
             settled: self.gather.settled(),
+            stored: self.stored.max(self.durable),
+            lent: self.lent.through(),
+            lent_bytes: self.lent.bytes(),
             durable: self.durable,
             restorable: self.restorable,
-            queued_bytes,
-            queue_bytes_max: self.limits.queue_bytes_max,
+            queued_bytes: self.gather.queued(),
+            queue_bytes_max: self.limits.queue_bytes(),
+            memory,
+            spool,
             dirty_bytes: self.mend.dirty_bytes(),
             hot_bytes: self.activity.hot_bytes(),
             rpo_ns: self.rpo_ns(now),
-            time_until_tracking_ns: if self.gap.is_some() { Some(0) } else { lasts },
+            time_until_tracking_ns: spool.time_until_full_ns,
             write_bytes_per_s: self.rates.write_bytes_per_s,
             durable_bytes_per_s: self.rates.durable_bytes_per_s,
             ops_running: self.order.running_count(),

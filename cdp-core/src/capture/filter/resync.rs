@@ -28,11 +28,12 @@ pub enum RereadError {
 const REREAD_COST: u64 = REREAD_BYTES_MAX + REREAD_BYTES_MAX / PART_MAX * 2 * PART_COST;
 
 impl Filter {
-    /// The next re-read, if work, rate and queue allow one: re-reads leave a quarter of the queue to the guests.
+    /// The next re-read, if work, rate and queue allow one: re-reads leave a quarter of the queue's memory, and the spool, to
+    /// the guests.
     pub(super) fn next_reread(&mut self, now: Now) -> Option<Reread> {
         self.reread_wait = None;
         let under_way = self.mend.active_bytes() + REREAD_COST;
-        let room = self.gather.queued() + under_way <= self.limits.queue_bytes_max / 4 * 3;
+        let room = self.gather.queued() + under_way <= self.limits.memory_bytes / 4 * 3;
         let closed = matches!(self.life, Life::Closed { .. });
         let wanted = self.bracket.is_some() || self.changes.reads();
         if !wanted || self.gap.is_some() || !room || closed || self.mend.is_clean() {
@@ -43,7 +44,7 @@ impl Filter {
             self.reread_wait = Some(due);
             return None;
         }
-        let Some((token, disk, extent)) = self.mend.begin(now.mono) else {
+        let Some((token, disk, extent)) = self.mend.begin(now.mono, self.limits.rereads_max) else {
             self.reread_wait = self.mend.resume_at();
             return None;
         };
@@ -53,7 +54,10 @@ impl Filter {
         let pause = u128::from(extent.length) * 1_000_000_000 / u128::from(self.limits.reread_bytes_per_s_max);
         self.reread_due = self.reread_due.max(now.mono).after(u64::try_from(pause).unwrap_or(u64::MAX));
         let records = self.activity.last_touch(disk, extent).max(self.compare_floor);
-        let compare_at = (records <= self.durable).then_some(self.durable);
+        // What touched the range has to lie before an open period, in which the replica's content is of no moment. What it has of the
+        // range is the same at any later LSN.
+        let exact = self.periods.exact(self.durable);
+        let compare_at = (records <= exact).then_some(exact);
         Some(Reread { token, disk: self.disks[disk].id, extent, compare_at })
     }
 
@@ -78,10 +82,10 @@ impl Filter {
                 self.counters.rereads_failed += 1;
                 self.mend.failed(&active);
                 let disk = self.disks[active.disk].id;
-                self.events.push_back(Event::RereadFailed { disk, extent: active.extent, error });
+                self.mention(Event::RereadFailed { disk, extent: active.extent, error });
             }
             // Guests took the room meanwhile: later.
-            Ok(_) if self.gap.is_some() || self.gather.queued() + REREAD_COST > self.limits.queue_bytes_max => {
+            Ok(_) if self.gap.is_some() || self.gather.queued() + REREAD_COST > self.limits.queue_bytes() => {
                 self.mend.put_back(&active);
             }
             Ok(changed) => {

@@ -58,7 +58,8 @@ impl Filter {
             && self.gather.is_durable()
             && self.is_protecting()
             && !self.changes.is_pending()
-            && self.mend.is_idle();
+            && self.mend.is_idle()
+            && self.periods.open().is_none();
         match durable {
             true if doubtful => Drained::InDoubt,
             true if self.doubt.is_none() && disks.all(|disk| self.activity.is_flushed(disk)) => Drained::Safe,
@@ -144,7 +145,7 @@ mod tests {
                     Output::RemoveLog => filter.log_removed(now).expect("open"),
                     Output::Flush(_, ticket) => filter.flushed(now, ticket, Ok(())),
                     Output::Frame(frame) => filter.durable(frame.last_lsn()),
-                    Output::Reread(_) | Output::Ready(_) | Output::Event(_) => {}
+                    Output::Reread(_) | Output::Ready(_) | Output::Event(_) | Output::Lend(_) => {}
                 }
             }
         };

@@ -1,10 +1,16 @@
 //! The rules of the filter, one by one, in virtual time. The simulation in `tests/it/capture.rs` mixes them.
 
+mod detach;
 mod disks;
+mod fork;
+mod ladder;
+mod periods;
 mod resync;
+mod sets;
+mod states;
 
 use super::*;
-use crate::capture::output::{Failed, LogTrust, Output, Reread, Submitted};
+use crate::capture::output::{Failed, LogToken, LogTrust, Output, Reread, Submitted};
 use crate::capture::{MarkError, Op, SubmitError};
 use crate::frame::{Mark, Payload, RawFrame};
 use crate::types::{ClockEpoch, DiskId, GroupId, Timeline, WRITE_MAX, WallTime};
@@ -23,6 +29,9 @@ struct Rig {
     events: Vec<Event>,
     ready: Vec<Ticket>,
     rereads: Vec<Reread>,
+    lent: Vec<Lsn>,
+    /// A write of the log that is not answered.
+    log_pending: Option<LogToken>,
     log_works: bool,
     /// How often the log's file was to be removed.
     removals: u32,
@@ -56,13 +65,29 @@ impl Rig {
         let (now, wall) = (S, 1_700_000_000 * S);
         let both = Now { wall: WallTime(wall), mono: MonoTime(now) };
         let filter = Filter::new(options, both).expect("good options");
-        let (frames, events, ready, rereads) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { filter, now, wall, frames, events, ready, rereads, log_works: true, removals: 0 }
+        let (frames, events, ready, rereads, lent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self {
+            filter,
+            now,
+            wall,
+            frames,
+            events,
+            ready,
+            rereads,
+            lent,
+            log_pending: None,
+            log_works: true,
+            removals: 0,
+        }
     }
 
     /// Seeded, durable, protecting; frames and events so far forgotten.
     fn protecting() -> Self {
-        let mut rig = Self::new(options());
+        Self::protecting_with(options())
+    }
+
+    fn protecting_with(options: FilterOptions) -> Self {
+        let mut rig = Self::new(options);
         rig.filter.seed_done();
         rig.pass(60 * MS);
         rig.durable();
@@ -83,12 +108,13 @@ impl Rig {
                 Output::Log(write) if self.log_works => {
                     self.filter.log_written(self.now(), write.token, Ok(())).expect("under way");
                 }
-                Output::Log(_) => {}
+                Output::Log(write) => self.log_pending = Some(write.token),
                 Output::RemoveLog => self.removals += 1,
                 Output::Flush(_, ticket) => self.filter.flushed(self.now(), ticket, Ok(())),
                 Output::Reread(reread) => self.rereads.push(reread),
                 Output::Frame(frame) => self.frames.push(frame),
                 Output::Event(event) => self.events.push(event),
+                Output::Lend(lsn) => self.lent.push(lsn),
             }
         }
     }

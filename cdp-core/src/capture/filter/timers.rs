@@ -9,6 +9,7 @@ use crate::types::{MonoTime, Now};
 impl Filter {
     /// The next thing to do, or `None` until the next call or deadline.
     pub fn poll(&mut self, now: Now) -> Option<Output> {
+        self.stuck_at = MonoTime(u64::MAX);
         loop {
             if std::mem::take(&mut self.kicked) || now.mono >= self.timer_due {
                 self.timer_due = MonoTime(u64::MAX);
@@ -47,6 +48,9 @@ impl Filter {
         if let Some(disk) = self.activity.next_flush() {
             return Some(Output::Flush(self.disks[disk].id, self.flush_ticket(disk, false)));
         }
+        if let Some(lsn) = self.lend_due.take() {
+            return Some(Output::Lend(lsn));
+        }
         self.next_reread(now).map(Output::Reread)
     }
 
@@ -74,8 +78,9 @@ impl Filter {
 
     fn tick(&mut self, now: Now) {
         let gathered = self.gather.gathered();
-        self.rates.sample(now.mono.0, gathered, gathered - self.gather.queued());
+        self.rates.sample(now.mono.0, gathered, gathered - self.gather.queued(), self.gather.durable_cost());
         self.tick_log(now);
+        self.look_detached();
         if !matches!(self.life, Life::Closed { .. }) {
             self.tick_records(now);
         }
@@ -110,14 +115,19 @@ impl Filter {
     }
 
     fn tick_records(&mut self, now: Now) {
-        let drained_enough = self.gather.queued() <= self.limits.queue_bytes_max / 2;
-        if self.gap.is_some() && !self.paused && self.room == Room::Ok && drained_enough {
+        let drained_enough = self.gather.queued() <= self.limits.queue_bytes() / 2;
+        let wanted = !self.paused && self.detached.is_none();
+        if self.gap.is_some() && wanted && self.room == Room::Ok && drained_enough {
             self.end_gap(now);
         }
         self.settle_disks(now);
         self.try_close_bracket(now);
         if self.life == Life::Running {
             self.tick_periodic(now);
+        }
+        if self.life == Life::Draining {
+            // The filter makes no more points: what is there so far is a moment, and so is every one that follows.
+            self.end_period(now);
         }
         self.drain(now);
         if self.tell_due.is_some_and(|due| due <= now.mono) {
@@ -148,8 +158,8 @@ impl Filter {
             self.short_point(now, false);
         }
         let rpo_ns = self.rpo_ns(now);
-        if !can_be || rpo_ns.is_none_or(|rpo_ns| rpo_ns > self.limits.rpo_ns) {
-            self.events.push_back(Event::RpoViolated { rpo_ns });
+        if !can_be || rpo_ns.is_none_or(|rpo_ns| rpo_ns > self.age_allowed_ns()) {
+            self.mention(Event::RpoViolated { rpo_ns });
         }
     }
 

@@ -102,9 +102,7 @@ impl Manifest {
         section(&mut put, POLICY, |put| put_policy(put, &self.policy));
         section(&mut put, SESSIONS, |put| list(put, &self.sessions, put_session));
         section(&mut put, SEEDING, |put| {
-            list(put, &self.seeding, |put, seeding| {
-                put.u16(seeding.disk.get()).u64(seeding.done);
-            });
+            list(put, &self.seeding, |put, seeding| seeding.put(put));
         });
         section(&mut put, PINS, |put| {
             list(put, &self.pins, |put, pin| {
@@ -243,9 +241,7 @@ impl Manifest {
             POLICY => self.policy = take_policy(take)?,
             SESSIONS => self.sessions = take.list("sessions", SESSIONS_MAX, take_session)?,
             SEEDING => {
-                self.seeding = take.list("seeding", DISKS_LISTED_MAX, |take| {
-                    Ok(SeedingInfo { disk: disk_id(take)?, done: take.u64_if("done", |value| value <= DISK_MAX)? })
-                })?;
+                self.seeding = take.list("seeding", DISKS_LISTED_MAX, SeedingInfo::take)?;
             }
             RUNS => {
                 self.next_run = take.u64_if("next_run", |value| value > 1)?;
@@ -293,6 +289,9 @@ impl Manifest {
         let mut disks = BTreeSet::new();
         if let Some(twice) = self.disks.iter().find(|disk| !disks.insert(disk.id)) {
             return Err(take.field("disk listed twice", twice.id.get().into()));
+        }
+        if let Some(twice) = self.seeded_twice() {
+            return Err(take.field("disk seeded twice", twice.get().into()));
         }
         let apart = |pair: &[Arc<RunInfo>]| pair[0].last_segment < pair[1].first_segment;
         let numbers: BTreeSet<u64> = self.runs.iter().map(|run| run.number).collect();

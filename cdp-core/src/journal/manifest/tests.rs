@@ -79,7 +79,8 @@ pub(crate) fn full() -> Manifest {
         kind: SessionKind::Named,
         created: WallTime(8),
     });
-    manifest.seeding.push(SeedingInfo { disk: DiskId::new(1).unwrap(), done: 4096 });
+    let point = SeedingPoint { done: 4096, root: [6; 32] };
+    manifest.seeding.push(SeedingInfo { point, ..SeedingInfo::new(DiskId::new(1).unwrap(), 1 << 30, timeline) });
     manifest.pins.push(PinInfo { label: "court".into(), timeline, lsn: Lsn(44), created: WallTime(9) });
     let moment = |lsn| StampedMoment { timeline, lsn: Lsn(lsn), stamp };
     manifest.merge = Some(moment(60));

@@ -1,20 +1,24 @@
-//! Writing the manifest: a temporary file, synced, renamed over the old one, and the directory synced.
+//! Writing the manifest: two temporary files, written and synced beside each other, renamed over the second copy, then over the
+//! first; the directory synced.
 
 use super::{Effect, Purpose, Writer};
 use crate::journal::effect::FileId;
-use crate::journal::manifest::{Generation, MANIFEST_NAME, MANIFEST_TMP, Manifest, segment_name};
+use crate::journal::manifest::{
+    Generation, MANIFEST_COPY, MANIFEST_COPY_TMP, MANIFEST_NAME, MANIFEST_TMP, Manifest, segment_name,
+};
 use crate::media;
 use crate::mistakes::{self, Mistake};
 use crate::types::MonoTime;
 
-/// How far the manifest that is being written is. Each step is issued when the one before is through.
+/// How far the manifest that is being written is. Each step is issued when the one before is through, for both files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
     Idle,
-    Creating(FileId),
-    Writing(FileId),
-    Syncing(FileId),
+    Creating([FileId; 2]),
+    Writing([FileId; 2]),
+    Syncing([FileId; 2]),
     Closing,
+    RenamingCopy,
     Renaming,
     SyncingDirectory,
     Waiting(MonoTime),
@@ -24,6 +28,8 @@ enum Step {
 #[derive(Debug)]
 pub(super) struct Catalog {
     step: Step,
+    /// Effects of the step that are under way.
+    under_way: u8,
     /// There are edits that no manifest under way has.
     dirty: bool,
     writing: Generation,
@@ -37,7 +43,15 @@ impl Catalog {
     /// With the generation that stands on the media, and the newest one.
     pub(super) fn new(durable: Generation, newest: Generation) -> Self {
         let bytes = bytes::Bytes::new();
-        Self { step: Step::Idle, dirty: durable < newest, writing: durable, durable, bytes, removals: Vec::new() }
+        Self {
+            step: Step::Idle,
+            under_way: 0,
+            dirty: durable < newest,
+            writing: durable,
+            durable,
+            bytes,
+            removals: Vec::new(),
+        }
     }
 
     /// An edit was made: gives the generation that will have it.
@@ -74,6 +88,8 @@ impl Catalog {
     }
     /// There was no room: everything again at `deadline`.
     pub(super) fn wait(&mut self, deadline: MonoTime) {
+        // What the other file was issued may still be under way: nothing begins before that is back.
+        self.under_way = self.under_way.saturating_sub(1);
         self.step = Step::Waiting(deadline);
         self.dirty = true;
     }
@@ -88,7 +104,7 @@ impl Writer {
     pub(super) fn advance_catalog(&mut self, now: MonoTime) {
         let ready = match self.catalog.step {
             Step::Idle => self.catalog.dirty,
-            Step::Waiting(deadline) => deadline <= now,
+            Step::Waiting(deadline) => deadline <= now && self.catalog.under_way == 0,
             _ => false,
         };
         if ready {
@@ -96,11 +112,16 @@ impl Writer {
             self.catalog.writing = self.manifest.generation;
             self.manifest.durable = self.durable().lsn();
             self.catalog.bytes = self.manifest.encode().into();
-            let file = self.new_file();
-            self.catalog.step = Step::Creating(file);
-            let name = MANIFEST_TMP.to_owned();
-            let create = Effect::Create { file, name, preallocate: 0, keep_free: 0, replace: true };
-            self.issue(create, Purpose::Catalog);
+            let files = [self.new_file(), self.new_file()];
+            let create = |(file, name): (FileId, &str)| Effect::Create {
+                file,
+                name: name.to_owned(),
+                preallocate: 0,
+                keep_free: 0,
+                replace: true,
+            };
+            let effects = files.into_iter().zip([MANIFEST_COPY_TMP, MANIFEST_TMP]).map(create).collect();
+            self.catalog_step(Step::Creating(files), effects);
         }
         let durable = self.catalog.durable;
         let (due, later): (Vec<_>, _) =
@@ -111,21 +132,32 @@ impl Writer {
         }
     }
 
+    fn catalog_step(&mut self, step: Step, effects: Vec<Effect>) {
+        (self.catalog.step, self.catalog.under_way) = (step, effects.len() as u8);
+        effects.into_iter().for_each(|effect| self.issue(effect, Purpose::Catalog));
+    }
+
     pub(super) fn catalog_completed(&mut self) {
-        let (step, effect) = match self.catalog.step {
-            Step::Creating(file) => {
+        self.catalog.under_way = self.catalog.under_way.saturating_sub(1);
+        if self.catalog.under_way > 0 {
+            return;
+        }
+        let both = |files: [FileId; 2], effect: &dyn Fn(FileId) -> Effect| files.map(effect).to_vec();
+        let rename = |from: &str, to: &str| vec![Effect::Rename { from: from.to_owned(), to: to.to_owned() }];
+        let (step, effects) = match self.catalog.step {
+            Step::Creating(files) => {
                 let data = vec![self.catalog.bytes.clone()];
-                (Step::Writing(file), Effect::Write { file, offset: 0, data })
+                let write = |file| Effect::Write { file, offset: 0, data: data.clone() };
+                (Step::Writing(files), both(files, &write))
             }
-            Step::Writing(file) if mistakes::is(Mistake::ManifestNotSynced) => {
-                (Step::Syncing(file), Effect::Close { file })
+            Step::Writing(files) if mistakes::is(Mistake::ManifestNotSynced) => {
+                (Step::Closing, both(files, &|file| Effect::Close { file }))
             }
-            Step::Writing(file) => (Step::Syncing(file), Effect::Sync { file }),
-            Step::Syncing(file) => (Step::Closing, Effect::Close { file }),
-            Step::Closing => {
-                (Step::Renaming, Effect::Rename { from: MANIFEST_TMP.to_owned(), to: MANIFEST_NAME.to_owned() })
-            }
-            Step::Renaming => (Step::SyncingDirectory, Effect::SyncDir { name: String::new() }),
+            Step::Writing(files) => (Step::Syncing(files), both(files, &|file| Effect::Sync { file })),
+            Step::Syncing(files) => (Step::Closing, both(files, &|file| Effect::Close { file })),
+            Step::Closing => (Step::RenamingCopy, rename(MANIFEST_COPY_TMP, MANIFEST_COPY)),
+            Step::RenamingCopy => (Step::Renaming, rename(MANIFEST_TMP, MANIFEST_NAME)),
+            Step::Renaming => (Step::SyncingDirectory, vec![Effect::SyncDir { name: String::new() }]),
             Step::SyncingDirectory => {
                 self.catalog.step = Step::Idle;
                 self.catalog.durable = self.catalog.writing;
@@ -133,7 +165,6 @@ impl Writer {
             }
             Step::Idle | Step::Waiting(_) => return,
         };
-        self.catalog.step = step;
-        self.issue(effect, Purpose::Catalog);
+        self.catalog_step(step, effects);
     }
 }

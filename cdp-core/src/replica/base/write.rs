@@ -1,7 +1,7 @@
-//! Making a base: one ascending pass over a disk.
+//! Making a base: one ascending pass over a disk, which can be left at a checkpoint and gone on with there.
 
 use super::super::files::BASE_DIRECTORY;
-use super::super::sidecar::{Entry, Layout, Page, PageDigest, Root, Seed, Slot};
+use super::super::sidecar::{Entry, Layout, Page, PageDigest, Root, Seed, Slot, TableBegin};
 use super::{FIRST_GENERATION, file_names, is_zero, seal_block, write_table};
 use crate::media::{File, MediaError, Storage};
 use crate::trust::{BlockPlace, BlockSealer, KeyError, Keyring};
@@ -11,17 +11,21 @@ use std::sync::Arc;
 /// Writes a base from the first byte to the last.
 #[derive(Debug)]
 pub struct BaseWriter {
-    disk: DiskId,
-    image: Arc<dyn File>,
-    sidecar: Arc<dyn File>,
-    seed: Seed,
+    pub(super) disk: DiskId,
+    pub(super) image: Arc<dyn File>,
+    pub(super) sidecar: Arc<dyn File>,
+    pub(super) seed: Seed,
     /// What seals it at rest.
-    sealer: Option<BlockSealer>,
-    size: u64,
-    at: u64,
-    page: Option<Page>,
-    digests: Vec<PageDigest>,
-    stored: u64,
+    pub(super) sealer: Option<BlockSealer>,
+    pub(super) size: u64,
+    pub(super) at: u64,
+    pub(super) page: Option<Page>,
+    /// Of the pages that are closed: all before the open one.
+    pub(super) digests: Vec<PageDigest>,
+    pub(super) table: TableBegin,
+    pub(super) stored: u64,
+    /// The image holds the bytes already: only pages are written.
+    pub(super) adopts: bool,
 }
 
 impl BaseWriter {
@@ -41,9 +45,14 @@ impl BaseWriter {
         image.set_len(size.next_multiple_of(BLOCK))?;
         let sidecar = storage.create(&sidecar)?;
         storage.sync_dir(BASE_DIRECTORY)?;
-        let seed = Seed::new(replica, disk);
-        let sealer = None;
-        Ok(Self { disk, image, sidecar, seed, sealer, size, at: 0, page: None, digests: Vec::new(), stored: 0 })
+        Ok(Self::on((disk, Seed::new(replica, disk)), image, sidecar, size))
+    }
+
+    /// At the beginning of a disk.
+    pub(super) fn on((disk, seed): (DiskId, Seed), image: Arc<dyn File>, sidecar: Arc<dyn File>, size: u64) -> Self {
+        let (digests, table) = (Vec::new(), TableBegin::default());
+        let (at, stored) = (0, 0);
+        Self { disk, image, sidecar, seed, sealer: None, size, at, page: None, digests, table, stored, adopts: false }
     }
 
     /// The same, sealed at rest by the newest key on the ring of the store's writer. Before the first byte.
@@ -54,7 +63,7 @@ impl BaseWriter {
         Ok(Self { sealer: Some(keys.block_sealer(None)?), ..self })
     }
 
-    fn layout(&self) -> Layout {
+    pub(super) fn layout(&self) -> Layout {
         if self.sealer.is_some() { Layout::AtRest } else { Layout::Plain }
     }
 
@@ -145,7 +154,7 @@ impl BaseWriter {
             let page_end = ((self.at / covers + 1) * covers).min(self.size);
             if self.at.is_multiple_of(covers) && end >= page_end {
                 self.close_page()?;
-                self.digests.push(PageDigest::Absent);
+                self.push(PageDigest::Absent);
                 self.at = page_end;
             } else {
                 let step = (end.min(page_end) - self.at).min(ZEROS.len() as u64);
@@ -170,7 +179,7 @@ impl BaseWriter {
     }
 
     fn store(&mut self, begin: u64, data: &[u8], from: usize) -> Result<(), MediaError> {
-        if from < data.len() {
+        if from < data.len() && !self.adopts {
             self.image.write_all_at(begin + from as u64, &data[from..])?;
             self.stored += (data.len() - from) as u64;
         }
@@ -191,13 +200,18 @@ impl BaseWriter {
         self.page.get_or_insert_with(|| Page::new(number, layout))
     }
 
-    fn close_page(&mut self) -> Result<(), MediaError> {
+    pub(super) fn close_page(&mut self) -> Result<(), MediaError> {
         if let Some(mut page) = self.page.take() {
             let offset = Slot::First.offset(page.number());
             let (bytes, digest) = page.seal(Slot::First);
             self.sidecar.write_all_at(offset, bytes)?;
-            self.digests.push(digest);
+            self.push(digest);
         }
         Ok(())
+    }
+
+    fn push(&mut self, digest: PageDigest) {
+        self.table.push(digest);
+        self.digests.push(digest);
     }
 }

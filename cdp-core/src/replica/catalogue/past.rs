@@ -9,12 +9,16 @@ use std::collections::BTreeSet;
 impl Range {
     /// One moment that is kept apart from its neighbours.
     fn only(moment: &StampedMoment) -> Self {
-        Self { only: true, ..Self::of(moment) }
+        Self { only: true, kept: true, ..Self::of(moment) }
     }
 
     fn of(moment: &StampedMoment) -> Self {
         let StampedMoment { lsn, stamp: Stamp { epoch, time }, .. } = *moment;
-        Self { spans: vec![Span { epoch, from: lsn, to: lsn, from_time: time, to_time: time }], only: false }
+        Self {
+            spans: vec![Span { epoch, from: lsn, to: lsn, from_time: time, to_time: time }],
+            only: false,
+            kept: false,
+        }
     }
 }
 
@@ -22,11 +26,11 @@ impl Branch {
     /// What lies before the moment cannot be restored any more, and the moment itself can: it is in the bases.
     pub fn begin_at(&mut self, moment: &StampedMoment) {
         let lsn = moment.lsn;
-        self.ranges.retain(|range| range.only || range.to() >= lsn);
+        self.ranges.retain(|range| range.kept || range.to() >= lsn);
         self.gaps.retain(|gap| gap.to >= lsn);
         self.points.retain(|point| point.id.lsn >= lsn);
         self.pending.retain(|event| event.lsn > lsn);
-        let kept = self.ranges.iter().take_while(|range| range.only).count();
+        let kept = self.ranges.iter().take_while(|range| range.kept).count();
         match self.ranges.get_mut(kept).filter(|range| range.from() <= lsn) {
             Some(range) => {
                 range.spans.retain(|span| span.to >= lsn);
@@ -54,7 +58,7 @@ impl Branch {
 
     /// These moments before its beginning, and no others, are kept.
     fn keep(&mut self, kept: &[KeptInfo]) {
-        self.ranges.retain(|range| !range.only);
+        self.ranges.retain(|range| !range.kept);
         let begin = self.ranges.first().map_or(Lsn(u64::MAX), Range::from);
         self.points.retain(|point| point.id.lsn >= begin);
         let own = kept.iter().filter(|kept| kept.moment.timeline == self.timeline && kept.moment.lsn < begin);

@@ -1,5 +1,8 @@
 //! What the fold says of histories whose answer is plain.
 
+mod periods;
+mod sets;
+
 use super::*;
 use crate::frame::{PointKinds, RecordKind};
 use crate::types::{DiskId, MonoTime};

@@ -57,7 +57,7 @@ pub fn crash(mut world: World, end: End) -> Left {
 /// The replica at an LSN.
 fn at(world: &World, lsn: Lsn) -> Vec<Tags> {
     let mut disks = world.base.clone();
-    model::apply(&mut disks, &world.frames[..world.taken], Lsn::ZERO, lsn, index);
+    model::apply(&mut disks, &world.frames[..world.taken], (Lsn::ZERO, lsn), &world.left_out, index);
     disks
 }
 
@@ -96,7 +96,7 @@ impl Left {
     pub fn restart(self, hostility: Hostility) -> World {
         let Self { world: mut old, base, fork, log } = self;
         let epoch = old.frames.last().map_or(ClockEpoch(1), |frame| frame.epoch);
-        let given = old.frames.last().map_or(Lsn::ZERO, |frame| frame.last_lsn());
+        let given = old.frames.last().map_or(old.forked_at, |frame| frame.last_lsn());
         let timeline = Timeline::new(old.rng.identity()).expect("not 0");
         let above = old.filter.first_lsn();
         let start = Start::Unclean { parent: old.options.timeline, fork, above, epoch, log };

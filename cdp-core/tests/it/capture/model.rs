@@ -3,7 +3,7 @@
 use super::disk::{Tags, sectors, tags_of};
 use cdp_core::frame::{Note, Part, RawFrame, RecordKind};
 use cdp_core::types::{DiskId, Extent, FRAME_PLAIN_MAX, FRAME_RECORDS_MAX, Lsn, SECTOR, WRITE_MAX};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One thing that changed what a reader sees, in the order in which it happened.
 #[derive(Clone, Debug)]
@@ -31,8 +31,9 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(replica: Vec<Tags>, source: Vec<Tags>, sizes: Vec<usize>) -> Self {
-        let (shown, differing) = (sizes.iter().map(|size| *size > 0).collect(), vec![0; sizes.len()]);
+    fn new(replica: Vec<Tags>, source: Vec<Tags>, sizes: Vec<usize>, hidden: &BTreeSet<usize>) -> Self {
+        let is_shown = |(disk, size): (usize, &usize)| *size > 0 && !hidden.contains(&disk);
+        let (shown, differing) = (sizes.iter().enumerate().map(is_shown).collect(), vec![0; sizes.len()]);
         let mut pair = Self { replica, source, sizes, shown, differing };
         (0..pair.sizes.len()).for_each(|disk| pair.count(disk));
         pair
@@ -96,7 +97,7 @@ pub struct Wrong {
 
 /// LSNs that cannot be restored, by the records alone.
 pub fn windows(frames: &[RawFrame]) -> Vec<(Lsn, Lsn)> {
-    let mut windows = Vec::new();
+    let mut windows = periods(frames);
     let mut open: Option<Lsn> = None;
     // What is said of one disk takes nothing from the others.
     let of_group = |part: &&Part| part.disk.is_none();
@@ -113,6 +114,60 @@ pub fn windows(frames: &[RawFrame]) -> Vec<(Lsn, Lsn)> {
     windows
 }
 
+/// Periods of per-point restore: from the LSN of the first record to that of the one that ended it.
+pub fn periods(frames: &[RawFrame]) -> Vec<(Lsn, Lsn)> {
+    let mut periods = Vec::new();
+    let mut open: Option<Lsn> = None;
+    for part in frames.iter().flat_map(|frame| &frame.parts).filter(|part| part.disk.is_none()) {
+        match part.kind {
+            RecordKind::PeriodBegin => {
+                assert_eq!(part.note.as_deref(), Some(&Note::PeriodBegin { from: part.lsn }));
+                assert_eq!(open.replace(part.lsn), None, "one period at a time");
+            }
+            RecordKind::Mark | RecordKind::PeriodEnd | RecordKind::GapBegin | RecordKind::ResyncBegin => {
+                periods.extend(open.take().map(|from| (from, part.lsn)));
+            }
+            _ => {}
+        }
+    }
+    periods.extend(open.map(|from| (from, Lsn(u64::MAX))));
+    periods
+}
+
+/// What a proxy may leave out of the records after `after`, up to `last`: what later ones of the same period, as far as it has them,
+/// cover wholly. `wants` says whether it does.
+pub fn left_out(frames: &[RawFrame], (after, last): (Lsn, Lsn), mut wants: impl FnMut() -> bool) -> Vec<Lsn> {
+    let mut out = Vec::new();
+    for (from, end) in periods(frames).into_iter().filter(|(_, end)| *end > after) {
+        let inside = frames.iter().flat_map(|frame| &frame.parts).filter(|part| part.lsn > from && part.lsn < end);
+        // Whole records: disk, extent and LSN.
+        let mut records: Vec<(Lsn, Option<DiskId>, Extent)> = Vec::new();
+        let mut open: Option<Extent> = None;
+        for part in inside {
+            let begun = open.get_or_insert(part.extent);
+            begun.length = part.extent.end() - begun.offset;
+            if part.is_last() {
+                let extent = open.take().expect("it was begun");
+                match part.kind.changes_disk() {
+                    true => records.push((part.lsn, part.disk, extent)),
+                    // What changes a disk's size ends a window.
+                    false if part.note.is_some() && part.kind != RecordKind::Time => records.clear(),
+                    false => {}
+                }
+            }
+        }
+        for (at, (lsn, disk, extent)) in
+            records.iter().enumerate().filter(|(_, (lsn, ..))| *lsn > after && *lsn <= last)
+        {
+            let covers = |(_, other, later): &(Lsn, Option<DiskId>, Extent)| other == disk && later.contains(extent);
+            if records[at + 1..].iter().any(covers) && wants() {
+                out.push(*lsn);
+            }
+        }
+    }
+    out
+}
+
 /// The last LSN that has all its parts in these frames.
 pub fn whole(frames: &[RawFrame]) -> Lsn {
     let last = frames.iter().rev().flat_map(|frame| frame.parts.last()).next();
@@ -122,17 +177,25 @@ pub fn whole(frames: &[RawFrame]) -> Lsn {
 /// The last LSN that a reader of these frames may restore.
 pub fn restorable(frames: &[RawFrame]) -> Lsn {
     let settled = frames.last().map_or(Lsn::ZERO, |frame| frame.settled).min(whole(frames));
-    windows(frames)
-        .iter()
-        .filter(|(from, end)| *from <= settled && settled < *end)
-        .map(|(from, _)| from.prev())
-        .min()
-        .unwrap_or(settled)
+    let windows = windows(frames);
+    let mut lsn = settled;
+    // What lies before a window may lie in another one.
+    while let Some((from, _)) = windows.iter().find(|(from, end)| *from <= lsn && lsn < *end) {
+        lsn = from.prev();
+    }
+    lsn
 }
 
-/// Applies what records up to `last` say.
-pub fn apply(disks: &mut [Tags], frames: &[RawFrame], after: Lsn, last: Lsn, index: impl Fn(DiskId) -> usize) {
-    for part in frames.iter().flat_map(|frame| &frame.parts).filter(|part| part.lsn > after && part.lsn <= last) {
+/// Applies what records up to `last` say, but for those that a proxy left out.
+pub fn apply(
+    disks: &mut [Tags],
+    frames: &[RawFrame],
+    (after, last): (Lsn, Lsn),
+    left_out: &BTreeSet<Lsn>,
+    index: impl Fn(DiskId) -> usize,
+) {
+    let there = |part: &&Part| part.lsn > after && part.lsn <= last && !left_out.contains(&part.lsn);
+    for part in frames.iter().flat_map(|frame| &frame.parts).filter(there) {
         if let (Some(disk), Some(Note::Resize { from, to })) = (part.disk, part.note.as_deref()) {
             let (from, to) = ((from / SECTOR) as usize, (to / SECTOR) as usize);
             disks[index(disk)][to.min(from)..from].fill(0);
@@ -202,16 +265,17 @@ impl Shape {
 
 /// Compares the replica with the source at every LSN that can be restored from these frames. Returns how many those are.
 ///
-/// The disks are given with the sizes that they had at the start, in sectors: 0 for those that came later.
+/// The disks are given with the sizes that they had at the start, in sectors: 0 for those that came later; `hidden` are not
+/// complete yet.
 /// `lsn_after_call[c]` is the last LSN that was given when call `c` returned: it places what has no record of its own.
 pub fn check_every_lsn(
-    (base, source, sizes): (Vec<Tags>, Vec<Tags>, Vec<usize>),
+    (base, source, sizes, hidden): (Vec<Tags>, Vec<Tags>, Vec<usize>, &BTreeSet<usize>),
     changes: &[Change],
     frames: &[RawFrame],
     lsn_after_call: &[Lsn],
     index: impl Fn(DiskId) -> usize + Copy,
 ) -> Result<u64, Wrong> {
-    let mut pair = Pair::new(base, source, sizes);
+    let mut pair = Pair::new(base, source, sizes, hidden);
     let windows = windows(frames);
     let limit = frames.last().map_or(Lsn::ZERO, |frame| frame.settled).min(whole(frames));
     let mut records: BTreeMap<Lsn, Vec<&Part>> = BTreeMap::new();

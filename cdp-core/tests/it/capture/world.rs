@@ -15,6 +15,7 @@ pub const MS: u64 = 1_000_000;
 pub const S: u64 = 1_000_000_000;
 
 mod change;
+mod fork;
 mod guest;
 mod host;
 
@@ -36,6 +37,12 @@ pub struct Hostility {
     pub large_one_in: u64,
     /// Disks join, change their size and leave.
     pub disks_change: bool,
+    /// The far side cannot continue the order: at one look in so many; 0: never.
+    pub forks_one_in: u64,
+    /// Replication leaves the guests' path and comes back.
+    pub detaches: bool,
+    /// The policy is per-point, or becomes it, and a proxy leaves out what it may.
+    pub periods: bool,
 }
 
 #[derive(Debug)]
@@ -56,6 +63,9 @@ enum Ev {
     ClockStep,
     Room,
     Change,
+    ProxyStores,
+    Fork,
+    Detach,
 }
 
 pub struct OpenOp {
@@ -67,6 +77,10 @@ pub struct OpenOp {
     sequence: u64,
     submitted: u64,
     pub running: bool,
+    /// It went while replication was out of the path.
+    passed: bool,
+    /// It ran beside another that overlaps it: what the disk holds afterwards only the disk knows.
+    raced: bool,
     unblocked: u64,
 }
 
@@ -75,6 +89,14 @@ struct OpenReread {
     disk: usize,
     tags: Tags,
     half: bool,
+}
+
+/// How an op went.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Went {
+    Recorded,
+    Tracked,
+    Passed,
 }
 
 /// What outlives a filter.
@@ -103,6 +125,8 @@ pub struct World {
     pub least: u64,
     pub told: u64,
     pub frames: Vec<RawFrame>,
+    /// Records that a proxy left out on the way to the replica.
+    pub left_out: BTreeSet<Lsn>,
     shape: Shape,
     chain_start: Lsn,
     /// Frames that the replica has.
@@ -113,6 +137,15 @@ pub struct World {
     pub applied_through: Lsn,
     start_content: Vec<Tags>,
     start_sizes: Vec<usize>,
+    /// Disks that are not complete where the records begin.
+    hidden: BTreeSet<usize>,
+    /// Disks that were there at the start of the filter.
+    first_disks: usize,
+    /// Where the timeline of the records forked from the one before, if this filter did that.
+    pub forked_at: Lsn,
+    /// How often frames were lent.
+    pub lends: u64,
+    stored: Lsn,
     /// Sectors of each disk now.
     pub sizes: Vec<usize>,
     /// Disks of which something is to become, or that are being copied.
@@ -121,8 +154,8 @@ pub struct World {
     pub changes: Vec<Change>,
     change_of_op: BTreeMap<u64, usize>,
     lsn_after_call: Vec<Lsn>,
-    gone: VecDeque<(u64, bool)>,
-    counted: (u64, u64),
+    gone: VecDeque<(u64, Went)>,
+    counted: [u64; 3],
     pub events: Vec<Event>,
     pub bytes_reread: u64,
     pub trace: u64,
@@ -175,6 +208,7 @@ impl World {
             least: 0,
             told: 0,
             frames: Vec::new(),
+            left_out: BTreeSet::new(),
             shape: Shape::default(),
             chain_start,
             taken: 0,
@@ -183,14 +217,19 @@ impl World {
             applied_through: chain_start,
             start_content,
             sizes: start_sizes.clone(),
+            first_disks: start_sizes.len(),
             start_sizes,
+            hidden: BTreeSet::new(),
+            forked_at: Lsn::ZERO,
+            lends: 0,
+            stored: Lsn::ZERO,
             changing: BTreeSet::new(),
             left: BTreeSet::new(),
             changes: Vec::new(),
             change_of_op: BTreeMap::new(),
             lsn_after_call: Vec::new(),
             gone: VecDeque::new(),
-            counted: (0, 0),
+            counted: [0; 3],
             events: Vec::new(),
             bytes_reread: 0,
             trace: 0,
@@ -213,6 +252,15 @@ impl World {
         world.later(2 * S, Ev::Room);
         if hostility.disks_change {
             world.later(S, Ev::Change);
+        }
+        if world.options.keeps_ranges {
+            world.later(MS, Ev::ProxyStores);
+        }
+        if hostility.forks_one_in > 0 {
+            world.later(2 * S, Ev::Fork);
+        }
+        if hostility.detaches {
+            world.later(3 * S, Ev::Detach);
         }
         world
     }
@@ -240,11 +288,15 @@ impl World {
         let status = self.filter.status(self.both());
         let call = self.lsn_after_call.len() as u64;
         self.lsn_after_call.push(status.lsn);
-        let counted = (status.counters.ops_recorded, status.counters.ops_tracked);
-        self.gone.extend((self.counted.0..counted.0).map(|_| (call, true)));
-        self.gone.extend((self.counted.1..counted.1).map(|_| (call, false)));
+        let Counters { ops_recorded, ops_tracked, ops_passed, .. } = status.counters;
+        let counted = [ops_recorded, ops_tracked, ops_passed];
+        for (at, went) in [Went::Recorded, Went::Tracked, Went::Passed].into_iter().enumerate() {
+            self.gone.extend((self.counted[at]..counted[at]).map(|_| (call, went)));
+        }
         self.counted = counted;
-        assert!(status.settled <= status.lsn && status.restorable <= status.durable.min(status.settled));
+        assert!(status.settled <= status.lsn && status.restorable <= status.durable);
+        assert!(status.restorable <= status.settled.max(self.forked_at));
+        assert!(status.lent.is_some() || status.lent_bytes == 0);
         assert!(status.queued_bytes <= status.queue_bytes_max + (64 << 10), "the queue keeps its bound: {status:?}");
         call
     }
@@ -305,9 +357,18 @@ impl World {
                 self.later(4 * S, Ev::ClockStep);
             }
             Ev::Change => self.change_disks(),
+            Ev::ProxyStores => self.proxy_stores(),
+            Ev::Fork => self.maybe_fork(),
+            Ev::Detach => self.detach_or_attach(),
             Ev::Room => {
                 let room = if self.calm { 3 } else { self.rng.below(4) };
                 self.filter.set_room([Room::Lost, Room::NoSpace, Room::Ok, Room::Ok][room as usize]);
+                if self.hostility.periods {
+                    let every = self.rng.one_in(4);
+                    self.filter
+                        .set_points(self.both(), if every { PointsMode::EveryWrite } else { PointsMode::PerPoint });
+                    self.called();
+                }
                 self.later(3 * S, Ev::Room);
             }
         }
@@ -342,6 +403,10 @@ impl World {
             Output::Flush(disk, ticket) => self.start_flush(index(disk), ticket),
             Output::Reread(reread) => self.start_reread(reread),
             Output::Frame(frame) => self.take_frame(frame),
+            Output::Lend(lsn) => {
+                assert!(lsn <= self.stored, "only what a proxy has is lent");
+                self.lends += 1;
+            }
             Output::Event(event) => {
                 if let Event::Log(trust) = event {
                     self.told = self.told.max(trust.least());
@@ -356,6 +421,7 @@ impl World {
 
     fn take_frame(&mut self, frame: RawFrame) {
         self.shape.check(&frame, self.chain_start);
+        self.check_log_names(frame.timeline);
         for part in &frame.parts {
             for value in
                 [part.lsn.0, part.time.0, part.kind as u64, part.extent.offset, part.extent.length, part.crc.into()]

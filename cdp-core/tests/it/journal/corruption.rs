@@ -139,6 +139,31 @@ fn needs(reader: &Reader, snapshot: &Snapshot, lost: &Unreadable, lsn: Lsn) -> b
 }
 
 #[test]
+fn either_manifest_is_enough_and_the_next_start_mends_the_other() {
+    for damaged in [MANIFEST_NAME, MANIFEST_COPY] {
+        let (intact, _, durable) = store(true, &AtRest::both()[0]);
+        let whole = read_manifest(&intact).unwrap();
+        let mut bytes = read(&intact, damaged);
+        bytes[70] ^= 4;
+        replace(&intact, damaged, &bytes);
+        assert_eq!(read_manifest(&intact).unwrap(), whole);
+        assert_eq!(damaged_manifests(&intact).unwrap().iter().map(|(name, _)| *name).collect::<Vec<_>>(), [damaged]);
+        let opened = cdp_core::journal::open(&intact, DIRECTORY, None).unwrap();
+        assert_eq!(opened.durable.lsn(), durable);
+        assert_eq!(damaged_manifests(&intact).unwrap(), []);
+        let both = [MANIFEST_NAME, MANIFEST_COPY].map(|name| read(&intact, name));
+        assert_eq!(both[0], both[1]);
+    }
+}
+
+#[test]
+fn a_store_without_its_manifest_is_none_whatever_its_copy_says() {
+    let (intact, ..) = store(true, &AtRest::both()[0]);
+    intact.remove(MANIFEST_NAME).unwrap();
+    assert!(matches!(read_manifest(&intact), Err(OpenError::NoStore { .. })));
+}
+
+#[test]
 fn damage_to_a_stopped_store_is_noticed_and_never_gives_a_wrong_byte() {
     AtRest::both().iter().for_each(damage_is_noticed);
 }
@@ -153,6 +178,7 @@ fn damage_is_noticed(at_rest: &AtRest) {
         let storage = copy(&intact);
         let (what, changed) = damage(&storage, &mut dice);
         let reader = at_rest.reader(Arc::new(storage.clone()), &whole);
+        let of_manifests = damaged_manifests(&storage).map_or(true, |found| !found.is_empty());
         let noticed = match at_rest.open(&storage, None) {
             Err(_) => true,
             Ok(opened) => {
@@ -168,7 +194,7 @@ fn damage_is_noticed(at_rest: &AtRest) {
                 !findings.is_empty()
             }
         };
-        assert_eq!(noticed, changed, "seed {seed}: {what}");
+        assert_eq!(noticed || of_manifests, changed, "seed {seed}: {what}");
         // Who only looks gets what is good, and never a wrong byte.
         if let Ok(looked) = at_rest.look(&storage, None) {
             read_right(&reader, &looked.snapshot, &source, looked.snapshot.written(), &what);

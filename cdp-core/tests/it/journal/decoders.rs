@@ -3,10 +3,13 @@
 //! `CDP_DECODER_CASES` is how many cases each of them gets (256), `CDP_FUZZ_CORPUS` a directory into which the valid examples are
 //! written as seeds for the fuzzers of `cdp-core/fuzz`.
 
-use cdp_core::frame::{Compression, Encoder, FrameHead, Mark, Note, Part, Payload, RawFrame, RecordKind};
+use cdp_core::frame::{Compression, EncodedFrame, Encoder, FrameHead, Mark, Note, Part, Payload, RawFrame, RecordKind};
 use cdp_core::fuzz::{Decoder, decode_any};
-use cdp_core::journal::MANIFEST_NAME;
-use cdp_core::media::{Disk, Storage};
+use cdp_core::journal::{Executor, MANIFEST_NAME};
+use cdp_core::link::message::{Code, Farewell};
+use cdp_core::link::preamble::Preamble;
+use cdp_core::link::spool::{Spool, SpoolOptions};
+use cdp_core::media::{Disk, Memory, Storage};
 use cdp_core::types::*;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -21,6 +24,10 @@ const STORE_AT_REST: &str = include_str!("golden-at-rest-v1.txt");
 const BASES: &str = include_str!("golden-bases-v1.txt");
 /// A run of the levelled index, and the manifest's entry of it.
 const RUN: &str = include_str!("../../../src/journal/level/golden-v1.txt");
+/// A message of each kind on a link: what a source end sends, what a target end sends, an error.
+const LINK: &str = include_str!("../../../src/link/codec/golden-v1.txt");
+/// A ticket of the key that the fuzzers' entry knows.
+const TICKET: &str = include_str!("../../../src/trust/ticket/golden-v1.hex");
 const BLOCK_MAGIC: &[u8] = b"CDPBLOK\x01";
 
 /// The bytes of a file in a golden text, which names it and its length and has its rows that are not zeros.
@@ -92,6 +99,28 @@ fn notes(frame: &[u8]) -> Vec<Vec<u8>> {
     noted.collect()
 }
 
+fn of_hex(hex: &str) -> Vec<u8> {
+    let hex = hex.trim();
+    (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).unwrap()).collect()
+}
+
+/// What an end sends from its first message, which is called so, to its last: the first, the first two, and so on.
+fn said(first: &str) -> Vec<Vec<u8>> {
+    let lines: Vec<_> = LINK.lines().map(|line| line.split_once(' ').unwrap()).collect();
+    let begin = lines.iter().position(|(name, _)| *name == first).unwrap();
+    let end = begin + lines[begin..].iter().position(|(name, _)| *name == "close").unwrap();
+    let upto = |last| lines[begin..=last].iter().flat_map(|(_, hex)| of_hex(hex)).collect();
+    (begin..=end).map(upto).collect()
+}
+
+fn preambles() -> Vec<Vec<u8>> {
+    let session = SessionId::new([3; 16]).unwrap();
+    let tls = [of_hex(TICKET).into(), bytes::Bytes::new()].map(|ticket| Preamble::Tls { ticket });
+    let refusal = Preamble::Refusal(Farewell::new(Code::Busy, "later"));
+    let all = tls.into_iter().chain([Preamble::Plain { session, connection: 1 }, refusal]);
+    all.map(|preamble| preamble.encode().unwrap()).collect()
+}
+
 /// By the text of `ACTIVITY.md`: two headers, a sector of the bitmap with one extent marked. Its checksums are left to be made.
 fn activity_log() -> Vec<u8> {
     let mut header = vec![0; 8192];
@@ -105,6 +134,33 @@ fn activity_log() -> Vec<u8> {
     let mut sector = vec![0; 512];
     sector[1] = 4;
     [&header[..], &header, &sector].concat()
+}
+
+/// What a spool writes of such a frame: the header of its file, and its first entry without padding.
+fn spooled(decoder: Decoder, frame: &[u8]) -> Vec<u8> {
+    let info = FrameHead::parse(frame).unwrap().info;
+    let (head, body) = frame.split_at(info.head_bytes as usize);
+    let (head, body) = (bytes::Bytes::copy_from_slice(head), vec![bytes::Bytes::copy_from_slice(body)]);
+    let storage = Memory::new();
+    let options = SpoolOptions {
+        memory_bytes_max: 0,
+        disk_bytes_max: u64::MAX,
+        file_bytes: 0,
+        directory: String::new(),
+        ahead_bytes: 0,
+        always: true,
+        ids: 0,
+    };
+    let mut spool = Spool::new(options);
+    spool.push(EncodedFrame { info, head, body }).unwrap();
+    let executor = Executor::new(std::sync::Arc::new(storage.clone()));
+    while let Some((id, effect)) = spool.poll(MonoTime(0)) {
+        spool.completed(MonoTime(0), id, executor.run(&effect));
+    }
+    let file = storage.open(&storage.list("").unwrap()[0], false).unwrap();
+    let mut bytes = vec![0; 512 + 64 + frame.len()];
+    file.read_exact_at(0, &mut bytes).unwrap();
+    if decoder == Decoder::SpoolHeader { bytes[..512].to_vec() } else { bytes.split_off(512) }
 }
 
 /// What is valid, for each decoder.
@@ -146,6 +202,11 @@ static EXAMPLES: LazyLock<Vec<(Decoder, Vec<Vec<u8>>)>> = LazyLock::new(|| {
                 Decoder::DigestTable => vec![file(BASES, ".dig0"), file(BASES, ".dig1")],
                 Decoder::Rests => vec![file(BASES, "merge.rests")],
                 Decoder::ActivityLog => vec![activity_log()],
+                Decoder::SpoolHeader | Decoder::SpoolEntry => vec![spooled(decoder, &rich)],
+                Decoder::LinkSource => said("hello"),
+                Decoder::LinkTarget => said("welcome"),
+                Decoder::Preamble => preambles(),
+                Decoder::Ticket => vec![of_hex(TICKET)],
             };
             (decoder, examples)
         })
@@ -266,7 +327,8 @@ pub(super) fn cases() -> u32 {
 
 /// Those whose checksums cover every byte that is looked at.
 fn is_covered(decoder: Decoder) -> bool {
-    !matches!(decoder, Decoder::Note | Decoder::DigestTable | Decoder::Rests | Decoder::ActivityLog)
+    use Decoder::{ActivityLog, DigestTable, LinkSource, LinkTarget, Note, Rests};
+    !matches!(decoder, Note | DigestTable | Rests | ActivityLog | LinkSource | LinkTarget)
 }
 
 proptest! {

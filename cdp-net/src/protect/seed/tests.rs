@@ -1,10 +1,16 @@
 //! The first copy on media that run out of room at any of its writes and syncs.
 
 use super::*;
+use crate::far::SeedHandle;
 use crate::file_device::FileDevice;
-use cdp_core::media::{Fault, Faults, Faulty, MediaErrorKind, Memory, Operation};
+use crate::keeper::{Job, Lack, begin_seed};
+use cdp_core::media::{Fault, Faults, Faulty, MediaErrorKind, Memory, Operation, Storage};
 use cdp_core::replica::base::Base;
+use cdp_core::replica::sidecar::Root;
+use cdp_core::types::{DiskId, ReplicaId};
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::Mutex;
 
 const SIZE: usize = 5 << 20;
 
@@ -15,6 +21,8 @@ struct Scene {
     faults: Faults,
     storage: Arc<dyn Storage>,
     progress: Progress,
+    lack: Arc<Lack>,
+    roots: Arc<Mutex<BTreeMap<DiskId, Root>>>,
     stop: Arc<AtomicBool>,
     _directory: tempfile::TempDir,
 }
@@ -30,30 +38,36 @@ impl Scene {
         let (memory, faults) = (Memory::new(), Faults::default());
         let storage: Arc<dyn Storage> = Arc::new(Faulty::new(Arc::new(memory.clone()), faults.clone()));
         let (progress, stop) = (Progress::default(), Arc::default());
-        Self { content, device, memory, faults, storage, progress, stop, _directory: directory }
+        let (lack, roots) = (Arc::default(), Arc::default());
+        Self { content, device, memory, faults, storage, progress, lack, roots, stop, _directory: directory }
     }
 
     fn ids() -> (ReplicaId, DiskId) {
         (ReplicaId::new([7; 16]).unwrap(), DiskId::new(1).unwrap())
     }
 
-    fn run(&self) -> Result<Option<Root>, MediaError> {
+    fn run(&self) -> Result<Option<Root>, Problem> {
         let (replica, disk) = Self::ids();
         let (progress, stop) = (&self.progress, &self.stop);
-        run(
-            &self.storage,
-            &Seed {
+        let begin = |size| {
+            begin_seed(Job {
+                storage: Arc::clone(&self.storage),
                 replica,
                 disk,
-                source: &self.device,
-                lsn: &|| Lsn(3),
+                size,
                 reserve: 0,
-                quota_left: &|| None,
+                quota_left: Box::new(|| None),
                 keys: None,
-                progress,
-                stop,
-            },
-        )
+                lack: Arc::clone(&self.lack),
+                roots: Arc::clone(&self.roots),
+                alive: Arc::default(),
+                handle: SeedHandle { stop: Arc::clone(stop), done: Arc::clone(&progress.done) },
+            })
+        };
+        let whole = run(&Seed { source: &self.device, lsn: &|| Lsn(3), begin: &begin, progress, stop })?;
+        let root = self.roots.lock().unwrap().get(&disk).copied();
+        assert_eq!(whole, root.is_some());
+        Ok(root)
     }
 
     fn check(&self, root: Root, context: &str) {
@@ -63,7 +77,7 @@ impl Scene {
         base.read(0, &mut found).unwrap_or_else(|error| panic!("{context}: {error}"));
         assert!(found == self.content, "{context}");
         assert_eq!(self.progress.done.load(Ordering::Relaxed), SIZE as u64, "{context}");
-        assert_eq!(self.progress.lack.get(), None, "{context}");
+        assert_eq!(self.lack.get(), None, "{context}");
     }
 }
 
@@ -101,7 +115,7 @@ fn a_first_copy_that_waits_for_room_says_so_and_can_be_stopped() {
     scene.faults.add(Fault::always(Operation::Write, ".img", MediaErrorKind::NoSpace));
     std::thread::scope(|scope| {
         let copy = scope.spawn(|| scene.run());
-        while scene.progress.lack.get().is_none() {
+        while scene.lack.get().is_none() {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         scene.stop.store(true, Ordering::Relaxed);
@@ -114,6 +128,8 @@ fn media_that_fail_otherwise_are_not_waited_for() {
     for operation in [Operation::Write, Operation::Sync] {
         let scene = Scene::new();
         scene.faults.add(Fault::once(operation, ".img", MediaErrorKind::Io));
-        assert_eq!(scene.run().unwrap_err().kind, MediaErrorKind::Io);
+        let problem = scene.run().unwrap_err();
+        assert!(problem.code == "protect" && problem.message.contains(".img"), "{problem}");
+        assert!(scene.faults.fired() == 1);
     }
 }

@@ -3,7 +3,8 @@
 use super::{Driven, Kind, directory, pieces};
 use crate::dice::Dice;
 use bytes::Bytes;
-use cdp_core::journal::Effect;
+use cdp_core::journal::{Effect, Landing};
+use cdp_core::media::MediaErrorKind;
 use std::process::Command;
 
 /// Bytes from which on a write may go past the page cache.
@@ -99,6 +100,27 @@ pub(super) fn a_file_is_closed_while_it_is_synced(kind: Kind) {
         assert!(driven.run(write).is_err(), "it is closed");
         assert_eq!(storage.open(&name, false).unwrap().len().unwrap(), 1 << 20);
     }
+}
+
+pub(super) fn what_was_written_is_read_by_its_name(kind: Kind) {
+    let (_place, storage) = directory();
+    let Some(mut driven) = Driven::new(kind, storage) else { return };
+    let file = driven.create("file", 1 << 20);
+    driven.run(Effect::Write { file, offset: 4096, data: vec![Bytes::from(vec![5; 700 << 10])] }).unwrap();
+    let read = |offset, length| {
+        let into = Landing::new(length);
+        (Effect::Read { name: "file".into(), offset, into: into.clone() }, into)
+    };
+    let (effect, into) = read(4000, 300 << 10);
+    driven.run(effect).unwrap();
+    let expected = [vec![0; 96], vec![5; (300 << 10) - 96]].concat();
+    assert!(into.bytes().is_some_and(|found| found == expected));
+    driven.run(Effect::Close { file }).unwrap();
+    let (effect, into) = read((1 << 20) - 10, 11);
+    assert_eq!(driven.run(effect).unwrap_err().kind, MediaErrorKind::Short);
+    assert!(into.bytes().is_none(), "fewer bytes than were asked for are none");
+    driven.run(Effect::Remove { name: "file".into() }).unwrap();
+    assert_eq!(driven.run(read(0, 1).0).unwrap_err().kind, MediaErrorKind::NotFound);
 }
 
 pub(super) fn what_was_handed_over_is_carried_out_before_the_driver_is_gone(kind: Kind) {

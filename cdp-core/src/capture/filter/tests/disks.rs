@@ -33,7 +33,10 @@ fn a_disk_that_joins_is_copied_while_every_moment_of_the_others_can_be_restored(
     rig.durable();
     assert!(rig.filter.status(rig.now()).restorable > added, "the others are not kept from being restored");
     assert!(rig.rereads.is_empty(), "the driver copies it");
-    assert_eq!(rig.filter.resize_disk(second(), 4096, Vec::new()), Err(OptionsError::Changing { disk: second() }));
+    assert_eq!(
+        rig.filter.resize_disk(rig.now(), second(), 4096, Vec::new()),
+        Err(OptionsError::Changing { disk: second() })
+    );
     let complete = rig.filter.disk_seeded(rig.now(), second()).expect("it was being copied");
     assert_eq!(rig.filter.disk_seeded(rig.now(), second()), Err(OptionsError::UnknownDisk { disk: second() }));
     rig.pass(60 * MS);
@@ -62,7 +65,7 @@ fn what_a_disk_grew_by_is_read_before_it_is_larger() {
     // What is only just recorded may be a cut, and the replica knows nothing of it yet.
     let ticket = rig.go(write(0, 512));
     rig.complete(ticket, Ok(()));
-    rig.filter.resize_disk(disk(), larger, vec![doubtful, Extent::new(0, 512)]).expect("it grew");
+    rig.filter.resize_disk(rig.now(), disk(), larger, vec![doubtful, Extent::new(0, 512)]).expect("it grew");
     rig.drain();
     assert!(rig.rereads.is_empty());
     rig.pass(60 * MS);
@@ -84,7 +87,7 @@ fn what_a_disk_grew_by_is_read_before_it_is_larger() {
     let ticket = rig.go(zero(larger - 512, 512));
     rig.complete(ticket, Ok(()));
     assert_eq!(
-        rig.filter.resize_disk(disk(), larger, Vec::new()),
+        rig.filter.resize_disk(rig.now(), disk(), larger, Vec::new()),
         Err(OptionsError::SameSize { disk: disk(), size: larger })
     );
 }
@@ -96,7 +99,7 @@ fn a_disk_is_cut_when_what_runs_beyond_is_over_and_nobody_else_waits() {
     let over = rig.go(write(to - 512, 1024));
     let held = rig.filter.submit(rig.now(), disk(), zero(to, 512)).expect("it waits for the other");
     assert!(matches!(held, Submitted::Hold(_)));
-    rig.filter.resize_disk(disk(), to, Vec::new()).expect("smaller");
+    rig.filter.resize_disk(rig.now(), disk(), to, Vec::new()).expect("smaller");
     let refused = rig.filter.submit(rig.now(), disk(), zero(to, 512));
     assert!(matches!(refused, Err(SubmitError::OutOfBounds { size: 8_388_608, .. })), "{refused:?}");
     let inside = rig.go(write(0, 512));
@@ -135,7 +138,7 @@ fn what_was_being_read_beyond_the_cut_is_not_recorded() {
     let failed = rig.go(write(GIB - (64 << 10), 64 << 10));
     rig.complete(failed, Err(EIO));
     let reread = rig.rereads.pop().expect("a re-read");
-    rig.filter.resize_disk(disk(), to, Vec::new()).expect("smaller");
+    rig.filter.resize_disk(rig.now(), disk(), to, Vec::new()).expect("smaller");
     rig.drain();
     let Op::Write(all) = write(reread.extent.offset, reread.extent.length as usize) else { unreachable!() };
     rig.filter.reread_done(rig.now(), reread.token, Ok(vec![all])).expect("under way");
@@ -236,7 +239,7 @@ fn a_start_records_what_became_of_the_disks_since() {
 fn a_growth_that_fails_keeps_no_resync_from_ending() {
     let mut rig = Rig::protecting();
     let new = Extent::new(GIB, 1 << 20);
-    rig.filter.resize_disk(disk(), GIB + (1 << 20), vec![new]).expect("it grew");
+    rig.filter.resize_disk(rig.now(), disk(), GIB + (1 << 20), vec![new]).expect("it grew");
     rig.pass(60 * MS);
     rig.durable();
     let fails = |rig: &mut Rig| {

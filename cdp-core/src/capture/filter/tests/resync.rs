@@ -66,7 +66,7 @@ fn a_later_write_supersedes_a_repair_that_cannot_be_read() {
 }
 
 /// Fills the queue of 4 MiB; the last of these writes is only tracked.
-fn overload(rig: &mut Rig) {
+pub(super) fn overload(rig: &mut Rig) {
     for at in 0..4 {
         let ticket = rig.go(write(at << 20, 1 << 20));
         rig.complete(ticket, Ok(()));

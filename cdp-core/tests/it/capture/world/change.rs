@@ -34,7 +34,7 @@ impl World {
             2 if free => self.grow_disk(disk),
             3 if free => {
                 let to = self.rng.between(1, self.sizes[disk] as u64 - 1) * SECTOR;
-                self.filter.resize_disk(spec(disk, 0).id, to, Vec::new()).expect("a smaller size");
+                self.filter.resize_disk(self.both(), spec(disk, 0).id, to, Vec::new()).expect("a smaller size");
                 self.changing.insert(disk);
             }
             _ => {}
@@ -85,7 +85,7 @@ impl World {
         }
         let length = self.covered[at].len().max(to);
         self.covered[at].resize(length, false);
-        self.filter.resize_disk(spec(at, 0).id, to as u64 * SECTOR, vec![new]).expect("a larger size");
+        self.filter.resize_disk(self.both(), spec(at, 0).id, to as u64 * SECTOR, vec![new]).expect("a larger size");
         let call = self.called();
         // Nobody sees it before the record.
         self.changes.push(Change { call, disk: at, extent: new, tags, lsn: None, torn: true });

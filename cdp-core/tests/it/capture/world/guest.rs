@@ -33,7 +33,8 @@ impl World {
             self.later(20 * MS, Ev::Client(client));
             return;
         }
-        if self.rng.one_in(40) {
+        // Points close periods: those of the policy are enough.
+        if self.rng.one_in(if self.hostility.periods { 600 } else { 40 }) {
             let mark = cdp_core::frame::Mark { label: "here".into(), ..Default::default() };
             let _ = self.filter.mark(self.both(), mark);
             self.called();
@@ -58,8 +59,19 @@ impl World {
         };
         self.called();
         let fails = self.unlucky(self.hostility.op_fails_one_in);
-        let op =
-            OpenOp { client, disk, extent, tags, fails, sequence, submitted: self.now, running: false, unblocked: 0 };
+        let op = OpenOp {
+            client,
+            disk,
+            extent,
+            tags,
+            fails,
+            sequence,
+            submitted: self.now,
+            running: false,
+            passed: false,
+            raced: false,
+            unblocked: 0,
+        };
         self.ops.insert(submitted.ticket(), op);
         if let Submitted::Go(ticket) = submitted {
             self.start_op(ticket);
@@ -67,13 +79,23 @@ impl World {
     }
 
     pub(super) fn start_op(&mut self, ticket: Ticket) {
+        let (call, went) = self.gone.pop_front().expect("it went in some call");
+        let passed = went == Went::Passed;
+        let (disk, extent) = (self.ops[&ticket].disk, self.ops[&ticket].extent);
+        let mut raced = false;
+        for other in self.ops.values_mut() {
+            if other.running && other.disk == disk && other.extent.overlaps(&extent) {
+                assert!(passed, "{extent} runs while {} does", other.extent);
+                (raced, other.raced) = (true, true);
+            }
+        }
         let op = self.ops.get_mut(&ticket).expect("an open op");
-        op.running = true;
-        let (disk, extent, tags, sequence) = (op.disk, op.extent, op.tags.clone(), op.sequence);
+        (op.running, op.passed, op.raced) = (true, passed, raced);
+        let (tags, sequence) = (op.tags.clone(), op.sequence);
         self.disks[disk].begin(extent);
-        let (call, recorded) = self.gone.pop_front().expect("it went in some call");
         self.change_of_op.insert(sequence, self.changes.len());
-        self.changes.push(Change { call, disk, extent, tags, lsn: recorded.then_some(Lsn(u64::MAX)), torn: false });
+        let lsn = (went == Went::Recorded).then_some(Lsn(u64::MAX));
+        self.changes.push(Change { call, disk, extent, tags, lsn, torn: false });
         let slow = if self.rng.one_in(30) { 200 * MS } else { 5 * MS };
         self.later(slow, Ev::OpTouches(ticket));
     }
@@ -101,7 +123,7 @@ impl World {
         let result = if op.fails { Err(Failed { errno: 5 }) } else { Ok(()) };
         self.filter.complete(self.both(), ticket, result).expect("it ran");
         let call = self.called();
-        if op.fails {
+        if op.fails || op.raced {
             let tags = self.disks[op.disk].content[sectors(op.extent)].to_vec();
             self.changes.push(Change { call, disk: op.disk, extent: op.extent, tags, lsn: None, torn: true });
         }

@@ -75,6 +75,8 @@ impl World {
         }
         let whole = |offset, tags: &[u64]| Payload::new(offset, bytes_of(tags)).expect("aligned");
         let payloads = match reread.compare_at {
+            // It was compared with what the replica has lost since: whatever came of that counts for nothing.
+            Some(at) if at > self.applied_through && self.forked_at > Lsn::ZERO => Vec::new(),
             Some(at) if self.rng.one_in(2) => {
                 assert!(at <= self.applied_through, "the replica has what it is compared at");
                 let there = &self.applied[disk][sectors(reread.extent)];
@@ -93,18 +95,18 @@ impl World {
         let end = (first + 2048).min(total);
         let range = first as usize..end as usize;
         let content = self.disks[disk].content[range.clone()].to_vec();
-        // The base lies below all records: it must not cover what was applied on top of it.
+        // The base lies below all records: it must not cover what was applied on top of it. No moment before is shown.
         for (at, tag) in range.zip(content) {
             if !self.covered[disk][at] {
                 self.applied[disk][at] = tag;
+                self.base[disk][at] = tag;
             }
-            self.base[disk][at] = tag;
         }
         if end < total {
             self.later(40 * MS, Ev::SeedStep(disk, end));
             return;
         }
-        if disk >= self.start_sizes.len() || self.start_sizes[disk] == 0 {
+        if disk >= self.first_disks {
             // It may have left meanwhile.
             let seeded = self.filter.disk_seeded(self.both(), spec(disk, 0).id);
             assert!(seeded.is_ok() || self.changing.contains(&disk) || self.left.contains(&disk));
@@ -127,7 +129,10 @@ impl World {
                 }
             }
             self.taken = until;
-            model::apply(&mut self.applied, &self.frames[..until], self.applied_through, through, index);
+            let rng = &mut self.rng;
+            let run = (self.applied_through, through);
+            self.left_out.extend(model::left_out(&self.frames, run, || !rng.one_in(4)));
+            model::apply(&mut self.applied, &self.frames[..until], run, &self.left_out, index);
             self.applied_through = through;
             self.later(5 * MS, Ev::Ack(through));
         }
@@ -192,7 +197,7 @@ impl World {
     /// Every LSN that can be restored from what the replica has is a moment of the source. Returns how many there are.
     pub fn check(&self) -> u64 {
         let frames = &self.frames[..self.taken];
-        let limit = model::restorable(frames);
+        let limit = model::restorable(frames).max(self.forked_at);
         let said = self.filter.status(self.both()).restorable;
         assert!(frames.is_empty() || said <= limit, "the filter says {said}, by its records it is {limit}");
         let windows = model::windows(&self.frames);
@@ -205,7 +210,7 @@ impl World {
                 );
             }
         }
-        let disks = (self.base.clone(), self.start_content.clone(), self.start_sizes.clone());
+        let disks = (self.base.clone(), self.start_content.clone(), self.start_sizes.clone(), &self.hidden);
         match model::check_every_lsn(disks, &self.changes, frames, &self.lsn_after_call, index) {
             Ok(checked) => checked,
             Err(wrong) => {

@@ -1,0 +1,5 @@
+//! Rules by name, then whole sets in virtual time.
+
+mod member;
+mod sim;
+mod taker;

@@ -1,0 +1,70 @@
+//! The filter's side as who keeps its replica knows it.
+
+use super::Shared;
+use crate::far::{DiskOrder, Facts, FilterPolicy, MarkOrder, Near};
+use crate::report::{self, DiskChanged, Problem, ProblemClass};
+use cdp_core::capture::{MarkError, Room};
+use cdp_core::frame::Mark;
+use cdp_core::types::Lsn;
+use std::sync::PoisonError;
+
+impl Near for Shared {
+    fn durable(&self, lsn: Lsn) {
+        self.engine.with(|filter, _| filter.durable(lsn));
+    }
+
+    fn room(&self, room: Room) {
+        self.engine.with(|filter, _| filter.set_room(room));
+    }
+
+    fn mark(&self, order: &MarkOrder) -> Result<Lsn, Problem> {
+        if self.engine.with(|filter, _| filter.room()) == Room::NoSpace {
+            let place = if self.far.standing().quota { "quota leaves" } else { "disk has" };
+            let message = format!("the replica's {place} no room: this moment would not be kept");
+            return Err(Problem::new(ProblemClass::Refused, "not-restorable-now", message)
+                .hint("make room; the protection then goes on by itself"));
+        }
+        let mark = Mark { kinds: order.kinds, on_barrier: false, label: order.label.clone() };
+        self.engine.with(|filter, now| filter.mark(now, mark)).map_err(|error| match error {
+            MarkError::NotRestorable { .. } => {
+                Problem::new(ProblemClass::Refused, "not-restorable-now", error.to_string())
+                    .hint("wait until `cdp status` says protecting")
+            }
+            error => Problem::new(ProblemClass::Refused, "not-marked", error.to_string()),
+        })
+    }
+
+    fn change_disk(&self, order: &DiskOrder) -> Result<DiskChanged, Problem> {
+        match order {
+            DiskOrder::Add { name, source } => self.add_disk(name, source),
+            DiskOrder::Remove { name } => self.remove_disk(name),
+            DiskOrder::Resize { name, size, force } => self.resize_disk(name, *size, *force),
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let (now, room) = self.engine.with(|filter, now| (filter.status(now), filter.room()));
+        let unrecorded = match room {
+            _ if self.failure().is_some() => Some(report::State::ReplicaLost),
+            Room::NoSpace => Some(self.without_room()),
+            _ => None,
+        };
+        Facts {
+            state: self.state(now.state),
+            unrecorded,
+            lsn: now.lsn,
+            hot_bytes: now.hot_bytes,
+            reread_bytes: now.counters.bytes_reread,
+            rpo_ms: now.rpo_ns.map(|age| age / 1_000_000),
+            write_bytes_per_s: now.write_bytes_per_s,
+            uris: self.uris.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    fn policy(&self, policy: FilterPolicy) {
+        self.engine.with(|filter, now| {
+            filter.set_rpo(now, policy.rpo_ms * 1_000_000);
+            filter.set_points(now, policy.mode());
+        });
+    }
+}

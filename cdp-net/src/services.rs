@@ -1,0 +1,17 @@
+//! The parts of the chain as services: what `cdp serve` runs, any set of them in one process.
+
+pub mod config;
+pub mod facts;
+pub mod far_link;
+pub mod http;
+pub mod inbox;
+pub mod metrics;
+pub mod peers;
+pub mod replica_host;
+pub mod role;
+pub mod run;
+pub mod scrape;
+mod seeds;
+pub mod supervisor;
+pub mod tickets;
+pub mod url;

@@ -1,0 +1,224 @@
+//! What a configuration must hold beside being TOML.
+
+use super::{Config, ConfigError, FilterConfig, FilterGroup};
+use crate::services::url::CdpUrl;
+use cdp_core::capture::QUEUE_BYTES_MIN;
+use cdp_core::link::message::DATA_CONNECTIONS_MAX;
+use cdp_core::types::{DISKS_MAX, NAME_MAX};
+use cdp_core::when::format_bytes;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// The most peers, rules, sets and next hops of a file.
+const LIST_MAX: usize = 4096;
+/// The shortest and the longest time between two common moments of a set.
+const EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+
+fn wrong<T>(place: impl Into<String>, what: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Value { place: place.into(), what: what.into() })
+}
+
+pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
+    if config.roles().is_empty() {
+        return wrong("file", "it has none of [filter], [source-proxy], [gateway], [target-proxy], [replica-host]");
+    }
+    for (name, count) in [("peer", config.peers.len()), ("rule", config.rules.len()), ("set", config.sets.len())] {
+        if count > LIST_MAX {
+            return wrong(name, format!("{count} are more than the {LIST_MAX} that a file may have"));
+        }
+    }
+    peers(config)?;
+    listeners(config)?;
+    if let Some(filter) = &config.filter {
+        check_filter(filter)?;
+    }
+    if let Some(proxy) = &config.source_proxy {
+        hops("source-proxy.to", &proxy.to)?;
+        connections("source-proxy.connections", proxy.connections)?;
+        memory("source-proxy.cache.memory", proxy.cache.memory.0)?;
+        if !(-7..=19).contains(&proxy.level) {
+            return wrong("source-proxy.level", format!("{} is no level of zstd: -7 to 19", proxy.level));
+        }
+    }
+    if let Some(gateway) = &config.gateway {
+        if gateway.to.is_empty() {
+            return wrong("gateway.to", "no target proxy is named: NAME = \"HOST:PORT\"");
+        }
+        for (name, place) in &gateway.to {
+            if let Err(error) = format!("cdp://{place}").parse::<CdpUrl>() {
+                return wrong(format!("gateway.to.{name}"), format!("{place:?} is no HOST:PORT ({error})"));
+            }
+        }
+        if gateway.connections_per_tenant == 0 {
+            return wrong("gateway.connections-per-tenant", "0 would let nobody in");
+        }
+    }
+    if let Some(proxy) = &config.target_proxy {
+        hops("target-proxy.to", &proxy.to)?;
+        memory("target-proxy.cache.memory", proxy.cache.memory.0)?;
+    }
+    if config.replica_host.as_ref().is_some_and(|host| host.groups_max == 0) {
+        return wrong("replica-host.groups-max", "0 would keep nothing");
+    }
+    sets(config)
+}
+
+fn peers(config: &Config) -> Result<(), ConfigError> {
+    let mut seen = BTreeSet::new();
+    for peer in &config.peers {
+        let place = format!("peer {:?}", peer.name);
+        name(&place, &peer.name)?;
+        let digits = peer.fingerprint.strip_prefix("sha256:");
+        if !digits.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|digit| digit.is_ascii_hexdigit())) {
+            return wrong(
+                place,
+                "its fingerprint is not \"sha256:\" and 64 hexadecimal digits, as `cdp identity` prints it",
+            );
+        }
+        if peer.tenant.is_empty() || (peer.tenant != "*" && name(&place, &peer.tenant).is_err()) {
+            return wrong(place, format!("{:?} is no name of a tenant, nor \"*\"", peer.tenant));
+        }
+        if !seen.insert(peer.fingerprint.to_ascii_lowercase()) {
+            return wrong(place, "its fingerprint stands there twice");
+        }
+    }
+    let links = config.filter.is_some()
+        || config.source_proxy.is_some()
+        || config.target_proxy.is_some()
+        || config.replica_host.is_some();
+    if links && config.peers.is_empty() {
+        return wrong(
+            "peer",
+            "nobody is let in and nobody may be dialled: each other part needs a [[peer]] with its fingerprint",
+        );
+    }
+    Ok(())
+}
+
+/// Two roles cannot have one port.
+fn listeners(config: &Config) -> Result<(), ConfigError> {
+    let all = [
+        ("metrics", config.metrics),
+        ("filter.listen", config.filter.as_ref().and_then(|role| role.listen)),
+        ("source-proxy.listen", config.source_proxy.as_ref().map(|role| role.listen)),
+        ("gateway.listen", config.gateway.as_ref().map(|role| role.listen)),
+        ("target-proxy.listen", config.target_proxy.as_ref().map(|role| role.listen)),
+        ("replica-host.listen", config.replica_host.as_ref().map(|role| role.listen)),
+    ];
+    let mut seen: Vec<(&str, SocketAddr)> = Vec::new();
+    for (place, address) in all.into_iter().filter_map(|(place, address)| Some((place, address?))) {
+        if let Some((other, _)) = seen.iter().find(|(_, taken)| *taken == address && address.port() != 0) {
+            return wrong(place, format!("{address} is that of {other}"));
+        }
+        seen.push((place, address));
+    }
+    Ok(())
+}
+
+fn check_filter(filter: &FilterConfig) -> Result<(), ConfigError> {
+    hops("filter.to", &filter.to)?;
+    connections("filter.connections", filter.connections)?;
+    memory("filter.spool.memory", filter.spool.memory.0)?;
+    if filter.groups.is_empty() {
+        return wrong("filter.group", "no group is protected: [[filter.group]] names one");
+    }
+    let (mut names, mut places) = (BTreeSet::new(), BTreeSet::new());
+    for group in &filter.groups {
+        check_group(group)?;
+        if !names.insert(&group.name) {
+            return wrong(format!("filter.group {:?}", group.name), "it is there twice");
+        }
+        if !places.insert(group.listen.to_string()) {
+            return wrong(format!("filter.group {:?}", group.name), format!("{} is another group's", group.listen));
+        }
+    }
+    Ok(())
+}
+
+fn check_group(group: &FilterGroup) -> Result<(), ConfigError> {
+    let place = format!("filter.group {:?}", group.name);
+    name(&place, &group.name)?;
+    if group.disks.is_empty() || group.disks.len() > DISKS_MAX {
+        return wrong(place, format!("a group has 1 to {DISKS_MAX} disks, not {}", group.disks.len()));
+    }
+    let mut names = BTreeSet::new();
+    for disk in &group.disks {
+        name(&format!("{place}, disk {:?}", disk.name), &disk.name)?;
+        if !names.insert(&disk.name) {
+            return wrong(place, format!("two disks are called {:?}", disk.name));
+        }
+    }
+    Ok(())
+}
+
+fn sets(config: &Config) -> Result<(), ConfigError> {
+    let mut seen = BTreeSet::new();
+    for set in &config.sets {
+        let place = format!("set {:?}", set.name);
+        name(&place, &set.name)?;
+        if !seen.insert(&set.name) {
+            return wrong(place, "it is there twice");
+        }
+        let groups: BTreeSet<_> = set.groups.iter().collect();
+        if groups.len() != set.groups.len() {
+            return wrong(place, "a group stands there twice");
+        }
+        if groups.len() < 2 {
+            return wrong(place, "one group is always consistent with itself: a set has at least two");
+        }
+        if set.every.0 < EVERY.0 || set.every.0 > EVERY.1 {
+            return wrong(place, format!("{} is not between 1s and 1h", set.every));
+        }
+        let here = |group: &str| config.filter.iter().flat_map(|f| &f.groups).any(|known| known.name == group);
+        if !set.groups.iter().any(|group| here(group)) {
+            return wrong(place, "none of its groups is one of this file's [filter]");
+        }
+    }
+    Ok(())
+}
+
+fn hops(place: &str, hops: &[CdpUrl]) -> Result<(), ConfigError> {
+    if hops.is_empty() || hops.len() > LIST_MAX {
+        return wrong(place, format!("1 to {LIST_MAX} next hops may stand there: [\"cdp://HOST:PORT\"]"));
+    }
+    let mut seen = BTreeSet::new();
+    for hop in hops {
+        if !hop.group.is_empty() {
+            return wrong(place, format!("{hop} names a group: a next hop is cdp://HOST:PORT"));
+        }
+        if !seen.insert(hop) {
+            return wrong(place, format!("{hop} stands there twice"));
+        }
+    }
+    Ok(())
+}
+
+fn connections(place: &str, count: u16) -> Result<(), ConfigError> {
+    if count == 0 || count > DATA_CONNECTIONS_MAX {
+        return wrong(place, format!("{count} is not between 1 and {DATA_CONNECTIONS_MAX}"));
+    }
+    Ok(())
+}
+
+fn memory(place: &str, bytes: u64) -> Result<(), ConfigError> {
+    if bytes < QUEUE_BYTES_MIN {
+        return wrong(place, format!("at least {} are needed", format_bytes(QUEUE_BYTES_MIN)));
+    }
+    Ok(())
+}
+
+/// A name that is also one of a directory.
+fn name(place: &str, text: &str) -> Result<(), ConfigError> {
+    let bad = text.is_empty()
+        || text.len() > NAME_MAX
+        || matches!(text, "." | "..")
+        || text.chars().any(|c| c == '/' || c.is_control());
+    if bad {
+        return wrong(
+            place,
+            format!("{text:?} is no name: 1 to {NAME_MAX} bytes without slashes and control characters"),
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! A replica at another site, as its filter has it: the filter's end of the chain.
+//!
+//! One task has two ends of links, each with its own session: one for calls, from the beginning on, and one for the frames of the
+//! timeline, once that is begun. Both go to the first of the addresses that answers. What is asked waits on the asker's own thread;
+//! frames and acks wait for nobody.
+
+mod seeding;
+mod task;
+
+use self::task::{Command, Task};
+use crate::far::{
+    Begin, CallKind, Caller, Found, Frames, Near, Origin, SeedBegin, SeedBegun, SeedHandle, SeedWay, Standing, Wire,
+};
+use crate::link::identity::Identity;
+use crate::link::pin::Peers;
+use bytes::Bytes;
+use cdp_core::link::message::{Answer, Call, CallStatus};
+use cdp_core::types::{GroupId, Lsn, Position, Timeline};
+use std::io;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+/// How long somebody who asks waits for the other end at most, the time to reach it included.
+const CALL_WITHIN: Duration = Duration::from_secs(30);
+
+/// Where a replica is, and how it is reached.
+#[derive(Clone, Debug)]
+pub struct FarOptions {
+    /// HOST:PORT of source proxies or of the replica host, the one that is wanted most first; at least one.
+    pub to: Vec<String>,
+    /// Those who may answer there.
+    pub peers: Peers,
+    /// Whose group; empty: as the other end knows this one.
+    pub tenant: String,
+    /// The group's name there.
+    pub name: String,
+    /// Memory for frames that are not durable, in bytes: above the filter's own bound.
+    pub memory_bytes: u64,
+    /// After so long without a word the other end is taken for dead, in milliseconds.
+    pub silence_ms: u32,
+    /// Data connections beside the first one.
+    pub connections: u16,
+}
+
+/// A replica at another site.
+pub struct FarLink {
+    shared: Arc<Shared>,
+    /// Ends with it.
+    runtime: Option<Runtime>,
+}
+
+impl std::fmt::Debug for FarLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FarLink").finish_non_exhaustive()
+    }
+}
+
+/// What the task and its callers share.
+struct Shared {
+    /// What was given and is not carried out is bounded by the filter (frames), by callers that wait, and by first copies that wait.
+    commands: UnboundedSender<Command>,
+    near: Mutex<Option<Arc<dyn Near>>>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// What was found, before it begins.
+    found: Option<(GroupId, Lsn)>,
+    /// What writes now.
+    begun: Option<(GroupId, Timeline)>,
+    standing: Standing,
+    failure: Option<String>,
+    /// Sessions of frames so far, and whether the last one holds.
+    session: u64,
+    is_up: bool,
+    /// Seeds that were given to this session, and of them those that the other end took.
+    seeds_given: u64,
+    seeds_taken: u64,
+    ended: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn near(&self) -> Option<Arc<dyn Near>> {
+        lock(&self.near).clone()
+    }
+
+    fn fail(&self, why: String) {
+        lock(&self.state).failure.get_or_insert(why);
+    }
+}
+
+impl FarLink {
+    /// Begins to reach for the other end.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn start(identity: Arc<Identity>, options: FarOptions) -> io::Result<Arc<Self>> {
+        // One thread that serves no guest: TLS and checksums of messages run on it.
+        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("cdp-link").enable_all().build()?;
+        let (commands, queue) = unbounded_channel();
+        let (near, state, changed) = (Mutex::default(), Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { commands, near, state, changed });
+        let task = Task::new(Arc::clone(&shared), identity, options);
+        runtime.spawn(task.run(queue));
+        Ok(Arc::new(Self { shared, runtime: Some(runtime) }))
+    }
+
+    fn ask(&self, call: Call) -> Answer {
+        let silent = |status| Answer { kind: call.kind, status, header: Bytes::new(), tail: Bytes::new() };
+        let (reply, answered) = sync_channel(1);
+        let until = Instant::now() + CALL_WITHIN;
+        if self.shared.commands.send(Command::Call { call: call.clone(), until, reply }).is_err() {
+            return silent(CallStatus::Unreachable);
+        }
+        // The task answers in time; a moment more, so that its word is heard.
+        answered.recv_timeout(CALL_WITHIN + Duration::from_secs(5)).unwrap_or_else(|_| silent(CallStatus::TimedOut))
+    }
+
+    /// What was found says which group this is.
+    fn found(&self, answer: &Answer) {
+        if let Ok(Some(found)) = serde_json::from_slice::<Option<Found>>(&answer.header) {
+            lock(&self.shared.state).found = Some((found.group, found.durable));
+        }
+    }
+
+    /// The timeline is open: its frames may go.
+    fn begun(&self, call: &Call) {
+        let Ok(begin) = serde_json::from_slice::<Begin>(&call.header) else { return };
+        let mut state = lock(&self.shared.state);
+        let found = state.found;
+        let Some(group) = begin.new.as_ref().map(|new| new.group).or(found.map(|(group, _)| group)) else { return };
+        let after = match begin.origin {
+            Origin::GoesOn => found.map_or(Lsn::ZERO, |(_, durable)| durable),
+            Origin::Resumes { at } => at,
+            Origin::First | Origin::Fork { .. } => Lsn::ZERO,
+        };
+        state.begun = Some((group, begin.timeline));
+        drop(state);
+        let command = Command::Begin { group, timeline: begin.timeline, start: Position::whole(after) };
+        // A task that has ended takes no frames either.
+        let _ = self.shared.commands.send(command);
+    }
+}
+
+impl Caller for FarLink {
+    fn call(&self, call: Call) -> Answer {
+        let answer = self.ask(call.clone());
+        if answer.status == CallStatus::Done {
+            match CallKind::of(call.kind) {
+                Some(CallKind::Find) => self.found(&answer),
+                Some(CallKind::Begin) => self.begun(&call),
+                _ => {}
+            }
+        }
+        answer
+    }
+}
+
+impl Wire for FarLink {
+    fn frames(&self) -> Frames {
+        let commands = self.shared.commands.clone();
+        Box::new(move |frame| {
+            // A task that has ended belongs to a link that is being dropped.
+            let _ = commands.send(Command::Frame(frame));
+        })
+    }
+
+    fn listen(&self, near: Option<Arc<dyn Near>>) {
+        *lock(&self.shared.near) = near;
+    }
+
+    fn next_seed(&self) -> u64 {
+        lock(&self.shared.state).seeds_given + 1
+    }
+
+    fn seed(&self, seed: &SeedBegin, begun: &SeedBegun, handle: SeedHandle) -> Box<dyn SeedWay> {
+        Box::new(seeding::Way::new(Arc::clone(&self.shared), seed.disk, begun.position, handle))
+    }
+
+    fn standing(&self) -> Standing {
+        lock(&self.shared.state).standing
+    }
+
+    fn failure(&self) -> Option<String> {
+        lock(&self.shared.state).failure.clone()
+    }
+}
+
+impl Drop for FarLink {
+    fn drop(&mut self) {
+        lock(&self.shared.state).ended = true;
+        self.shared.changed.notify_all();
+        // Says its last word first, if there is somebody to hear it.
+        let (said, end) = sync_channel(1);
+        if self.shared.commands.send(Command::Stop { said }).is_ok() {
+            let _ = end.recv_timeout(Duration::from_secs(2));
+        }
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+    }
+}

@@ -1,0 +1,447 @@
+//! The task that has the filter's ends of its links.
+
+use super::{FarOptions, Shared, lock};
+use crate::clock::mono;
+use crate::far::{CallKind, Standing, answer_near};
+use crate::link::connection::ConnectionOptions;
+use crate::link::dial::Guard;
+use crate::link::hub::{Happened, Hub};
+use crate::link::identity::Identity;
+use crate::random::identity as random;
+use bytes::Bytes;
+use cdp_core::capture::Room;
+use cdp_core::frame::{Compression, EncodedFrame, Encoder, RawFrame};
+use cdp_core::link::calls::CallId;
+use cdp_core::link::farewell::Class;
+use cdp_core::link::message::{Answer, Call, CallStatus, FarRoom, Features, Message};
+use cdp_core::link::source::{Acked, SourceEffect, SourceEnd, SourceOptions};
+use cdp_core::link::spool::{Lookup, Spool, SpoolOptions};
+use cdp_core::types::{GroupId, Lsn, MonoTime, Position, Timeline};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// Between two tries of a call while nobody can be asked.
+const CALL_RETRY_NS: u64 = 50_000_000;
+/// How often it is asked how the replica stands.
+const STANDING_NS: u64 = 1_000_000_000;
+/// The longest wait between two attempts to reach the other end.
+const RETRY_MAX_NS: u64 = 10_000_000_000;
+
+/// What the task is told.
+pub(super) enum Command {
+    /// Asks the other end; is tried until then.
+    Call { call: Call, until: Instant, reply: SyncSender<Answer> },
+    /// The timeline is open at the other end.
+    Begin { group: GroupId, timeline: Timeline, start: Position },
+    /// The next frame of the filter.
+    Frame(RawFrame),
+    /// A piece of a first copy, of this session.
+    Seed { session: u64, frame: EncodedFrame },
+    /// What the filter answered.
+    Answered { id: CallId, answer: Answer },
+    /// Everything ends.
+    Stop { said: SyncSender<()> },
+}
+
+/// One end of a link, with its connections.
+struct End {
+    end: SourceEnd,
+    hub: Hub,
+    /// Which address is tried.
+    at: usize,
+}
+
+/// What waits for an answer.
+enum Asked {
+    Caller { call: Call, until: Instant, reply: SyncSender<Answer> },
+    Standing,
+}
+
+/// See the module's text.
+pub(super) struct Task {
+    shared: Arc<Shared>,
+    identity: Arc<Identity>,
+    options: FarOptions,
+    calls: End,
+    frames: Option<End>,
+    group: Option<GroupId>,
+    encoder: Encoder,
+    /// Frames that are not durable.
+    spool: Option<Spool>,
+    /// Those that came before it began: a few.
+    early: VecDeque<RawFrame>,
+    /// Pieces of first copies that the end does not take yet, of the session that holds.
+    seeds: VecDeque<EncodedFrame>,
+    asked: BTreeMap<CallId, Asked>,
+    /// Calls that nobody can be asked yet.
+    waiting: VecDeque<(Call, Instant, SyncSender<Answer>)>,
+    retry: Option<MonoTime>,
+    standing: MonoTime,
+    durable: Lsn,
+    room: FarRoom,
+}
+
+/// Until so long after now.
+async fn until(deadline: Option<MonoTime>) {
+    let wait = deadline.map_or(Duration::from_secs(3600), |at| Duration::from_nanos(at.since(mono())));
+    tokio::time::sleep(wait).await;
+}
+
+async fn next(end: Option<&mut End>) -> Happened {
+    match end {
+        Some(end) => end.hub.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn source(options: &FarOptions, of: Option<(GroupId, Timeline)>, start: Position) -> SourceOptions {
+    let mut seed = [0; 32];
+    seed[..16].copy_from_slice(&random());
+    seed[16..].copy_from_slice(&random());
+    SourceOptions {
+        group: of.map(|(group, _)| group),
+        timeline: of.map(|(_, timeline)| timeline),
+        tenant: options.tenant.clone(),
+        name: options.name.clone(),
+        software: concat!("cdp ", env!("CARGO_PKG_VERSION")).into(),
+        features: Features::ALL,
+        connections: if of.is_some() { options.connections } else { 0 },
+        plain: false,
+        silence_ms: options.silence_ms,
+        start,
+        origin: true,
+        durable: start.lsn,
+        // Above those of every earlier process, as long as the wall clock is not set back between them.
+        attempt: crate::clock::wall().0 / 1_000_000,
+        retry_max_ns: RETRY_MAX_NS,
+        seed,
+    }
+}
+
+impl End {
+    fn new(identity: &Arc<Identity>, options: SourceOptions) -> Self {
+        let hub = Hub::new(Arc::clone(identity), ConnectionOptions::default());
+        Self { end: SourceEnd::new(mono(), options), hub, at: 0 }
+    }
+
+    fn happened(&mut self, happened: Happened) {
+        let now = mono();
+        match happened {
+            Happened::Connected { dial, conn } => self.end.handle_connected(now, conn, dial),
+            Happened::NotConnected { dial, error } => {
+                self.at += 1;
+                self.end.handle_connect_failed(now, dial, &error.to_string());
+            }
+            Happened::Message { conn, message } => self.end.handle_message(now, conn, message),
+            Happened::Heard { conn } => self.end.handle_heard(now, conn),
+            Happened::Sent { conn, bytes } => self.end.handle_sent(now, conn, bytes),
+            Happened::Disconnected { conn, why } => self.end.handle_disconnected(now, conn, &why),
+        }
+    }
+}
+
+impl Task {
+    pub(super) fn new(shared: Arc<Shared>, identity: Arc<Identity>, options: FarOptions) -> Self {
+        let calls = End::new(&identity, source(&options, None, Position::default()));
+        Self {
+            shared,
+            identity,
+            options,
+            calls,
+            frames: None,
+            group: None,
+            encoder: Encoder::new(),
+            spool: None,
+            early: VecDeque::new(),
+            seeds: VecDeque::new(),
+            asked: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            retry: None,
+            standing: mono(),
+            durable: Lsn::ZERO,
+            room: FarRoom::Ok,
+        }
+    }
+
+    /// Until it is told to stop, or nobody is left who could tell it.
+    pub(super) async fn run(mut self, mut commands: UnboundedReceiver<Command>) {
+        loop {
+            self.carry_out(false);
+            self.carry_out(true);
+            let frames_due = self.frames.as_ref().and_then(|frames| frames.end.next_deadline());
+            let standing = self.frames.is_some().then_some(self.standing);
+            let due = [self.calls.end.next_deadline(), frames_due, self.retry, standing].into_iter().flatten().min();
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Stop { said }) => {
+                        self.stop().await;
+                        // Who waits for it may have given up.
+                        let _ = said.send(());
+                        return;
+                    }
+                    Some(command) => {
+                        self.command(command);
+                        // A few at once: acks go out between them.
+                        for _ in 0..32 {
+                            match commands.try_recv() {
+                                Ok(Command::Stop { said }) => {
+                                    self.stop().await;
+                                    let _ = said.send(());
+                                    return;
+                                }
+                                Ok(command) => self.command(command),
+                                Err(_) => break,
+                            }
+                        }
+                    }
+                    None => return,
+                },
+                happened = self.calls.hub.next() => self.calls.happened(happened),
+                happened = next(self.frames.as_mut()) => {
+                    if let Some(frames) = &mut self.frames {
+                        frames.happened(happened);
+                    }
+                }
+                () = until(due) => self.timers(),
+            }
+        }
+    }
+
+    async fn stop(&mut self) {
+        let now = mono();
+        self.calls.end.stop(now);
+        if let Some(frames) = &mut self.frames {
+            frames.end.stop(now);
+        }
+        self.carry_out(false);
+        self.carry_out(true);
+        // The last words are written.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    fn timers(&mut self) {
+        let now = mono();
+        self.calls.end.handle_timer(now);
+        if let Some(frames) = &mut self.frames {
+            frames.end.handle_timer(now);
+        }
+        if self.retry.is_some_and(|at| at <= now) {
+            self.retry = None;
+            for (call, until, reply) in std::mem::take(&mut self.waiting) {
+                self.call(call, until, reply);
+            }
+        }
+        if self.frames.is_some() && self.standing <= now {
+            self.standing = now.after(STANDING_NS);
+            let call =
+                Call { kind: CallKind::Standing as u16, header: Bytes::from_static(b"null"), tail: Bytes::new() };
+            if let Ok(id) = self.calls.end.call(now, call, 10 * STANDING_NS) {
+                self.asked.insert(id, Asked::Standing);
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Call { call, until, reply } => self.call(call, until, reply),
+            Command::Begin { group, timeline, start } => self.begin(group, timeline, start),
+            Command::Frame(frame) if self.spool.is_none() => self.early.push_back(frame),
+            Command::Frame(frame) => self.frame(frame),
+            Command::Seed { session, frame } => {
+                if session == lock(&self.shared.state).session {
+                    self.seeds.push_back(frame);
+                    self.offer_seeds();
+                }
+            }
+            Command::Answered { id, answer } => {
+                if let Some(frames) = &mut self.frames {
+                    frames.end.answer(mono(), id, answer);
+                }
+            }
+            Command::Stop { .. } => {}
+        }
+    }
+
+    fn call(&mut self, call: Call, until: Instant, reply: SyncSender<Answer>) {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let (kind, status) = (call.kind, CallStatus::Unreachable);
+            // Who asked may have given up.
+            let _ = reply.send(Answer { kind, status, header: Bytes::new(), tail: Bytes::new() });
+            return;
+        }
+        match self.calls.end.call(mono(), call.clone(), left.as_nanos() as u64) {
+            Ok(id) => drop(self.asked.insert(id, Asked::Caller { call, until, reply })),
+            Err(_) => self.later(call, until, reply),
+        }
+    }
+
+    fn later(&mut self, call: Call, until: Instant, reply: SyncSender<Answer>) {
+        self.waiting.push_back((call, until, reply));
+        self.retry.get_or_insert(mono().after(CALL_RETRY_NS));
+    }
+
+    fn begin(&mut self, group: GroupId, timeline: Timeline, start: Position) {
+        // Told again, it is the same.
+        if self.frames.is_some() {
+            return;
+        }
+        let mut end = End::new(&self.identity, source(&self.options, Some((group, timeline)), start));
+        end.at = self.calls.at;
+        self.frames = Some(end);
+        self.group = Some(group);
+        self.durable = start.lsn;
+        self.spool = Some(Spool::new(SpoolOptions {
+            memory_bytes_max: self.options.memory_bytes,
+            disk_bytes_max: 0,
+            file_bytes: 0,
+            directory: String::new(),
+            ahead_bytes: 0,
+            always: false,
+            ids: 0,
+        }));
+        std::mem::take(&mut self.early).into_iter().for_each(|frame| self.frame(frame));
+    }
+
+    fn frame(&mut self, raw: RawFrame) {
+        let (Some(group), Some(spool), Some(frames)) = (self.group, &mut self.spool, &mut self.frames) else { return };
+        let frame = self.encoder.encode(raw, group, Compression::None);
+        let (info, bytes) = (frame.info, frame.len());
+        let kept = spool.push(frame).map_err(|error| error.to_string());
+        let offered = kept.and_then(|_| frames.end.offer(mono(), &info, bytes).map_err(|error| error.to_string()));
+        if let Err(why) = offered {
+            // The filter's bound lies below this one, and its frames continue each other.
+            self.shared.fail(format!("a frame of the filter cannot be kept: {why}"));
+        }
+    }
+
+    fn offer_seeds(&mut self) {
+        let Some(frames) = &mut self.frames else { return };
+        while let Some(seed) = self.seeds.pop_front() {
+            if let Err(refused) = frames.end.offer_seed(mono(), seed) {
+                self.seeds.push_front(*refused.0);
+                return;
+            }
+        }
+    }
+
+    /// Does what one of the ends wants.
+    fn carry_out(&mut self, of_frames: bool) {
+        loop {
+            let Some(end) = (if of_frames { self.frames.as_mut() } else { Some(&mut self.calls) }) else { return };
+            let Some(effect) = end.end.poll() else { return };
+            match effect {
+                SourceEffect::Connect { dial, session, plain } => {
+                    let address = &self.options.to[end.at % self.options.to.len()];
+                    let guard = plain.map_or(Guard::Tls { ticket: Bytes::new() }, |key| Guard::Plain { session, key });
+                    end.hub.dial(dial, address, guard, &self.options.peers);
+                }
+                SourceEffect::Send { conn, message } => end.hub.send(conn, message),
+                SourceEffect::SendFrame { conn, number, key } => {
+                    if let Some(Lookup::Here(frame)) = self.spool.as_mut().map(|spool| spool.get(key.0)) {
+                        end.hub.send(conn, Message::Frame(number, frame));
+                    }
+                }
+                SourceEffect::Close { conn, farewell } => end.hub.close(conn, farewell),
+                SourceEffect::Acked(acked) if of_frames => self.acked(acked),
+                SourceEffect::Acked(_) => {}
+                SourceEffect::Answered { id, answer } => self.answered(id, answer),
+                SourceEffect::Called { id, call } => self.called(id, call),
+                SourceEffect::Lost(range) => self.shared.fail(format!(
+                    "the replica lost what it had acknowledged: LSN {} to {}",
+                    range.start(),
+                    range.end()
+                )),
+                SourceEffect::Broken { have, oldest, .. } => self.shared.fail(format!(
+                    "the replica stands at {have}, and what follows is not kept any more: the oldest is {oldest}"
+                )),
+                SourceEffect::Refused { farewell, class } => match class {
+                    Class::Never => self.shared.fail(format!("the other side refuses for good: {farewell}")),
+                    _ => end.at += 1,
+                },
+                SourceEffect::Up { .. } if of_frames => self.up(),
+                SourceEffect::Down { .. } if of_frames => self.down(),
+                SourceEffect::Up { .. } | SourceEffect::Down { .. } => {}
+            }
+        }
+    }
+
+    fn up(&mut self) {
+        let mut state = lock(&self.shared.state);
+        state.session += 1;
+        (state.is_up, state.seeds_given, state.seeds_taken) = (true, 0, 0);
+        self.seeds.clear();
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    fn down(&mut self) {
+        lock(&self.shared.state).is_up = false;
+        self.seeds.clear();
+        self.shared.changed.notify_all();
+    }
+
+    fn acked(&mut self, acked: Acked) {
+        if let Some(last) = acked.kept_from.checked_sub(1)
+            && let Some(spool) = &mut self.spool
+        {
+            spool.release(last);
+        }
+        lock(&self.shared.state).seeds_taken = acked.seeds;
+        self.shared.changed.notify_all();
+        self.offer_seeds();
+        let Some(near) = self.shared.near() else { return };
+        if acked.durable > self.durable {
+            self.durable = acked.durable;
+            near.durable(acked.durable);
+        }
+        if acked.room != self.room {
+            self.room = acked.room;
+            near.room(match acked.room {
+                FarRoom::Ok => Room::Ok,
+                FarRoom::NoSpace | FarRoom::Quota => Room::NoSpace,
+                FarRoom::Lost => Room::Lost,
+            });
+        }
+    }
+
+    fn answered(&mut self, id: CallId, answer: Answer) {
+        match self.asked.remove(&id) {
+            // Somebody on the way is not there for now.
+            Some(Asked::Caller { call, until, reply }) if answer.status == CallStatus::Unreachable => {
+                self.later(call, until, reply);
+            }
+            Some(Asked::Caller { reply, .. }) => {
+                // Who asked may have given up.
+                let _ = reply.send(answer);
+            }
+            Some(Asked::Standing) if answer.status == CallStatus::Done => {
+                if let Ok(standing) = serde_json::from_slice::<Standing>(&answer.header) {
+                    lock(&self.shared.state).standing = standing;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Who keeps the replica asks: on a thread of its own, since the filter may wait for something.
+    fn called(&mut self, id: CallId, call: Call) {
+        let (near, commands) = (self.shared.near(), self.shared.commands.clone());
+        tokio::task::spawn_blocking(move || {
+            let answer = near.map_or_else(
+                || Answer {
+                    kind: call.kind,
+                    status: CallStatus::Unreachable,
+                    header: Bytes::new(),
+                    tail: Bytes::new(),
+                },
+                |near| answer_near(near.as_ref(), &call),
+            );
+            // The link may have ended meanwhile.
+            let _ = commands.send(Command::Answered { id, answer });
+        });
+    }
+}

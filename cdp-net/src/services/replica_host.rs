@@ -1,0 +1,189 @@
+//! The replica host: takes the records of many groups over links, and keeps a replica of each.
+//!
+//! A group is found by its tenant and its name; its replica is the directory of these two names, and whoever asks that directory's
+//! owner is answered as by any other owner. What a filter asks comes in sessions of their own; the frames of its timeline have
+//! one task that hands them to the group's keeper, says what became durable, and asks the filter what the keeper wants to know.
+
+mod frames;
+mod questions;
+mod seat;
+
+use self::seat::{Seat, SeatKey};
+use crate::keeper::KeeperOptions;
+use crate::link::accept::{Accepted, Admission, Gate, LinkDoor};
+use crate::link::identity::Identity;
+use crate::link::listener::{AcceptOptions, Listener};
+use crate::link::pin::{Fingerprint, Peers};
+use cdp_core::link::message::{Code, DataKey, Farewell, Purpose};
+use cdp_core::link::preamble::Preamble;
+use cdp_core::types::{NAME_MAX, SessionId};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Connections that were let in and wait to be looked at, at most.
+const ACCEPTED_MAX: usize = 64;
+
+/// How replicas are kept for others.
+#[derive(Clone, Debug)]
+pub struct ReplicaHostOptions {
+    /// HOST:PORT to listen at.
+    pub listen: String,
+    /// Holds a directory for each tenant, and in it one for each group.
+    pub directory: PathBuf,
+    /// Who is let in, and whose groups he may name; `*`: those of anybody.
+    pub tenants: BTreeMap<Fingerprint, String>,
+    /// Groups at once, at most.
+    pub groups_max: usize,
+    /// How each replica is kept.
+    pub keeper: KeeperOptions,
+    /// How many connections are let in.
+    pub accept: AcceptOptions,
+}
+
+/// A replica host at work. Dropping it lets go of every replica.
+pub struct ReplicaHost {
+    listener: Listener,
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for ReplicaHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReplicaHost").field("address", &self.listener.address).finish_non_exhaustive()
+    }
+}
+
+/// What its tasks share.
+struct Shared {
+    options: ReplicaHostOptions,
+    identity: Arc<Identity>,
+    /// Groups that were named since the start; at most [`ReplicaHostOptions::groups_max`].
+    seats: Mutex<BTreeMap<SeatKey, Arc<Seat>>>,
+    /// Keys of data connections without TLS, by session.
+    keys: Mutex<BTreeMap<SessionId, DataKey>>,
+    /// Told something when the host ends.
+    ending: watch::Sender<()>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets in who is listed.
+struct Doorkeeper {
+    peers: Peers,
+    shared: Arc<Shared>,
+}
+
+impl Gate for Doorkeeper {
+    fn admit(&self, preamble: &Preamble, _: SocketAddr, _: SocketAddr) -> Result<Admission, Farewell> {
+        match preamble {
+            Preamble::Plain { session, .. } => {
+                let key = lock(&self.shared.keys).get(session).cloned();
+                key.map(Admission::Plain).ok_or_else(|| Farewell::new(Code::Unexpected, "there is no such session"))
+            }
+            _ => Ok(Admission::Tls(self.peers.clone())),
+        }
+    }
+}
+
+impl ReplicaHost {
+    /// Listens, and keeps what comes.
+    ///
+    /// # Errors
+    /// When it cannot listen there.
+    pub async fn start(identity: Arc<Identity>, options: ReplicaHostOptions) -> std::io::Result<Self> {
+        let peers = Peers::new(options.tenants.keys().copied());
+        let (accept, listen) = (options.accept, options.listen.clone());
+        let (seats, keys) = (Mutex::default(), Mutex::default());
+        let (ending, _) = watch::channel(());
+        let shared = Arc::new(Shared { options, identity: Arc::clone(&identity), seats, keys, ending });
+        let gate = Arc::new(Doorkeeper { peers, shared: Arc::clone(&shared) });
+        let (sender, accepted) = channel(ACCEPTED_MAX);
+        let listener = Listener::listen(&listen, LinkDoor::new(identity, gate), accept, sender).await?;
+        let task = tokio::spawn(dispatch(Arc::clone(&shared), accepted));
+        Ok(Self { listener, shared, task })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.listener.address
+    }
+
+    /// Lets go of every replica: what is not durable comes again.
+    pub async fn stop(self) {
+        self.task.abort();
+        self.shared.ending.send_replace(());
+        let seats = std::mem::take(&mut *lock(&self.shared.seats));
+        let ended = tokio::task::spawn_blocking(move || seats.values().for_each(|seat| seat.let_go()));
+        // One that panicked has let go too.
+        let _ = ended.await;
+    }
+}
+
+impl Drop for ReplicaHost {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.shared.ending.send_replace(());
+    }
+}
+
+/// Brings each connection to its group.
+async fn dispatch(shared: Arc<Shared>, mut accepted: Receiver<Accepted>) {
+    while let Some(accepted) = accepted.recv().await {
+        match shared.seat_of(&accepted) {
+            Ok(seat) if accepted.hello.purpose == Purpose::Calls => {
+                tokio::spawn(questions::run(Arc::clone(&shared), seat, accepted));
+            }
+            Ok(seat) => seat.frames(&shared, accepted),
+            Err(farewell) => {
+                tokio::spawn(accepted.opened.refuse(farewell));
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// The group that a connection is for, if its peer may name it.
+    fn seat_of(&self, accepted: &Accepted) -> Result<Arc<Seat>, Farewell> {
+        let hello = &accepted.hello;
+        let tenant = match accepted.opened.peer() {
+            Some(peer) => {
+                let own = self.options.tenants.get(&peer);
+                let own = own.ok_or_else(|| Farewell::new(Code::Unauthorized, "this certificate is not let in"))?;
+                if own == "*" { if hello.tenant.is_empty() { "local" } else { &hello.tenant } } else { own }
+            }
+            // A data connection: its MAC proves whose session it is of.
+            None => &hello.tenant,
+        };
+        if !hello.tenant.is_empty() && tenant != hello.tenant {
+            let text = format!("this certificate speaks for {tenant:?}, not for {:?}", hello.tenant);
+            return Err(Farewell::new(Code::OtherTenant, text));
+        }
+        if !is_name(tenant) || !is_name(&hello.name) {
+            return Err(Farewell::new(Code::UnknownGroup, "the names of tenant and group are no names of directories"));
+        }
+        let key = SeatKey { tenant: tenant.to_owned(), group: hello.name.clone() };
+        let mut seats = lock(&self.seats);
+        if !seats.contains_key(&key) && seats.len() >= self.options.groups_max {
+            return Err(Farewell::new(Code::Busy, format!("{} groups are kept here already", seats.len())));
+        }
+        let directory = self.options.directory.join(&key.tenant).join(&key.group);
+        let seat = seats.entry(key).or_insert_with(|| Seat::new(directory, self.options.keeper.clone()));
+        Ok(Arc::clone(seat))
+    }
+}
+
+/// Whether this may be the name of a directory.
+fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= NAME_MAX
+        && !matches!(text, "." | "..")
+        && !text.chars().any(|c| c == '/' || c.is_control())
+}

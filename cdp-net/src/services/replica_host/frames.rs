@@ -1,0 +1,285 @@
+//! The task that has the frames of one timeline: from the link to the keeper, and acks back.
+
+use super::questions::{SILENCE_MS, until};
+use super::seat::{Held, Seat, ToFrames};
+use super::{Shared, lock};
+use crate::clock::mono;
+use crate::link::connection::ConnectionOptions;
+use crate::link::hub::{Happened, Hub};
+use crate::random::identity as random;
+use crate::services::seeds::{self, Piece};
+use bytes::Bytes;
+use cdp_core::capture::Room;
+use cdp_core::frame::EncodedFrame;
+use cdp_core::link::calls::CallId;
+use cdp_core::link::message::{
+    Answer, Call, CallStatus, Code, DATA_CONNECTIONS_MAX, DataKey, FarRoom, Farewell, Features, Hello,
+};
+use cdp_core::link::target::{TargetEffect, TargetEnd, TargetOptions, Terms};
+use cdp_core::types::{Lsn, Position, SessionId, Timeline};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use tokio::sync::mpsc::{UnboundedReceiver, WeakUnboundedSender};
+
+/// Bytes of frames and seeds that were taken and are not durable, at most: what is granted to the other end.
+const WINDOW: u64 = 64 << 20;
+/// What the keeper asks is given up after so long.
+const CALL_NS: u64 = 10_000_000_000;
+
+/// See the module's text.
+struct Task {
+    shared: Arc<Shared>,
+    seat: Arc<Seat>,
+    end: TargetEnd,
+    hub: Hub,
+    /// None before the first session was let in.
+    held: Option<Held>,
+    have: Position,
+    durable: Lsn,
+    room: FarRoom,
+    /// Frames that were taken and are not durable: their last LSNs and bytes.
+    pending: VecDeque<(Lsn, u64)>,
+    pending_bytes: u64,
+    /// Sessions so far; the seeds of the one that holds go to this thread.
+    sessions: u64,
+    key: Option<SessionId>,
+    copier: Option<std::sync::mpsc::Sender<EncodedFrame>>,
+    seed_bytes: VecDeque<u64>,
+    asked: BTreeMap<CallId, SyncSender<Answer>>,
+    queue: WeakUnboundedSender<ToFrames>,
+}
+
+/// Until nobody can send to it any more.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    seat: Arc<Seat>,
+    timeline: Timeline,
+    me: WeakUnboundedSender<ToFrames>,
+    mut queue: UnboundedReceiver<ToFrames>,
+) {
+    let Some(ToFrames::Accepted(first)) = queue.recv().await else { return };
+    let options = TargetOptions {
+        group: first.hello.group,
+        timeline: Some(timeline),
+        features: Features::ALL,
+        connections: DATA_CONNECTIONS_MAX,
+        silence_ms: SILENCE_MS,
+        attempt: 0,
+    };
+    let hub = Hub::new(Arc::clone(&shared.identity), ConnectionOptions::default());
+    let mut task = Task {
+        shared,
+        seat,
+        end: TargetEnd::new(options),
+        hub,
+        held: None,
+        have: Position::default(),
+        durable: Lsn::ZERO,
+        room: FarRoom::Ok,
+        pending: VecDeque::new(),
+        pending_bytes: 0,
+        sessions: 0,
+        key: None,
+        copier: None,
+        seed_bytes: VecDeque::new(),
+        asked: BTreeMap::new(),
+        queue: me,
+    };
+    task.told(ToFrames::Accepted(first));
+    loop {
+        while let Some(effect) = task.end.poll() {
+            task.carry_out(effect);
+        }
+        tokio::select! {
+            message = queue.recv() => match message {
+                Some(message) => task.told(message),
+                None => return task.closed(),
+            },
+            happened = task.hub.next() => task.happened(happened),
+            () = until(task.end.next_deadline()) => task.end.handle_timer(mono()),
+        }
+    }
+}
+
+impl Task {
+    fn told(&mut self, message: ToFrames) {
+        let now = mono();
+        match message {
+            ToFrames::Accepted(accepted) => {
+                let conn = self.hub.add(accepted.opened);
+                self.end.handle_accepted(now, conn, *accepted.hello);
+            }
+            ToFrames::Durable(lsn) => {
+                self.durable = self.durable.max(lsn);
+                while let Some((_, bytes)) = self.pending.pop_front_if(|(last, _)| *last <= lsn) {
+                    self.pending_bytes -= bytes;
+                }
+                self.end.durable(now, lsn);
+                self.grant();
+            }
+            ToFrames::Room(room) => {
+                self.room = match room {
+                    Room::Ok => FarRoom::Ok,
+                    Room::NoSpace => FarRoom::NoSpace,
+                    Room::Lost => FarRoom::Lost,
+                };
+                self.end.room(now, self.room);
+            }
+            ToFrames::Call { call, reply } => self.ask(call, reply),
+            ToFrames::Seeded { session, taken } => {
+                if session == self.sessions {
+                    if let Some(bytes) = self.seed_bytes.pop_front() {
+                        self.pending_bytes -= bytes;
+                    }
+                    self.end.seeds(now, taken);
+                    self.grant();
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, call: Call, reply: SyncSender<Answer>) {
+        let kind = call.kind;
+        match self.end.call(mono(), call, CALL_NS) {
+            Ok(id) => drop(self.asked.insert(id, reply)),
+            Err(_) => {
+                let status = CallStatus::Unreachable;
+                // Who asked may have given up.
+                let _ = reply.send(Answer { kind, status, header: Bytes::new(), tail: Bytes::new() });
+            }
+        }
+    }
+
+    fn grant(&mut self) {
+        self.end.grant(mono(), WINDOW.saturating_sub(self.pending_bytes));
+    }
+
+    fn happened(&mut self, happened: Happened) {
+        let now = mono();
+        match happened {
+            Happened::Message { conn, message } => self.end.handle_message(now, conn, message),
+            Happened::Heard { conn } => self.end.handle_heard(now, conn),
+            Happened::Sent { conn, bytes } => self.end.handle_sent(now, conn, bytes),
+            Happened::Disconnected { conn, why } => self.end.handle_disconnected(now, conn, &why),
+            Happened::Connected { .. } | Happened::NotConnected { .. } => {}
+        }
+    }
+
+    fn carry_out(&mut self, effect: TargetEffect) {
+        match effect {
+            TargetEffect::Judge { session, hello } => self.judge(session, &hello),
+            TargetEffect::Send { conn, message } => self.hub.send(conn, message),
+            TargetEffect::Close { conn, farewell } => self.hub.close(conn, farewell),
+            TargetEffect::Take(frame) => {
+                self.have = frame.info.end();
+                self.pending.push_back((frame.info.last_lsn, frame.len()));
+                self.pending_bytes += frame.len();
+                if let Some(held) = &self.held {
+                    held.keeper.packed(frame);
+                }
+            }
+            TargetEffect::TakeSeed(seed) => {
+                self.pending_bytes += seed.len();
+                self.seed_bytes.push_back(seed.len());
+                // A thread that has ended is of a session that has.
+                if let Some(copier) = &self.copier {
+                    let _ = copier.send(seed);
+                }
+            }
+            TargetEffect::Answered { id, answer } => {
+                // Who asked may have given up.
+                let _ = self.asked.remove(&id).map(|reply| reply.send(answer));
+            }
+            TargetEffect::Called { id, call } => {
+                let (kind, status) = (call.kind, CallStatus::UnknownKind);
+                // What a filter asks comes in a session of its own.
+                self.end.answer(mono(), id, Answer { kind, status, header: Bytes::new(), tail: Bytes::new() });
+            }
+            TargetEffect::Up { .. } => self.up(),
+            TargetEffect::Down { .. } => self.down(),
+        }
+    }
+
+    fn judge(&mut self, session: SessionId, hello: &Hello) {
+        if self.held.is_none() {
+            // Opening a replica reads what its journal's end needs: on this thread others wait for it.
+            match tokio::task::block_in_place(|| self.seat.resume(hello)) {
+                Ok((held, have)) => {
+                    (self.have, self.durable) = (have, have.lsn);
+                    self.held = Some(held);
+                }
+                Err(farewell) => return self.end.refuse(session, farewell),
+            }
+        }
+        let data_key = hello.plain.then(|| {
+            let mut key = [0; 32];
+            key[..16].copy_from_slice(&random());
+            key[16..].copy_from_slice(&random());
+            DataKey(key)
+        });
+        if let Some(key) = &data_key {
+            lock(&self.shared.keys).insert(session, key.clone());
+            self.key = Some(session);
+        }
+        let room_bytes = WINDOW.saturating_sub(self.pending_bytes);
+        let (durable, room) = (self.durable, self.room);
+        let terms =
+            Terms { have: Some(self.have), durable, stored: durable, room_bytes, room, data_key, ..Terms::default() };
+        self.end.admit(mono(), session, terms);
+    }
+
+    /// Seeds go to a thread of their own: they wait for the replica's media.
+    fn up(&mut self) {
+        self.sessions += 1;
+        let Some(held) = self.held.clone() else { return };
+        let (copier, seeds) = std::sync::mpsc::channel::<EncodedFrame>();
+        let (session, queue) = (self.sessions, self.queue.clone());
+        let copying = move || {
+            for (number, frame) in (1..).zip(seeds) {
+                // What does not verify, or is of a copy that was given up, is taken and passed over: the copy is judged at its end.
+                if let Ok(Some(seed)) = seeds::read(&frame) {
+                    held.calls.copy(seed.disk, number, |copy| match seed.piece {
+                        Piece::Data(data) => {
+                            let mut buffer = copy.buffer();
+                            buffer[..data.len()].copy_from_slice(&data);
+                            copy.data(buffer, data.len(), seed.lsn)
+                        }
+                        Piece::Zeros(length) => copy.zeros(length, seed.lsn),
+                    });
+                }
+                let Some(task) = queue.upgrade() else { return };
+                if task.send(ToFrames::Seeded { session, taken: number }).is_err() {
+                    return;
+                }
+            }
+        };
+        let spawned = std::thread::Builder::new().name("cdp-copy".into()).spawn(copying);
+        match spawned {
+            Ok(_) => self.copier = Some(copier),
+            Err(error) => self.end.close(Farewell::new(Code::Internal, format!("cannot start a thread: {error}"))),
+        }
+    }
+
+    fn down(&mut self) {
+        self.copier = None;
+        self.pending_bytes -= self.seed_bytes.drain(..).sum::<u64>();
+        if let Some(session) = self.key.take() {
+            lock(&self.shared.keys).remove(&session);
+        }
+        if let Some(held) = self.held.clone() {
+            // What was under way begins again in the next session; ending it may wait for the media.
+            tokio::task::spawn_blocking(move || held.calls.end());
+        }
+    }
+
+    /// The group is let go of.
+    fn closed(mut self) {
+        self.end.close(Farewell::new(Code::Stopping, "the replica host ends"));
+        while let Some(effect) = self.end.poll() {
+            if let TargetEffect::Close { conn, farewell } = effect {
+                self.hub.close(conn, farewell);
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! One group at a replica host: its keeper, and the way to its filter.
+
+use super::{Shared, frames, lock};
+use crate::far::{Acks, Begin, CallKind, Caller, Found, Origin, RemoteNear};
+use crate::keeper::{Calls, Home, Keeper, KeeperOptions};
+use crate::link::accept::Accepted;
+use crate::report::{Problem, ProblemClass};
+use bytes::Bytes;
+use cdp_core::capture::Room;
+use cdp_core::link::message::{Answer, Call, CallStatus, Code, Farewell, Hello};
+use cdp_core::types::{Lsn, Position, Timeline};
+use std::path::PathBuf;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// How long a keeper waits for its filter's answer.
+const NEAR_WITHIN: Duration = Duration::from_secs(10);
+
+/// By what a group is found.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct SeatKey {
+    pub(super) tenant: String,
+    pub(super) group: String,
+}
+
+/// What the task of a timeline's frames is told.
+pub(super) enum ToFrames {
+    Accepted(Box<Accepted>),
+    Durable(Lsn),
+    Room(Room),
+    Call { call: Call, reply: SyncSender<Answer> },
+    Seeded { session: u64, taken: u64 },
+}
+
+/// A keeper while it keeps the group's replica for one filter.
+#[derive(Clone)]
+pub(super) struct Held {
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) calls: Arc<Calls>,
+    /// What writes, once that has begun, and where it was then.
+    pub(super) begun: Option<(Timeline, Lsn)>,
+    /// What was durable when it was found.
+    found: Lsn,
+}
+
+/// See the module's text.
+pub(super) struct Seat {
+    directory: PathBuf,
+    options: KeeperOptions,
+    held: Mutex<Option<Held>>,
+    way: Arc<Way>,
+}
+
+/// The way to the filter: the task that has its frames, if there is one.
+#[derive(Default)]
+pub(super) struct Way(Mutex<Option<(Timeline, UnboundedSender<ToFrames>)>>);
+
+impl Way {
+    fn tell(&self, message: ToFrames) -> bool {
+        lock(&self.0).as_ref().is_some_and(|(_, task)| task.send(message).is_ok())
+    }
+}
+
+impl Caller for Way {
+    fn call(&self, call: Call) -> Answer {
+        let silent = |status| Answer { kind: call.kind, status, header: Bytes::new(), tail: Bytes::new() };
+        let (reply, answered) = sync_channel(1);
+        if !self.tell(ToFrames::Call { call: call.clone(), reply }) {
+            return silent(CallStatus::Unreachable);
+        }
+        answered.recv_timeout(NEAR_WITHIN).unwrap_or_else(|_| silent(CallStatus::TimedOut))
+    }
+}
+
+impl Acks for Way {
+    fn durable(&self, lsn: Lsn) {
+        // Where nobody takes it, it is asked for when somebody comes.
+        self.tell(ToFrames::Durable(lsn));
+    }
+
+    fn room(&self, room: Room) {
+        self.tell(ToFrames::Room(room));
+    }
+}
+
+fn refused(call: &Call, problem: &Problem) -> Answer {
+    let header = serde_json::to_vec(problem).unwrap_or_default().into();
+    Answer { kind: call.kind, status: CallStatus::Refused, header, tail: Bytes::new() }
+}
+
+impl Seat {
+    pub(super) fn new(directory: PathBuf, options: KeeperOptions) -> Arc<Self> {
+        Arc::new(Self { directory, options, held: Mutex::default(), way: Arc::default() })
+    }
+
+    fn hold(&self) -> Result<Held, Problem> {
+        let failed = |error: &dyn std::fmt::Display| {
+            Problem::new(ProblemClass::Refused, "replica-directory", format!("{}: {error}", self.directory.display()))
+        };
+        let home = Home::acquire(&self.directory).map_err(|error| failed(&error))?;
+        let keeper = Keeper::new(home, self.options.clone());
+        let near = Arc::new(RemoteNear::new(Arc::clone(&self.way) as _));
+        let calls = Arc::new(Calls::new(Arc::clone(&keeper), near));
+        Ok(Held { keeper, calls, begun: None, found: Lsn::ZERO })
+    }
+
+    /// Answers a call of a filter. May wait: for threads that may.
+    pub(super) fn answer(&self, call: &Call) -> Answer {
+        let kind = CallKind::of(call.kind);
+        let mut held = lock(&self.held);
+        if kind == Some(CallKind::Find) {
+            // A filter that starts: whoever kept this for the one before lets go.
+            if let Some(before) = held.take() {
+                before.keeper.let_go();
+            }
+            match self.hold() {
+                Ok(new) => *held = Some(new),
+                Err(problem) => return refused(call, &problem),
+            }
+        }
+        let Some(now) = held.clone() else {
+            // This host was started anew: it is held again when the filter's frames come back.
+            let (kind, status) = (call.kind, CallStatus::Unreachable);
+            return Answer { kind, status, header: Bytes::new(), tail: Bytes::new() };
+        };
+        if !matches!(kind, Some(CallKind::Find | CallKind::Begin)) {
+            drop(held);
+            return now.calls.answer(call);
+        }
+        let answer = now.calls.answer(call);
+        if answer.status == CallStatus::Done
+            && let Some(held) = held.as_mut()
+        {
+            held.note(call, &answer);
+        }
+        answer
+    }
+
+    /// Where a session of frames may begin, as the keeper has it; the replica is opened again where this host was started anew.
+    pub(super) fn resume(&self, hello: &Hello) -> Result<(Held, Position), Farewell> {
+        let unknown = |text: String| Farewell::new(Code::TimelineUnknown, text);
+        let (Some(group), Some(timeline)) = (hello.group, hello.timeline) else {
+            return Err(Farewell::new(Code::Malformed, "frames are of a group and a timeline"));
+        };
+        let mut held = lock(&self.held);
+        if let Some(held) = held.as_ref() {
+            return match held.begun {
+                Some((begun, at)) if begun == timeline => Ok((held.clone(), Position::whole(at))),
+                Some(_) => Err(Farewell::new(Code::TimelineClosed, "another timeline is written now")),
+                None => Err(unknown("the timeline is not begun yet".into())),
+            };
+        }
+        let mut new = self.hold().map_err(|problem| unknown(problem.message))?;
+        let near = Arc::new(RemoteNear::new(Arc::clone(&self.way) as _));
+        let resumed = new.keeper.resume(group, timeline, Some(hello.durable_seen), near);
+        let at = resumed.map_err(|problem| match problem.code.as_str() {
+            "not-following" => Farewell::new(Code::TimelineClosed, problem.message),
+            "broken" => Farewell::new(Code::Broken, problem.message),
+            _ => unknown(problem.message),
+        })?;
+        new.begun = Some((timeline, at));
+        // Without its control socket it is kept all the same.
+        let _ = new.keeper.serve();
+        *held = Some(new.clone());
+        Ok((new, Position::whole(at)))
+    }
+
+    /// A connection of the timeline's frames.
+    pub(super) fn frames(self: &Arc<Self>, shared: &Arc<Shared>, accepted: Accepted) {
+        let Some(timeline) = accepted.hello.timeline else {
+            tokio::spawn(accepted.opened.refuse(Farewell::new(Code::Malformed, "frames are of a timeline")));
+            return;
+        };
+        let mut way = lock(&self.way.0);
+        let mut message = ToFrames::Accepted(Box::new(accepted));
+        if let Some((of, task)) = way.as_ref().filter(|(of, _)| *of == timeline) {
+            match task.send(message) {
+                Ok(()) => return,
+                Err(unsent) => message = unsent.0,
+            }
+            debug_assert_eq!(*of, timeline);
+        }
+        let (task, queue) = tokio::sync::mpsc::unbounded_channel();
+        // It is its own queue's first word.
+        let _ = task.send(message);
+        *way = Some((timeline, task.clone()));
+        tokio::spawn(frames::run(Arc::clone(shared), Arc::clone(self), timeline, task.downgrade(), queue));
+    }
+
+    /// Ends the keeper; it may wait for its media.
+    pub(super) fn let_go(&self) {
+        *lock(&self.way.0) = None;
+        let held = lock(&self.held).take();
+        if let Some(held) = held {
+            held.calls.end();
+            held.keeper.let_go();
+        }
+    }
+}
+
+impl Held {
+    fn note(&mut self, call: &Call, answer: &Answer) {
+        if CallKind::of(call.kind) == Some(CallKind::Find) {
+            let found: Option<Option<Found>> = serde_json::from_slice(&answer.header).ok();
+            self.found = found.flatten().map_or(Lsn::ZERO, |found| found.durable);
+            return;
+        }
+        let Ok(begin) = serde_json::from_slice::<Begin>(&call.header) else { return };
+        if self.begun.is_none() {
+            let at = match begin.origin {
+                Origin::GoesOn => self.found,
+                Origin::Resumes { at } => at,
+                Origin::First | Origin::Fork { .. } => Lsn::ZERO,
+            };
+            self.begun = Some((begin.timeline, at));
+            // Without its control socket it is kept all the same.
+            let _ = self.keeper.serve();
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Threads whose panics are told, and waits that end when they are to.
+
+use crate::failure::Failure;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+/// Threads of one part of a protection.
+#[derive(Debug)]
+pub(crate) struct Threads {
+    failure: Arc<Failure>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// None yet. What one of them ends by, if it is a panic, is told to `failure`.
+    pub(crate) fn new(failure: Arc<Failure>) -> Self {
+        Self { failure, handles: Vec::new() }
+    }
+
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When the system has none to give.
+    pub(crate) fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        let failure = Arc::clone(&self.failure);
+        let told = name.to_owned();
+        let contained = move || {
+            // A thread that panics takes its part of the protection along: that is told, and the guest goes on.
+            if std::panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
+                failure.set(&format!("the thread {told} ended by a panic"));
+            }
+        };
+        self.handles.push(Builder::new().name(name.to_owned()).spawn(contained)?);
+        Ok(())
+    }
+
+    /// Waits for all of them, in the order in which they were started.
+    pub(crate) fn join(&mut self) {
+        for handle in self.handles.drain(..) {
+            // Panics are contained inside: there is nothing to hear.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// Waits, unless the end is wished.
+pub(crate) fn pause(stop: &AtomicBool, time: Duration) {
+    const STEP: Duration = Duration::from_millis(50);
+    let mut left = time;
+    while !left.is_zero() && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(STEP);
+        left = left.saturating_sub(STEP);
+    }
+}
