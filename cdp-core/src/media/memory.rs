@@ -4,15 +4,17 @@ use super::{File, MediaError, MediaErrorKind, Operation, Result, Storage, is_ins
 use crate::types::Extent;
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 /// Bytes of one run of memory.
 const PAGE: u64 = 256 << 10;
 
+type Files = Mutex<BTreeMap<String, Arc<MemoryFile>>>;
+
 /// A directory in memory. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Memory {
-    files: Arc<Mutex<BTreeMap<String, Arc<MemoryFile>>>>,
+    files: Arc<Files>,
     prefix: String,
     capacity: Arc<Mutex<u64>>,
 }
@@ -46,8 +48,25 @@ impl Memory {
         if is_inside(name) { Ok(full) } else { Err(error(MediaErrorKind::Io, operation, &full, "not a name")) }
     }
 
-    fn used(&self) -> u64 {
-        lock(&self.files).values().map(|file| file.pages.read().map_or(0, |pages| pages.length)).sum()
+    fn room(&self) -> Room {
+        Room { files: Arc::downgrade(&self.files), capacity: Arc::clone(&self.capacity) }
+    }
+}
+
+/// What all files may take together. It does not keep them: a file that kept its directory would keep itself.
+struct Room {
+    files: Weak<Files>,
+    capacity: Arc<Mutex<u64>>,
+}
+
+impl Room {
+    fn free_bytes(&self) -> u64 {
+        let capacity = *lock(&self.capacity);
+        if capacity == u64::MAX {
+            return capacity;
+        }
+        let used = |file: &Arc<MemoryFile>| file.read_pages().length;
+        capacity.saturating_sub(self.files.upgrade().map_or(0, |files| lock(&files).values().map(used).sum()))
     }
 }
 
@@ -58,7 +77,7 @@ impl Storage for Memory {
         if files.contains_key(&path) {
             return Err(error(MediaErrorKind::Exists, Operation::Create, &path, "the name is taken"));
         }
-        let file = Arc::new(MemoryFile { path: path.clone(), pages: RwLock::default(), storage: self.clone() });
+        let file = Arc::new(MemoryFile { path: path.clone(), pages: RwLock::default(), room: self.room() });
         files.insert(path, Arc::clone(&file));
         Ok(file)
     }
@@ -105,8 +124,7 @@ impl Storage for Memory {
     }
 
     fn free_bytes(&self) -> Result<u64> {
-        let capacity = *lock(&self.capacity);
-        Ok(if capacity == u64::MAX { capacity } else { capacity.saturating_sub(self.used()) })
+        Ok(self.room().free_bytes())
     }
 
     fn sub(&self, name: &str) -> Result<Arc<dyn Storage>> {
@@ -131,7 +149,7 @@ struct Pages {
 struct MemoryFile {
     path: String,
     pages: RwLock<Pages>,
-    storage: Memory,
+    room: Room,
 }
 
 impl std::fmt::Debug for MemoryFile {
@@ -152,7 +170,7 @@ impl MemoryFile {
     /// Refuses growth past the capacity.
     fn check_room(&self, end: u64, operation: Operation) -> Result<()> {
         let length = self.read_pages().length;
-        if end > length && end - length > self.storage.free_bytes()? {
+        if end > length && end - length > self.room.free_bytes() {
             return Err(error(MediaErrorKind::NoSpace, operation, &self.path, "no space left"));
         }
         Ok(())
@@ -275,4 +293,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn error(kind: MediaErrorKind, operation: Operation, path: &str, message: &str) -> MediaError {
     MediaError::new(kind, operation, path, 0, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_holds_any_more_is_gone() {
+        let storage = Memory::with_capacity(1 << 20);
+        let file = storage.create("file").unwrap();
+        file.write_all_at(0, &[1; 512]).unwrap();
+        assert_eq!(storage.free_bytes().unwrap(), (1 << 20) - 512);
+        let left = Arc::downgrade(&storage.files);
+        drop((file, storage));
+        assert!(left.upgrade().is_none(), "its files hold it");
+    }
 }
