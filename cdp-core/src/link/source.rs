@@ -241,6 +241,10 @@ pub struct SourceStatus {
     pub clock: Option<ClockSample>,
     /// Bytes of credit that are left.
     pub credit: u64,
+    /// Where the other side stood when the session began; none: it had nothing, or no session holds.
+    pub have: Option<Position>,
+    /// What both speak; nothing while no session holds.
+    pub features: Features,
 }
 
 #[derive(Debug)]
@@ -297,6 +301,11 @@ impl SourceEnd {
             effects: VecDeque::new(),
             options,
         }
+    }
+
+    /// From the next session on there are so many data connections beside the first one, plain ones or not.
+    pub fn set_data_connections(&mut self, connections: u16, plain: bool) {
+        (self.options.connections, self.options.plain) = (connections, plain);
     }
 
     /// The next frame of the timeline. Its owner keeps it until [`Acked::kept_from`] is above its key.
@@ -466,6 +475,8 @@ impl SourceEnd {
             far_bytes: self.far_bytes,
             clock: session.and_then(|session| session.clock()),
             credit: session.map_or(0, |session| session.credit_left()),
+            have: session.and_then(|session| session.agreed()?.0),
+            features: session.and_then(|session| session.agreed()).map_or(Features::default(), |(_, features)| features),
         }
     }
 

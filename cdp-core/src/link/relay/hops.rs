@@ -101,7 +101,7 @@ impl Relay {
             worked = true;
             if !offered {
                 // Whoever prepared made frames that do not continue each other.
-                self.start_over(now, "what was made of frames does not continue what was kept");
+                self.begin_anew(now, "what was made of frames does not continue what was kept");
                 return true;
             }
         }
@@ -118,7 +118,7 @@ impl Relay {
                     break;
                 }
                 Lookup::Gone => {
-                    self.start_over(now, "a frame cannot be read any more");
+                    self.begin_anew(now, "a frame cannot be read any more");
                     return true;
                 }
             }
@@ -135,7 +135,7 @@ impl Relay {
     }
 
     /// The source has everything that is not durable: it sends it again.
-    fn start_over(&mut self, now: MonoTime, why: &str) {
+    pub(super) fn begin_anew(&mut self, now: MonoTime, why: &str) {
         self.above.close(Farewell::new(Code::Broken, why));
         self.drain_above(now);
         self.forget(now, None);

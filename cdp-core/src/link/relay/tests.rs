@@ -96,7 +96,7 @@ impl Rig {
             name: "vm".into(),
             software: "test".into(),
         };
-        self.relay.handle_accepted(self.now, ABOVE, hello);
+        self.relay.handle_accepted(self.now, ABOVE, hello, None);
         self.effects()
     }
 
