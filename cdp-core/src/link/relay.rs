@@ -28,6 +28,9 @@ use std::ops::RangeInclusive;
 /// A call is passed on for so long at most, in nanoseconds: who asked has a bound of its own, which is shorter as a rule.
 const CALL_NS: u64 = 600_000_000_000;
 
+/// A relay with a source whose place below another one took takes it back after so long, in nanoseconds.
+const REDIAL_NS: u64 = 500_000_000;
+
 /// Which neighbour: above is the source's side.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Hop {
@@ -136,6 +139,8 @@ pub struct RelayStatus {
     pub memory_bytes: u64,
     /// Room on disk that the spool's files have.
     pub disk_bytes: u64,
+    /// The last LSN that is synced here or durable.
+    pub stored: Lsn,
 }
 
 /// Bounds of a relay that may change while it works.
@@ -166,6 +171,8 @@ pub struct Relay {
     lost: Option<RangeInclusive<Lsn>>,
     lost_told: bool,
     far_room: FarRoom,
+    /// The end below is dialled again then: another relay took its place, and the source is with this one.
+    redial: Option<MonoTime>,
     /// For plain data connections of a session that is to be judged.
     key: Option<(SessionId, DataKey)>,
     /// Seeds for below, within the credit; and how many of the session below were of earlier sessions above.
@@ -191,6 +198,7 @@ impl Relay {
             lost: None,
             lost_told: false,
             far_room: FarRoom::Ok,
+            redial: None,
             key: None,
             seeds: VecDeque::new(),
             seeds_before: 0,
@@ -313,6 +321,13 @@ impl Relay {
         if let Some(below) = &mut self.below {
             below.handle_timer(now);
         }
+        if self.redial.is_some_and(|at| at <= now) {
+            self.redial = None;
+            // Without a source its place is the other one's.
+            if self.above.status().up {
+                self.dial(now);
+            }
+        }
         self.work(now);
     }
 
@@ -362,7 +377,7 @@ impl Relay {
     pub fn next_deadline(&self) -> Option<MonoTime> {
         let below = self.below.as_ref().and_then(SourceEnd::next_deadline);
         let spool = self.kept.spool.next_deadline();
-        [self.above.next_deadline(), below, spool].into_iter().flatten().min()
+        [self.above.next_deadline(), below, spool, self.redial].into_iter().flatten().min()
     }
 
     /// How it goes.
@@ -375,6 +390,7 @@ impl Relay {
             waiting_bytes: self.kept.waiting_bytes(),
             memory_bytes: self.kept.spool.memory_bytes(),
             disk_bytes: self.kept.spool.disk_bytes(),
+            stored: self.stored(),
         }
     }
 

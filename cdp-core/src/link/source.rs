@@ -476,7 +476,9 @@ impl SourceEnd {
             clock: session.and_then(|session| session.clock()),
             credit: session.map_or(0, |session| session.credit_left()),
             have: session.and_then(|session| session.agreed()?.0),
-            features: session.and_then(|session| session.agreed()).map_or(Features::default(), |(_, features)| features),
+            features: session
+                .and_then(|session| session.agreed())
+                .map_or(Features::default(), |(_, features)| features),
         }
     }
 
@@ -524,10 +526,13 @@ impl SourceEnd {
             self.effects.push_back(SourceEffect::Down { why: why.clone() });
         }
         let mut class = if ending == Ending::Theirs { why.code.class() } else { Class::Retry };
-        if why.code == Code::Superseded && !session.is_up() {
-            // This end started again and counts from too low. Once in, it is the other one that is refused.
+        if why.code == Code::Superseded {
+            // Whoever dials again counts on from there.
             self.attempt = self.attempt.max(why.expected);
-            class = Class::Retry;
+            if !session.is_up() {
+                // This end started again and counts from too low. Once in, it is the other one that is refused.
+                class = Class::Retry;
+            }
         }
         if class != Class::Retry {
             self.effects.push_back(SourceEffect::Refused { farewell: why, class });

@@ -49,6 +49,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, UnboundedSender, channel, unbounded_channel};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// Connections that were let in and wait to be looked at, at most.
@@ -129,7 +130,6 @@ impl fmt::Display for RelayKey {
 enum ToRelay {
     Accepted(Box<Accepted>),
     Drain,
-    Stop,
 }
 
 /// A next hop.
@@ -194,13 +194,15 @@ struct Shared {
     keys: Mutex<BTreeMap<SessionId, DataKey>>,
     /// Sessions of calls that may come beside those that are there.
     calls: Arc<tokio::sync::Semaphore>,
+    /// Told something when the proxy ends.
+    ending: watch::Sender<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A proxy at work. Dropping it ends it as a crash does; [`Proxy::stop`] is in order.
+/// A proxy at work. Dropping it ends it at once; [`Proxy::stop`] waits for what is under way.
 pub struct Proxy {
     shared: Arc<Shared>,
     address: SocketAddr,
@@ -266,6 +268,7 @@ impl Proxy {
             relays: Mutex::default(),
             keys: Mutex::default(),
             calls: Arc::new(tokio::sync::Semaphore::new(CALLS_MAX)),
+            ending: watch::channel(()).0,
         });
         shared.set_ways(&to, &ticket);
         let _context = runtime.enter();
@@ -309,6 +312,13 @@ impl Proxy {
         *stats
     }
 
+    /// The last LSN of a group that is synced in the cache, or durable; none: nothing of the group is here.
+    #[must_use]
+    pub fn stored(&self, group: &str) -> Option<cdp_core::types::Lsn> {
+        let of = |(key, standing): (RelayKey, Standing)| (key.group == group).then_some(standing.status.stored);
+        self.standings().into_iter().filter_map(of).max()
+    }
+
     fn standings(&self) -> Vec<(RelayKey, Standing)> {
         lock(&self.shared.relays).iter().map(|(key, known)| (key.clone(), known.stand.get())).collect()
     }
@@ -330,7 +340,7 @@ impl Proxy {
             std::thread::sleep(Duration::from_millis(10));
         }
         let left = self.standings().iter().map(|(_, standing)| standing.left_bytes()).sum();
-        tell(|| ToRelay::Stop);
+        self.shared.ending.send_replace(());
         let until = Instant::now() + Duration::from_secs(2);
         while !all(|standing| standing.has_ended) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(10));
@@ -344,7 +354,7 @@ impl Drop for Proxy {
         self.tasks.iter().for_each(JoinHandle::abort);
         let _context = self.runtime.enter();
         drop(lock(&self.listener).take());
-        // Tasks see that nobody can tell them anything any more.
+        self.shared.ending.send_replace(());
         lock(&self.shared.relays).clear();
     }
 }

@@ -43,7 +43,6 @@ pub(super) struct Place {
 impl CacheDisk {
     /// The cache in this directory, which is made.
     pub(super) fn open(root: &Path, runtime: &Handle) -> io::Result<Arc<Self>> {
-    
         let storage = Disk::create(root).map_err(io::Error::other)?;
         let woken = Arc::new(Notify::new());
         let waker = Arc::clone(&woken);

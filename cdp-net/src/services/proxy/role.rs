@@ -63,9 +63,8 @@ impl<C> Running<C> {
         let what = format!("listening at {}, with the cache in its directory", options.listen);
         let held_max = Held { memory: options.memory_bytes, disk: options.disk_bytes };
         let Context { runtime, identity, peers, notes, .. } = context;
-        let proxy =
-            Proxy::start(runtime, identity.clone(), peers.clone(), notes.clone(), rules(config)?, options)
-                .map_err(failed(&what))?;
+        let proxy = Proxy::start(runtime, identity.clone(), peers.clone(), notes.clone(), rules(config)?, options)
+            .map_err(failed(&what))?;
         Ok(Self { proxy, config: Mutex::new(table), held_max })
     }
 
@@ -83,7 +82,12 @@ impl<C> Running<C> {
         let stats = self.proxy.door();
         let door =
             DoorReport { let_in: stats.let_in, refused: stats.refused, dawdled: stats.dawdled, errors: stats.errors };
-        Report { groups: groups.into_values().collect(), held_max: self.held_max, door: Some(door), tenants: Vec::new() }
+        Report {
+            groups: groups.into_values().collect(),
+            held_max: self.held_max,
+            door: Some(door),
+            tenants: Vec::new(),
+        }
     }
 }
 

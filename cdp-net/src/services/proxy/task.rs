@@ -76,6 +76,8 @@ struct Task {
     resting: Option<MonoTime>,
     refused: Option<MonoTime>,
     key_of: Option<SessionId>,
+    /// Somebody came.
+    has_begun: bool,
     is_draining: bool,
     is_retired: bool,
 }
@@ -127,6 +129,7 @@ async fn granted(turn: Option<&mut Turn>) {
 
 /// Until it has nothing left to do, or is told to stop.
 pub(super) async fn run(shared: Arc<Shared>, begin: Begin, mut queue: UnboundedReceiver<ToRelay>) {
+    let mut ending = shared.ending.subscribe();
     let mut task = Task::new(shared, begin);
     loop {
         task.pump();
@@ -142,8 +145,9 @@ pub(super) async fn run(shared: Arc<Shared>, begin: Begin, mut queue: UnboundedR
                     task.is_draining = true;
                     task.relay.drain(mono());
                 }
-                Some(ToRelay::Stop) | None => break,
+                None => break,
             },
+            _ = ending.changed() => break,
             happened = task.above.next() => task.happened(Hop::Above, happened),
             happened = task.below.next() => task.happened(Hop::Below, happened),
             (id, outcome) = completed(task.place.as_mut()) => task.relay.disk_completed(mono(), id, outcome),
@@ -216,6 +220,7 @@ impl Task {
             resting: None,
             refused: None,
             key_of: None,
+            has_begun: false,
             is_draining: false,
             is_retired: false,
         };
@@ -237,7 +242,7 @@ impl Task {
             self.key_of = Some(hello.session);
         }
         let conn = self.above.add(accepted.opened);
-        self.resting = None;
+        (self.resting, self.has_begun) = (None, true);
         self.relay.handle_accepted(mono(), conn, hello, key);
     }
 
@@ -471,7 +476,7 @@ impl Task {
     fn is_over(&mut self, queue: &UnboundedReceiver<ToRelay>) -> bool {
         if self.share.is_none() {
             // A session of calls, which is over with its connection.
-            return self.above.is_empty();
+            return self.has_begun && self.above.is_empty();
         }
         if !(self.is_retired && self.relay.is_idle()) {
             return false;
