@@ -156,10 +156,11 @@ impl Chain {
         Protection::start(&options, GivenSources::open(&sources).unwrap(), state, &far, |_| {}).unwrap()
     }
 
-    fn load(mut self) -> Replica {
+    /// The replica, once nobody keeps it, and the place in which it is.
+    fn load(mut self) -> (Replica, Place) {
         self.stop_host();
         std::fs::rename(self.path("replicas").join("acme/machine"), self.place.replica()).unwrap();
-        self.place.load()
+        (self.place.load(), self.place)
     }
 }
 
@@ -216,7 +217,8 @@ fn whichever_part_is_lost_nothing_is_and_no_gap_is_made() {
         }
         write(&protection, &mut model, round << 20, noise(round as u64, 8192));
         std::thread::sleep(Duration::from_millis(300));
-        (far.mend(), wan.mend());
+        far.mend();
+        wan.mend();
         let written = protection.status().lsn;
         wait_for("what was written meanwhile", || protection.status().durable >= written);
         let name = format!("round {round}");
@@ -229,7 +231,7 @@ fn whichever_part_is_lost_nothing_is_and_no_gap_is_made() {
     assert_eq!((source.stop(Duration::from_secs(20)), second.stop(Duration::from_secs(20))), (0, 0));
     assert_eq!(target.stop(Duration::from_secs(20)), 0);
     drop((source, second, target, far, wan));
-    let replica = chain.load();
+    let (replica, _place) = chain.load();
     for (name, model) in marks {
         assert!(restored(&replica, &When::Label(label(&name)), "disk") == model, "{name}");
     }
@@ -257,6 +259,6 @@ fn what_a_proxy_has_stored_comes_through_without_its_source() {
     far.mend();
     assert_eq!(source.stop(Duration::from_secs(20)), 0);
     drop((source, target));
-    let replica = chain.load();
+    let (replica, _place) = chain.load();
     assert!(restored(&replica, &When::Latest, "disk") == model);
 }
