@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod peers;
 pub mod replica_host;
 pub mod role;
+pub mod roles;
 pub mod run;
 pub mod scrape;
 mod seeds;
