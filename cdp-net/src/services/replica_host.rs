@@ -178,9 +178,9 @@ impl Shared {
             Some(peer) => {
                 let known = self.options.peers.who(&peer);
                 let known = known.ok_or_else(|| Farewell::new(Code::Unauthorized, "this certificate is not let in"))?;
-                known.tenant.unwrap_or_else(|| {
-                    if hello.tenant.is_empty() { "local".to_owned() } else { hello.tenant.clone() }
-                })
+                known
+                    .tenant
+                    .unwrap_or_else(|| if hello.tenant.is_empty() { "local".to_owned() } else { hello.tenant.clone() })
             }
             // A data connection: its MAC proves whose session it is of.
             None => hello.tenant.clone(),

@@ -100,7 +100,15 @@ fn refused(call: &Call, problem: &Problem) -> Answer {
 
 impl Seat {
     pub(super) fn new(directory: PathBuf, options: KeeperOptions) -> Arc<Self> {
-        Arc::new(Self { directory, options, held: Mutex::default(), way: Arc::default(), traffic: Mutex::default(), moment: Mutex::default(), stored: Mutex::default() })
+        Arc::new(Self {
+            directory,
+            options,
+            held: Mutex::default(),
+            way: Arc::default(),
+            traffic: Mutex::default(),
+            moment: Mutex::default(),
+            stored: Mutex::default(),
+        })
     }
 
     fn hold(&self) -> Result<Held, Problem> {
