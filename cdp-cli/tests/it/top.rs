@@ -79,8 +79,12 @@ fn a_group_is_shown_with_how_it_stands_once_its_filter_is_let_in() {
     assert_eq!(words[0][..5], ["TENANT", "GROUP", "ROLE", "STATE", "RPO"], "{text}");
     assert_eq!((words.len(), &words[1][..3]), (2, &["acme", "web", "replica-host"][..]), "{text}");
     assert!(protection.stop(Duration::from_secs(60), &|| false).drained);
+    drop(protection);
     assert_eq!(serving.running.stop().0, 0);
-    assert!(place.path("replicas/acme/web").is_dir());
+    // What it keeps is a replica as any other, sealed and bounded as its file says.
+    let (replica, key) = (place.path("replicas/acme/web"), place.path("at-rest.key"));
+    let status = cdp(&["status".as_ref(), replica.as_os_str(), "--key-file".as_ref(), key.as_os_str()]).done();
+    assert_eq!((status["sealed_at_rest"].as_bool(), status["space"]["quota"].as_u64()), (Some(true), Some(1 << 30)));
 }
 
 #[test]

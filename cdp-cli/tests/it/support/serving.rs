@@ -28,6 +28,8 @@ impl Serving {
             ));
         }
         text.push_str("[replica-host]\nlisten = \"127.0.0.1:0\"\ndirectory = \"replicas\"\ngroups-max = 5\n");
+        text.push_str("quota = \"1GiB\"\nkey-file = \"at-rest.key\"\n");
+        std::fs::write(place.path("at-rest.key"), [7; 32]).unwrap();
         let file = place.path("host.toml");
         std::fs::write(&file, text).unwrap();
         file
