@@ -32,7 +32,7 @@ pub struct Arguments {
     /// The fingerprint of the source proxy that will hold it, as `cdp identity` prints it there
     #[arg(long, value_name = "SHA256", required_unless_present = "new_key")]
     certificate: Option<Fingerprint>,
-    /// Where it leads: a name of the gateway's [gateway.to]
+    /// Where it leads: a name in the gateway's table `gateway.to`
     #[arg(long, value_name = "NAME", required_unless_present = "new_key")]
     route: Option<String>,
     /// How long it is good from now on
