@@ -11,6 +11,7 @@ pub mod peers;
 pub mod proxy;
 pub mod replica_host;
 pub mod role;
+pub mod roles;
 pub mod run;
 pub mod scrape;
 mod seeds;

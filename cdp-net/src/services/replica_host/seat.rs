@@ -1,14 +1,16 @@
 //! One group at a replica host: its keeper, and the way to its filter.
 
+use super::traffic::Traffic;
 use super::{Shared, frames, lock};
 use crate::far::{Acks, Begin, CallKind, Caller, Found, Origin, RemoteNear};
 use crate::keeper::{Calls, Home, Keeper, KeeperOptions};
 use crate::link::accept::Accepted;
-use crate::report::{Problem, ProblemClass};
+use crate::report::{Problem, ProblemClass, State};
+use crate::services::role::{GroupReport, Held as OnTheWay};
 use bytes::Bytes;
 use cdp_core::capture::Room;
 use cdp_core::link::message::{Answer, Call, CallStatus, Code, Farewell, Hello};
-use cdp_core::types::{Lsn, Position, Timeline};
+use cdp_core::types::{Lsn, MonoTime, Position, Timeline};
 use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -51,6 +53,12 @@ pub(super) struct Seat {
     options: KeeperOptions,
     held: Mutex<Option<Held>>,
     way: Arc<Way>,
+    /// Of the last task that has frames.
+    traffic: Mutex<Arc<Traffic>>,
+    /// When the last came that was seen to be durable and restorable.
+    moment: Mutex<Option<MonoTime>>,
+    /// Bytes that keepers before this one stored, and this one when it was looked at.
+    stored: Mutex<(u64, u64)>,
 }
 
 /// The way to the filter: the task that has its frames, if there is one.
@@ -92,7 +100,15 @@ fn refused(call: &Call, problem: &Problem) -> Answer {
 
 impl Seat {
     pub(super) fn new(directory: PathBuf, options: KeeperOptions) -> Arc<Self> {
-        Arc::new(Self { directory, options, held: Mutex::default(), way: Arc::default() })
+        Arc::new(Self {
+            directory,
+            options,
+            held: Mutex::default(),
+            way: Arc::default(),
+            traffic: Mutex::default(),
+            moment: Mutex::default(),
+            stored: Mutex::default(),
+        })
     }
 
     fn hold(&self) -> Result<Held, Problem> {
@@ -112,6 +128,8 @@ impl Seat {
         let mut held = lock(&self.held);
         if kind == Some(CallKind::Find) {
             // A filter that starts: whoever kept this for the one before lets go.
+            // So does the task that has its frames: of the same timeline too the next ones are for the next keeper.
+            *lock(&self.way.0) = None;
             if let Some(before) = held.take() {
                 before.keeper.let_go();
             }
@@ -187,6 +205,49 @@ impl Seat {
         let _ = task.send(message);
         *way = Some((timeline, task.clone()));
         tokio::spawn(frames::run(Arc::clone(shared), Arc::clone(self), timeline, task.downgrade(), queue));
+    }
+
+    /// For a task that begins.
+    pub(super) fn next_traffic(&self) -> Arc<Traffic> {
+        let mut traffic = lock(&self.traffic);
+        *traffic = Arc::new(traffic.goes_on());
+        Arc::clone(&traffic)
+    }
+
+    /// How the group stands. While somebody opens or lets go of the replica nothing but its traffic is known.
+    pub(super) fn report(&self, key: SeatKey, now: MonoTime) -> GroupReport {
+        let seen = lock(&self.traffic).seen(now);
+        let keeper = self.held.try_lock().ok().and_then(|held| Some(Arc::clone(&held.as_ref()?.keeper)));
+        let condition = keeper.and_then(|keeper| keeper.condition());
+        let protecting = condition.is_some_and(|condition| condition.state == State::Protecting);
+        let mut moment = lock(&self.moment);
+        if let Some(age) = seen.durable_age.filter(|_| protecting) {
+            *moment = Some(MonoTime(now.0.saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX))));
+        }
+        GroupReport {
+            tenant: key.tenant,
+            group: key.group,
+            state: condition.map_or("waiting", |condition| condition.state.as_str()),
+            rpo: moment.map(|moment| Duration::from_nanos(now.since(moment))),
+            lag: Some(seen.lag),
+            in_bytes: seen.in_bytes,
+            out_bytes: self.stored(condition.map(|condition| condition.stored_bytes)),
+            held: OnTheWay { memory: seen.held_bytes, disk: 0 },
+            ..GroupReport::default()
+        }
+    }
+
+    /// Bytes that all keepers since the start stored, with so many of the one that keeps now.
+    fn stored(&self, now: Option<u64>) -> u64 {
+        let mut stored = lock(&self.stored);
+        if let Some(bytes) = now {
+            if bytes < stored.1 {
+                // Another keeper: what the one before stored at its end, after it was looked at, is not known.
+                stored.0 += stored.1;
+            }
+            stored.1 = bytes;
+        }
+        stored.0 + stored.1
     }
 
     /// Ends the keeper; it may wait for its media.
