@@ -9,6 +9,7 @@ mod questions;
 mod seat;
 
 use self::seat::{Seat, SeatKey};
+use super::door::BehindGateway;
 use crate::keeper::KeeperOptions;
 use crate::link::accept::{Accepted, Admission, Gate, LinkDoor};
 use crate::link::identity::Identity;
@@ -37,6 +38,8 @@ pub struct ReplicaHostOptions {
     pub directory: PathBuf,
     /// Who is let in, and whose groups he may name; `*`: those of anybody.
     pub tenants: BTreeMap<Fingerprint, String>,
+    /// Lets in by tickets too, where this host stands directly behind a gateway; none: tickets are not looked at.
+    pub tickets: Option<BehindGateway>,
     /// Groups at once, at most.
     pub groups_max: usize,
     /// How each replica is kept.
@@ -82,6 +85,11 @@ struct Doorkeeper {
 
 impl Gate for Doorkeeper {
     fn admit(&self, preamble: &Preamble, _: SocketAddr, _: SocketAddr) -> Result<Admission, Farewell> {
+        if let Some(tickets) = &self.shared.options.tickets
+            && let Some(admission) = tickets.admit(preamble)?
+        {
+            return Ok(admission);
+        }
         match preamble {
             Preamble::Plain { session, .. } => {
                 let key = lock(&self.shared.keys).get(session).cloned();
@@ -153,7 +161,10 @@ impl Shared {
     /// The group that a connection is for, if its peer may name it.
     fn seat_of(&self, accepted: &Accepted) -> Result<Arc<Seat>, Farewell> {
         let hello = &accepted.hello;
+        let tickets = self.options.tickets.as_ref();
+        let holder = tickets.map(|tickets| tickets.holder(accepted)).transpose()?.flatten();
         let tenant = match accepted.opened.peer() {
+            _ if holder.is_some() => holder.as_ref().map_or("", |holder| &holder.tenant),
             Some(peer) => {
                 let own = self.options.tenants.get(&peer);
                 let own = own.ok_or_else(|| Farewell::new(Code::Unauthorized, "this certificate is not let in"))?;

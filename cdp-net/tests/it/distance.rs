@@ -51,6 +51,7 @@ impl Sites {
             listen: self.address.to_string(),
             directory: self.replicas(),
             tenants: [(filter.fingerprint(), "acme".to_owned())].into(),
+            tickets: None,
             groups_max: 10,
             keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
             accept: AcceptOptions::default(),
@@ -83,6 +84,7 @@ impl Sites {
             memory_bytes: 1 << 30,
             silence_ms: 1_500,
             connections: 0,
+            ticket: Bytes::new(),
         };
         let link = FarLink::start(self.identity("filter"), options).unwrap();
         let far: Arc<dyn Far> = Arc::new(Remote::new(link));
