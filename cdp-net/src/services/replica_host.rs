@@ -13,7 +13,7 @@ use super::door::BehindGateway;
 use crate::keeper::KeeperOptions;
 use crate::link::accept::{Accepted, Admission, Gate, LinkDoor};
 use crate::link::identity::Identity;
-use crate::link::listener::{AcceptOptions, Listener};
+use crate::link::listener::{AcceptOptions, AcceptStats, Listener};
 use crate::link::pin::{Fingerprint, Peers};
 use cdp_core::link::message::{Code, DataKey, Farewell, Purpose};
 use cdp_core::link::preamble::Preamble;
@@ -122,6 +122,12 @@ impl ReplicaHost {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.listener.address
+    }
+
+    /// What became of those who came.
+    #[must_use]
+    pub fn accepts(&self) -> AcceptStats {
+        self.listener.stats()
     }
 
     /// Lets go of every replica: what is not durable comes again.

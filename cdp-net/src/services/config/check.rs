@@ -66,7 +66,10 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     if let Some(proxy) = &config.target_proxy {
         hops("target-proxy.to", &proxy.to)?;
         if proxy.route.is_some() && proxy.ticket_key.is_none() {
-            return wrong("target-proxy.route", "it says which tickets are taken, and without `ticket-key` none is looked at");
+            return wrong(
+                "target-proxy.route",
+                "it says which tickets are taken, and without `ticket-key` none is looked at",
+            );
         }
         memory("target-proxy.cache.memory", proxy.cache.memory.0)?;
     }

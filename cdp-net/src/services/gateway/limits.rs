@@ -219,8 +219,7 @@ mod tests {
         let refused = enter("acme", 2).unwrap_err();
         assert_eq!((refused.code, refused.expected), (Code::Busy, 3), "the tenant's limit: {refused}");
         open.push(enter("other", 1).unwrap());
-        let counts: Vec<_> =
-            tenants.report().into_iter().map(|of| (of.tenant, of.connections, of.limited)).collect();
+        let counts: Vec<_> = tenants.report().into_iter().map(|of| (of.tenant, of.connections, of.limited)).collect();
         assert_eq!(counts, [("acme".into(), 3, 2), ("other".into(), 1, 0)]);
         tenants.set(Limits { connections: 1, rate: Some(1 << 20) }).unwrap();
         open.remove(0);

@@ -189,8 +189,9 @@ mod tests {
         }
         let taken = 8 * 16 * PIECE - cdp_core::policy::throttle::REQUEST_MAX;
         assert!(began.elapsed() >= Duration::from_secs_f64(taken as f64 / RATE as f64), "{:?}", began.elapsed());
-        assert!(pace.lock().waiting.is_empty());
-        assert_eq!((pace.lock().free.len() as u64, pace.lock().named), (8, 8));
+        let state = pace.lock();
+        assert!(state.waiting.is_empty());
+        assert_eq!((state.free.len(), state.named), (8, 8));
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -85,11 +85,8 @@ pub(super) async fn run(let_in: Let, mut ending: watch::Receiver<bool>) {
     };
     let moved = Moved { last: Mutex::new(Instant::now()), waiting: AtomicUsize::new(0) };
     let ((near_from, near_to), (far_from, far_to)) = (tcp.into_split(), far.into_split());
-    let way = |count: fn(&Traffic) -> &AtomicU64| Way {
-        shares: place.shares(),
-        count: count(&place.traffic),
-        moved: &moved,
-    };
+    let way =
+        |count: fn(&Traffic) -> &AtomicU64| Way { shares: place.shares(), count: count(&place.traffic), moved: &moved };
     let (mut up, mut down) = (way(|of| &of.up), way(|of| &of.down));
     let ends = async {
         // An error before it is dropped is a gateway that ends too.
