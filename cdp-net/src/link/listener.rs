@@ -231,10 +231,14 @@ impl<O: Opening> Door<O> {
             let (counted, opened) = match timeout(within, door.how.open(tcp, from, slot)).await {
                 Ok(Ok(opened)) => (&door.counts.let_in, Some(opened)),
                 Ok(Err(turned)) => {
-                    if let Turned::Away(tcp, farewell) = turned {
-                        refuse_within(tcp, farewell).await;
+                    // Who is told why not holds no place of those who may still come in.
+                    if door.done(number) {
+                        count(&door.counts.refused);
                     }
-                    (&door.counts.refused, None)
+                    if let Turned::Away(tcp, farewell) = turned {
+                        door.refuse(tcp, farewell);
+                    }
+                    return;
                 }
                 Err(_) => (&door.counts.dawdled, None),
             };

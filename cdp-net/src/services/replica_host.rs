@@ -5,9 +5,11 @@
 //! one task that hands them to the group's keeper, says what became durable, and asks the filter what the keeper wants to know.
 
 mod frames;
+mod only;
 mod questions;
 mod seat;
 
+use self::only::Only;
 use self::seat::{Seat, SeatKey};
 use super::door::BehindGateway;
 use crate::keeper::KeeperOptions;
@@ -152,10 +154,10 @@ impl Drop for ReplicaHost {
 async fn dispatch(shared: Arc<Shared>, mut accepted: Receiver<Accepted>) {
     while let Some(accepted) = accepted.recv().await {
         match shared.seat_of(&accepted) {
-            Ok(seat) if accepted.hello.purpose == Purpose::Calls => {
-                tokio::spawn(questions::run(Arc::clone(&shared), seat, accepted));
+            Ok((seat, only)) if accepted.hello.purpose == Purpose::Calls => {
+                tokio::spawn(questions::run(Arc::clone(&shared), seat, only, accepted));
             }
-            Ok(seat) => seat.frames(&shared, accepted),
+            Ok((seat, _)) => seat.frames(&shared, accepted),
             Err(farewell) => {
                 tokio::spawn(accepted.opened.refuse(farewell));
             }
@@ -164,8 +166,8 @@ async fn dispatch(shared: Arc<Shared>, mut accepted: Receiver<Accepted>) {
 }
 
 impl Shared {
-    /// The group that a connection is for, if its peer may name it.
-    fn seat_of(&self, accepted: &Accepted) -> Result<Arc<Seat>, Farewell> {
+    /// The group that a connection is for, if its peer may name it; and the only one that this name may be of.
+    fn seat_of(&self, accepted: &Accepted) -> Result<(Arc<Seat>, Option<Only>), Farewell> {
         let hello = &accepted.hello;
         let tickets = self.options.tickets.as_ref();
         let holder = tickets.map(|tickets| tickets.holder(accepted)).transpose()?.flatten();
@@ -193,7 +195,7 @@ impl Shared {
         }
         let directory = self.options.directory.join(&key.tenant).join(&key.group);
         let seat = seats.entry(key).or_insert_with(|| Seat::new(directory, self.options.keeper.clone()));
-        Ok(Arc::clone(seat))
+        Ok((Arc::clone(seat), holder.as_ref().and_then(|holder| holder.group).map(Only::new)))
     }
 }
 

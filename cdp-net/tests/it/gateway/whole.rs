@@ -3,9 +3,12 @@
 use super::*;
 use crate::protect::{Place, label, noise, restored, wait_for};
 use cdp_core::capture::State as Filtering;
+use cdp_core::journal::read_manifest;
+use cdp_core::link::message::{Answer, Call, CallStatus};
+use cdp_core::link::source::ConnId;
 use cdp_core::media::{Disk, Storage};
 use cdp_core::when::When;
-use cdp_net::far::{Far, Remote};
+use cdp_net::far::{CallKind, Far, Remote};
 use cdp_net::owner::Owner;
 use cdp_net::protect::{GivenSources, Protection, ProtectionOptions, SourceOptions, State};
 use cdp_net::services::far_link::{FarLink, FarOptions};
@@ -38,6 +41,20 @@ fn protect(provider: &Provider, place: &Place, ticket: Bytes) -> Protection {
     Protection::start(&options, GivenSources::open(&sources).unwrap(), state, &far, |_| {}).unwrap()
 }
 
+/// How the replica of `machine` stands, asked with this ticket.
+async fn standing(provider: &Provider, ticket: &Bytes) -> Answer {
+    let mut hub = provider.enter(provider.address, "filter", ticket, "acme", None).await.unwrap();
+    let call = Call { kind: CallKind::Standing as u16, header: Bytes::from_static(b"null"), tail: Bytes::new() };
+    hub.send(ConnId(1), Message::Call(1, call));
+    loop {
+        match within(30, hub.next()).await {
+            Happened::Message { message: Message::Answer(1, answer), .. } => return answer,
+            Happened::Disconnected { why, .. } => panic!("{why}"),
+            _ => {}
+        }
+    }
+}
+
 /// The replica host knows the filter by its ticket only, and keeps the group as that of the ticket's tenant.
 #[test]
 fn a_filter_reaches_its_replica_through_a_gateway() {
@@ -53,12 +70,22 @@ fn a_filter_reaches_its_replica_through_a_gateway() {
     protection.mark(&label("written")).unwrap();
     let of = provider.tenant("acme");
     assert!(of.in_bytes > model.len() as u64 && of.out_bytes > 0 && of.connections >= 2, "{of:?}");
+    // Who may ask about one group is told nothing of another one, by whatever name he asks.
+    let directory = replicas(&provider.directory).join("acme/machine");
+    let group = read_manifest(&Disk::open(&directory).unwrap()).unwrap().group;
+    let asked = |group| {
+        let ticket = Ticket { group: Some(group), ..provider.ticket("acme", "filter") };
+        provider.runtime.block_on(standing(&provider, &provider.issue(&ticket)))
+    };
+    let refused = asked(GroupId::new([5; 16]).unwrap());
+    assert!(refused.status == CallStatus::Refused && refused.header.windows(11).any(|at| at == b"other-group"));
+    assert_eq!(asked(group).status, CallStatus::Done);
     let summary = protection.stop(Duration::from_secs(20), &|| false);
     assert!(summary.drained && summary.manifest_stored, "{summary:?}");
     drop(protection);
     wait_for("the connections' end", || provider.tenant("acme").connections == 0);
     provider.runtime.block_on(host.stop());
-    std::fs::rename(replicas(&provider.directory).join("acme/machine"), place.replica()).unwrap();
+    std::fs::rename(directory, place.replica()).unwrap();
     assert!(restored(&place.load(), &When::Label(label("written")), "disk") == model);
 }
 
