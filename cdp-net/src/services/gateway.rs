@@ -226,7 +226,8 @@ impl Role for Gateway {
     fn drain(&self, within: Duration) -> Drained {
         lock(&self.door).close();
         self.ending.send_replace(true);
-        if let Some(mut task) = lock(&self.relays).take() {
+        let relays = lock(&self.relays).take();
+        if let Some(mut task) = relays {
             let ended = async { tokio::time::timeout(within, &mut task).await };
             if self.runtime.block_on(ended).is_err() {
                 task.abort();

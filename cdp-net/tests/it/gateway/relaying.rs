@@ -119,29 +119,45 @@ fn one_connection_more_than_a_tenant_may_have_is_refused_and_counted_and_another
     assert_eq!(provider.gateway().report().door.unwrap().refused, 6);
 }
 
-/// All connections of a tenant share its rate, those of a ticket its own; another tenant does not feel it.
-#[test]
-fn a_tenant_at_its_rate_slows_nobody_else() {
-    let provider = echoing("rate-per-tenant = \"1GiB\"");
-    let slow = Ticket { bytes_per_second: Some(512 << 10), ..provider.ticket("slow", "filter") };
-    let fast = provider.ticket("fast", "filter");
+/// Four connections of a tenant send four megabytes at half a megabyte a second, and another tenant `fast` bytes meanwhile.
+fn slow_beside_fast(more: &str, of_slow: impl Fn(u8) -> Ticket, fast: usize, provider: &Provider) {
+    let of_fast = provider.ticket("fast", "filter");
     provider.runtime.block_on(async {
         let began = std::time::Instant::now();
         let mut all = Vec::new();
-        for _ in 0..4 {
-            let mut tcp = connect(&provider, &slow).await.unwrap();
+        for number in 0..4 {
+            let mut tcp = connect(provider, &of_slow(number)).await.unwrap();
             all.push(tokio::spawn(async move { there_and_back(&mut tcp, 512 << 10).await }));
         }
-        let mut tcp = connect(&provider, &fast).await.unwrap();
-        there_and_back(&mut tcp, 4 << 20).await;
-        assert!(all.iter().all(|one| !one.is_finished()), "more was there before");
+        let mut tcp = connect(provider, &of_fast).await.unwrap();
+        there_and_back(&mut tcp, fast).await;
+        assert!(all.iter().all(|one| !one.is_finished()), "{more}: more was there before");
         for one in all {
             within(120, one).await.unwrap();
         }
         // Both ways count; the bucket was full.
         let least = (2.0 * 4.0 * 512.0 - 512.0) / 512.0;
-        assert!(began.elapsed().as_secs_f64() >= least, "{:?}", began.elapsed());
+        assert!(began.elapsed().as_secs_f64() >= least, "{more}: {:?}", began.elapsed());
     });
+}
+
+/// All connections of a ticket share its rate; another tenant does not feel it.
+#[test]
+fn a_ticket_at_its_rate_slows_nobody_else() {
+    let more = "rate-per-tenant = \"1GiB\"";
+    let provider = echoing(more);
+    let of_slow = |_| Ticket { bytes_per_second: Some(512 << 10), ..provider.ticket("slow", "filter") };
+    slow_beside_fast(more, of_slow, 4 << 20, &provider);
+}
+
+/// All tickets of a tenant share its rate, and each tenant has its own.
+#[test]
+fn a_tenant_at_its_rate_slows_nobody_else() {
+    let more = "rate-per-tenant = \"512KiB\"";
+    let provider = echoing(more);
+    let of_slow = |number| Ticket { serial: [number; 16], ..provider.ticket("slow", "filter") };
+    // What a full bucket has.
+    slow_beside_fast(more, of_slow, 192 << 10, &provider);
 }
 
 #[test]
