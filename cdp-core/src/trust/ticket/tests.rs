@@ -10,7 +10,7 @@ fn ticket() -> Ticket {
         tenant: "acme".into(),
         group: GroupId::new([2; 16]),
         timeline: Timeline::new([3; 16]),
-        route: "target-1".into(),
+        route: "proxy-1.example:7440".into(),
         certificate: [4; 32],
         not_before: WallTime(1_000),
         not_after: WallTime(2_000),
@@ -81,8 +81,8 @@ fn the_oldest_key_goes_when_there_are_too_many() {
 #[test]
 fn a_ticket_is_for_one_route_certificate_tenant_group_and_timeline() {
     let ticket = ticket();
-    assert_eq!(ticket.admits_route("target-1"), Ok(()));
-    assert!(matches!(ticket.admits_route("target-2"), Err(TicketError::Route { .. })));
+    assert_eq!(ticket.admits_route("proxy-1.example:7440"), Ok(()));
+    assert!(matches!(ticket.admits_route("proxy-2.example:7440"), Err(TicketError::Route { .. })));
     assert_eq!(ticket.admits_certificate(&[4; 32]), Ok(()));
     assert_eq!(ticket.admits_certificate(&[5; 32]), Err(TicketError::Certificate));
     let (group, timeline) = (ticket.group, ticket.timeline);
