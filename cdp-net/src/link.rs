@@ -11,4 +11,4 @@ pub mod hub;
 pub mod identity;
 pub mod listener;
 pub mod pin;
-mod stream;
+pub(crate) mod stream;

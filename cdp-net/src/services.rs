@@ -1,8 +1,10 @@
 //! The parts of the chain as services: what `cdp serve` runs, any set of them in one process.
 
 pub mod config;
+pub mod door;
 pub mod facts;
 pub mod far_link;
+pub mod gateway;
 pub mod http;
 pub mod inbox;
 pub mod limiter;

@@ -45,7 +45,7 @@ pub struct Ticket {
     pub group: Option<GroupId>,
     /// The only timeline; none: every one.
     pub timeline: Option<Timeline>,
-    /// The address of the next hop.
+    /// The next hop, by the name that the gateway has for it.
     pub route: String,
     /// SHA-256 of the holder's certificate.
     pub certificate: [u8; 32],
@@ -55,7 +55,7 @@ pub struct Ticket {
     pub not_after: WallTime,
     /// So many may be open at once.
     pub connections: u16,
-    /// May be relayed, in both directions together; none: no limit.
+    /// May be relayed by all its connections, in both directions together; none: no limit.
     pub bytes_per_second: Option<u64>,
 }
 

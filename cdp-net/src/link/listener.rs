@@ -208,7 +208,7 @@ impl<O: Opening> Door<O> {
     fn refuse(&self, tcp: TcpStream, farewell: Farewell) {
         match Arc::clone(&self.refusals).try_acquire_owned() {
             Ok(permit) => drop(tokio::spawn(async move {
-                let _ = timeout(REFUSE_WITHIN, refuse(tcp, farewell)).await;
+                refuse_within(tcp, farewell).await;
                 drop(permit);
             })),
             Err(_) => refuse_at_once(&tcp, farewell),
@@ -231,10 +231,14 @@ impl<O: Opening> Door<O> {
             let (counted, opened) = match timeout(within, door.how.open(tcp, from, slot)).await {
                 Ok(Ok(opened)) => (&door.counts.let_in, Some(opened)),
                 Ok(Err(turned)) => {
-                    if let Turned::Away(tcp, farewell) = turned {
-                        let _ = timeout(REFUSE_WITHIN, refuse(tcp, farewell)).await;
+                    // Who is told why not holds no place of those who may still come in.
+                    if door.done(number) {
+                        count(&door.counts.refused);
                     }
-                    (&door.counts.refused, None)
+                    if let Turned::Away(tcp, farewell) = turned {
+                        door.refuse(tcp, farewell);
+                    }
+                    return;
                 }
                 Err(_) => (&door.counts.dawdled, None),
             };
@@ -264,6 +268,11 @@ fn refusal(farewell: Farewell) -> Vec<u8> {
 /// Without waiting: a new connection has room for it.
 fn refuse_at_once(tcp: &TcpStream, farewell: Farewell) {
     let _ = SockRef::from(tcp).send(&refusal(farewell));
+}
+
+/// Tells why not, and closes. Whether it was heard is up to the other side.
+pub(crate) async fn refuse_within(tcp: TcpStream, farewell: Farewell) {
+    let _ = timeout(REFUSE_WITHIN, refuse(tcp, farewell)).await;
 }
 
 async fn refuse(mut tcp: TcpStream, farewell: Farewell) -> Result<(), Ended> {

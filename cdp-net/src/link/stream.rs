@@ -19,7 +19,7 @@ const KEEPALIVE: TcpKeepalive =
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Small messages go at once, and a machine that is gone is noticed.
-pub(super) fn prepare(tcp: &TcpStream) -> io::Result<()> {
+pub(crate) fn prepare(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     let socket = SockRef::from(tcp);
     socket.set_tcp_keepalive(&KEEPALIVE)?;

@@ -43,6 +43,8 @@ pub struct FarOptions {
     pub silence_ms: u32,
     /// Data connections beside the first one.
     pub connections: u16,
+    /// What a gateway on the way lets in; empty: none.
+    pub ticket: Bytes,
 }
 
 /// A replica at another site.

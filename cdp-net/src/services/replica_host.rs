@@ -5,12 +5,15 @@
 //! one task that hands them to the group's keeper, says what became durable, and asks the filter what the keeper wants to know.
 
 mod frames;
+mod only;
 mod questions;
 pub mod role;
 mod seat;
 mod traffic;
 
+use self::only::Only;
 use self::seat::{Seat, SeatKey};
+use super::door::BehindGateway;
 use crate::clock::mono;
 use crate::keeper::KeeperOptions;
 use crate::link::accept::{Accepted, Admission, Gate, LinkDoor};
@@ -42,6 +45,8 @@ pub struct ReplicaHostOptions {
     pub directory: PathBuf,
     /// Who is let in, and whose groups he may name. What changes in it holds from the next handshake on.
     pub peers: PeerBook,
+    /// Lets in by tickets too, where this host stands directly behind a gateway; none: tickets are not looked at.
+    pub tickets: Option<BehindGateway>,
     /// Groups at once, at most.
     pub groups_max: usize,
     /// How each replica is kept.
@@ -87,6 +92,11 @@ struct Doorkeeper {
 
 impl Gate for Doorkeeper {
     fn admit(&self, preamble: &Preamble, _: SocketAddr, _: SocketAddr) -> Result<Admission, Farewell> {
+        if let Some(tickets) = &self.shared.options.tickets
+            && let Some(admission) = tickets.admit(preamble)?
+        {
+            return Ok(admission);
+        }
         match preamble {
             Preamble::Plain { session, .. } => {
                 let key = lock(&self.shared.keys).get(session).cloned();
@@ -159,10 +169,10 @@ impl Drop for ReplicaHost {
 async fn dispatch(shared: Arc<Shared>, mut accepted: Receiver<Accepted>) {
     while let Some(accepted) = accepted.recv().await {
         match shared.seat_of(&accepted) {
-            Ok(seat) if accepted.hello.purpose == Purpose::Calls => {
-                tokio::spawn(questions::run(Arc::clone(&shared), seat, accepted));
+            Ok((seat, only)) if accepted.hello.purpose == Purpose::Calls => {
+                tokio::spawn(questions::run(Arc::clone(&shared), seat, only, accepted));
             }
-            Ok(seat) => seat.frames(&shared, accepted),
+            Ok((seat, _)) => seat.frames(&shared, accepted),
             Err(farewell) => {
                 tokio::spawn(accepted.opened.refuse(farewell));
             }
@@ -171,10 +181,13 @@ async fn dispatch(shared: Arc<Shared>, mut accepted: Receiver<Accepted>) {
 }
 
 impl Shared {
-    /// The group that a connection is for, if its peer may name it.
-    fn seat_of(&self, accepted: &Accepted) -> Result<Arc<Seat>, Farewell> {
+    /// The group that a connection is for, if its peer may name it; and the only one that this name may be of.
+    fn seat_of(&self, accepted: &Accepted) -> Result<(Arc<Seat>, Option<Only>), Farewell> {
         let hello = &accepted.hello;
+        let tickets = self.options.tickets.as_ref();
+        let holder = tickets.map(|tickets| tickets.holder(accepted)).transpose()?.flatten();
         let tenant = match accepted.opened.peer() {
+            _ if holder.is_some() => holder.as_ref().map_or_else(String::new, |holder| holder.tenant.clone()),
             Some(peer) => {
                 let known = self.options.peers.who(&peer);
                 let known = known.ok_or_else(|| Farewell::new(Code::Unauthorized, "this certificate is not let in"))?;
@@ -199,7 +212,7 @@ impl Shared {
         }
         let directory = self.options.directory.join(&key.tenant).join(&key.group);
         let seat = seats.entry(key).or_insert_with(|| Seat::new(directory, self.options.keeper.clone()));
-        Ok(Arc::clone(seat))
+        Ok((Arc::clone(seat), holder.as_ref().and_then(|holder| holder.group).map(Only::new)))
     }
 }
 

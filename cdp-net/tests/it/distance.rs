@@ -57,6 +57,7 @@ impl Sites {
                 fingerprint: filter.fingerprint().to_string(),
                 tenant: "acme".into(),
             }]),
+            tickets: None,
             groups_max: 10,
             keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
             accept: AcceptOptions::default(),
@@ -89,6 +90,7 @@ impl Sites {
             memory_bytes: 1 << 30,
             silence_ms: 1_500,
             connections: 0,
+            ticket: Bytes::new(),
         };
         let link = FarLink::start(self.identity("filter"), options).unwrap();
         let far: Arc<dyn Far> = Arc::new(Remote::new(link));

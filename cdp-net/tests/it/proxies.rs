@@ -64,7 +64,8 @@ impl Chain {
         let options = ReplicaHostOptions {
             listen: self.host_at.to_string(),
             directory: self.path("replicas"),
-            tenants: [(self.identity("target").fingerprint(), "*".to_owned())].into(),
+            peers: self.book(&[("target", "*")]),
+            tickets: None,
             groups_max: 10,
             keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
             accept: AcceptOptions::default(),
@@ -137,6 +138,7 @@ impl Chain {
             memory_bytes: 1 << 30,
             silence_ms: 1_500,
             connections: 0,
+            ticket: Bytes::new(),
         };
         let link = FarLink::start(self.identity("filter"), options).unwrap();
         let far: Arc<dyn Far> = Arc::new(Remote::new(link));

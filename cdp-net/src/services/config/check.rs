@@ -4,6 +4,7 @@ use super::{Config, ConfigError, FilterConfig, FilterGroup};
 use crate::services::url::CdpUrl;
 use cdp_core::capture::QUEUE_BYTES_MIN;
 use cdp_core::link::message::DATA_CONNECTIONS_MAX;
+use cdp_core::policy::throttle::RATE_MIN;
 use cdp_core::types::{DISKS_MAX, NAME_MAX};
 use cdp_core::when::format_bytes;
 use std::collections::BTreeSet;
@@ -45,7 +46,11 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
         if gateway.to.is_empty() {
             return wrong("gateway.to", "no target proxy is named: NAME = \"HOST:PORT\"");
         }
+        if gateway.to.len() > LIST_MAX {
+            return wrong("gateway.to", format!("at most {LIST_MAX} next hops may stand there"));
+        }
         for (name, place) in &gateway.to {
+            self::name("gateway.to", name)?;
             if let Err(error) = format!("cdp://{place}").parse::<CdpUrl>() {
                 return wrong(format!("gateway.to.{name}"), format!("{place:?} is no HOST:PORT ({error})"));
             }
@@ -53,9 +58,19 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
         if gateway.connections_per_tenant == 0 {
             return wrong("gateway.connections-per-tenant", "0 would let nobody in");
         }
+        if gateway.rate_per_tenant.is_some_and(|rate| rate.0 < RATE_MIN) {
+            let text = format!("a tenant needs at least {} a second", format_bytes(RATE_MIN));
+            return wrong("gateway.rate-per-tenant", text);
+        }
     }
     if let Some(proxy) = &config.target_proxy {
         hops("target-proxy.to", &proxy.to)?;
+        if proxy.route.is_some() && proxy.ticket_key.is_none() {
+            return wrong(
+                "target-proxy.route",
+                "it says which tickets are taken, and without `ticket-key` none is looked at",
+            );
+        }
         memory("target-proxy.cache.memory", proxy.cache.memory.0)?;
     }
     if config.replica_host.as_ref().is_some_and(|host| host.groups_max == 0) {

@@ -64,9 +64,10 @@ const GATEWAY: &str = r#"
 listen = "0.0.0.0:10830"
 ticket-key = "ticket.key"
 connections-per-tenant = 256
+# Bytes a second of one tenant, both ways and all its tickets together. What a ticket says holds beside it.
 # rate-per-tenant = "100MB"
 
-# Target proxies, by the names that tickets have.
+# Target proxies, by the names that tickets have as their routes.
 [gateway.to]
 target-1 = "127.0.0.1:10840"
 "#;
@@ -76,8 +77,9 @@ const TARGET_PROXY: &str = r#"
 [target-proxy]
 listen = "0.0.0.0:10840"
 to = ["cdp://127.0.0.1:10850"]
-# Behind a gateway: whose tickets are believed.
+# Behind a gateway: whose tickets are believed, and by which name the gateway knows this proxy.
 # ticket-key = "ticket.key"
+# route = "target-1"
 cache = { memory = "1GiB", disk = "50GiB" }
 "#;
 

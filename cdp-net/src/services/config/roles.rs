@@ -177,12 +177,12 @@ pub struct GatewayConfig {
     pub listen: SocketAddr,
     /// What tickets are proved by.
     pub ticket_key: PathBuf,
-    /// Target proxies by the names that tickets have.
+    /// HOST:PORT of the target proxies, by the names that tickets have as their routes.
     pub to: BTreeMap<String, String>,
     /// Connections of one tenant at once.
     #[serde(default = "tenant_connections")]
     pub connections_per_tenant: u32,
-    /// Bytes a second of one tenant, both ways together; left out: what its ticket says.
+    /// Bytes a second of one tenant, both ways and all tickets together; what a ticket says holds beside it, for that ticket.
     pub rate_per_tenant: Option<Bytes>,
 }
 
@@ -196,6 +196,8 @@ pub struct TargetProxyConfig {
     pub to: Vec<CdpUrl>,
     /// What tickets are proved by, where it stands behind a gateway.
     pub ticket_key: Option<PathBuf>,
+    /// Its name in the gateway's table `to`: only tickets with this route are taken; left out: those of every route.
+    pub route: Option<String>,
     /// Frames on their way.
     #[serde(default)]
     pub cache: Cache,

@@ -83,6 +83,13 @@ fn what_cannot_be_meant_is_said_with_its_place() {
         (with("[gateway]\nlisten = \"127.0.0.1:1\"\nticket-key = \"k\"\nto = {}\n"), "gateway.to"),
         (with("[gateway]\nlisten = \"127.0.0.1:1\"\nticket-key = \"k\"\nto = { a = \"h\" }\n"), "gateway.to.a"),
         (
+            with(
+                "[gateway]\nlisten = \"127.0.0.1:1\"\nticket-key = \"k\"\nto = { a = \"h:1\" }\nrate-per-tenant = \"8191B\"\n",
+            ),
+            "gateway.rate-per-tenant",
+        ),
+        (with("[target-proxy]\nlisten = \"127.0.0.1:1\"\nto = [\"cdp://h:1\"]\nroute = \"a\"\n"), "target-proxy.route"),
+        (
             with("[gateway]\nlisten = \"127.0.0.1:1\"\nticket-key = \"k\"\nto = { a = \"h:1\" }\n")
                 + "[target-proxy]\nlisten = \"127.0.0.1:1\"\nto = [\"cdp://h:1\"]\n",
             "target-proxy.listen: 127.0.0.1:1 is that of gateway.listen",

@@ -336,7 +336,8 @@ impl Task {
             match effect {
                 SourceEffect::Connect { dial, session, plain } => {
                     let address = &self.options.to[end.at % self.options.to.len()];
-                    let guard = plain.map_or(Guard::Tls { ticket: Bytes::new() }, |key| Guard::Plain { session, key });
+                    let ticket = self.options.ticket.clone();
+                    let guard = plain.map_or(Guard::Tls { ticket }, |key| Guard::Plain { session, key });
                     end.hub.dial(dial, address, guard, &self.options.peers);
                 }
                 SourceEffect::Send { conn, message } => end.hub.send(conn, message),

@@ -1,6 +1,7 @@
 //! A session in which a filter, or somebody who reads, only asks.
 
 use super::Shared;
+use super::only::Only;
 use super::seat::Seat;
 use crate::clock::mono;
 use crate::link::accept::Accepted;
@@ -22,7 +23,8 @@ pub(super) async fn until(deadline: Option<cdp_core::types::MonoTime>) {
 }
 
 /// Until it ends.
-pub(super) async fn run(shared: Arc<Shared>, seat: Arc<Seat>, accepted: Accepted) {
+pub(super) async fn run(shared: Arc<Shared>, seat: Arc<Seat>, only: Option<Only>, accepted: Accepted) {
+    let only = Arc::new(only);
     let options = TargetOptions {
         group: None,
         timeline: None,
@@ -44,10 +46,10 @@ pub(super) async fn run(shared: Arc<Shared>, seat: Arc<Seat>, accepted: Accepted
                 TargetEffect::Send { conn, message } => hub.send(conn, message),
                 TargetEffect::Close { conn, farewell } => hub.close(conn, farewell),
                 TargetEffect::Called { id, call } => {
-                    let (seat, answers) = (Arc::clone(&seat), answers.clone());
+                    let (seat, only, answers) = (Arc::clone(&seat), Arc::clone(&only), answers.clone());
                     tokio::task::spawn_blocking(move || {
                         // The session may have ended meanwhile.
-                        let _ = answers.send((id, seat.answer(&call)));
+                        let _ = answers.send((id, seat.answer_to(only.as_ref().as_ref(), &call)));
                     });
                 }
                 TargetEffect::Take(_) | TargetEffect::TakeSeed(_) | TargetEffect::Answered { .. } => {}

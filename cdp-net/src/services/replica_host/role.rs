@@ -63,6 +63,7 @@ impl Role for ReplicaHostRole {
             listen: table.listen.to_string(),
             directory: table.directory.clone(),
             peers: context.peers.clone(),
+            tickets: None,
             groups_max,
             keeper: KeeperOptions {
                 key,

@@ -1,5 +1,6 @@
 //! One group at a replica host: its keeper, and the way to its filter.
 
+use super::only::Only;
 use super::traffic::Traffic;
 use super::{Shared, frames, lock};
 use crate::far::{Acks, Begin, CallKind, Caller, Found, Origin, RemoteNear};
@@ -122,8 +123,16 @@ impl Seat {
         Ok(Held { keeper, calls, begun: None, found: Lsn::ZERO })
     }
 
+    /// Answers a call of somebody who may ask about this group only. May wait: for threads that may.
+    pub(super) fn answer_to(&self, only: Option<&Only>, call: &Call) -> Answer {
+        match only.map_or(Ok(()), |only| only.judge(&self.directory, call)) {
+            Ok(()) => self.answer(call),
+            Err(problem) => refused(call, &problem),
+        }
+    }
+
     /// Answers a call of a filter. May wait: for threads that may.
-    pub(super) fn answer(&self, call: &Call) -> Answer {
+    fn answer(&self, call: &Call) -> Answer {
         let kind = CallKind::of(call.kind);
         let mut held = lock(&self.held);
         if kind == Some(CallKind::Find) {
