@@ -3,10 +3,12 @@
 pub mod config;
 pub mod facts;
 pub mod far_link;
+pub mod filter;
 pub mod http;
 pub mod inbox;
 pub mod metrics;
 pub mod peers;
+pub mod remote;
 pub mod replica_host;
 pub mod role;
 pub mod run;
