@@ -47,6 +47,15 @@ pub struct FarOptions {
     pub ticket: Bytes,
 }
 
+impl FarOptions {
+    /// Memory for what a filter with this bound gives: frames and their chunks have heads, and one frame may be on its way beyond the
+    /// bound.
+    #[must_use]
+    pub fn memory_for(queue_bytes: u64) -> u64 {
+        queue_bytes.saturating_mul(2).saturating_add(64 << 20)
+    }
+}
+
 /// How the way to the other end stands.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Road {

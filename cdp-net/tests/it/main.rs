@@ -10,6 +10,8 @@ mod distance;
 mod drivers;
 mod every_lsn;
 mod halves;
+#[cfg(feature = "services")]
+mod filter_role;
 mod held;
 mod history;
 mod idle;
