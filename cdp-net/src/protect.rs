@@ -38,10 +38,10 @@ mod stop;
 pub use local::{ProtectOptions, Protector};
 pub use log_file::LOG_BYTES_MAX;
 pub(crate) use log_file::witness;
-pub(crate) use open::{check, forget_log};
-pub(crate) use same::{refuse_replicas, refuse_twice};
 pub use member::SetOptions;
 pub use open::{GivenSources, ProtectError, ProtectionOptions, SourceOptions, State};
+pub(crate) use open::{check, forget_log};
+pub(crate) use same::{refuse_replicas, refuse_twice};
 pub use seed::Progress;
 pub use stop::Summary;
 

@@ -199,14 +199,13 @@ impl Source {
         Ok(source)
     }
 
-    /// The same once more: both hold the lock, and what is found is what is true now.
+    /// The same once more, as it was found: both hold the lock.
     ///
     /// # Errors
     /// What the system says.
     pub fn again(&self) -> io::Result<Self> {
         let (path, file, size) = (self.path.clone(), self.file.try_clone()?, self.current_size()?);
-        let again = Self { path, file, kind: self.kind, size, found: None };
-        Ok(Self { found: again.facts()?, ..again })
+        Ok(Self { path, file, kind: self.kind, size, found: self.found })
     }
 
     /// The open file.

@@ -155,8 +155,7 @@ impl Role for Filter {
         }
         let is_in = |groups: &[FilterGroup], name: &str| groups.iter().any(|group| group.name == name);
         let out: Vec<_> = before.groups.iter().filter(|group| !is_in(&filter.groups, &group.name)).collect();
-        let new: Vec<_> =
-            filter.groups.iter().filter(|group| !is_in(&before.groups, &group.name)).cloned().collect();
+        let new: Vec<_> = filter.groups.iter().filter(|group| !is_in(&before.groups, &group.name)).cloned().collect();
         // What of the others stays as it was is remembered as it is.
         let stays = before.groups.iter().filter(|group| is_in(&filter.groups, &group.name)).cloned();
         let groups = stays.chain(new.iter().cloned()).collect();

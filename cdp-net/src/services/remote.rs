@@ -293,9 +293,12 @@ impl Inner {
     fn facts(&self) -> Facts {
         match self.protection() {
             Some(protection) => protection.facts(),
-            None => {
-                Facts { state: self.state(), hot_bytes: self.bytes(), uris: self.now().uris.clone(), ..Facts::default() }
-            }
+            None => Facts {
+                state: self.state(),
+                hot_bytes: self.bytes(),
+                uris: self.now().uris.clone(),
+                ..Facts::default()
+            },
         }
     }
 
@@ -481,7 +484,8 @@ impl Inner {
         let text = match (told.is_up, road.is_up) {
             (true, false) => {
                 let why = road.why.clone().unwrap_or_else(|| "it does not answer".to_owned());
-                let next = if road.address == told.address { String::new() } else { format!(", {} is tried", road.address) };
+                let next =
+                    if road.address == told.address { String::new() } else { format!(", {} is tried", road.address) };
                 format!("{} is lost: {why}{next}", told.address)
             }
             (_, true) if road.address != told.address => {

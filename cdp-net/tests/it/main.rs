@@ -9,9 +9,9 @@ mod disks_crash;
 mod distance;
 mod drivers;
 mod every_lsn;
-mod halves;
 #[cfg(feature = "services")]
 mod filter_role;
+mod halves;
 mod held;
 mod history;
 mod idle;

@@ -148,7 +148,10 @@ impl Group {
 
     fn serve(&self) -> Result<Running, String> {
         if self.config.listen.tls {
-            return Err(format!("{}: a filter's file names no certificates: use nbd:// or nbd+unix://", self.config.listen));
+            return Err(format!(
+                "{}: a filter's file names no certificates: use nbd:// or nbd+unix://",
+                self.config.listen
+            ));
         }
         let state = &self.options.state;
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state);
@@ -226,8 +229,9 @@ impl Group {
         report.state = remote.state().as_str();
         report.linked = Some(remote.road().is_up);
         let Some(protection) = remote.protection() else { return (report, Held::default()) };
-        let capture::Status { counters, rpo_ns, queued_bytes, memory, spool, time_until_tracking_ns, lsn, durable, .. } =
-            protection.status();
+        let capture::Status {
+            counters, rpo_ns, queued_bytes, memory, spool, time_until_tracking_ns, lsn, durable, ..
+        } = protection.status();
         let age = rpo_ns.map(Duration::from_nanos);
         report.rpo = age;
         report.lag = if durable >= lsn { Some(Duration::ZERO) } else { age };
@@ -251,7 +255,9 @@ fn sentence(notice: &RemoteNotice) -> Option<String> {
         RemoteNotice::Waiting(why) => {
             Some(format!("its disks are served and not protected: {why}; all of them are compared once that is over"))
         }
-        RemoteNotice::Began(opened) => Some(format!("protected on timeline {}", cdp_core::when::TimelineName::from(opened.timeline))),
+        RemoteNotice::Began(opened) => {
+            Some(format!("protected on timeline {}", cdp_core::when::TimelineName::from(opened.timeline)))
+        }
         RemoteNotice::Road(text) => Some(text.clone()),
         RemoteNotice::Protection(Notice::ReplicaFailed(why)) => {
             Some(format!("{why}; its disks are served on, a restart takes the protection up again"))

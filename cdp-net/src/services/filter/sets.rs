@@ -41,9 +41,7 @@ impl Cutting {
         let same = |(known, member): (&Weak<Protection>, &Arc<Protection>)| {
             known.upgrade().is_some_and(|known| Arc::ptr_eq(&known, member))
         };
-        self.config == *config
-            && self.members.len() == members.len()
-            && self.members.iter().zip(members).all(same)
+        self.config == *config && self.members.len() == members.len() && self.members.iter().zip(members).all(same)
     }
 
     fn start(config: &SetConfig, members: &[Arc<Protection>], notes: &Notes) -> Result<Self, String> {
@@ -54,7 +52,8 @@ impl Cutting {
             let (give, order_to) = (give.clone(), Arc::downgrade(member));
             let reports = Box::new(move |report| give.give(report));
             member.join_set(SetOptions { set, name: config.name.clone(), reports });
-            let way: Way = Box::new(move |order| order_to.upgrade().into_iter().for_each(|member| member.set_order(order)));
+            let way: Way =
+                Box::new(move |order| order_to.upgrade().into_iter().for_each(|member| member.set_order(order)));
             ways.insert(member.group(), way);
         }
         // Made before what may fail: dropping it lets the members go.

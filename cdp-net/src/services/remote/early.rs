@@ -127,7 +127,8 @@ impl Gate {
         }
         let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let closed = |(): &mut ()| !self.open.load(Ordering::Acquire);
-        let waited = self.opened.wait_timeout_while(lock, GATE_PATIENCE, closed).unwrap_or_else(PoisonError::into_inner);
+        let waited =
+            self.opened.wait_timeout_while(lock, GATE_PATIENCE, closed).unwrap_or_else(PoisonError::into_inner);
         if waited.1.timed_out() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
 }
