@@ -13,6 +13,7 @@ pub mod protect;
 pub mod prune;
 pub mod restore;
 pub mod status;
+mod there;
 pub mod verify;
 
 use crate::exit::Exit;

@@ -19,3 +19,4 @@ mod shorten;
 mod sources;
 mod statuses;
 mod support;
+mod to;

@@ -389,7 +389,9 @@ impl Inner {
     fn unreachable(&self) -> String {
         let Road { address, why, .. } = self.road();
         let (why, own) = (why.unwrap_or_else(|| "it does not answer".to_owned()), self.options.identity.fingerprint());
-        format!("{address} cannot be reached: {why} (this side is {own}: the other one has to list it as a peer)")
+        format!(
+            "{address} cannot be reached: {why} (where this side is not listed yet: [[peer]] fingerprint = \"{own}\")"
+        )
     }
 
     /// Begins a protection whose sources are not read yet. `everything`: nothing is known of them.
