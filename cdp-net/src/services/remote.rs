@@ -34,6 +34,8 @@ use std::time::{Duration, Instant};
 
 /// How long a start waits for the other side, before the disks are served without it.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the other side has at an end, at least, if it is there: enough to write down how it ended.
+const CLOSE_LEAST: Duration = Duration::from_secs(10);
 /// How often it is looked how the way to the other side stands.
 const LOOK: Duration = Duration::from_millis(100);
 /// Between two tries to begin, at first and at most: the other side says no, or went away in between.
@@ -231,8 +233,19 @@ impl RemoteProtection {
         self.inner.draining.store(true, Ordering::Relaxed);
         self.end_thread();
         match self.protection() {
-            Some(protection) => protection.stop(patience, hurry),
+            Some(protection) => {
+                self.give_up_after(patience);
+                protection.stop(patience, hurry)
+            }
             None => self.inner.never_begun(),
+        }
+    }
+
+    /// An end waits for an answer as long as it may; where somebody is there now, also for that to be written down.
+    fn give_up_after(&self, patience: Duration) {
+        let least = if self.road().is_up { CLOSE_LEAST } else { Duration::ZERO };
+        if let Some(link) = &self.inner.now().link {
+            link.give_up_at(Instant::now() + patience.max(least));
         }
     }
 
@@ -254,6 +267,8 @@ impl Drop for RemoteProtection {
         self.control = None;
         self.end_thread();
         let Now { protection, link, .. } = std::mem::take(&mut *self.inner.now());
+        // Whoever still asks something is let go of first: threads that end wait for him.
+        link.iter().for_each(|link| link.abandon());
         drop(protection);
         drop(link);
     }
