@@ -40,10 +40,13 @@ pub use log_file::LOG_BYTES_MAX;
 pub(crate) use log_file::witness;
 pub use member::SetOptions;
 pub use open::{GivenSources, ProtectError, ProtectionOptions, SourceOptions, State};
-pub(crate) use open::{check, forget_log};
-pub(crate) use same::{refuse_replicas, refuse_twice};
 pub use seed::Progress;
 pub use stop::Summary;
+#[cfg(feature = "services")]
+pub(crate) use {
+    open::{check, forget_log},
+    same::{refuse_replicas, refuse_twice},
+};
 
 use self::copies::CopyOrder;
 use self::engine::Engine;

@@ -81,6 +81,7 @@ impl GivenSources {
     }
 
     /// Names and open files, in their order.
+    #[cfg(feature = "services")]
     pub(crate) fn files(&self) -> impl Iterator<Item = (&str, &Source)> {
         self.0.iter().map(|(options, source)| (options.name.as_str(), source))
     }
@@ -90,6 +91,7 @@ impl GivenSources {
 ///
 /// # Errors
 /// What the media say: then a crash of the machine may bring the old log back.
+#[cfg(feature = "services")]
 pub(crate) fn forget_log(storage: &dyn Storage) -> Result<(), MediaError> {
     remove(storage, ACTIVITY_LOG)?;
     match storage.sync_dir("state") {

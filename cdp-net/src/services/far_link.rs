@@ -146,6 +146,13 @@ impl FarLink {
         lock(&self.shared.state).road.clone()
     }
 
+    /// From now on the other end is to be found at these places; who is spoken to and is none of them is left. An empty list changes
+    /// nothing.
+    pub fn set_places(&self, to: Vec<String>) {
+        // A task that has ended looks for nobody.
+        let _ = self.shared.commands.send(Command::Places(to));
+    }
+
     /// Nothing is sent or waited for any more: whoever asked something is told at once that nobody can be reached.
     pub fn abandon(&self) {
         lock(&self.shared.state).ended = true;

@@ -145,7 +145,6 @@ impl Role for Filter {
                 unchanged.push(name.to_owned());
             }
         };
-        name_if(before.to != filter.to, "filter.to");
         name_if(before.spool != filter.spool, "filter.spool");
         name_if(before.connections != filter.connections, "filter.connections");
         name_if(before.listen != filter.listen, "filter.listen");
@@ -159,8 +158,12 @@ impl Role for Filter {
         // What of the others stays as it was is remembered as it is.
         let stays = before.groups.iter().filter(|group| is_in(&filter.groups, &group.name)).cloned();
         let groups = stays.chain(new.iter().cloned()).collect();
-        *known = (FilterConfig { groups, ..before.clone() }, config.sets.clone());
+        let now = FilterConfig { groups, to: filter.to.clone(), ..before.clone() };
+        *known = (now.clone(), config.sets.clone());
         drop(known);
+        if before.to != filter.to {
+            self.shared.groups().iter().for_each(|group| group.set_places(&filter.to));
+        }
         let gone: Vec<_> = out.iter().filter_map(|group| lock(&self.shared.groups).remove(&group.name)).collect();
         // Common points are not cut over what is about to end.
         lock(&self.shared.sets).look(&config.sets, &self.shared.groups(), &self.shared.context.notes);
@@ -170,7 +173,7 @@ impl Role for Filter {
             }
         });
         // The places of those that went may be those of new ones.
-        self.shared.add(&before, new);
+        self.shared.add(&now, new);
         Ok(unchanged)
     }
 

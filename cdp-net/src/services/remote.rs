@@ -100,6 +100,8 @@ struct Inner {
     disks: Vec<(String, Arc<EarlyDisk>)>,
     notices: Notices,
     now: Mutex<Now>,
+    /// Where the other side is.
+    places: Mutex<Vec<String>>,
     stop: AtomicBool,
     draining: AtomicBool,
     started: Instant,
@@ -153,6 +155,7 @@ impl RemoteProtection {
         };
         let disks = given.files().map(early).collect::<std::io::Result<_>>().map_err(system("open the source"))?;
         let inner = Arc::new(Inner {
+            places: Mutex::new(options.link.to.clone()),
             options,
             storage,
             given,
@@ -198,6 +201,14 @@ impl RemoteProtection {
         self.inner.now().uris.clone_from(&uris);
         if let Some(protection) = self.protection() {
             protection.set_uris(uris);
+        }
+    }
+
+    /// From now on the other side is to be found at these places, the one that is wanted most first; at least one.
+    pub fn set_places(&self, to: Vec<String>) {
+        self.inner.places.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&to);
+        if let Some(link) = &self.inner.now().link {
+            link.set_places(to);
         }
     }
 
@@ -348,7 +359,9 @@ impl Inner {
     }
 
     fn reach(&self) -> Result<Arc<FarLink>, ProtectError> {
-        let link = FarLink::start(Arc::clone(&self.options.identity), self.options.link.clone());
+        let to = self.places.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let options = FarOptions { to, ..self.options.link.clone() };
+        let link = FarLink::start(Arc::clone(&self.options.identity), options);
         let link = link.map_err(system("start a thread"))?;
         self.now().link = Some(Arc::clone(&link));
         Ok(link)

@@ -281,8 +281,8 @@ fn a_new_file_adds_groups_and_takes_others_out() {
     site.write("b", "two", &mut two, 0, &noise(4, 4096));
     // What cannot be changed under a guest is named, and stays.
     let mut config = site.config(&[&["b", "two", "one"], &["a", "one"]], "");
-    config.filter.as_mut().unwrap().to = vec!["cdp://127.0.0.1:1".parse().unwrap()];
-    assert_eq!(filter.reload(&config).unwrap(), ["filter.to", "filter.group \"b\""]);
+    config.filter.as_mut().unwrap().connections = 2;
+    assert_eq!(filter.reload(&config).unwrap(), ["filter.connections", "filter.group \"b\""]);
     protecting(&filter, "a");
     assert!(!site.said("group a: resyncing"), "the stop was clean and nobody changed the disk: nothing is compared");
     drain(filter);
@@ -312,6 +312,32 @@ fn a_set_of_groups_has_common_points() {
         a.iter().filter(|label| label.starts_with("shop ") && b.contains(label)).count() >= 2
     });
     drain(filter);
+}
+
+/// Guests notice nothing of another place in the file.
+#[test]
+fn a_new_place_in_the_file_is_gone_to_under_running_guests() {
+    let mut site = Site::new();
+    let mut model = site.place.make_source("disk", 1);
+    let wan = crate::wan::network::Wan::start(site.address);
+    let mut config = site.config(&[&["machine", "disk"]], "");
+    let set = |config: &mut Config, address: SocketAddr| {
+        config.filter.as_mut().unwrap().to = vec![format!("cdp://{address}").parse().unwrap()];
+    };
+    set(&mut config, wan.address());
+    let filter = site.start(&config).unwrap();
+    protecting(&filter, "machine");
+    set(&mut config, site.address);
+    assert_eq!(filter.reload(&config).unwrap(), Vec::<String>::new());
+    let said = format!("{} does not take records any more: {} does now", wan.address(), site.address);
+    wait_for("the other place", || site.said(&said));
+    // Nothing goes the way that the file does not name.
+    drop(wan);
+    site.write("machine", "disk", &mut model, 0, &noise(3, 4096));
+    let mut control = site.control("machine");
+    control.call::<At>(&Request::Mark { label: label("there"), app_consistent: false }).unwrap();
+    drain(filter);
+    assert!(restored(&site.replica("machine"), &When::Label(label("there")), "disk") == model);
 }
 
 /// The list names who is wanted most first: who does not answer is passed over, and that is told.

@@ -13,7 +13,7 @@ use cdp_core::capture::Room;
 use cdp_core::frame::{Compression, EncodedFrame, Encoder, RawFrame};
 use cdp_core::link::calls::CallId;
 use cdp_core::link::farewell::Class;
-use cdp_core::link::message::{Answer, Call, CallStatus, FarRoom, Features, Message};
+use cdp_core::link::message::{Answer, Call, CallStatus, Code, FarRoom, Farewell, Features, Message};
 use cdp_core::link::source::{Acked, SourceEffect, SourceEnd, SourceOptions};
 use cdp_core::link::spool::{Lookup, Spool, SpoolOptions};
 use cdp_core::types::{GroupId, Lsn, MonoTime, Position, Timeline};
@@ -42,6 +42,8 @@ pub(super) enum Command {
     Seed { session: u64, frame: EncodedFrame },
     /// What the filter answered.
     Answered { id: CallId, answer: Answer },
+    /// The other end is to be found there.
+    Places(Vec<String>),
     /// Everything ends.
     Stop { said: SyncSender<()> },
 }
@@ -125,6 +127,15 @@ impl End {
     fn new(identity: &Arc<Identity>, options: SourceOptions) -> Self {
         let hub = Hub::new(Arc::clone(identity), ConnectionOptions::default());
         Self { end: SourceEnd::new(mono(), options), hub, at: 0 }
+    }
+
+    /// Whoever is spoken to is left, and looked for from the beginning of the list.
+    fn leave(&mut self) {
+        self.at = 0;
+        for conn in self.hub.connections() {
+            self.hub.close(conn, Some(Farewell::new(Code::Done, "this filter turns to another place")));
+            self.end.handle_disconnected(mono(), conn, "it is none of the places any more");
+        }
     }
 
     fn happened(&mut self, happened: Happened) {
@@ -277,8 +288,23 @@ impl Task {
                     frames.end.answer(mono(), id, answer);
                 }
             }
+            Command::Places(to) => self.set_places(to),
             Command::Stop { .. } => {}
         }
+    }
+
+    fn set_places(&mut self, to: Vec<String>) {
+        if to.is_empty() {
+            return;
+        }
+        for end in std::iter::once(&mut self.calls).chain(self.frames.as_mut()) {
+            let spoken_to = &self.options.to[end.at % self.options.to.len()];
+            match to.iter().position(|place| place == spoken_to) {
+                Some(at) => end.at = at,
+                None => end.leave(),
+            }
+        }
+        self.options.to = to;
     }
 
     fn call(&mut self, call: Call, until: Instant, reply: SyncSender<Answer>) {

@@ -8,6 +8,7 @@ use crate::services::config::{FilterConfig, FilterGroup, FilterPolicy};
 use crate::services::far_link::FarOptions;
 use crate::services::remote::{PATIENCE, RemoteNotice, RemoteOptions, RemoteProtection};
 use crate::services::role::{Context, GroupReport, Held, Notes};
+use crate::services::url::CdpUrl;
 use bytes::Bytes;
 use cdp_core::capture;
 use std::os::unix::fs::DirBuilderExt;
@@ -26,6 +27,8 @@ const CLOSE: Duration = Duration::from_secs(10);
 pub(super) struct Group {
     config: FilterGroup,
     options: RemoteOptions,
+    /// Source proxies or replica hosts.
+    to: Mutex<Vec<String>>,
     notes: Notes,
     /// Held as long as its disks are being opened.
     opening: Mutex<()>,
@@ -51,6 +54,10 @@ struct Running {
     remote: RemoteProtection,
 }
 
+fn places(to: &[CdpUrl]) -> Vec<String> {
+    to.iter().map(CdpUrl::authority).collect()
+}
+
 fn change(policy: &FilterPolicy) -> PolicyChange {
     let ms = |span: Option<crate::services::config::Span>| {
         span.map(|span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX))
@@ -69,7 +76,7 @@ fn change(policy: &FilterPolicy) -> PolicyChange {
 impl Group {
     /// A group of the file, not opened yet.
     pub(super) fn new(filter: &FilterConfig, config: FilterGroup, context: &Context) -> Self {
-        let queue = queue_bytes(filter);
+        let (queue, to) = (queue_bytes(filter), places(&filter.to));
         let source = |disk: &crate::services::config::DiskConfig| SourceOptions {
             name: disk.name.clone(),
             path: disk.source.clone(),
@@ -77,7 +84,7 @@ impl Group {
         let options = RemoteOptions {
             identity: Arc::clone(&context.identity),
             link: FarOptions {
-                to: filter.to.iter().map(|hop| hop.authority()).collect(),
+                to: to.clone(),
                 peers: context.peers.pinned(),
                 tenant: String::new(),
                 name: config.name.clone(),
@@ -100,11 +107,28 @@ impl Group {
             serve_refused: true,
         };
         let (notes, disks, out) = (context.notes.clone(), Arc::default(), AtomicU64::new(0));
-        Self { config, options, notes, opening: Mutex::default(), now: Mutex::default(), disks, out }
+        Self {
+            config,
+            options,
+            to: Mutex::new(to),
+            notes,
+            opening: Mutex::default(),
+            now: Mutex::default(),
+            disks,
+            out,
+        }
     }
 
     pub(super) fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// Its replica is to be reached there from now on.
+    pub(super) fn set_places(&self, to: &[CdpUrl]) {
+        lock(&self.to).clone_from(&places(to));
+        if let Some(running) = &lock(&self.now).running {
+            running.remote.set_places(places(to));
+        }
     }
 
     /// Why its disks are not served, if so.
@@ -129,6 +153,8 @@ impl Group {
                 drop(running);
             }
             Ok(running) => {
+                // It may be another list since it was read.
+                running.remote.set_places(lock(&self.to).clone());
                 now.running = Some(running);
                 let before = now.problem.take();
                 drop(now);
@@ -166,7 +192,9 @@ impl Group {
                 notes.say(&format!("group {name}: {text}"));
             }
         };
-        let remote = RemoteProtection::start(self.options.clone(), tell).map_err(|error| error.to_string())?;
+        let mut options = self.options.clone();
+        options.link.to.clone_from(&lock(&self.to));
+        let remote = RemoteProtection::start(options, tell).map_err(|error| error.to_string())?;
         let options = ServerOptions::new(self.config.listen.address.clone(), remote.exports());
         let server = Server::start_at(place, options).map_err(|error| error.to_string())?;
         tell_uris(&server, &remote);
