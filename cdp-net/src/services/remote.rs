@@ -304,8 +304,12 @@ impl Inner {
 
     fn exports(&self) -> Vec<Export> {
         let early = |(name, disk): &(String, Arc<EarlyDisk>)| Export::new(name.clone(), Arc::clone(disk) as _);
-        let of_early = || self.disks.iter().map(early).collect();
-        self.protection().map_or_else(of_early, |protection| protection.exports())
+        let Some(protection) = self.protection() else { return self.disks.iter().map(early).collect() };
+        let mut exports = protection.exports();
+        // The first one answers to the empty name too: it is the same before and after.
+        let place = |export: &Export| self.disks.iter().position(|(name, _)| *name == export.name);
+        exports.sort_by_key(|export| place(export).unwrap_or(usize::MAX));
+        exports
     }
 
     fn state(&self) -> report::State {
