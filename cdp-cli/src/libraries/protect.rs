@@ -97,6 +97,11 @@ pub(super) fn run(
     events: &mut dyn FnMut(ProtectEvent),
 ) -> Result<Stopped, Failure> {
     if let Some(there) = &spec.there {
+        if key.has_key() {
+            let message = "a replica at another site is sealed at rest by who keeps it, not by this command";
+            return Err(Failure::new(Exit::Usage, "usage", message)
+                .hint("leave --key-file out; `key-file` of [replica-host] seals it there"));
+        }
         return there::run(spec, there, stop, events);
     }
     let began = cdp_net::clock::wall();

@@ -230,6 +230,12 @@ fn what_cannot_be_meant_is_refused() {
     run(&["--state", state]).failed(2, "usage");
     assert_eq!(run(&["--state", state, "--peer", &peer, "--replica", "x"]).status, 2, "both");
     assert_eq!(cdp(&["protect", source, "--state", state]).status, 2, "neither");
+    // Who gives a key means that the replica is sealed: that is not for this side to do.
+    let key = site.place.path("key");
+    std::fs::write(&key, [7; 32]).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let sealed = run(&["--state", state, "--peer", &peer, "--key-file", key.to_str().unwrap()]).failed(2, "usage");
+    assert!(sealed["message"].as_str().unwrap().contains("sealed at rest by who keeps it"), "{sealed}");
     // The replica is of a disk of another name: nobody is served yet, and it is an error as where the replica is here.
     site.protect().protecting().stop_clean();
     let other = site.place.source("other.img", 9, DISK);
