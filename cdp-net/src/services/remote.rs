@@ -1,8 +1,8 @@
 //! Disks that are protected into a replica at another site, and served whether that can be reached or not.
 //!
-//! The guest comes first. A start waits a few seconds for the other side; then the disks are served all the same ([`early`]): the
+//! The guest comes first. A start waits a few seconds for the other side; then the disks are served all the same (`early`): the
 //! activity log is removed before, so that whatever happens next everything is compared, and the protection begins as soon as the other
-//! side lets it, under the running guest. Who asks in the state directory is answered what this side knows ([`answers`]).
+//! side lets it, under the running guest. Who asks in the state directory is answered what this side knows (`answers`).
 
 mod answers;
 mod early;
