@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::exit::{AS_THAT_USER, Exit, Failure};
 use cdp_core::journal::MANIFEST_NAME;
-use cdp_net::owner::{Access, Connection, Request};
+use cdp_net::owner::{Access, Connection, ControlClient, Request, SOCKET_FILE};
 use serde::de::DeserializeOwned;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -26,6 +26,10 @@ pub fn access(dir: &Path) -> Result<Access, Failure> {
         if error.kind() == ErrorKind::PermissionDenied {
             let message = format!("cannot look into {}: {error}", dir.display());
             return Err(Failure::new(Exit::Refused, "no-permission", message).hint(AS_THAT_USER));
+        }
+        // The state of a protection whose replica is kept elsewhere: it answers what it can.
+        if dir.join(SOCKET_FILE).exists() {
+            return Ok(Access::Client(ControlClient::connect(dir)?));
         }
         let message = format!("{} holds no replica: it has no {MANIFEST_NAME}", dir.display());
         return Err(Failure::new(Exit::Failed, "no-replica", message)

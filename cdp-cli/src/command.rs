@@ -15,6 +15,7 @@ pub mod prune;
 pub mod restore;
 pub mod serve;
 pub mod status;
+mod there;
 pub mod ticket;
 pub mod top;
 pub mod verify;

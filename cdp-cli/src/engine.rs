@@ -9,8 +9,10 @@ use crate::progress::Progress;
 use crate::stop::Stop;
 use cdp_core::trust::{KeyHolder, WrappingKey};
 use cdp_core::when::When;
+use cdp_net::link::pin::Fingerprint;
 use cdp_net::nbd::Uri;
 use cdp_net::owner::{Access, Handler, Owner, PolicyChange, Side};
+use cdp_net::services::url::CdpUrl;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,8 +42,10 @@ pub enum SourceTrust {
 pub struct ProtectSpec {
     /// The disks, in their order; at least one.
     pub sources: Vec<SourceSpec>,
-    /// The replica's directory, made if it is not there.
+    /// The replica's directory, or, where that is elsewhere, the directory of the protection's own state; made if it is not there.
     pub replica: PathBuf,
+    /// Where the replica is, if it is kept at another site.
+    pub there: Option<ThereSpec>,
     /// Where to serve the disks.
     pub listen: Uri,
     /// Directory of the certificates; with it only clients that use TLS are served.
@@ -58,6 +62,19 @@ pub struct ProtectSpec {
     pub drain: Duration,
     /// How large the journal's segments are made, in bytes, if it was given.
     pub segment_bytes: Option<u64>,
+}
+
+/// A replica at another site.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ThereSpec {
+    /// Where it is reached, the place that is wanted most first.
+    pub to: Vec<CdpUrl>,
+    /// What the group is called there.
+    pub group: String,
+    /// Who may answer.
+    pub peers: Vec<Fingerprint>,
+    /// What a gateway on the way lets in; empty: none.
+    pub ticket: Vec<u8>,
 }
 
 /// What to write where.

@@ -34,7 +34,7 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    Protect(protect::Arguments),
+    Protect(Box<protect::Arguments>),
     Policy(policy::Arguments),
     Points(points::Arguments),
     Mark(mark::Arguments),

@@ -326,8 +326,7 @@ impl Host {
     fn mark(&self, label: &Label, app_consistent: bool) -> Result<crate::report::At, Problem> {
         let refused = |code, message: &str| Problem::new(ProblemClass::Refused, code, message);
         if app_consistent {
-            let message = "no hook is set that freezes applications: the point would not be what its name says";
-            return Err(refused("no-hook", message).hint("mark without --app-consistent"));
+            return Err(no_hook());
         }
         // Who protects looks again, at those too that are not durable yet.
         if !self.replica().catalogue().labelled(label.as_str()).is_empty() {
@@ -348,6 +347,12 @@ impl Host {
             None => Err(refused("not-protecting", "the replica has no timeline")),
         }
     }
+}
+
+/// Why no point is called application-consistent.
+pub(crate) fn no_hook() -> Problem {
+    let message = "no hook is set that freezes applications: the point would not be what its name says";
+    Problem::new(ProblemClass::Refused, "no-hook", message).hint("mark without --app-consistent")
 }
 
 /// Why a label cannot be given.

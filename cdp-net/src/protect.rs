@@ -42,13 +42,18 @@ pub use member::SetOptions;
 pub use open::{GivenSources, ProtectError, ProtectionOptions, SourceOptions, State};
 pub use seed::Progress;
 pub use stop::Summary;
+#[cfg(feature = "services")]
+pub(crate) use {
+    open::{check, forget_log},
+    same::{refuse_replicas, refuse_twice},
+};
 
 use self::copies::CopyOrder;
 use self::engine::Engine;
 use self::sources::Sources;
 use self::stop::Ending;
 use crate::failure::Failure;
-use crate::far::{Far, MarkOrder};
+use crate::far::{Facts, Far, MarkOrder, Near};
 use crate::nbd::Export;
 use crate::owner::Owner;
 use crate::report::{self, Problem};
@@ -165,6 +170,12 @@ impl Protection {
     #[must_use]
     pub fn status(&self) -> capture::Status {
         self.shared.engine.with(|filter, now| filter.status(now))
+    }
+
+    /// What only this side knows of the protection.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        Near::facts(self.shared.as_ref())
     }
 
     /// What is being done, in one word.

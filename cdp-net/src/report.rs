@@ -456,6 +456,21 @@ pub struct Status {
     /// Bytes of the disks that were read again since the start, for resyncs and repairs.
     #[serde(default)]
     pub reread_bytes: u64,
+    /// Where the replica is, if it is kept at another site: what only that knows is left out here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<RemoteReplica>,
+}
+
+/// A replica at another site, as its filter sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RemoteReplica {
+    /// HOST:PORT of who is spoken to, or was tried last.
+    pub address: String,
+    /// It answers.
+    pub linked: bool,
+    /// Why nothing has begun, or nobody answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// How a journal is written.

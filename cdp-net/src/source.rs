@@ -199,6 +199,15 @@ impl Source {
         Ok(source)
     }
 
+    /// The same once more, as it was found: both hold the lock.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn again(&self) -> io::Result<Self> {
+        let (path, file, size) = (self.path.clone(), self.file.try_clone()?, self.current_size()?);
+        Ok(Self { path, file, kind: self.kind, size, found: self.found })
+    }
+
     /// The open file.
     #[must_use]
     pub fn file(&self) -> &File {
@@ -319,7 +328,10 @@ mod tests {
         let first = Source::open(&path).unwrap();
         let second = Source::open(&path).unwrap_err();
         assert!(matches!(second, SourceError::Locked { .. }), "{second}");
+        let again = first.again().unwrap();
         drop(first);
+        assert!(Source::open(&path).is_err(), "who has it once more holds the lock");
+        drop(again);
         Source::open(&path).unwrap();
     }
 

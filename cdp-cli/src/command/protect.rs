@@ -2,6 +2,7 @@
 
 use super::gap_line;
 use super::policy::PolicyFlags;
+use super::there::ThereFlags;
 use crate::engine::{Engine, ProtectSpec, SourceSpec, SourceTrust};
 use crate::exit::{Exit, Failure};
 use crate::human;
@@ -26,8 +27,10 @@ pub struct Arguments {
     #[arg(required = true, value_name = "SOURCE", value_parser = source)]
     sources: Vec<SourceSpec>,
     /// Directory of the replica; made if it is not there
-    #[arg(long, value_name = "DIR")]
-    replica: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "to", conflicts_with = "to")]
+    replica: Option<PathBuf>,
+    #[command(flatten)]
+    there: ThereFlags,
     /// Where to serve the disks: nbd://HOST:PORT or nbd+unix:///?socket=PATH
     #[arg(long, value_name = "URI", default_value = "nbd://127.0.0.1:10809")]
     listen: Uri,
@@ -52,7 +55,7 @@ pub struct Arguments {
     #[arg(long, value_name = "D", default_value = "30s", value_parser = parse_duration)]
     drain: Duration,
     /// Make the journal's segments this large, such as 64MiB; each is reserved on the replica's disk in full
-    #[arg(long, value_name = "N", value_parser = segment_size)]
+    #[arg(long, value_name = "N", value_parser = segment_size, conflicts_with = "to")]
     segment_size: Option<u64>,
 }
 
@@ -113,9 +116,15 @@ impl Arguments {
             (_, true) => SourceTrust::Check,
             _ => SourceTrust::Default,
         };
-        let Self { sources, replica, listen, tls_certificates: tls, name, policy, memory, drain, .. } = self;
+        let first = self.sources[0].name.clone();
+        let there = self.there.spec(self.name.as_deref(), &first)?;
+        let Self { sources, replica, there: flags, listen, tls_certificates: tls, name, policy, memory, drain, .. } =
+            self;
+        let Some(replica) = replica.or(flags.state) else {
+            return Err(usage("--to needs --state, the directory of the protection's own state".into()));
+        };
         let (policy, segment_bytes) = (policy.into(), self.segment_size);
-        Ok(ProtectSpec { sources, replica, listen, tls, name, policy, trust, memory, drain, segment_bytes })
+        Ok(ProtectSpec { sources, replica, there, listen, tls, name, policy, trust, memory, drain, segment_bytes })
     }
 
     /// Protects until a signal.

@@ -59,6 +59,11 @@ fn for_people(status: &Status) -> String {
         human::rate(status.rates.write_bytes_per_s),
         human::rate(status.rates.stored_bytes_per_s),
     );
+    if let Some(remote) = &status.remote {
+        let linked = if remote.linked { "linked" } else { "not reached" };
+        let problem = remote.problem.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        text.push_str(&format!("replica at {}, {linked}{problem}\n", remote.address));
+    }
     if let Some(journal) = &status.journal {
         text.push_str(&format!("journal written by {}\n", journal.driver));
     }

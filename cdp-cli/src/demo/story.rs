@@ -207,6 +207,7 @@ pub fn tell(
     let spec = ProtectSpec {
         sources: vec![SourceSpec { name: DISK.into(), path: stage.disk.clone() }],
         replica: stage.replica.clone(),
+        there: None,
         listen: Uri::unix(plan.dir.join("nbd.sock")),
         tls: None,
         name: Some("demo".into()),

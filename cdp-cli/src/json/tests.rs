@@ -1,6 +1,6 @@
 use super::*;
 use cdp_core::types::WallTime;
-use cdp_net::report::{RangeKind, Rates, TimelineEntry, TimelineRole, TimelineState};
+use cdp_net::report::{RangeKind, Rates, RemoteReplica, TimelineEntry, TimelineRole, TimelineState};
 use serde_json::Value;
 use serde_json::json;
 
@@ -142,6 +142,7 @@ fn status() {
         damaged: None,
         hot_bytes: 2,
         reread_bytes: 3,
+        remote: Some(RemoteReplica { address: "h:1".into(), linked: false, problem: Some("away".into()) }),
     };
     check(
         &status,
@@ -156,7 +157,8 @@ fn status() {
             }],
             "history": {"window_ms": 9, "kept_ms": 8, "forecast_ms": 7, "limit": "room", "room_bytes": 6, "cut": true, "cut_by": "max-bytes"},
             "holds": [{"at": at_json(), "by": "pin", "label": "court", "bytes": 6}],
-            "pins": 1, "journal": {"driver": "threads"}, "sealed_at_rest": false, "hot_bytes": 2, "reread_bytes": 3
+            "pins": 1, "journal": {"driver": "threads"}, "sealed_at_rest": false, "hot_bytes": 2, "reread_bytes": 3,
+            "remote": {"address": "h:1", "linked": false, "problem": "away"}
         }),
     );
     let text = serde_json::to_string(&status).unwrap();

@@ -20,4 +20,5 @@ mod shorten;
 mod sources;
 mod statuses;
 mod support;
+mod to;
 mod top;

@@ -25,6 +25,7 @@ fn protect(place: &Place, serving: &Serving) -> Result<Protection, ProtectError>
         memory_bytes: 1 << 30,
         silence_ms: 5_000,
         connections: 0,
+        ticket: Default::default(),
     };
     let far: Arc<dyn Far> = Arc::new(Remote::new(FarLink::start(identity, options).unwrap()));
     let sources = vec![SourceOptions { name: "disk".into(), path: place.source("disk", 1, 4 << 20) }];

@@ -165,7 +165,11 @@ impl Far for Remote {
 
     fn close(&self, close: &Close) -> Closed {
         // Who cannot be reached now may be in a moment: who asks looks whether there is time.
-        self.ask(CallKind::Close, close).unwrap_or(Closed::NotYet)
+        match self.ask(CallKind::Close, close) {
+            Ok(closed) => closed,
+            Err(problem) if problem.code == UNREACHABLE => Closed::NotYet,
+            Err(_) => Closed::Failed,
+        }
     }
 
     fn end(&self) {

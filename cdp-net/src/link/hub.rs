@@ -145,6 +145,12 @@ impl Hub {
         }
     }
 
+    /// The connections that are there and not being closed.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnId> {
+        self.connections.keys().filter(|conn| !self.closing.contains(conn)).copied().collect()
+    }
+
     /// Connections that are there, with those that are being closed.
     #[must_use]
     pub fn len(&self) -> usize {

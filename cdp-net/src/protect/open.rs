@@ -69,6 +69,36 @@ impl GivenSources {
         let opened = sources.iter().map(|source| Ok((source.clone(), Source::open(&source.path)?)));
         opened.collect::<Result<_, ProtectError>>().map(Self)
     }
+
+    /// The same once more, for a start that may have to be tried again: all hold the locks.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn again(&self) -> Result<Self, ProtectError> {
+        let failed = |source| ProtectError::System { what: "ask the source", source };
+        let again = self.0.iter().map(|(options, source)| Ok((options.clone(), source.again().map_err(failed)?)));
+        again.collect::<Result<_, ProtectError>>().map(Self)
+    }
+
+    /// Names and open files, in their order.
+    #[cfg(feature = "services")]
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&str, &Source)> {
+        self.0.iter().map(|(options, source)| (options.name.as_str(), source))
+    }
+}
+
+/// From now on nothing that was known of the sources is to be believed: what is compared is everything. Durable when it returns.
+///
+/// # Errors
+/// What the media say: then a crash of the machine may bring the old log back.
+#[cfg(feature = "services")]
+pub(crate) fn forget_log(storage: &dyn Storage) -> Result<(), MediaError> {
+    remove(storage, ACTIVITY_LOG)?;
+    match storage.sync_dir("state") {
+        // There was none yet.
+        Err(error) if error.is_not_found() => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Why nothing is protected.
@@ -172,7 +202,7 @@ fn usage(code: &str, message: String) -> Problem {
 }
 
 /// Whether the options are such that a manifest can hold them.
-pub(super) fn check(options: &ProtectionOptions) -> Result<(), Problem> {
+pub(crate) fn check(options: &ProtectionOptions) -> Result<(), Problem> {
     check_policy(&options.policy)?;
     if options.sources.is_empty() || options.sources.len() > DISKS_MAX {
         return Err(usage("disks", format!("a group has 1 to {DISKS_MAX} disks, not {}", options.sources.len())));

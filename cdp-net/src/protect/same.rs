@@ -10,7 +10,7 @@ use cdp_core::types::DiskId;
 use std::collections::BTreeMap;
 
 /// Refuses a file of a replica: whoever writes to it through us would damage what that replica restores.
-pub(super) fn refuse_replicas(sources: &[SourceOptions]) -> Result<(), SourceError> {
+pub(crate) fn refuse_replicas(sources: &[SourceOptions]) -> Result<(), SourceError> {
     for source in sources {
         if let Some(replica) = replica_around(&source.path) {
             let [path, replica] = [&source.path, &replica].map(|path| path.display().to_string());
@@ -21,7 +21,7 @@ pub(super) fn refuse_replicas(sources: &[SourceOptions]) -> Result<(), SourceErr
 }
 
 /// Refuses a file or device that is given twice, under whichever names: its own lock would look like another program's.
-pub(super) fn refuse_twice(sources: &[SourceOptions]) -> Result<(), SourceError> {
+pub(crate) fn refuse_twice(sources: &[SourceOptions]) -> Result<(), SourceError> {
     let mut seen = BTreeMap::new();
     for source in sources {
         // What cannot be asked is refused when it is opened, and says why.

@@ -36,7 +36,7 @@ struct Work {
     events: Receiver<Event>,
 }
 
-type Wrap<'a> = &'a dyn Fn(DiskId, Arc<dyn Device>) -> Arc<dyn Device>;
+pub(crate) type Wrap<'a> = &'a dyn Fn(DiskId, Arc<dyn Device>) -> Arc<dyn Device>;
 
 impl Protection {
     /// Finds the replica at its side and begins to protect. When this returns the exports may be served. `notices` is called from a
@@ -51,12 +51,11 @@ impl Protection {
         far: &Arc<dyn Far>,
         notices: impl Fn(Notice) + Send + 'static,
     ) -> Result<Self, ProtectError> {
-        super::open::check(options)?;
         Self::start_over(options, given, state, far, &|_, device| device, Box::new(notices))
     }
 
-    /// The same with each source's device replaced by what `wrap` makes of it.
-    pub(super) fn start_over(
+    /// The same with each source's device replaced by what `wrap` makes of it: for sources that fail, or are not to be read yet.
+    pub(crate) fn start_over(
         options: &ProtectionOptions,
         given: GivenSources,
         state: State,
@@ -64,6 +63,7 @@ impl Protection {
         wrap: Wrap<'_>,
         notices: Box<dyn Fn(Notice) + Send>,
     ) -> Result<Self, ProtectError> {
+        super::open::check(options)?;
         let mut prepared = prepare(options, given, state.storage.as_ref(), far.as_ref())?;
         for (id, open) in &mut prepared.sources {
             open.device = wrap(*id, Arc::clone(&open.device));

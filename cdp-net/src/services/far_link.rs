@@ -13,6 +13,7 @@ use crate::far::{
 };
 use crate::link::identity::Identity;
 use crate::link::pin::Peers;
+use crate::report::{Problem, ProblemClass};
 use bytes::Bytes;
 use cdp_core::link::message::{Answer, Call, CallStatus};
 use cdp_core::types::{GroupId, Lsn, Position, Timeline};
@@ -47,6 +48,26 @@ pub struct FarOptions {
     pub ticket: Bytes,
 }
 
+impl FarOptions {
+    /// Memory for what a filter with this bound gives: frames and their chunks have heads, and one frame may be on its way beyond the
+    /// bound.
+    #[must_use]
+    pub fn memory_for(queue_bytes: u64) -> u64 {
+        queue_bytes.saturating_mul(2).saturating_add(64 << 20)
+    }
+}
+
+/// How the way to the other end stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Road {
+    /// Who is spoken to, or was tried last.
+    pub address: String,
+    /// The other end answers there.
+    pub is_up: bool,
+    /// What went wrong last, since it was up.
+    pub why: Option<String>,
+}
+
 /// A replica at another site.
 pub struct FarLink {
     shared: Arc<Shared>,
@@ -77,6 +98,9 @@ struct State {
     begun: Option<(GroupId, Timeline)>,
     standing: Standing,
     failure: Option<String>,
+    road: Road,
+    /// From then on nobody is asked any more.
+    give_up: Option<Instant>,
     /// Sessions of frames so far, and whether the last one holds.
     session: u64,
     is_up: bool,
@@ -116,15 +140,50 @@ impl FarLink {
         Ok(Arc::new(Self { shared, runtime: Some(runtime) }))
     }
 
+    /// How the way to the other end stands. Does not wait.
+    #[must_use]
+    pub fn road(&self) -> Road {
+        lock(&self.shared.state).road.clone()
+    }
+
+    /// From now on the other end is to be found at these places; who is spoken to and is none of them is left. An empty list changes
+    /// nothing.
+    pub fn set_places(&self, to: Vec<String>) {
+        // A task that has ended looks for nobody.
+        let _ = self.shared.commands.send(Command::Places(to));
+    }
+
+    /// Nothing is sent or waited for any more: whoever asked something is told at once that nobody can be reached.
+    pub fn abandon(&self) {
+        lock(&self.shared.state).ended = true;
+        self.shared.changed.notify_all();
+        let (said, _) = sync_channel(1);
+        // A task that has ended is abandoned already.
+        let _ = self.shared.commands.send(Command::Stop { said });
+    }
+
+    /// The protection ends: whoever asks something waits until then at most, and what is asked after is refused.
+    pub fn give_up_at(&self, at: Instant) {
+        lock(&self.shared.state).give_up = Some(at);
+    }
+
     fn ask(&self, call: Call) -> Answer {
         let silent = |status| Answer { kind: call.kind, status, header: Bytes::new(), tail: Bytes::new() };
         let (reply, answered) = sync_channel(1);
-        let until = Instant::now() + CALL_WITHIN;
+        let (now, give_up) = (Instant::now(), lock(&self.shared.state).give_up);
+        if give_up.is_some_and(|at| at <= now) {
+            let message = "the protection ends, and does not wait for the other side any more";
+            let problem = Problem::new(ProblemClass::Failed, "given-up", message);
+            let header = serde_json::to_vec(&problem).unwrap_or_default().into();
+            return Answer { header, ..silent(CallStatus::Refused) };
+        }
+        let until = give_up.map_or(now + CALL_WITHIN, |at| at.min(now + CALL_WITHIN));
         if self.shared.commands.send(Command::Call { call: call.clone(), until, reply }).is_err() {
             return silent(CallStatus::Unreachable);
         }
         // The task answers in time; a moment more, so that its word is heard.
-        answered.recv_timeout(CALL_WITHIN + Duration::from_secs(5)).unwrap_or_else(|_| silent(CallStatus::TimedOut))
+        let patience = until.saturating_duration_since(now) + Duration::from_secs(5);
+        answered.recv_timeout(patience).unwrap_or_else(|_| silent(CallStatus::TimedOut))
     }
 
     /// What was found says which group this is.

@@ -27,6 +27,7 @@ use self::pool::Pool;
 use self::shares::Shares;
 use self::task::{Begin, spool_options};
 use self::traffic::Traffic;
+use super::door::BehindGateway;
 use super::peers::PeerBook;
 use super::role::Notes;
 use crate::link::accept::{Accepted, Admission, Gate, LinkDoor};
@@ -96,6 +97,8 @@ pub struct ProxyOptions {
     pub disk_bytes: u64,
     /// Data connections of each group to the next hop; at least 1.
     pub connections: u16,
+    /// Lets in by tickets too, where it stands directly behind a gateway; none: tickets are not looked at.
+    pub tickets: Option<BehindGateway>,
     /// How many connections are let in.
     pub accept: AcceptOptions,
 }
@@ -184,6 +187,7 @@ struct Shared {
     mode: Mode,
     connections: u16,
     ways: Mutex<Arc<Vec<Way>>>,
+    tickets: Option<BehindGateway>,
     traffic: Traffic,
     shares: Shares,
     disk: Option<Arc<CacheDisk>>,
@@ -228,7 +232,10 @@ impl Gate for Doorkeeper {
                 let key = lock(&self.0.keys).get(session).cloned();
                 key.map(Admission::Plain).ok_or_else(|| Farewell::new(Code::Unexpected, "there is no such session"))
             }
-            _ => Ok(Admission::Tls(self.0.peers.pinned())),
+            _ => {
+                let by_ticket = self.0.tickets.as_ref().map(|tickets| tickets.admit(preamble)).transpose()?.flatten();
+                Ok(by_ticket.unwrap_or_else(|| Admission::Tls(self.0.peers.pinned())))
+            }
         }
     }
 }
@@ -246,8 +253,19 @@ impl Proxy {
         rules: Rules,
         options: ProxyOptions,
     ) -> io::Result<Self> {
-        let ProxyOptions { name, listen, to, ticket, mode, cache, memory_bytes, disk_bytes, connections, accept } =
-            options;
+        let ProxyOptions {
+            name,
+            listen,
+            to,
+            ticket,
+            mode,
+            cache,
+            memory_bytes,
+            disk_bytes,
+            connections,
+            tickets,
+            accept,
+        } = options;
         let disk = match cache.filter(|_| disk_bytes > 0) {
             Some(root) => Some(CacheDisk::open(&root, runtime)?),
             None => None,
@@ -261,6 +279,7 @@ impl Proxy {
             mode,
             connections: connections.max(1),
             ways: Mutex::default(),
+            tickets,
             traffic: Traffic::new(runtime.clone(), rules),
             shares: Shares::new(memory_bytes, disk_bytes),
             disk,
@@ -417,7 +436,14 @@ impl Shared {
     /// The group that a connection is for, if its peer may name it.
     fn key_of(&self, accepted: &Accepted) -> Result<RelayKey, Farewell> {
         let hello = &accepted.hello;
+        let holder = self.tickets.as_ref().map(|tickets| tickets.holder(accepted)).transpose()?.flatten();
+        if hello.group.is_none() && holder.as_ref().is_some_and(|holder| holder.group.is_some()) {
+            // Here nobody knows which group has this name.
+            let text = "a ticket for one group is for a replica host that stands directly behind the gateway";
+            return Err(Farewell::new(Code::TicketInvalid, text));
+        }
         let own = match accepted.opened.peer() {
+            _ if holder.is_some() => holder.map(|holder| holder.tenant),
             Some(peer) => {
                 let known = self.peers.who(&peer);
                 known.ok_or_else(|| Farewell::new(Code::Unauthorized, "this certificate is not let in"))?.tenant

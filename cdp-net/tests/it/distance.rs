@@ -29,12 +29,13 @@ struct Sites {
     runtime: Runtime,
     host: Option<ReplicaHost>,
     address: SocketAddr,
+    full_check: bool,
 }
 
 impl Sites {
     fn new() -> Self {
         let (place, runtime) = (Place::new(), Runtime::new().unwrap());
-        let mut sites = Self { place, runtime, host: None, address: ([127, 0, 0, 1], 0).into() };
+        let mut sites = Self { place, runtime, host: None, address: ([127, 0, 0, 1], 0).into(), full_check: false };
         sites.start_host();
         sites
     }
@@ -100,7 +101,7 @@ impl Sites {
             name: Some("machine".into()),
             policy: Default::default(),
             trust_source: false,
-            full_check: false,
+            full_check: self.full_check,
             queue_bytes: 64 << 20,
             reread_threads: 3,
         };
@@ -163,6 +164,29 @@ fn a_replica_at_another_site_holds_what_was_written() {
     assert!(restored(&replica, &When::Latest, "disk") == model);
     assert!(restored(&replica, &When::Label(label("first")), "disk") == at_first);
     assert!(restored(&replica, &When::Label(label("second")), "disk") == at_second);
+}
+
+/// The timeline that was closed goes on with a resync, on the replica host that closed it.
+#[test]
+fn a_clean_start_that_compares_everything_goes_on() {
+    let mut sites = Sites::new();
+    let mut model = sites.place.make_source("disk", 4);
+    let first = sites.protect(sites.address, "disk").unwrap();
+    seeded(&first);
+    write(&first, &mut model, 4096, noise(5, 8192));
+    stop(first);
+    // Somebody else wrote to it meanwhile.
+    model[9 << 20..][..4096].fill(7);
+    std::fs::write(sites.place.source("disk"), &model).unwrap();
+    sites.full_check = true;
+    let second = sites.protect(sites.address, "disk").unwrap();
+    assert_eq!((second.opened().clean, second.opened().compared), (true, Compared::Everything));
+    wait_for("what is compared", || {
+        let status = second.status();
+        status.state == Filtering::Protecting && status.rpo_ns.is_some()
+    });
+    stop(second);
+    assert!(restored(&sites.load(), &When::Latest, "disk") == model);
 }
 
 /// Nothing is lost and no gap is made, whatever the cable does and however often the other site is started anew.

@@ -106,6 +106,7 @@ impl Chain {
             memory_bytes: 64 << 20,
             disk_bytes: 1 << 30,
             connections: 1,
+            tickets: None,
             accept: AcceptOptions::default(),
         };
         let mut tries = 0;

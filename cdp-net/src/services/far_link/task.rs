@@ -1,6 +1,6 @@
 //! The task that has the filter's ends of its links.
 
-use super::{FarOptions, Shared, lock};
+use super::{FarOptions, Road, Shared, lock};
 use crate::clock::mono;
 use crate::far::{CallKind, Standing, answer_near};
 use crate::link::connection::ConnectionOptions;
@@ -13,7 +13,7 @@ use cdp_core::capture::Room;
 use cdp_core::frame::{Compression, EncodedFrame, Encoder, RawFrame};
 use cdp_core::link::calls::CallId;
 use cdp_core::link::farewell::Class;
-use cdp_core::link::message::{Answer, Call, CallStatus, FarRoom, Features, Message};
+use cdp_core::link::message::{Answer, Call, CallStatus, Code, FarRoom, Farewell, Features, Message};
 use cdp_core::link::source::{Acked, SourceEffect, SourceEnd, SourceOptions};
 use cdp_core::link::spool::{Lookup, Spool, SpoolOptions};
 use cdp_core::types::{GroupId, Lsn, MonoTime, Position, Timeline};
@@ -42,6 +42,8 @@ pub(super) enum Command {
     Seed { session: u64, frame: EncodedFrame },
     /// What the filter answered.
     Answered { id: CallId, answer: Answer },
+    /// The other end is to be found there.
+    Places(Vec<String>),
     /// Everything ends.
     Stop { said: SyncSender<()> },
 }
@@ -127,6 +129,15 @@ impl End {
         Self { end: SourceEnd::new(mono(), options), hub, at: 0 }
     }
 
+    /// Whoever is spoken to is left, and looked for from the beginning of the list.
+    fn leave(&mut self) {
+        self.at = 0;
+        for conn in self.hub.connections() {
+            self.hub.close(conn, Some(Farewell::new(Code::Done, "this filter turns to another place")));
+            self.end.handle_disconnected(mono(), conn, "it is none of the places any more");
+        }
+    }
+
     fn happened(&mut self, happened: Happened) {
         let now = mono();
         match happened {
@@ -199,7 +210,10 @@ impl Task {
                     }
                     None => return,
                 },
-                happened = self.calls.hub.next() => self.calls.happened(happened),
+                happened = self.calls.hub.next() => {
+                    self.note_trouble(&happened);
+                    self.calls.happened(happened);
+                }
                 happened = next(self.frames.as_mut()) => {
                     if let Some(frames) = &mut self.frames {
                         frames.happened(happened);
@@ -208,6 +222,19 @@ impl Task {
                 () = until(due) => self.timers(),
             }
         }
+    }
+
+    /// Keeps for people why nobody answers.
+    fn note_trouble(&self, happened: &Happened) {
+        let why = match happened {
+            Happened::NotConnected { error, .. } => {
+                let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+                format!("{error}{source}")
+            }
+            Happened::Disconnected { why, .. } => why.clone(),
+            _ => return,
+        };
+        lock(&self.shared.state).road.why = Some(why);
     }
 
     async fn stop(&mut self) {
@@ -261,8 +288,23 @@ impl Task {
                     frames.end.answer(mono(), id, answer);
                 }
             }
+            Command::Places(to) => self.set_places(to),
             Command::Stop { .. } => {}
         }
+    }
+
+    fn set_places(&mut self, to: Vec<String>) {
+        if to.is_empty() {
+            return;
+        }
+        for end in std::iter::once(&mut self.calls).chain(self.frames.as_mut()) {
+            let spoken_to = &self.options.to[end.at % self.options.to.len()];
+            match to.iter().position(|place| place == spoken_to) {
+                Some(at) => end.at = at,
+                None => end.leave(),
+            }
+        }
+        self.options.to = to;
     }
 
     fn call(&mut self, call: Call, until: Instant, reply: SyncSender<Answer>) {
@@ -338,6 +380,9 @@ impl Task {
                     let address = &self.options.to[end.at % self.options.to.len()];
                     let ticket = self.options.ticket.clone();
                     let guard = plain.map_or(Guard::Tls { ticket }, |key| Guard::Plain { session, key });
+                    if !of_frames {
+                        lock(&self.shared.state).road.address.clone_from(address);
+                    }
                     end.hub.dial(dial, address, guard, &self.options.peers);
                 }
                 SourceEffect::Send { conn, message } => end.hub.send(conn, message),
@@ -359,13 +404,24 @@ impl Task {
                 SourceEffect::Broken { have, oldest, .. } => self.shared.fail(format!(
                     "the replica stands at {have}, and what follows is not kept any more: the oldest is {oldest}"
                 )),
-                SourceEffect::Refused { farewell, class } => match class {
-                    Class::Never => self.shared.fail(format!("the other side refuses for good: {farewell}")),
-                    _ => end.at += 1,
-                },
+                SourceEffect::Refused { farewell, class } => {
+                    lock(&self.shared.state).road.why = Some(format!("it refuses: {farewell}"));
+                    match class {
+                        Class::Never => self.shared.fail(format!("the other side refuses for good: {farewell}")),
+                        _ => end.at += 1,
+                    }
+                }
                 SourceEffect::Up { .. } if of_frames => self.up(),
                 SourceEffect::Down { .. } if of_frames => self.down(),
-                SourceEffect::Up { .. } | SourceEffect::Down { .. } => {}
+                SourceEffect::Up { .. } => {
+                    let address = self.options.to[end.at % self.options.to.len()].clone();
+                    lock(&self.shared.state).road = Road { address, is_up: true, why: None };
+                }
+                SourceEffect::Down { why } => {
+                    let mut state = lock(&self.shared.state);
+                    state.road.is_up = false;
+                    state.road.why.get_or_insert_with(|| why.to_string());
+                }
             }
         }
     }

@@ -3,8 +3,9 @@
 use super::{Mode, Proxy, ProxyOptions, Standing, traffic};
 use crate::link::listener::AcceptOptions;
 use crate::services::config::{Cache, Config, SourceProxyConfig, TargetProxyConfig};
+use crate::services::door::{BehindGateway, Judge};
 use crate::services::role::{Context, DoorReport, Drained, GroupReport, Held, Report, Role, RoleError};
-use crate::services::tickets::read_ticket;
+use crate::services::tickets::{TicketFileError, read_ticket};
 use crate::services::url::CdpUrl;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ pub struct SourceProxy(Running<SourceProxyConfig>);
 
 /// Takes records from gateways and source proxies and hands them to replica hosts.
 #[derive(Debug)]
-pub struct TargetProxy(Running<TargetProxyConfig>);
+pub struct TargetProxy(Running<TargetProxyConfig>, Option<Judge>);
 
 /// A proxy and the table that it follows.
 #[derive(Debug)]
@@ -33,6 +34,11 @@ struct Running<C> {
 
 fn failed(what: &str) -> impl FnOnce(std::io::Error) -> RoleError + '_ {
     move |error| RoleError::new(format!("{what}: {error}"))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
+fn wrong_keys(error: TicketFileError) -> RoleError {
+    RoleError::new(error.to_string())
 }
 
 fn places(to: &[CdpUrl]) -> Vec<String> {
@@ -115,6 +121,7 @@ impl Role for SourceProxy {
             listen: table.listen.to_string(),
             to: places(&table.to),
             ticket: ticket(table.ticket.as_deref())?,
+            tickets: None,
             mode: Mode::Compress { level: table.level },
             cache: None,
             memory_bytes: table.cache.memory.0,
@@ -157,11 +164,13 @@ impl Role for SourceProxy {
 impl Role for TargetProxy {
     fn start(config: &Config, context: &Context) -> Result<Self, RoleError> {
         let table = config.target_proxy.clone().ok_or_else(|| RoleError::new("there is no [target-proxy]"))?;
+        let judge = table.ticket_key.as_deref().map(Judge::read).transpose().map_err(wrong_keys)?;
         let options = ProxyOptions {
             name: "target-proxy",
             listen: table.listen.to_string(),
             to: places(&table.to),
             ticket: Bytes::new(),
+            tickets: judge.clone().map(|judge| BehindGateway::new(judge, table.route.clone())),
             mode: if table.pass_compressed { Mode::Pass } else { Mode::Raw },
             cache: None,
             memory_bytes: table.cache.memory.0,
@@ -170,7 +179,7 @@ impl Role for TargetProxy {
             accept: AcceptOptions { connections_max: CONNECTIONS_MAX, ..AcceptOptions::default() },
         };
         let cache = table.cache.clone();
-        Running::start(config, context, table, &cache, options).map(Self)
+        Ok(Self(Running::start(config, context, table, &cache, options)?, judge))
     }
 
     fn name(&self) -> &'static str {
@@ -179,13 +188,17 @@ impl Role for TargetProxy {
 
     fn reload(&self, config: &Config) -> Result<Vec<String>, RoleError> {
         let Some(new) = &config.target_proxy else { return Ok(Vec::new()) };
+        if let (Some(judge), Some(path)) = (&self.1, &new.ticket_key) {
+            judge.read_again(path).map_err(wrong_keys)?;
+        }
         self.0.proxy.set(&places(&new.to), &Bytes::new(), rules(config)?);
         let mut held = self.0.config.lock().unwrap_or_else(PoisonError::into_inner);
         let differs = [
             ("listen", held.listen != new.listen),
             ("cache", held.cache != new.cache),
             ("pass-compressed", held.pass_compressed != new.pass_compressed),
-            ("ticket-key", held.ticket_key != new.ticket_key),
+            ("ticket-key", held.ticket_key.is_some() != new.ticket_key.is_some()),
+            ("route", held.route != new.route),
         ];
         held.to.clone_from(&new.to);
         Ok(differs.into_iter().filter(|(_, is)| *is).map(|(name, _)| format!("target-proxy.{name}")).collect())

@@ -140,7 +140,7 @@ impl Seat {
             // So does the task that has its frames: of the same timeline too the next ones are for the next keeper.
             *lock(&self.way.0) = None;
             if let Some(before) = held.take() {
-                before.keeper.let_go();
+                self.let_go_of(&before);
             }
             match self.hold() {
                 Ok(new) => *held = Some(new),
@@ -261,12 +261,17 @@ impl Seat {
 
     /// Ends the keeper; it may wait for its media.
     pub(super) fn let_go(&self) {
-        *lock(&self.way.0) = None;
         let held = lock(&self.held).take();
-        if let Some(held) = held {
-            held.calls.end();
-            held.keeper.let_go();
-        }
+        // Nobody is left to take frames either where nothing was held.
+        *lock(&self.way.0) = None;
+        held.iter().for_each(|held| self.let_go_of(held));
+    }
+
+    fn let_go_of(&self, held: &Held) {
+        // The task of the frames has this keeper: who goes on with the very timeline gets another task.
+        *lock(&self.way.0) = None;
+        held.calls.end();
+        held.keeper.let_go();
     }
 }
 

@@ -1,0 +1,209 @@
+//! The filter's role: serves the disks of many groups, and protects each group into a replica at another site.
+//!
+//! The guest comes first: a group that cannot be protected now is served all the same ([`RemoteProtection`]), and one whose disks cannot
+//! be opened holds up no other. A thread of the role's own opens those again, and cuts the common points of consistency sets.
+//!
+//! [`RemoteProtection`]: super::remote::RemoteProtection
+
+mod group;
+mod sets;
+
+use self::group::Group;
+use self::sets::Sets;
+use super::config::{Config, FilterConfig, FilterGroup, SetConfig};
+use super::role::{Context, Drained, Held, Report, Role, RoleError};
+use cdp_core::capture::QUEUE_BYTES_MIN;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+/// How often groups that do not run, and sets whose groups may be there by now, are looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// How many looks later a group is opened again whose disks could not be opened.
+const OPEN_AGAIN: u32 = 10;
+/// What a group that is taken out of the file may take to become durable.
+const TAKEN_OUT: Duration = Duration::from_secs(10);
+
+/// See the module's text.
+pub struct Filter {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Filter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Filter").finish_non_exhaustive()
+    }
+}
+
+/// What the role's calls and its thread share.
+struct Shared {
+    context: Context,
+    /// As many as the file names.
+    groups: Mutex<BTreeMap<String, Arc<Group>>>,
+    config: Mutex<(FilterConfig, Vec<SetConfig>)>,
+    sets: Mutex<Sets>,
+    stop: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The role's table, which a file that starts it has.
+fn table(config: &Config) -> Result<&FilterConfig, RoleError> {
+    config.filter.as_ref().ok_or_else(|| RoleError::new("the file has no table [filter]"))
+}
+
+/// What each group may hold: they share what the file gives.
+fn queue_bytes(config: &FilterConfig) -> u64 {
+    (config.spool.memory.0 / config.groups.len().max(1) as u64).max(QUEUE_BYTES_MIN)
+}
+
+impl Shared {
+    fn groups(&self) -> Vec<Arc<Group>> {
+        lock(&self.groups).values().cloned().collect()
+    }
+
+    /// Makes groups and opens them, all at once: each may wait for its replica for a while. Gives why the first one of those does not
+    /// work, and whether any does.
+    fn add(&self, config: &FilterConfig, groups: Vec<FilterGroup>) -> (Option<String>, bool) {
+        let made: Vec<_> = groups.into_iter().map(|group| Arc::new(Group::new(config, group, &self.context))).collect();
+        std::thread::scope(|scope| {
+            for group in &made {
+                scope.spawn(|| group.open());
+            }
+        });
+        let first = made.iter().find_map(|group| group.problem());
+        let any = made.iter().any(|group| group.problem().is_none());
+        lock(&self.groups).extend(made.into_iter().map(|group| (group.name().to_owned(), group)));
+        (first, any)
+    }
+
+    fn run(&self) {
+        let mut looks = 0_u32;
+        while !self.stop.load(Ordering::Relaxed) {
+            let groups = self.groups();
+            looks = looks.wrapping_add(1);
+            for group in &groups {
+                if looks.is_multiple_of(OPEN_AGAIN) && group.problem().is_some() {
+                    group.open();
+                }
+                group.look();
+            }
+            let sets = lock(&self.config).1.clone();
+            lock(&self.sets).look(&sets, &groups, &self.context.notes);
+            crate::threads::pause(&self.stop, LOOK);
+        }
+    }
+
+    fn end(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        lock(&self.sets).end();
+    }
+}
+
+impl Role for Filter {
+    fn start(config: &Config, context: &Context) -> Result<Self, RoleError> {
+        let filter = table(config)?;
+        if filter.listen.is_some() || config.sets.iter().any(|set| !set.members.is_empty()) {
+            context.notes.say(
+                "filter: this build cuts common points of a set's groups only where this process serves all of them; \
+                 `filter.listen` and `members` are not used",
+            );
+        }
+        let shared = Arc::new(Shared {
+            context: context.clone(),
+            groups: Mutex::default(),
+            config: Mutex::new((filter.clone(), config.sets.clone())),
+            sets: Mutex::default(),
+            stop: AtomicBool::new(false),
+        });
+        let (first, any) = shared.add(filter, filter.groups.clone());
+        if let Some(why) = first.filter(|_| !any) {
+            return Err(RoleError::new(format!("no group can be served; the first one: {why}")));
+        }
+        let for_thread = Arc::clone(&shared);
+        let thread = Builder::new().name("cdp-filter".to_owned()).spawn(move || for_thread.run());
+        let thread = thread.map_err(|error| RoleError::new(format!("cannot start the filter's thread: {error}")))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    fn name(&self) -> &'static str {
+        "filter"
+    }
+
+    fn reload(&self, config: &Config) -> Result<Vec<String>, RoleError> {
+        let filter = table(config)?;
+        let mut known = lock(&self.shared.config);
+        let before = known.0.clone();
+        let mut unchanged = Vec::new();
+        let mut name_if = |differs: bool, name: &str| {
+            if differs {
+                unchanged.push(name.to_owned());
+            }
+        };
+        name_if(before.spool != filter.spool, "filter.spool");
+        name_if(before.connections != filter.connections, "filter.connections");
+        name_if(before.listen != filter.listen, "filter.listen");
+        for group in &filter.groups {
+            let differs = before.groups.iter().any(|known| known.name == group.name && known != group);
+            name_if(differs, &format!("filter.group {:?}", group.name));
+        }
+        let is_in = |groups: &[FilterGroup], name: &str| groups.iter().any(|group| group.name == name);
+        let out: Vec<_> = before.groups.iter().filter(|group| !is_in(&filter.groups, &group.name)).collect();
+        let new: Vec<_> = filter.groups.iter().filter(|group| !is_in(&before.groups, &group.name)).cloned().collect();
+        // What of the others stays as it was is remembered as it is.
+        let stays = before.groups.iter().filter(|group| is_in(&filter.groups, &group.name)).cloned();
+        let groups = stays.chain(new.iter().cloned()).collect();
+        let now = FilterConfig { groups, to: filter.to.clone(), ..before.clone() };
+        *known = (now.clone(), config.sets.clone());
+        drop(known);
+        if before.to != filter.to {
+            self.shared.groups().iter().for_each(|group| group.set_places(&filter.to));
+        }
+        let gone: Vec<_> = out.iter().filter_map(|group| lock(&self.shared.groups).remove(&group.name)).collect();
+        // Common points are not cut over what is about to end.
+        lock(&self.shared.sets).look(&config.sets, &self.shared.groups(), &self.shared.context.notes);
+        std::thread::scope(|scope| {
+            for group in &gone {
+                scope.spawn(|| group.close(TAKEN_OUT));
+            }
+        });
+        // The places of those that went may be those of new ones.
+        self.shared.add(&now, new);
+        Ok(unchanged)
+    }
+
+    fn drain(&self, within: Duration) -> Drained {
+        self.shared.end();
+        let groups = self.shared.groups();
+        let left = std::thread::scope(|scope| {
+            let closing: Vec<_> = groups.iter().map(|group| scope.spawn(|| group.close(within))).collect();
+            // What one that panicked left nobody knows: at least nothing is vouched for.
+            closing.into_iter().map(|closing| closing.join().unwrap_or(u64::MAX)).fold(0, u64::saturating_add)
+        });
+        Drained { left_bytes: left }
+    }
+
+    fn report(&self) -> Report {
+        let (mut groups, mut held_max) = (Vec::new(), Held::default());
+        for group in self.shared.groups() {
+            let (report, max) = group.report();
+            groups.push(report);
+            held_max.memory += max.memory;
+            held_max.disk += max.disk;
+        }
+        Report { groups, held_max, ..Report::default() }
+    }
+}
+
+impl Drop for Filter {
+    fn drop(&mut self) {
+        self.shared.end();
+        // One that panicked has ended too.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
