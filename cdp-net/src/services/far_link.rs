@@ -43,6 +43,19 @@ pub struct FarOptions {
     pub silence_ms: u32,
     /// Data connections beside the first one.
     pub connections: u16,
+    /// What a gateway on the way lets in; empty: none.
+    pub ticket: Bytes,
+}
+
+/// How the way to the other end stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Road {
+    /// Who is spoken to, or was tried last.
+    pub address: String,
+    /// The other end answers there.
+    pub is_up: bool,
+    /// What went wrong last, since it was up.
+    pub why: Option<String>,
 }
 
 /// A replica at another site.
@@ -75,6 +88,7 @@ struct State {
     begun: Option<(GroupId, Timeline)>,
     standing: Standing,
     failure: Option<String>,
+    road: Road,
     /// Sessions of frames so far, and whether the last one holds.
     session: u64,
     is_up: bool,
@@ -112,6 +126,21 @@ impl FarLink {
         let task = Task::new(Arc::clone(&shared), identity, options);
         runtime.spawn(task.run(queue));
         Ok(Arc::new(Self { shared, runtime: Some(runtime) }))
+    }
+
+    /// How the way to the other end stands. Does not wait.
+    #[must_use]
+    pub fn road(&self) -> Road {
+        lock(&self.shared.state).road.clone()
+    }
+
+    /// Nothing is sent or waited for any more: whoever asked something is told at once that nobody can be reached.
+    pub fn abandon(&self) {
+        lock(&self.shared.state).ended = true;
+        self.shared.changed.notify_all();
+        let (said, _) = sync_channel(1);
+        // A task that has ended is abandoned already.
+        let _ = self.shared.commands.send(Command::Stop { said });
     }
 
     fn ask(&self, call: Call) -> Answer {

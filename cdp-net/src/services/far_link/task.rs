@@ -1,6 +1,6 @@
 //! The task that has the filter's ends of its links.
 
-use super::{FarOptions, Shared, lock};
+use super::{FarOptions, Road, Shared, lock};
 use crate::clock::mono;
 use crate::far::{CallKind, Standing, answer_near};
 use crate::link::connection::ConnectionOptions;
@@ -199,7 +199,10 @@ impl Task {
                     }
                     None => return,
                 },
-                happened = self.calls.hub.next() => self.calls.happened(happened),
+                happened = self.calls.hub.next() => {
+                    self.note_trouble(&happened);
+                    self.calls.happened(happened);
+                }
                 happened = next(self.frames.as_mut()) => {
                     if let Some(frames) = &mut self.frames {
                         frames.happened(happened);
@@ -208,6 +211,19 @@ impl Task {
                 () = until(due) => self.timers(),
             }
         }
+    }
+
+    /// Keeps for people why nobody answers.
+    fn note_trouble(&self, happened: &Happened) {
+        let why = match happened {
+            Happened::NotConnected { error, .. } => {
+                let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+                format!("{error}{source}")
+            }
+            Happened::Disconnected { why, .. } => why.clone(),
+            _ => return,
+        };
+        lock(&self.shared.state).road.why = Some(why);
     }
 
     async fn stop(&mut self) {
@@ -336,7 +352,11 @@ impl Task {
             match effect {
                 SourceEffect::Connect { dial, session, plain } => {
                     let address = &self.options.to[end.at % self.options.to.len()];
-                    let guard = plain.map_or(Guard::Tls { ticket: Bytes::new() }, |key| Guard::Plain { session, key });
+                    let ticket = self.options.ticket.clone();
+                    let guard = plain.map_or(Guard::Tls { ticket }, |key| Guard::Plain { session, key });
+                    if !of_frames {
+                        lock(&self.shared.state).road.address.clone_from(address);
+                    }
                     end.hub.dial(dial, address, guard, &self.options.peers);
                 }
                 SourceEffect::Send { conn, message } => end.hub.send(conn, message),
@@ -358,13 +378,24 @@ impl Task {
                 SourceEffect::Broken { have, oldest, .. } => self.shared.fail(format!(
                     "the replica stands at {have}, and what follows is not kept any more: the oldest is {oldest}"
                 )),
-                SourceEffect::Refused { farewell, class } => match class {
-                    Class::Never => self.shared.fail(format!("the other side refuses for good: {farewell}")),
-                    _ => end.at += 1,
-                },
+                SourceEffect::Refused { farewell, class } => {
+                    lock(&self.shared.state).road.why = Some(format!("it refuses: {farewell}"));
+                    match class {
+                        Class::Never => self.shared.fail(format!("the other side refuses for good: {farewell}")),
+                        _ => end.at += 1,
+                    }
+                }
                 SourceEffect::Up { .. } if of_frames => self.up(),
                 SourceEffect::Down { .. } if of_frames => self.down(),
-                SourceEffect::Up { .. } | SourceEffect::Down { .. } => {}
+                SourceEffect::Up { .. } => {
+                    let address = self.options.to[end.at % self.options.to.len()].clone();
+                    lock(&self.shared.state).road = Road { address, is_up: true, why: None };
+                }
+                SourceEffect::Down { why } => {
+                    let mut state = lock(&self.shared.state);
+                    state.road.is_up = false;
+                    state.road.why.get_or_insert_with(|| why.to_string());
+                }
             }
         }
     }

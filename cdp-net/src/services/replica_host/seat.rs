@@ -1,19 +1,35 @@
 //! One group at a replica host: its keeper, and the way to its filter.
 
+use super::reads::{self, Reads};
 use super::{Shared, frames, lock};
 use crate::far::{Acks, Begin, CallKind, Caller, Found, Origin, RemoteNear};
+use crate::host::Host;
 use crate::keeper::{Calls, Home, Keeper, KeeperOptions};
 use crate::link::accept::Accepted;
+use crate::owner::{Access, AccessError, ClientError, ControlClient, Owner};
+use crate::reading::{Owning, not_answered};
 use crate::report::{Problem, ProblemClass};
 use bytes::Bytes;
 use cdp_core::capture::Room;
+use cdp_core::journal::MANIFEST_NAME;
 use cdp_core::link::message::{Answer, Call, CallStatus, Code, Farewell, Hello};
+use cdp_core::media::Disk;
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::{Lsn, Position, Timeline};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
+
+/// How long an owner that begins is waited for, and how often it is looked.
+const OWNER_WITHIN: Duration = Duration::from_secs(3);
+const OWNER_LOOK: Duration = Duration::from_millis(20);
+
+fn owned(error: &AccessError) -> Problem {
+    Problem::new(ProblemClass::Refused, "owned", format!("the replica is in use: {error}"))
+        .hint("try again in a moment")
+}
 
 /// How long a keeper waits for its filter's answer.
 const NEAR_WITHIN: Duration = Duration::from_secs(10);
@@ -51,6 +67,10 @@ pub(super) struct Seat {
     options: KeeperOptions,
     held: Mutex<Option<Held>>,
     way: Arc<Way>,
+    /// What is read of it from afar.
+    pub(super) reads: Reads,
+    /// Answers while there is no keeper, and somebody reads.
+    idle: Mutex<Option<Owning>>,
 }
 
 /// The way to the filter: the task that has its frames, if there is one.
@@ -92,13 +112,16 @@ fn refused(call: &Call, problem: &Problem) -> Answer {
 
 impl Seat {
     pub(super) fn new(directory: PathBuf, options: KeeperOptions) -> Arc<Self> {
-        Arc::new(Self { directory, options, held: Mutex::default(), way: Arc::default() })
+        let (held, idle, way) = (Mutex::default(), Mutex::default(), Arc::default());
+        Arc::new(Self { directory, options, held, way, reads: Reads::default(), idle })
     }
 
     fn hold(&self) -> Result<Held, Problem> {
         let failed = |error: &dyn std::fmt::Display| {
             Problem::new(ProblemClass::Refused, "replica-directory", format!("{}: {error}", self.directory.display()))
         };
+        // Who reads goes on: what he reads is held under every owner.
+        drop(lock(&self.idle).take());
         let home = Home::acquire(&self.directory).map_err(|error| failed(&error))?;
         let keeper = Keeper::new(home, self.options.clone());
         let near = Arc::new(RemoteNear::new(Arc::clone(&self.way) as _));
@@ -106,9 +129,54 @@ impl Seat {
         Ok(Held { keeper, calls, begun: None, found: Lsn::ZERO })
     }
 
-    /// Answers a call of a filter. May wait: for threads that may.
-    pub(super) fn answer(&self, call: &Call) -> Answer {
+    /// Opens what is sealed at rest, and is the replica's place.
+    pub(super) fn place(&self) -> (&Path, &KeyHolder) {
+        (&self.directory, &self.options.key)
+    }
+
+    /// A way to who owns the replica now. Where nobody keeps it that is this host itself, until its filter comes or nobody reads.
+    pub(super) fn reach(&self) -> Result<ControlClient, Problem> {
+        if !self.directory.join(MANIFEST_NAME).is_file() {
+            let message = "there is no replica of that group here yet";
+            return Err(Problem::new(ProblemClass::Failed, "no-replica", message).hint("look at the group's name"));
+        }
+        let held = lock(&self.held);
+        if held.is_none() {
+            let mut idle = lock(&self.idle);
+            if idle.is_none() {
+                match Access::open(&self.directory, Duration::ZERO) {
+                    Ok(Access::Client(client)) => return Ok(client),
+                    Ok(Access::Owner(owner)) => *idle = Some(self.own(owner)?),
+                    Err(error) => return Err(owned(&error)),
+                }
+            }
+        }
+        drop(held);
+        let deadline = Instant::now() + OWNER_WITHIN;
+        loop {
+            match ControlClient::connect(&self.directory) {
+                // A filter begins, and is answered first.
+                Err(ClientError::NoOwner { .. }) if Instant::now() < deadline => std::thread::sleep(OWNER_LOOK),
+                connected => return connected.map_err(not_answered),
+            }
+        }
+    }
+
+    fn own(&self, owner: Owner) -> Result<Owning, Problem> {
+        let storage = Disk::open(&self.directory);
+        let storage = storage.map_err(|error| Problem::new(ProblemClass::Failed, "unreadable", error.to_string()))?;
+        let host = Host::idle(Arc::new(storage), &self.options.key)?;
+        // What a killed reader left takes room, and nothing else.
+        let _ = host.clean_sessions();
+        Owning::begin(owner, host, None, Vec::new())
+    }
+
+    /// Answers a call of a filter, or of somebody who reads. May wait: for threads that may.
+    pub(super) fn answer(self: &Arc<Self>, call: &Call) -> Answer {
         let kind = CallKind::of(call.kind);
+        if let Some(kind) = kind.filter(|kind| kind.is_of_reader()) {
+            return reads::answer(self, kind, call);
+        }
         let mut held = lock(&self.held);
         if kind == Some(CallKind::Find) {
             // A filter that starts: whoever kept this for the one before lets go.
@@ -189,8 +257,17 @@ impl Seat {
         tokio::spawn(frames::run(Arc::clone(shared), Arc::clone(self), timeline, task.downgrade(), queue));
     }
 
-    /// Ends the keeper; it may wait for its media.
+    /// Lets go of what nobody has read for too long; it may wait for media.
+    pub(super) fn sweep(&self) {
+        if self.reads.sweep() {
+            drop(lock(&self.idle).take());
+        }
+    }
+
+    /// Ends the keeper, and all reading; it may wait for its media.
     pub(super) fn let_go(&self) {
+        self.reads.end();
+        drop(lock(&self.idle).take());
         *lock(&self.way.0) = None;
         let held = lock(&self.held).take();
         if let Some(held) = held {
