@@ -7,6 +7,7 @@ pub mod http;
 pub mod inbox;
 pub mod metrics;
 pub mod peers;
+pub mod remote_reading;
 pub mod replica_host;
 pub mod role;
 pub mod run;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use cdp_core::link::message::{Answer, Call, CallStatus};
 use cdp_core::types::{GroupId, Lsn, Position, Timeline};
 use std::io;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
@@ -145,13 +145,21 @@ impl FarLink {
 
     fn ask(&self, call: Call) -> Answer {
         let silent = |status| Answer { kind: call.kind, status, header: Bytes::new(), tail: Bytes::new() };
-        let (reply, answered) = sync_channel(1);
-        let until = Instant::now() + CALL_WITHIN;
-        if self.shared.commands.send(Command::Call { call: call.clone(), until, reply }).is_err() {
-            return silent(CallStatus::Unreachable);
-        }
+        let answered = self.begin_call(call.clone(), CALL_WITHIN);
         // The task answers in time; a moment more, so that its word is heard.
-        answered.recv_timeout(CALL_WITHIN + Duration::from_secs(5)).unwrap_or_else(|_| silent(CallStatus::TimedOut))
+        answered.recv_timeout(CALL_WITHIN + Duration::from_secs(5)).unwrap_or_else(|why| match why {
+            RecvTimeoutError::Timeout => silent(CallStatus::TimedOut),
+            RecvTimeoutError::Disconnected => silent(CallStatus::Unreachable),
+        })
+    }
+
+    /// Asks, and does not wait: the answer comes within this time, to reach the other end included, or nobody is left to give one.
+    pub fn begin_call(&self, call: Call, within: Duration) -> Receiver<Answer> {
+        let (reply, answered) = sync_channel(1);
+        let until = Instant::now() + within;
+        // A task that has ended drops it: who waits is told at once.
+        let _ = self.shared.commands.send(Command::Call { call, until, reply });
+        answered
     }
 
     /// What was found says which group this is.
