@@ -15,7 +15,7 @@ use super::url::CdpUrl;
 use crate::diff::{Difference, DiskDigest, Of};
 use crate::far::{self, CallKind, DiffOrder, DigestOrder, Job, JobLine, JobStands, OpenView, Order, ReadName, UNREACHABLE};
 use crate::link::identity::Identity;
-use crate::link::pin::Peers;
+use crate::link::pin::{Fingerprint, Peers};
 use crate::owner::Request;
 use crate::report::{Problem, ProblemClass};
 use crate::restore::OnProgress;
@@ -58,6 +58,8 @@ pub struct RemoteOptions {
 pub struct RemoteReplica {
     link: Arc<FarLink>,
     address: String,
+    /// By what the other end knows this one.
+    own: Fingerprint,
     flight: Flight,
     /// The other end has answered once.
     was_up: AtomicBool,
@@ -99,10 +101,11 @@ impl RemoteReplica {
             connections: 0,
             ticket,
         };
+        let own = identity.fingerprint();
         let link = FarLink::start(identity, options).map_err(|error| {
             Problem::new(ProblemClass::Failed, "thread", format!("cannot start the thread of the link: {error}"))
         })?;
-        Ok(Arc::new(Self { link, address, flight: Flight::default(), was_up: AtomicBool::new(false) }))
+        Ok(Arc::new(Self { link, address, own, flight: Flight::default(), was_up: AtomicBool::new(false) }))
     }
 
     /// Asks what an owner is asked for, and waits for the answer, whose type [`Request`] names.
@@ -258,7 +261,9 @@ impl RemoteReplica {
         let failure = crate::far::Wire::failure(self.link.as_ref()).or(self.link.road().why);
         let why = failure.map(|why| format!(": {why}")).unwrap_or_default();
         let message = format!("the replica host cannot be reached at {}{why}", self.address);
+        let own = self.own;
         Problem::new(ProblemClass::Failed, UNREACHABLE, message)
+            .hint(format!("look whether it runs, and whether it lists this machine, whose certificate is {own}"))
     }
 }
 

@@ -83,6 +83,7 @@ impl Sites {
             memory_bytes: 1 << 30,
             silence_ms: 1_500,
             connections: 0,
+            ticket: Bytes::new(),
         };
         let link = FarLink::start(self.identity("filter"), options).unwrap();
         let far: Arc<dyn Far> = Arc::new(Remote::new(link));

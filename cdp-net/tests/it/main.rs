@@ -23,6 +23,8 @@ mod overlap;
 mod protect;
 mod prune;
 mod readers;
+#[cfg(feature = "services")]
+mod remote_reading;
 mod restoring;
 mod rotating;
 mod seeding;
