@@ -195,3 +195,26 @@ impl Open {
         self.views.into_values().for_each(|entry| drop(entry.close()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_nobody_asks_for_is_let_go_of_after_its_lease() {
+        let Some(long_ago) = Instant::now().checked_sub(LEASE + Duration::from_secs(1)) else { return };
+        let (reads, forgotten, read) = (Reads::default(), ReadName::draw(), ReadName::draw());
+        assert!(reads.sweep());
+        for name in [forgotten, read] {
+            lock(&reads.0).views.insert(name, ViewEntry::since(long_ago));
+        }
+        // That is not open: it is asked for all the same.
+        assert!(reads.view(read).is_err());
+        assert!(!reads.sweep());
+        let left: Vec<_> = lock(&reads.0).views.keys().copied().collect();
+        assert_eq!(left, [read]);
+        reads.end();
+        assert!(reads.sweep() && lock(&reads.0).ended);
+    }
+}

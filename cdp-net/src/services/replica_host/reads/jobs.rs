@@ -193,3 +193,66 @@ fn check(order: &Order) -> Result<(), Problem> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> Arc<JobEntry> {
+        Arc::new(JobEntry { lease: Lease::new(), state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    fn line(bytes: usize) -> Value {
+        Value::String("x".repeat(bytes))
+    }
+
+    #[test]
+    fn what_is_told_is_kept_until_it_is_taken_and_the_job_waits_beyond_the_bound() {
+        let entry = entry();
+        let telling = Arc::clone(&entry);
+        let count = 24;
+        let thread = std::thread::spawn(move || {
+            (0..count).for_each(|_| telling.found(&line(1 << 20)));
+            drop(Ending { entry: telling, line: Some(JobLine::Ok(line(0))) });
+        });
+        let (mut taken, mut text) = (0, Vec::new());
+        loop {
+            let (stands, bytes) = entry.poll(taken, false).unwrap();
+            assert!(lock(&entry.state).told.len() <= TOLD_MAX + (1 << 20) + 64);
+            // The same is told again, and more, to who asks again.
+            assert!(entry.poll(taken, false).unwrap().1.starts_with(&bytes) && bytes.len() <= VIEW_BYTES_MAX as usize);
+            taken += bytes.len() as u64;
+            text.extend(bytes);
+            if stands.ended {
+                break;
+            }
+        }
+        thread.join().unwrap();
+        assert_eq!(text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count(), count + 1);
+        assert!(entry.poll(taken, false).unwrap().1.is_empty());
+        for wrong in [0, taken - 1, taken + 1] {
+            assert_eq!(entry.poll(wrong, false).unwrap_err().code, "call", "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_job_is_told_to_stop_and_one_that_is_forgotten_waits_for_nobody() {
+        let entry = entry();
+        assert!(entry.progress(1, 2));
+        let (stands, _) = entry.poll(0, true).unwrap();
+        assert_eq!((stands.done, stands.total, stands.ended), (1, 2, false));
+        assert!(!entry.progress(2, 2));
+        let other = self::entry();
+        other.forget();
+        (0..8).for_each(|_| other.found(&line(1 << 20)));
+        assert!(lock(&other.state).told.is_empty() && !other.progress(0, 0));
+    }
+
+    #[test]
+    fn a_job_that_panics_says_that_it_has_ended() {
+        let entry = entry();
+        drop(Ending { entry: Arc::clone(&entry), line: None });
+        let (stands, bytes) = entry.poll(0, false).unwrap();
+        assert!(stands.ended && String::from_utf8(bytes).unwrap().contains("internal"));
+    }
+}

@@ -69,6 +69,12 @@ impl ViewEntry {
         Arc::new(Self { lease: Lease::new(), state: Mutex::new(State::Opening) })
     }
 
+    /// One that was asked for last at that time.
+    #[cfg(test)]
+    pub(super) fn since(at: std::time::Instant) -> Arc<Self> {
+        Arc::new(Self { lease: Lease(Mutex::new(at)), state: Mutex::new(State::Opening) })
+    }
+
     /// Opens it once: whoever asks for the same waits.
     pub(super) fn open(&self, open: impl FnOnce() -> Result<View, Problem>) -> Result<Arc<View>, Problem> {
         let mut state = lock(&self.state);
