@@ -151,13 +151,8 @@ pub trait Engine: Sync {
     ///
     /// # Errors
     /// When the moment is not restorable or cannot be served.
-    fn mount(
-        &self,
-        way: Way,
-        spec: &MountSpec,
-        stop: &Stop,
-        events: &mut dyn FnMut(MountEvent),
-    ) -> Result<(), Failure>;
+    fn mount(&self, way: Way, spec: &MountSpec, stop: &Stop, events: &mut dyn FnMut(MountEvent))
+    -> Result<(), Failure>;
 
     /// Writes the disks of a moment; when `stop` is wished nothing is left behind.
     ///

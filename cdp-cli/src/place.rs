@@ -87,7 +87,10 @@ impl Place {
             Failure::new(Exit::Usage, "usage", format!("{url} needs {what}")).hint(hint.to_owned())
         };
         let state = self.state.as_ref().ok_or_else(|| {
-            needs("--state, the directory of this machine's identity", "give a directory: it is made if it is not there")
+            needs(
+                "--state, the directory of this machine's identity",
+                "give a directory: it is made if it is not there",
+            )
         })?;
         if self.peer.is_empty() {
             return Err(needs("--peer, the fingerprint of the replica host", "`cdp serve` prints it there"));

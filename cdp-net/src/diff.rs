@@ -314,7 +314,11 @@ mod tests {
     }
 
     /// What is found, and the last that was told of the way.
-    fn find(from: &ReplicaView, to: &ReplicaView, disk: Option<&str>) -> Result<(Vec<Difference>, (u64, u64)), Problem> {
+    fn find(
+        from: &ReplicaView,
+        to: &ReplicaView,
+        disk: Option<&str>,
+    ) -> Result<(Vec<Difference>, (u64, u64)), Problem> {
         let (mut found, mut way) = (Vec::new(), (0, 0));
         let mut told = |done, total| {
             assert!(way.0 <= done && done <= total, "{way:?}, then {done} of {total}");

@@ -58,8 +58,8 @@ pub(crate) use carry::{Told, answer, answered, header, question, tell, tell_with
 pub use disks::{DiskOrder, DisksEdit, Group, NewDisk, SizeOf};
 pub use open::{Begin, Find, Found, FoundDisk, NewGroup, Origin, Witness};
 pub use reads::{
-    DiffOrder, DigestOrder, Job, JobLine, JobStands, LEASE, NO_VIEW, OpenView, OpenedView, Order, ReadName, VIEW_BYTES_MAX, ViewDiskInfo,
-    ViewName, ViewRange, WriteHow, WriteView, decode_runs, encode_runs,
+    DiffOrder, DigestOrder, Job, JobLine, JobStands, LEASE, NO_VIEW, OpenView, OpenedView, Order, ReadName,
+    VIEW_BYTES_MAX, ViewDiskInfo, ViewName, ViewRange, WriteHow, WriteView, decode_runs, encode_runs,
 };
 pub use remote::{Acks, Remote, RemoteNear, SeedWay, Wire, answer_near};
 pub use seed::{NOT_SEEDED, PIECE, SeedBegin, SeedBegun, SeedEnd, SeedHandle, SeedOf, Seeded, Seeding};

@@ -274,10 +274,7 @@ fn fill_file(
     let problem = |error: io::Error| failed("write", path, &error);
     file.set_len(disk.size).map_err(problem)?;
     // It is new: where nothing is written it is all zeros.
-    let sink = Sink {
-        data: &|offset, bytes| file.write_all_at(&bytes, offset).map_err(problem),
-        zero: &|_| Ok(()),
-    };
+    let sink = Sink { data: &|offset, bytes| file.write_all_at(&bytes, offset).map_err(problem), zero: &|_| Ok(()) };
     copy(view, disk, &sink, &mut |at| if progress(at) { Ok(()) } else { Err(stopped()) })?;
     file.sync_all().map_err(problem)?;
     if progress(disk.size) { Ok(()) } else { Err(stopped()) }

@@ -175,13 +175,7 @@ impl Engine for InMemory {
         Ok(Stopped { drained: true, ..Stopped::default() })
     }
 
-    fn mount(
-        &self,
-        _: Way,
-        spec: &MountSpec,
-        stop: &Stop,
-        events: &mut dyn FnMut(MountEvent),
-    ) -> Result<(), Failure> {
+    fn mount(&self, _: Way, spec: &MountSpec, stop: &Stop, events: &mut dyn FnMut(MountEvent)) -> Result<(), Failure> {
         let (at, image) = self.image(spec.at.as_ref().unwrap());
         let journal = Shared(Arc::new(Mutex::new(Journal { now: image, ..Journal::default() })));
         let null = fs::File::open("/dev/null").unwrap();
@@ -195,13 +189,7 @@ impl Engine for InMemory {
         Ok(())
     }
 
-    fn restore(
-        &self,
-        _: Way,
-        spec: &RestoreSpec,
-        _: &Stop,
-        _: &mut dyn FnMut(Progress),
-    ) -> Result<Restored, Failure> {
+    fn restore(&self, _: Way, spec: &RestoreSpec, _: &Stop, _: &mut dyn FnMut(Progress)) -> Result<Restored, Failure> {
         let (at, image) = self.image(&spec.at);
         fs::write(&spec.output, image).unwrap();
         Ok(Restored { at, outputs: vec![], incomplete: vec![], behind: None })

@@ -107,7 +107,7 @@ impl Moment {
 /// Two moments of one replica.
 pub(super) enum TwoMoments {
     /// In a directory.
-    Here { views: [ReplicaView; 2], reading: Box<ReadingTwo> },
+    Here { views: Box<[ReplicaView; 2]>, reading: Box<ReadingTwo> },
     /// At a replica host.
     Far { replica: Arc<RemoteReplica>, views: [Arc<RemoteView>; 2] },
 }
@@ -125,7 +125,7 @@ impl TwoMoments {
             Way::Here { dir, access } => {
                 let reading = Box::new(ReadingTwo::open(&dir, access, [from, to], nearest, key)?);
                 reading.check_disk(disk)?;
-                Ok(Self::Here { views: reading.views()?, reading })
+                Ok(Self::Here { views: Box::new(reading.views()?), reading })
             }
             Way::Far(replica) => {
                 let open = |when| {
@@ -155,7 +155,7 @@ impl TwoMoments {
         found: &mut dyn FnMut(Difference),
     ) -> Result<(), Failure> {
         match self {
-            Self::Here { views: [from, to], .. } => Ok(differences(from, to, disk, progress, found)?),
+            Self::Here { views, .. } => Ok(differences(&views[0], &views[1], disk, progress, found)?),
             Self::Far { replica, views: [from, to] } => Ok(replica.differences([from, to], disk, progress, found)?),
         }
     }

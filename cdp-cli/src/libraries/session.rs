@@ -56,9 +56,7 @@ impl OpenedSession {
     /// The moment that it began at, its name, and the disks of which nothing could be restored.
     pub(super) fn said(&self) -> (At, Option<String>, Vec<String>) {
         match self {
-            Self::Here(writing) => {
-                (writing.report.at.clone(), writing.report.name.clone(), writing.incomplete.clone())
-            }
+            Self::Here(writing) => (writing.report.at.clone(), writing.report.name.clone(), writing.incomplete.clone()),
             Self::Far(view) => {
                 let name = view.opened.session.as_ref().and_then(|session| session.name.clone());
                 (view.opened.at.clone(), name, view.opened.incomplete.clone())

@@ -41,13 +41,7 @@ impl Engine for Fake {
     fn protect(&self, _: &ProtectSpec, _: &Stop, _: &mut dyn FnMut(ProtectEvent)) -> Result<Stopped, Failure> {
         Ok(Stopped { drained: false, ..Stopped::default() })
     }
-    fn mount(
-        &self,
-        _: Way,
-        _: &MountSpec,
-        _: &Stop,
-        events: &mut dyn FnMut(MountEvent),
-    ) -> Result<(), Failure> {
+    fn mount(&self, _: Way, _: &MountSpec, _: &Stop, events: &mut dyn FnMut(MountEvent)) -> Result<(), Failure> {
         events(MountEvent::Stopped { kept: false });
         Ok(())
     }

@@ -108,7 +108,8 @@ fn what_is_said_of_a_replica_is_the_same_from_afar() {
     assert!(gone[0]["error"]["nearest"].is_array(), "{gone:?}");
     let refused = lines(&host.far(&["policy", "--quota", "1GiB"]));
     assert_eq!((refused.0, &refused.1[0]["error"]["code"]), (4, &Value::from("not-from-afar")));
-    let status = host.both(&["status"]).map(|(status, lines)| (status, lines[0]["group"].clone(), lines[0]["disks"].clone()));
+    let status =
+        host.both(&["status"]).map(|(status, lines)| (status, lines[0]["group"].clone(), lines[0]["disks"].clone()));
     assert_eq!(status[0], status[1]);
     host.scene.running.stop_clean();
     // Nobody protects any more: the host itself answers.

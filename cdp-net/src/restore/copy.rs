@@ -66,7 +66,6 @@ pub(super) fn copy(
             under_way -= 1;
             way.passed(outcome?, done)?;
         }
-
     })
 }
 
@@ -144,5 +143,109 @@ impl Way {
             self.reached = end;
         }
         done(self.reached)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdp_core::types::DiskId;
+    use std::sync::Condvar;
+    use std::time::Duration;
+
+    const SIZE: u64 = 100 << 20;
+    const READS: usize = 8;
+
+    /// A disk at the end of a long line: a read is answered when as many are under way as are worth it, or none is left to come. Every
+    /// tenth MiB is zeros.
+    #[derive(Default)]
+    struct Slow {
+        /// Reads under way, and the most that ever were.
+        state: Mutex<(usize, usize)>,
+        changed: Condvar,
+        fails_at: Option<u64>,
+    }
+
+    fn is_zero(at: u64) -> bool {
+        (at >> 20).is_multiple_of(10)
+    }
+
+    impl MomentDisks for Slow {
+        fn disks(&self) -> &[ViewDisk] {
+            &[]
+        }
+
+        fn runs(&self, _: DiskId, range: Extent) -> Result<Vec<Run>, Problem> {
+            // Never the whole range.
+            let run = |at: u64| Run { extent: Extent::new(at, 1 << 20), zero: is_zero(at), hole: is_zero(at) };
+            Ok((range.offset..range.end()).step_by(1 << 20).take(7).map(run).collect())
+        }
+
+        fn read(&self, _: DiskId, offset: u64, out: &mut [u8]) -> Result<(), Problem> {
+            let mut state = self.state.lock().unwrap();
+            state.0 += 1;
+            state.1 = state.1.max(state.0);
+            self.changed.notify_all();
+            let (mut state, _) =
+                self.changed.wait_timeout_while(state, Duration::from_millis(300), |state| state.1 < READS).unwrap();
+            state.0 -= 1;
+            drop(state);
+            if self.fails_at == Some(offset) {
+                return Err(Problem::new(ProblemClass::Damage, "damaged", "on purpose"));
+            }
+            out.fill((offset >> 20) as u8);
+            Ok(())
+        }
+
+        fn reads_at_once(&self) -> usize {
+            READS
+        }
+    }
+
+    fn disk() -> ViewDisk {
+        ViewDisk { id: DiskId::new(1).unwrap(), name: "disk".into(), size: SIZE }
+    }
+
+    #[test]
+    fn as_many_reads_are_under_way_as_are_worth_it_and_progress_is_of_what_is_whole() {
+        let slow = Slow::default();
+        let written = Mutex::new(BTreeMap::new());
+        let data = |offset: u64, bytes: Vec<u8>| {
+            assert!(bytes.len() == 1 << 20 && bytes.iter().all(|byte| *byte == (offset >> 20) as u8));
+            assert_eq!(written.lock().unwrap().insert(offset, false), None);
+            Ok(())
+        };
+        let zero = |run: &Run| {
+            assert_eq!(written.lock().unwrap().insert(run.extent.offset, true), None);
+            Ok(())
+        };
+        let mut last = 0;
+        let mut done = |at| {
+            let written = written.lock().unwrap();
+            assert!(last <= at && (last..at).step_by(1 << 20).all(|at| written.contains_key(&at)));
+            last = at;
+            Ok(())
+        };
+        copy(&slow, &disk(), &Sink { data: &data, zero: &zero }, &mut done).unwrap();
+        assert_eq!(last, SIZE);
+        let written = written.into_inner().unwrap();
+        assert!(written.len() == 100 && written.iter().all(|(at, zero)| *zero == is_zero(*at)));
+        assert_eq!(slow.state.into_inner().unwrap().1, READS);
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_is_stopped_ends_it() {
+        let nothing = Sink { data: &|_, _| Ok(()), zero: &|_| Ok(()) };
+        let slow = Slow { fails_at: Some(33 << 20), ..Slow::default() };
+        let mut last = 0;
+        let mut done = |at| {
+            last = at;
+            Ok(())
+        };
+        assert_eq!(copy(&slow, &disk(), &nothing, &mut done).unwrap_err().code, "damaged");
+        assert!(last <= 33 << 20, "nothing beyond it is whole");
+        let stop = || Problem::new(ProblemClass::Failed, "stopped", "enough");
+        let mut done = |at| if at > 20 << 20 { Err(stop()) } else { Ok(()) };
+        assert_eq!(copy(&Slow::default(), &disk(), &nothing, &mut done).unwrap_err().code, "stopped");
     }
 }

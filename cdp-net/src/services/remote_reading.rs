@@ -7,13 +7,15 @@ mod device;
 mod flight;
 mod view;
 
-use self::flight::Flight;
 pub use self::device::RemoteSessionDevice;
+use self::flight::Flight;
 pub use self::view::RemoteView;
 use super::far_link::{FarLink, FarOptions};
 use super::url::CdpUrl;
 use crate::diff::{Difference, DiskDigest, Of};
-use crate::far::{self, CallKind, DiffOrder, DigestOrder, Job, JobLine, JobStands, OpenView, Order, ReadName, UNREACHABLE};
+use crate::far::{
+    self, CallKind, DiffOrder, DigestOrder, Job, JobLine, JobStands, OpenView, Order, ReadName, UNREACHABLE,
+};
 use crate::link::identity::Identity;
 use crate::link::pin::{Fingerprint, Peers};
 use crate::owner::Request;

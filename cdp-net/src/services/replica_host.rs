@@ -143,13 +143,15 @@ impl Drop for ReplicaHost {
     }
 }
 
-/// Lets go, now and then, of what nobody reads any more.
+/// Lets go, now and then, of what nobody reads any more, and of groups that were named and never begun.
 async fn sweep(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         let seats: Vec<_> = lock(&shared.seats).values().cloned().collect();
         // One that panicked is looked at again.
         let _ = tokio::task::spawn_blocking(move || seats.iter().for_each(|seat| seat.sweep())).await;
+        // Whoever has one has a clone, and who asks for one waits for this.
+        lock(&shared.seats).retain(|_, seat| Arc::strong_count(seat) > 1 || !seat.is_vacant());
     }
 }
 

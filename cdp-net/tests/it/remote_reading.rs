@@ -147,14 +147,7 @@ fn when(text: &str) -> When {
 }
 
 fn order(at: &str) -> OpenView {
-    OpenView {
-        view: ReadName::draw(),
-        at: Some(when(at)),
-        nearest: None,
-        disk: None,
-        writable: false,
-        session: None,
-    }
+    OpenView { view: ReadName::draw(), at: Some(when(at)), nearest: None, disk: None, writable: false, session: None }
 }
 
 fn content(view: &RemoteView) -> Vec<u8> {
@@ -244,9 +237,7 @@ fn what_is_read_from_afar_is_what_is_read_here() {
     let status: Status = sites.owner().call(&Request::Status).unwrap();
     assert_eq!(status.pins, 2 + 2, "of both readers");
     drop(views);
-    wait_for("pins to go with what was read", || {
-        sites.owner().call::<Status>(&Request::Status).unwrap().pins == 2
-    });
+    wait_for("pins to go with what was read", || sites.owner().call::<Status>(&Request::Status).unwrap().pins == 2);
     stop(protection);
 }
 
@@ -322,7 +313,9 @@ fn a_restore_outlasts_a_line_that_is_cut_and_a_host_that_is_started_anew() {
     let wan = Wan::start(sites.address);
     wan.set(Weather { delay: Duration::from_millis(20), rate: 60 << 20, loss_ppm: 0 });
     let replica = sites.reader("reader", sites.url(wan.address(), "machine"));
-    for (round, (name, model)) in [("label:one", &one), ("label:two", &two), ("label:one", &one)].into_iter().enumerate() {
+    for (round, (name, model)) in
+        [("label:one", &one), ("label:two", &two), ("label:one", &one)].into_iter().enumerate()
+    {
         let view = replica.view(order(name)).unwrap();
         let output = sites.place.directory.path().join("out.img");
         let options = RestoreOptions { output: output.clone(), disk: None, force: true };
@@ -365,7 +358,10 @@ fn a_filter_comes_to_its_replica_while_that_is_read() {
     sites.stop_host();
     sites.start_host();
     let replica = sites.read();
-    assert_eq!(replica.request::<Points>(&Request::Points { since: None, until: None, limit: None }).unwrap().group, "machine");
+    assert_eq!(
+        replica.request::<Points>(&Request::Points { since: None, until: None, limit: None }).unwrap().group,
+        "machine"
+    );
     let nobody = replica.request::<At>(&Request::Mark { label: label("no"), app_consistent: false }).unwrap_err();
     let view = replica.view(order("label:one")).unwrap();
     let session = replica.view(OpenView { writable: true, session: Some("lab".into()), ..order("label:one") }).unwrap();

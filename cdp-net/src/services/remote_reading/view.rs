@@ -251,8 +251,7 @@ impl MomentDisks for RemoteView {
 
     fn runs(&self, disk: DiskId, range: Extent) -> Result<Vec<Run>, Problem> {
         self.with(|view| {
-            let ((), runs) =
-                self.replica.ask(CallKind::Extents, &ViewRange { view, disk, range }, Bytes::new())?;
+            let ((), runs) = self.replica.ask(CallKind::Extents, &ViewRange { view, disk, range }, Bytes::new())?;
             decode_runs(&runs, range).ok_or_else(|| strange("extents that do not follow each other"))
         })
     }

@@ -93,8 +93,12 @@ fn told(seat: &Arc<Seat>, kind: CallKind, call: &Call) -> Told {
 }
 
 fn busy(what: &str, most: usize) -> Problem {
-    Problem::new(ProblemClass::Refused, "busy", format!("{most} {what} of the group are open already, which is the most"))
-        .hint("end one of them: one that was killed counts for a minute")
+    Problem::new(
+        ProblemClass::Refused,
+        "busy",
+        format!("{most} {what} of the group are open already, which is the most"),
+    )
+    .hint("end one of them: one that was killed counts for a minute")
 }
 
 fn ending() -> Problem {
@@ -175,10 +179,15 @@ impl Reads {
         let mut open = lock(&self.0);
         over.views = open.views.extract_if(.., |_, entry| entry.is_over()).collect();
         over.jobs = open.jobs.extract_if(.., |_, entry| entry.is_over()).collect();
-        let nothing = open.views.is_empty() && open.jobs.is_empty();
         drop(open);
         over.let_go();
-        nothing
+        self.is_empty()
+    }
+
+    /// Whether nothing is open.
+    pub(super) fn is_empty(&self) -> bool {
+        let open = lock(&self.0);
+        open.views.is_empty() && open.jobs.is_empty()
     }
 
     /// Lets go of everything, for good.

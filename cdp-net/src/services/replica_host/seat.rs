@@ -264,6 +264,11 @@ impl Seat {
         }
     }
 
+    /// Whether nobody keeps, reads or owns anything here.
+    pub(super) fn is_vacant(&self) -> bool {
+        lock(&self.held).is_none() && lock(&self.idle).is_none() && self.reads.is_empty()
+    }
+
     /// Ends the keeper, and all reading; it may wait for its media.
     pub(super) fn let_go(&self) {
         self.reads.end();

@@ -154,8 +154,9 @@ impl JobEntry {
 }
 
 fn value(document: &impl Serialize) -> Result<Value, Problem> {
-    serde_json::to_value(document)
-        .map_err(|error| Problem::new(ProblemClass::Failed, "internal", format!("the result has no JSON form: {error}")))
+    serde_json::to_value(document).map_err(|error| {
+        Problem::new(ProblemClass::Failed, "internal", format!("the result has no JSON form: {error}"))
+    })
 }
 
 /// Says the last line whatever happens.
@@ -175,9 +176,8 @@ impl Drop for Ending {
 /// Refuses what is not asked from afar.
 fn check(order: &Order) -> Result<(), Problem> {
     let Order::Ask(request) = order else { return Ok(()) };
-    let refused = |message: &str, hint: &str| {
-        Err(Problem::new(ProblemClass::Refused, "not-from-afar", message).hint(hint))
-    };
+    let refused =
+        |message: &str, hint: &str| Err(Problem::new(ProblemClass::Refused, "not-from-afar", message).hint(hint));
     match request {
         Request::Policy { change: PolicyChange { quota, reserve_bytes, .. } }
             if quota.is_some() || reserve_bytes.is_some() =>

@@ -144,9 +144,8 @@ impl View {
                 incomplete: writing.incomplete.clone(),
                 session: Some(writing.report.clone()),
             };
-            let device = |disk: cdp_core::replica::ViewDisk| {
-                (disk.id, SessionDevice::new(Arc::clone(&writing.session), disk))
-            };
+            let device =
+                |disk: cdp_core::replica::ViewDisk| (disk.id, SessionDevice::new(Arc::clone(&writing.session), disk));
             let devices = disks.into_iter().map(device).collect();
             let (writes, settled) = (Mutex::default(), Mutex::default());
             let writing = Box::new(writing);
@@ -195,7 +194,9 @@ impl View {
         let mut bytes = vec![0; range.length as usize];
         match &self.disks {
             Disks::Moment { view, .. } => MomentDisks::read(view.as_ref(), disk, range.offset, &mut bytes)?,
-            Disks::Session { devices, .. } => device(devices, disk)?.read(range.offset, &mut bytes).map_err(io_failed)?,
+            Disks::Session { devices, .. } => {
+                device(devices, disk)?.read(range.offset, &mut bytes).map_err(io_failed)?
+            }
         }
         Ok(bytes)
     }
