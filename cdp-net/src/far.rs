@@ -53,8 +53,8 @@ pub use calls::{
     CallKind, Close, Closed, Digested, Digests, Facts, FilterPolicy, MarkOrder, Marked, Range, Reach, Reached,
     Standing, Sums, Trust, WAIT_MAX, Zeros,
 };
-pub use carry::{Caller, HEADER_MAX, UNREACHABLE, ask};
-pub(crate) use carry::{Told, answer, answered, header, question, tell, tell_with};
+pub use carry::{Caller, HEADER_MAX, UNREACHABLE, answered, ask, header};
+pub(crate) use carry::{Told, answer, question, tell, tell_with};
 pub use disks::{DiskOrder, DisksEdit, Group, NewDisk, SizeOf};
 pub use open::{Begin, Find, Found, FoundDisk, NewGroup, Origin, Witness};
 pub use reads::{

@@ -36,7 +36,7 @@ pub fn ask<A: DeserializeOwned>(
 ///
 /// # Errors
 /// As [`ask`].
-pub(crate) fn answered<A: DeserializeOwned>(kind: CallKind, answer: Answer) -> Result<(A, Bytes), Problem> {
+pub fn answered<A: DeserializeOwned>(kind: CallKind, answer: Answer) -> Result<(A, Bytes), Problem> {
     let Answer { status, header, tail, .. } = answer;
     let unreadable = |_| failed("answer", format!("the other side's answer to {kind:?} is none"));
     let problem = match status {
@@ -57,7 +57,7 @@ fn failed(code: &str, message: String) -> Problem {
 ///
 /// # Errors
 /// When it is too long.
-pub(crate) fn header(value: &impl Serialize) -> Result<Bytes, Problem> {
+pub fn header(value: &impl Serialize) -> Result<Bytes, Problem> {
     let bytes = serde_json::to_vec(value).map_err(|error| failed("call", error.to_string()))?;
     if bytes.len() > HEADER_MAX {
         return Err(failed(

@@ -464,3 +464,28 @@ fn calls_have_bounds_and_are_done_once() {
     wait_for("room for one more", || open().is_ok());
     stop(protection);
 }
+
+/// What was written and not flushed may be lost with the host: that is said, and nothing is pretended.
+#[test]
+fn a_session_does_not_go_on_as_if_nothing_was_lost() {
+    let mut sites = Sites::new();
+    sites.place.make_source("disk", 7);
+    let protection = sites.protect();
+    let [one, _] = marked(&sites, &protection);
+    let replica = sites.read();
+    let order = OpenView { writable: true, session: Some("lab".into()), ..order("label:one") };
+    let view = replica.view(order.clone()).unwrap();
+    let device = RemoteSessionDevice::new(Arc::clone(&view), view.disks()[0].clone());
+    let data = noise(8, 4096);
+    device.write(0, Bytes::from(data.clone()), true).unwrap();
+    sites.stop_host();
+    sites.start_host();
+    for error in [device.write(0, Bytes::from(vec![0; 512]), true), device.flush(), device.read(0, &mut [0; 512])] {
+        assert!(error.unwrap_err().to_string().contains("not flushed is lost"));
+    }
+    drop((device, view));
+    let again = replica.view(OpenView { at: None, ..order }).unwrap();
+    let content = content(&again);
+    assert!(content[..4096] == data && content[4096..] == one[4096..], "what was flushed is there");
+    stop(protection);
+}
