@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod clock;
+mod crowding;
 pub mod device;
 pub mod diff;
 pub mod drive;

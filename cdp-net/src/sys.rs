@@ -3,6 +3,8 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod huge_pages;
+#[cfg(feature = "services")]
+pub(crate) mod local_time;
 pub mod lock;
 #[cfg(feature = "uring")]
 pub(crate) mod ring;

@@ -49,6 +49,19 @@ pub enum Compression {
     Promising(i32),
 }
 
+impl Compression {
+    /// The same, but not harder than this level.
+    #[must_use]
+    pub fn at_most(self, max: i32) -> Self {
+        match self {
+            Self::None => self,
+            Self::Zstd(level) => Self::Zstd(level.min(max)),
+            Self::Sampled(level) => Self::Sampled(level.min(max)),
+            Self::Promising(level) => Self::Promising(level.min(max)),
+        }
+    }
+}
+
 /// Room for so many chunks is made at once: those of a frame of small writes, and its notes.
 const CHUNKS_USUAL: usize = 8;
 /// Of a chunk's sample: two pieces of so many bytes, which must shrink to so much of themselves.

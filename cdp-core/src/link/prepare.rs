@@ -46,6 +46,8 @@ pub struct Options {
     pub inside_bytes_max: u64,
     /// The far side takes compressed chunks.
     pub zstd: bool,
+    /// The hardest level of zstd that is chosen.
+    pub level_max: i32,
 }
 
 impl Options {
@@ -53,7 +55,7 @@ impl Options {
     #[must_use]
     pub fn new(group: GroupId, timeline: Timeline) -> Self {
         let (window_bytes, window_ns, inside_bytes_max) = (16 << 20, 15_000_000_000, 64 << 20);
-        Self { group, timeline, have: None, window_bytes, window_ns, inside_bytes_max, zstd: true }
+        Self { group, timeline, have: None, window_bytes, window_ns, inside_bytes_max, zstd: true, level_max: 19 }
     }
 }
 
@@ -252,6 +254,21 @@ impl Prepare {
         self.closed.extend(self.open.take());
     }
 
+    /// Up to where the far side has them: see [`Options::have`].
+    pub fn set_have(&mut self, have: Option<Position>) {
+        self.options.have = have;
+    }
+
+    /// Bytes of a window from now on: see [`Options::window_bytes`].
+    pub fn set_window(&mut self, bytes: u64) {
+        self.options.window_bytes = bytes;
+    }
+
+    /// Whether the far side takes compressed chunks: see [`Options::zstd`].
+    pub fn set_zstd(&mut self, zstd: bool) {
+        self.options.zstd = zstd;
+    }
+
     /// Packed bytes that wait to be sent elsewhere, as far as the caller knows: they say whether the line is the narrow place.
     pub fn set_unsent(&mut self, bytes: u64) {
         self.unsent = bytes;
@@ -276,7 +293,10 @@ impl Prepare {
         self.number += 1;
         self.running.insert(number, bytes);
         let compression = match self.options.zstd {
-            true => self.level.choose(&FOR_A_LINK, self.waiting, self.unsent, false).compression(),
+            true => {
+                let chosen = self.level.choose(&FOR_A_LINK, self.waiting, self.unsent, false);
+                chosen.compression().at_most(self.options.level_max)
+            }
             false => Compression::None,
         };
         let keep = self.options.have.map_or(Lsn::ZERO, |have| have.lsn);

@@ -28,6 +28,9 @@ use std::ops::RangeInclusive;
 /// A call is passed on for so long at most, in nanoseconds: who asked has a bound of its own, which is shorter as a rule.
 const CALL_NS: u64 = 600_000_000_000;
 
+/// A relay with a source whose place below another one took takes it back after so long, in nanoseconds.
+const REDIAL_NS: u64 = 500_000_000;
+
 /// Which neighbour: above is the source's side.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Hop {
@@ -132,6 +135,27 @@ pub struct RelayStatus {
     pub held_bytes: u64,
     /// Bytes of frames that are being prepared or wait for the spool.
     pub waiting_bytes: u64,
+    /// Memory of the spool that is taken.
+    pub memory_bytes: u64,
+    /// Room on disk that the spool's files have.
+    pub disk_bytes: u64,
+    /// The last LSN that is synced here or durable.
+    pub stored: Lsn,
+}
+
+/// Bounds of a relay that may change while it works.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RelayBounds {
+    /// See [`RelayOptions::held_bytes_max`].
+    pub held_bytes_max: u64,
+    /// See [`RelayOptions::window_bytes`].
+    pub window_bytes: u64,
+    /// Memory of the spool, with what is read ahead.
+    pub memory_bytes: u64,
+    /// Of it, for what is read ahead.
+    pub ahead_bytes: u64,
+    /// Room of the spool on disk.
+    pub disk_bytes: u64,
 }
 
 /// See the module's text.
@@ -147,6 +171,10 @@ pub struct Relay {
     lost: Option<RangeInclusive<Lsn>>,
     lost_told: bool,
     far_room: FarRoom,
+    /// The end below is dialled again then: another relay took its place, and the source is with this one.
+    redial: Option<MonoTime>,
+    /// For plain data connections of a session that is to be judged.
+    key: Option<(SessionId, DataKey)>,
     /// Seeds for below, within the credit; and how many of the session below were of earlier sessions above.
     seeds: VecDeque<EncodedFrame>,
     seeds_before: u64,
@@ -170,6 +198,8 @@ impl Relay {
             lost: None,
             lost_told: false,
             far_room: FarRoom::Ok,
+            redial: None,
+            key: None,
             seeds: VecDeque::new(),
             seeds_before: 0,
             seeds_passed: 0,
@@ -200,8 +230,12 @@ impl Relay {
         }
     }
 
-    /// A connection from above said hello. The driver has seen to it that the peer is who may speak for the group.
-    pub fn handle_accepted(&mut self, now: MonoTime, conn: ConnId, hello: Hello) {
+    /// A connection from above said hello. The driver has seen to it that the peer is who may speak for the group. With `key` its
+    /// session may have plain data connections.
+    pub fn handle_accepted(&mut self, now: MonoTime, conn: ConnId, hello: Hello, key: Option<DataKey>) {
+        if let Some(key) = key {
+            self.key = Some((hello.session, key));
+        }
         self.above.handle_accepted(now, conn, hello);
         self.work(now);
     }
@@ -287,6 +321,13 @@ impl Relay {
         if let Some(below) = &mut self.below {
             below.handle_timer(now);
         }
+        if self.redial.is_some_and(|at| at <= now) {
+            self.redial = None;
+            // Without a source its place is the other one's.
+            if self.above.status().up {
+                self.dial(now);
+            }
+        }
         self.work(now);
     }
 
@@ -297,7 +338,21 @@ impl Relay {
         }
     }
 
-    /// Ends in order: the source goes to another proxy, or comes back later. What is stored stays for the next life.
+    /// From the next session below on there are so many data connections beside the first one, plain ones or not.
+    pub fn set_data_connections(&mut self, connections: u16, plain: bool) {
+        (self.options.below.connections, self.options.below.plain) = (connections, plain);
+        if let Some(below) = &mut self.below {
+            below.set_data_connections(connections, plain);
+        }
+    }
+
+    /// What was taken cannot be made into frames to send, or not into those that the next hop takes: the source sends it again.
+    pub fn start_over(&mut self, now: MonoTime, why: &str) {
+        self.begin_anew(now, why);
+        self.work(now);
+    }
+
+    /// Ends in order: both sides hear of it. What is stored stays for the next life.
     pub fn stop(&mut self, now: MonoTime) {
         self.above.close(Farewell::new(Code::Stopping, "this proxy ends"));
         if let Some(below) = &mut self.below {
@@ -322,7 +377,7 @@ impl Relay {
     pub fn next_deadline(&self) -> Option<MonoTime> {
         let below = self.below.as_ref().and_then(SourceEnd::next_deadline);
         let spool = self.kept.spool.next_deadline();
-        [self.above.next_deadline(), below, spool].into_iter().flatten().min()
+        [self.above.next_deadline(), below, spool, self.redial].into_iter().flatten().min()
     }
 
     /// How it goes.
@@ -333,7 +388,34 @@ impl Relay {
             below: self.below.as_ref().map(|below| below.status(now)).unwrap_or_default(),
             held_bytes: self.kept.spool.held_bytes(),
             waiting_bytes: self.kept.waiting_bytes(),
+            memory_bytes: self.kept.spool.memory_bytes(),
+            disk_bytes: self.kept.spool.disk_bytes(),
+            stored: self.stored(),
         }
+    }
+
+    /// Other bounds from now on. What is there above them stays, and nothing more comes until there is room.
+    pub fn set_bounds(&mut self, now: MonoTime, bounds: RelayBounds) {
+        (self.options.held_bytes_max, self.options.window_bytes) = (bounds.held_bytes_max, bounds.window_bytes);
+        self.kept.spool.set_bounds(bounds.memory_bytes, bounds.ahead_bytes, bounds.disk_bytes);
+        self.work(now);
+    }
+
+    /// Takes nothing more: the source goes to another proxy, or comes back later. What is kept is still sent on.
+    pub fn drain(&mut self, now: MonoTime) {
+        self.above.close(Farewell::new(Code::Stopping, "this proxy ends"));
+        self.work(now);
+    }
+
+    /// Nothing more is kept for the next life: see [`Spool::retire`].
+    pub fn retire(&mut self) {
+        self.kept.retire();
+    }
+
+    /// Whether the spool has nothing under way: after [`Relay::retire`], that its files are gone.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.kept.spool.is_idle()
     }
 
     /// Everything that is kept is durable, or nothing is kept.
@@ -395,7 +477,7 @@ impl Relay {
             lost: self.lost.clone(),
             room_bytes: self.room_bytes(),
             room: self.far_room,
-            data_key: None,
+            data_key: self.key.take_if(|(of, _)| hello.plain && *of == session).map(|(_, key)| key),
         };
         self.lost_told = self.lost.is_some();
         self.above.admit(now, session, terms);

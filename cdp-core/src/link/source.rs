@@ -241,6 +241,10 @@ pub struct SourceStatus {
     pub clock: Option<ClockSample>,
     /// Bytes of credit that are left.
     pub credit: u64,
+    /// Where the other side stood when the session began; none: it had nothing, or no session holds.
+    pub have: Option<Position>,
+    /// What both speak; nothing while no session holds.
+    pub features: Features,
 }
 
 #[derive(Debug)]
@@ -297,6 +301,11 @@ impl SourceEnd {
             effects: VecDeque::new(),
             options,
         }
+    }
+
+    /// From the next session on there are so many data connections beside the first one, plain ones or not.
+    pub fn set_data_connections(&mut self, connections: u16, plain: bool) {
+        (self.options.connections, self.options.plain) = (connections, plain);
     }
 
     /// The next frame of the timeline. Its owner keeps it until [`Acked::kept_from`] is above its key.
@@ -466,6 +475,10 @@ impl SourceEnd {
             far_bytes: self.far_bytes,
             clock: session.and_then(|session| session.clock()),
             credit: session.map_or(0, |session| session.credit_left()),
+            have: session.and_then(|session| session.agreed()?.0),
+            features: session
+                .and_then(|session| session.agreed())
+                .map_or(Features::default(), |(_, features)| features),
         }
     }
 
@@ -513,10 +526,13 @@ impl SourceEnd {
             self.effects.push_back(SourceEffect::Down { why: why.clone() });
         }
         let mut class = if ending == Ending::Theirs { why.code.class() } else { Class::Retry };
-        if why.code == Code::Superseded && !session.is_up() {
-            // This end started again and counts from too low. Once in, it is the other one that is refused.
+        if why.code == Code::Superseded {
+            // Whoever dials again counts on from there.
             self.attempt = self.attempt.max(why.expected);
-            class = Class::Retry;
+            if !session.is_up() {
+                // This end started again and counts from too low. Once in, it is the other one that is refused.
+                class = Class::Retry;
+            }
         }
         if class != Class::Retry {
             self.effects.push_back(SourceEffect::Refused { farewell: why, class });

@@ -317,6 +317,14 @@ impl Spool {
         self.files.failed
     }
 
+    /// Other bounds from now on, as those of [`SpoolOptions`]. What is there above them stays until it is released or written.
+    pub fn set_bounds(&mut self, memory_bytes_max: u64, ahead_bytes: u64, disk_bytes_max: u64) {
+        let options = SpoolOptions { memory_bytes_max, ahead_bytes, disk_bytes_max, ..self.options.clone() };
+        self.options = options.clamped();
+        let SpoolOptions { memory_bytes_max, ahead_bytes, .. } = self.options;
+        self.held.set_bounds(memory_bytes_max - ahead_bytes, ahead_bytes);
+    }
+
     /// No frame comes any more: files are removed as soon as everything is released, the one that is being written too.
     pub fn retire(&mut self) {
         self.retired = true;

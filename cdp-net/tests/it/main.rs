@@ -21,6 +21,8 @@ mod nbd;
 mod nbd_clients;
 mod overlap;
 mod protect;
+#[cfg(feature = "services")]
+mod proxies;
 mod prune;
 mod readers;
 #[cfg(feature = "services")]

@@ -1,7 +1,7 @@
 //! What the two ends of a relay want, of each other and of the driver.
 
 use super::kept::ToSend;
-use super::{CALL_NS, Code, Farewell, Hop, Message, Relay, RelayEffect, RelayEvent, TargetEffect};
+use super::{CALL_NS, Code, Farewell, Hop, Message, REDIAL_NS, Relay, RelayEffect, RelayEvent, TargetEffect};
 use crate::link::calls::{CallId, empty};
 use crate::link::message::{Call, CallStatus};
 use crate::link::source::{Acked, SeedRefused, SourceEffect};
@@ -78,7 +78,7 @@ impl Relay {
                     self.drain_above(now);
                     self.forget(now, Some(have));
                 }
-                SourceEffect::Refused { farewell, .. } => self.refused(farewell),
+                SourceEffect::Refused { farewell, .. } => self.refused(now, farewell),
                 SourceEffect::Up { .. } => self.tell(RelayEvent::Up(Hop::Below)),
                 SourceEffect::Down { why } => self.below_is_down(why),
             }
@@ -101,7 +101,7 @@ impl Relay {
             worked = true;
             if !offered {
                 // Whoever prepared made frames that do not continue each other.
-                self.start_over(now, "what was made of frames does not continue what was kept");
+                self.begin_anew(now, "what was made of frames does not continue what was kept");
                 return true;
             }
         }
@@ -118,7 +118,7 @@ impl Relay {
                     break;
                 }
                 Lookup::Gone => {
-                    self.start_over(now, "a frame cannot be read any more");
+                    self.begin_anew(now, "a frame cannot be read any more");
                     return true;
                 }
             }
@@ -135,7 +135,7 @@ impl Relay {
     }
 
     /// The source has everything that is not durable: it sends it again.
-    fn start_over(&mut self, now: MonoTime, why: &str) {
+    pub(super) fn begin_anew(&mut self, now: MonoTime, why: &str) {
         self.above.close(Farewell::new(Code::Broken, why));
         self.drain_above(now);
         self.forget(now, None);
@@ -177,7 +177,11 @@ impl Relay {
     }
 
     /// What the next hop says of group and timeline the source has to hear; what it says of this relay is the relay's affair.
-    fn refused(&mut self, farewell: Farewell) {
+    fn refused(&mut self, now: MonoTime, farewell: Farewell) {
+        if farewell.code == Code::Superseded {
+            // One that was found in a cache again, say, and whose source has come here meanwhile.
+            self.redial = Some(now.after(REDIAL_NS));
+        }
         let of_the_source = matches!(
             farewell.code,
             Code::UnknownGroup | Code::OtherTenant | Code::TimelineClosed | Code::TimelineUnknown

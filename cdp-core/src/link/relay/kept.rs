@@ -114,6 +114,12 @@ impl Kept {
         }
     }
 
+    /// What is kept is not wanted any more.
+    pub(super) fn retire(&mut self) {
+        self.forget();
+        self.spool.retire();
+    }
+
     pub(super) fn get(&mut self, key: u64) -> Lookup {
         self.spool.get(self.base + key)
     }

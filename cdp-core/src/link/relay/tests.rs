@@ -96,7 +96,7 @@ impl Rig {
             name: "vm".into(),
             software: "test".into(),
         };
-        self.relay.handle_accepted(self.now, ABOVE, hello);
+        self.relay.handle_accepted(self.now, ABOVE, hello, None);
         self.effects()
     }
 
@@ -274,4 +274,26 @@ fn what_the_next_hop_says_of_the_timeline_the_source_hears() {
         let told = effects.iter().any(|effect| matches!(effect, RelayEffect::Event(RelayEvent::Refused(_))));
         assert!(told, "{effects:?}");
     }
+}
+
+/// The place below is that of who has the source: one that was found in a cache may dial first, or last.
+#[test]
+fn a_relay_with_a_source_takes_its_place_back_and_one_without_does_not() {
+    let superseded = || Message::Close(Farewell::new(Code::Superseded, "a newer session").with(1_000_000, 0));
+    let mut rig = Rig::new();
+    rig.hello(1, 0, 0);
+    rig.up_below(welcome());
+    let taken = rig.hear(Hop::Below, superseded());
+    assert!(taken.iter().any(|e| matches!(e, RelayEffect::Event(RelayEvent::Refused(_)))), "{taken:?}");
+    rig.now = rig.now.after(REDIAL_NS);
+    rig.relay.handle_timer(rig.now);
+    let (hello, _) = rig.up_below(welcome());
+    assert!(hello.attempt > 1_000_000, "its attempt would be refused: {}", hello.attempt);
+    rig.relay.handle_disconnected(rig.now, Hop::Above, ABOVE, "the source is gone");
+    rig.effects();
+    rig.hear(Hop::Below, superseded());
+    rig.now = rig.now.after(2 * REDIAL_NS);
+    rig.relay.handle_timer(rig.now);
+    let again = rig.effects();
+    assert!(!again.iter().any(|e| matches!(e, RelayEffect::Connect { .. })), "{again:?}");
 }

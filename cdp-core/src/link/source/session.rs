@@ -85,6 +85,11 @@ impl Session {
         self.up.as_ref()?.clocks.best()
     }
 
+    /// Where the other side stood, and what both speak.
+    pub(super) fn agreed(&self) -> Option<(Option<Position>, Features)> {
+        self.up.as_ref().map(|up| (up.have, up.features))
+    }
+
     pub(super) fn credit_left(&self) -> u64 {
         self.up.as_ref().map_or(0, |up| up.credit - up.sent)
     }

@@ -115,6 +115,11 @@ impl Held {
         }
     }
 
+    /// Other bounds: see [`Held::new`].
+    pub(super) fn set_bounds(&mut self, memory_max: u64, ahead_max: u64) {
+        (self.memory_max, self.ahead_max) = (memory_max, ahead_max);
+    }
+
     pub(super) fn base(&self) -> u64 {
         self.base
     }

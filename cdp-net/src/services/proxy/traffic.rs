@@ -1,0 +1,149 @@
+//! The network traffic rules of a process, as its proxies follow them: what a connection is guarded by, and how fast frames go.
+
+use crate::clock::wall;
+use crate::services::config::{self, Config};
+use crate::services::limiter::Limiter;
+use crate::sys::local_time::utc_offset_s;
+use cdp_core::policy::throttle::RateTooLow;
+use cdp_core::policy::traffic::{Flow, Limit, LocalTime, Range, Rule, Rules, Traffic as Decided, Window};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+use thiserror::Error;
+use tokio::runtime::Handle;
+
+/// A rule of a file that cannot be meant.
+#[derive(Debug, Error)]
+#[error("rule {name:?}: {what}")]
+pub struct RuleError {
+    name: String,
+    what: String,
+}
+
+/// See the module's text. Clones share it; a new file changes it for all.
+#[derive(Clone, Debug)]
+pub(super) struct Traffic {
+    runtime: Handle,
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    rules: Rules,
+    /// By the rule's name, so that a new file with the same rule goes on with what was granted. As many as there are rules.
+    limiters: BTreeMap<String, Arc<Limiter>>,
+}
+
+/// The rules of a file.
+pub(super) fn read(config: &Config) -> Result<Rules, RuleError> {
+    let rules: Result<Vec<_>, _> = config.rules.iter().map(rule).collect();
+    Rules::new(rules?).map_err(|error| RuleError { name: String::new(), what: error.to_string() })
+}
+
+fn rule(rule: &config::Rule) -> Result<Rule, RuleError> {
+    let wrong = |what: String| RuleError { name: rule.name.clone(), what };
+    let range = |text: &str| text.parse::<Range>().map_err(|error| wrong(error.to_string()));
+    let window = |text: &String| text.parse::<Window>().map_err(|error| wrong(error.to_string()));
+    let limit = match rule.limit {
+        Some(limit) => {
+            let windows: Result<Vec<_>, _> = rule.times.iter().map(window).collect();
+            Some(Limit { bytes_per_s: limit.0, windows: windows? })
+        }
+        None if rule.times.is_empty() => None,
+        None => return Err(wrong("it has times, and no limit that could hold then".into())),
+    };
+    Ok(Rule {
+        name: rule.name.clone(),
+        enabled: rule.enabled,
+        source: range(&rule.from)?,
+        target: range(&rule.to)?,
+        encrypt: rule.encrypt,
+        limit,
+    })
+}
+
+/// What holds for a flow now.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Now {
+    /// TLS for frames; without it they go plain, with a MAC.
+    pub(super) encrypt: bool,
+    /// Frames wait for it.
+    pub(super) limiter: Option<Arc<Limiter>>,
+}
+
+impl Traffic {
+    pub(super) fn new(runtime: Handle, rules: Rules) -> Self {
+        let traffic = Self { runtime, held: Arc::default() };
+        traffic.set(rules);
+        traffic
+    }
+
+    /// Other rules from now on. Flows ask anew every few seconds.
+    pub(super) fn set(&self, rules: Rules) {
+        let mut held = self.lock();
+        held.limiters.retain(|name, _| rules.as_slice().iter().any(|rule| rule.name == *name && rule.limit.is_some()));
+        held.rules = rules;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What holds between these addresses now.
+    pub(super) fn decide(&self, source: IpAddr, target: IpAddr, gateway: bool) -> Now {
+        let now = wall();
+        let local = LocalTime::new(now, utc_offset_s(now));
+        let mut held = self.lock();
+        let decision = held.rules.decide(Flow { source, target, gateway }, local);
+        let Decided { encrypt, limit } = decision.traffic;
+        let name = decision.limit.and_then(|rule| Some(held.rules.as_slice().get(rule)?.name.clone()));
+        let limiter = match (limit, name) {
+            (Some(rate), Some(name)) => self.limiter(&mut held, name, rate).ok(),
+            _ => None,
+        };
+        Now { encrypt, limiter }
+    }
+
+    fn limiter(&self, held: &mut Held, name: String, rate: u64) -> Result<Arc<Limiter>, RateTooLow> {
+        if let Some(limiter) = held.limiters.get(&name) {
+            limiter.set_rate(rate)?;
+            return Ok(Arc::clone(limiter));
+        }
+        let limiter = Limiter::start(&self.runtime, rate)?;
+        held.limiters.insert(name, Arc::clone(&limiter));
+        Ok(limiter)
+    }
+}
+
+/// Which of our addresses a connection to `address` (HOST:PORT) would have, and the other side's; none where the name is not known or
+/// nothing leads there. Nothing is sent. May wait for the resolver.
+pub(super) fn addresses(address: &str) -> Option<(IpAddr, IpAddr)> {
+    let far = address.to_socket_addrs().ok()?.next()?;
+    let any: SocketAddr = if far.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(far).ok()?;
+    Some((socket.local_addr().ok()?.ip(), far.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_stays_in_private_networks_goes_plain_unless_a_rule_or_a_gateway_says_otherwise() {
+        let (own, far) = addresses("127.0.0.1:9").unwrap();
+        assert_eq!((own, far), ([127, 0, 0, 1].into(), [127, 0, 0, 1].into()));
+        let traffic = Traffic::new(Handle::current(), Rules::default());
+        assert!(!traffic.decide(own, far, false).encrypt);
+        assert!(traffic.decide(own, far, true).encrypt);
+        let file = "state = \"s\"\n[[peer]]\nname = \"a\"\nfingerprint = \"sha256:".to_owned()
+            + &"0".repeat(64)
+            + "\"\n[[rule]]\nname = \"r\"\nfrom = \"127.0.0.0/8\"\nto = \"127.0.0.1\"\nencrypt = true\nlimit = \"1MiB\"\n"
+            + "[replica-host]\nlisten = \"127.0.0.1:0\"\ndirectory = \"d\"\n";
+        traffic.set(read(&Config::parse(&file).unwrap()).unwrap());
+        let now = traffic.decide(own, far, false);
+        assert!(now.encrypt && now.limiter.is_some());
+        let again = traffic.decide(own, far, false).limiter.unwrap();
+        assert!(Arc::ptr_eq(&again, &now.limiter.unwrap()), "the limit is shared");
+    }
+}
