@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod diff;
 pub mod disk;
+pub mod identity;
 pub mod inspect;
 pub mod mark;
 pub mod mount;
@@ -12,7 +13,10 @@ pub mod policy;
 pub mod protect;
 pub mod prune;
 pub mod restore;
+pub mod serve;
 pub mod status;
+pub mod ticket;
+pub mod top;
 pub mod verify;
 
 use crate::exit::Exit;

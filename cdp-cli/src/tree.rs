@@ -1,7 +1,8 @@
 //! The tree of commands, and the way from arguments to an exit status.
 
 use crate::command::{
-    demo, diff, disk, inspect, mark, mount, pin, points, policy, protect, prune, restore, status, verify,
+    demo, diff, disk, identity, inspect, mark, mount, pin, points, policy, protect, prune, restore, serve, status,
+    ticket, top, verify,
 };
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
@@ -48,13 +49,17 @@ enum Command {
     Prune(prune::Prune),
     Compact(prune::Compact),
     Status(status::Arguments),
+    Serve(serve::Arguments),
+    Identity(identity::Arguments),
+    Ticket(ticket::Arguments),
+    Top(top::Arguments),
     Demo(demo::Arguments),
 }
 
 impl Command {
     /// Whether what it tells is by the way, and what it does goes on whoever listens.
     fn serves(&self) -> bool {
-        matches!(self, Self::Protect(_) | Self::Mount(_))
+        matches!(self, Self::Protect(_) | Self::Mount(_) | Self::Serve(_))
     }
 
     fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
@@ -74,6 +79,10 @@ impl Command {
             Self::Prune(arguments) => arguments.run(engine, output),
             Self::Compact(arguments) => arguments.run(engine, output),
             Self::Status(arguments) => arguments.run(engine, output),
+            Self::Serve(arguments) => arguments.run(output),
+            Self::Identity(arguments) => arguments.run(output),
+            Self::Ticket(arguments) => arguments.run(output),
+            Self::Top(arguments) => arguments.run(output),
             Self::Demo(arguments) => arguments.run(engine, output),
         }
     }

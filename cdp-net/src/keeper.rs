@@ -23,6 +23,7 @@ mod begin;
 mod calls;
 mod check;
 mod compare;
+mod condition;
 mod ease;
 mod far;
 mod find;
@@ -38,6 +39,7 @@ mod seed;
 mod store;
 
 pub use calls::Calls;
+pub use condition::Condition;
 pub use home::{Home, HomeError};
 pub use room::Lack;
 #[cfg(test)]
@@ -81,6 +83,9 @@ pub struct KeeperOptions {
     pub key: KeyHolder,
     /// What carries out the journal's writes and syncs.
     pub driver: Choice,
+    /// What the whole replica may take where its policy has no quota, in bytes: it becomes the policy's at the next start of a filter.
+    /// 0: no bound.
+    pub quota_bytes: u64,
 }
 
 impl Default for KeeperOptions {
@@ -90,6 +95,7 @@ impl Default for KeeperOptions {
             waiting_bytes_max: 512 << 20,
             key: KeyHolder::default(),
             driver: Choice::default(),
+            quota_bytes: 0,
         }
     }
 }

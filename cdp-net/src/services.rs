@@ -12,6 +12,7 @@ pub mod proxy;
 pub mod remote_reading;
 pub mod replica_host;
 pub mod role;
+pub mod roles;
 pub mod run;
 pub mod scrape;
 mod seeds;

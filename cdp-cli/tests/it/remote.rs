@@ -4,6 +4,8 @@ use crate::support::{Answer, Guest, Place, Running, Scene, command, hash, mark};
 use cdp_net::keeper::KeeperOptions;
 use cdp_net::link::identity::Identity;
 use cdp_net::link::listener::AcceptOptions;
+use cdp_net::services::config::Peer;
+use cdp_net::services::peers::PeerBook;
 use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
 use serde_json::Value;
 use std::path::Path;
@@ -29,10 +31,12 @@ impl Host {
         std::fs::create_dir_all(replica.parent().unwrap()).unwrap();
         let identity = |name: &str| Arc::new(Identity::open_or_make(&place.path(name), name).unwrap());
         let (host, reader) = (identity("host"), identity("state"));
+        let fingerprint = reader.fingerprint().to_string();
+        let peer = Peer { name: "reader".into(), fingerprint, tenant: "acme".into() };
         let options = ReplicaHostOptions {
             listen: "127.0.0.1:0".into(),
             directory: place.path("replicas"),
-            tenants: [(reader.fingerprint(), "acme".to_owned())].into(),
+            peers: PeerBook::new(&[peer]),
             groups_max: 4,
             keeper: KeeperOptions::default(),
             accept: AcceptOptions::default(),

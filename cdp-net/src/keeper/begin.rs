@@ -111,8 +111,12 @@ impl Keeper {
             Origin::GoesOn | Origin::Resumes { .. } => writer.edit(Manifest::goes_on),
             Origin::First | Origin::Fork { .. } => writer.open_timeline(new_timeline(&manifest, begin)),
         };
+        let quota = self.options.quota_bytes;
         let generation = writer.edit(|manifest| {
             begin.policy.apply(&mut manifest.policy);
+            if manifest.policy.quota == 0 {
+                manifest.policy.quota = quota;
+            }
             // Before anything of this filter is kept: where its LSNs begin, so that no later start begins below.
             manifest.reserved = manifest.reserved.max(begin.reserved);
             match begin.origin {

@@ -83,6 +83,7 @@ impl ProtectOptions {
             waiting_bytes_max: self.queue_bytes / 2,
             key: self.key.clone(),
             driver: self.driver,
+            ..KeeperOptions::default()
         }
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -165,6 +165,23 @@ pub async fn fetch(url: &str) -> Result<Vec<Sample>, FetchError> {
     parse(&text).map_err(|source| FetchError::Text { place, source })
 }
 
+/// Those of several processes, asked at once, in their order. For threads that are not of a runtime.
+///
+/// # Errors
+/// When the system does not give what is needed to ask.
+pub fn fetch_all(urls: &[String]) -> io::Result<Vec<Result<Vec<Sample>, FetchError>>> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(async {
+        let asked: Vec<_> = urls.iter().cloned().map(|url| tokio::spawn(async move { fetch(&url).await })).collect();
+        let mut answers = Vec::with_capacity(asked.len());
+        for (asked, url) in asked.into_iter().zip(urls) {
+            // A task that panicked has no answer.
+            answers.push(asked.await.unwrap_or_else(|_| Err(FetchError::Url(url.clone()))));
+        }
+        answers
+    }))
+}
+
 async fn get(uri: &Uri, place: &str) -> Result<String, FetchError> {
     let broken = |why: String| FetchError::Answer { place: place.to_owned(), why };
     let tcp = TcpStream::connect(place).await;
@@ -190,7 +207,7 @@ mod tests {
     use super::*;
     use crate::services::facts::{Facts, RoleFacts};
     use std::io::{Read, Write};
-    use tokio::runtime::{Builder, Runtime};
+    use tokio::runtime::Runtime;
 
     fn endpoint() -> (Runtime, Board, Endpoint) {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

@@ -7,14 +7,19 @@
 mod frames;
 mod questions;
 mod reads;
+pub mod role;
 mod seat;
+mod traffic;
 
 use self::seat::{Seat, SeatKey};
+use crate::clock::mono;
 use crate::keeper::KeeperOptions;
 use crate::link::accept::{Accepted, Admission, Gate, LinkDoor};
 use crate::link::identity::Identity;
-use crate::link::listener::{AcceptOptions, Listener};
-use crate::link::pin::{Fingerprint, Peers};
+use crate::link::listener::{AcceptOptions, AcceptStats, Listener};
+use crate::link::pin::Peers;
+use crate::services::peers::PeerBook;
+use crate::services::role::GroupReport;
 use cdp_core::link::message::{Code, DataKey, Farewell, Purpose};
 use cdp_core::link::preamble::Preamble;
 use cdp_core::types::{NAME_MAX, SessionId};
@@ -40,8 +45,8 @@ pub struct ReplicaHostOptions {
     pub listen: String,
     /// Holds a directory for each tenant, and in it one for each group.
     pub directory: PathBuf,
-    /// Who is let in, and whose groups he may name; `*`: those of anybody.
-    pub tenants: BTreeMap<Fingerprint, String>,
+    /// Who is let in, and whose groups he may name. What changes in it holds from the next handshake on.
+    pub peers: PeerBook,
     /// Groups at once, at most.
     pub groups_max: usize,
     /// How each replica is kept.
@@ -104,7 +109,7 @@ impl ReplicaHost {
     /// # Errors
     /// When it cannot listen there.
     pub async fn start(identity: Arc<Identity>, options: ReplicaHostOptions) -> std::io::Result<Self> {
-        let peers = Peers::new(options.tenants.keys().copied());
+        let peers = options.peers.pinned();
         let (accept, listen) = (options.accept, options.listen.clone());
         let (seats, keys) = (Mutex::default(), Mutex::default());
         let (ending, _) = watch::channel(());
@@ -121,6 +126,22 @@ impl ReplicaHost {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.listener.address
+    }
+
+    /// Who came to where it listens.
+    #[must_use]
+    pub fn door(&self) -> AcceptStats {
+        self.listener.stats()
+    }
+
+    /// Every group that was named since the start.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupReport> {
+        let now = mono();
+        // Their list is not held while they are asked: who is let in needs it.
+        let seats: Vec<_> =
+            lock(&self.shared.seats).iter().map(|(key, seat)| (key.clone(), Arc::clone(seat))).collect();
+        seats.into_iter().map(|(key, seat)| seat.report(key, now)).collect()
     }
 
     /// Lets go of every replica: what is not durable comes again.
@@ -176,21 +197,23 @@ impl Shared {
         let hello = &accepted.hello;
         let tenant = match accepted.opened.peer() {
             Some(peer) => {
-                let own = self.options.tenants.get(&peer);
-                let own = own.ok_or_else(|| Farewell::new(Code::Unauthorized, "this certificate is not let in"))?;
-                if own == "*" { if hello.tenant.is_empty() { "local" } else { &hello.tenant } } else { own }
+                let known = self.options.peers.who(&peer);
+                let known = known.ok_or_else(|| Farewell::new(Code::Unauthorized, "this certificate is not let in"))?;
+                known
+                    .tenant
+                    .unwrap_or_else(|| if hello.tenant.is_empty() { "local".to_owned() } else { hello.tenant.clone() })
             }
             // A data connection: its MAC proves whose session it is of.
-            None => &hello.tenant,
+            None => hello.tenant.clone(),
         };
         if !hello.tenant.is_empty() && tenant != hello.tenant {
             let text = format!("this certificate speaks for {tenant:?}, not for {:?}", hello.tenant);
             return Err(Farewell::new(Code::OtherTenant, text));
         }
-        if !is_name(tenant) || !is_name(&hello.name) {
+        if !is_name(&tenant) || !is_name(&hello.name) {
             return Err(Farewell::new(Code::UnknownGroup, "the names of tenant and group are no names of directories"));
         }
-        let key = SeatKey { tenant: tenant.to_owned(), group: hello.name.clone() };
+        let key = SeatKey { tenant, group: hello.name.clone() };
         let mut seats = lock(&self.seats);
         if !seats.contains_key(&key) && seats.len() >= self.options.groups_max {
             return Err(Farewell::new(Code::Busy, format!("{} groups are kept here already", seats.len())));

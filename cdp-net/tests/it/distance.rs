@@ -13,7 +13,9 @@ use cdp_net::link::listener::AcceptOptions;
 use cdp_net::link::pin::Peers;
 use cdp_net::owner::Owner;
 use cdp_net::protect::{Compared, GivenSources, ProtectError, Protection, ProtectionOptions, SourceOptions, State};
+use cdp_net::services::config::Peer;
 use cdp_net::services::far_link::{FarLink, FarOptions};
+use cdp_net::services::peers::PeerBook;
 use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -50,7 +52,11 @@ impl Sites {
         let options = ReplicaHostOptions {
             listen: self.address.to_string(),
             directory: self.replicas(),
-            tenants: [(filter.fingerprint(), "acme".to_owned())].into(),
+            peers: PeerBook::new(&[Peer {
+                name: "filter".into(),
+                fingerprint: filter.fingerprint().to_string(),
+                tenant: "acme".into(),
+            }]),
             groups_max: 10,
             keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
             accept: AcceptOptions::default(),
@@ -142,6 +148,9 @@ fn a_replica_at_another_site_holds_what_was_written() {
     let opened = second.opened();
     assert_eq!((opened.timeline, opened.clean, opened.compared), (timeline, true, Compared::Nothing));
     write(&second, &mut model, 1 << 20, noise(7, 4096));
+    // Frames of the same timeline reach the keeper that was found for this filter, not the one before.
+    second.mark(&label("second")).unwrap();
+    let at_second = model.clone();
     // As by a crash.
     drop(second);
     let third = sites.protect(sites.address, "disk").unwrap();
@@ -152,6 +161,7 @@ fn a_replica_at_another_site_holds_what_was_written() {
     let replica = sites.load();
     assert!(restored(&replica, &When::Latest, "disk") == model);
     assert!(restored(&replica, &When::Label(label("first")), "disk") == at_first);
+    assert!(restored(&replica, &When::Label(label("second")), "disk") == at_second);
 }
 
 /// Nothing is lost and no gap is made, whatever the cable does and however often the other site is started anew.

@@ -66,7 +66,7 @@ impl Chain {
         let options = ReplicaHostOptions {
             listen: self.host_at.to_string(),
             directory: self.path("replicas"),
-            tenants: [(self.identity("target").fingerprint(), "*".to_owned())].into(),
+            peers: self.book(&[("target", "*")]),
             groups_max: 10,
             keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
             accept: AcceptOptions::default(),

@@ -23,7 +23,9 @@ use cdp_net::protect::{GivenSources, Protection, ProtectionOptions, SourceOption
 use cdp_net::reading::ReadingTwo;
 use cdp_net::report::{At, Points, Policy, Problem, Status};
 use cdp_net::restore::{RestoreOptions, restore};
+use cdp_net::services::config::Peer;
 use cdp_net::services::far_link::{FarLink, FarOptions};
+use cdp_net::services::peers::PeerBook;
 use cdp_net::services::remote_reading::{RemoteOptions, RemoteReplica, RemoteSessionDevice, RemoteView};
 use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
 use cdp_net::services::url::CdpUrl;
@@ -58,11 +60,15 @@ impl Sites {
     }
 
     fn start_host(&mut self) {
-        let tenant = |name: &str, tenant: &str| (self.identity(name).fingerprint(), tenant.to_owned());
+        let peer = |(name, tenant): (&str, &str)| Peer {
+            name: name.into(),
+            fingerprint: self.identity(name).fingerprint().to_string(),
+            tenant: tenant.into(),
+        };
         let options = ReplicaHostOptions {
             listen: self.address.to_string(),
             directory: self.place.directory.path().join("replicas"),
-            tenants: [tenant("filter", "acme"), tenant("reader", "acme"), tenant("stranger", "other")].into(),
+            peers: PeerBook::new(&[("filter", "acme"), ("reader", "acme"), ("stranger", "other")].map(peer)),
             groups_max: 10,
             keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
             accept: AcceptOptions::default(),

@@ -4,11 +4,13 @@ mod guest;
 mod mounted;
 mod running;
 mod scene;
+mod serving;
 
 pub(crate) use guest::{Guest, client, raw, write_request};
 pub(crate) use mounted::Mounted;
 pub(crate) use running::{Inject, Running};
 pub(crate) use scene::Scene;
+pub(crate) use serving::Serving;
 
 use serde_json::Value;
 use std::ffi::OsStr;

@@ -214,6 +214,17 @@ impl Running {
         self.child.wait().unwrap();
     }
 
+    /// Waits until it has said this to people.
+    pub(crate) fn wait_stderr(&self, said: &str) {
+        super::wait_for(said, || lock(&self.heard.0).stderr.contains(said));
+    }
+
+    /// Has it read its configuration again.
+    pub(crate) fn hang_up(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    }
+
     /// Ends it as people do; gives its exit status and its last event.
     pub(crate) fn stop(&mut self) -> (i32, Value) {
         let pid = rustix::process::Pid::from_child(&self.child);

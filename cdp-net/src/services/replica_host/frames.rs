@@ -2,6 +2,7 @@
 
 use super::questions::{SILENCE_MS, until};
 use super::seat::{Held, Seat, ToFrames};
+use super::traffic::Traffic;
 use super::{Shared, lock};
 use crate::clock::mono;
 use crate::link::connection::ConnectionOptions;
@@ -23,7 +24,7 @@ use std::sync::mpsc::SyncSender;
 use tokio::sync::mpsc::{UnboundedReceiver, WeakUnboundedSender};
 
 /// Bytes of frames and seeds that were taken and are not durable, at most: what is granted to the other end.
-const WINDOW: u64 = 64 << 20;
+pub(super) const WINDOW: u64 = 64 << 20;
 /// What the keeper asks is given up after so long.
 const CALL_NS: u64 = 10_000_000_000;
 
@@ -31,6 +32,8 @@ const CALL_NS: u64 = 10_000_000_000;
 struct Task {
     shared: Arc<Shared>,
     seat: Arc<Seat>,
+    /// Of this timeline's frames.
+    traffic: Arc<Traffic>,
     end: TargetEnd,
     hub: Hub,
     /// None before the first session was let in.
@@ -38,9 +41,6 @@ struct Task {
     have: Position,
     durable: Lsn,
     room: FarRoom,
-    /// Frames that were taken and are not durable: their last LSNs and bytes.
-    pending: VecDeque<(Lsn, u64)>,
-    pending_bytes: u64,
     /// Sessions so far; the seeds of the one that holds go to this thread.
     sessions: u64,
     key: Option<SessionId>,
@@ -68,17 +68,17 @@ pub(super) async fn run(
         attempt: 0,
     };
     let hub = Hub::new(Arc::clone(&shared.identity), ConnectionOptions::default());
+    let traffic = seat.next_traffic();
     let mut task = Task {
         shared,
         seat,
+        traffic,
         end: TargetEnd::new(options),
         hub,
         held: None,
         have: Position::default(),
         durable: Lsn::ZERO,
         room: FarRoom::Ok,
-        pending: VecDeque::new(),
-        pending_bytes: 0,
         sessions: 0,
         key: None,
         copier: None,
@@ -112,9 +112,7 @@ impl Task {
             }
             ToFrames::Durable(lsn) => {
                 self.durable = self.durable.max(lsn);
-                while let Some((_, bytes)) = self.pending.pop_front_if(|(last, _)| *last <= lsn) {
-                    self.pending_bytes -= bytes;
-                }
+                self.traffic.durable(lsn);
                 self.end.durable(now, lsn);
                 self.grant();
             }
@@ -130,7 +128,7 @@ impl Task {
             ToFrames::Seeded { session, taken } => {
                 if session == self.sessions {
                     if let Some(bytes) = self.seed_bytes.pop_front() {
-                        self.pending_bytes -= bytes;
+                        self.traffic.seeded(bytes);
                     }
                     self.end.seeds(now, taken);
                     self.grant();
@@ -152,7 +150,7 @@ impl Task {
     }
 
     fn grant(&mut self) {
-        self.end.grant(mono(), WINDOW.saturating_sub(self.pending_bytes));
+        self.end.grant(mono(), WINDOW.saturating_sub(self.traffic.held()));
     }
 
     fn happened(&mut self, happened: Happened) {
@@ -173,14 +171,13 @@ impl Task {
             TargetEffect::Close { conn, farewell } => self.hub.close(conn, farewell),
             TargetEffect::Take(frame) => {
                 self.have = frame.info.end();
-                self.pending.push_back((frame.info.last_lsn, frame.len()));
-                self.pending_bytes += frame.len();
+                self.traffic.frame(mono(), frame.info.last_lsn, frame.len());
                 if let Some(held) = &self.held {
                     held.keeper.packed(frame);
                 }
             }
             TargetEffect::TakeSeed(seed) => {
-                self.pending_bytes += seed.len();
+                self.traffic.seed(seed.len());
                 self.seed_bytes.push_back(seed.len());
                 // A thread that has ended is of a session that has.
                 if let Some(copier) = &self.copier {
@@ -222,7 +219,7 @@ impl Task {
             lock(&self.shared.keys).insert(session, key.clone());
             self.key = Some(session);
         }
-        let room_bytes = WINDOW.saturating_sub(self.pending_bytes);
+        let room_bytes = WINDOW.saturating_sub(self.traffic.held());
         let (durable, room) = (self.durable, self.room);
         let terms =
             Terms { have: Some(self.have), durable, stored: durable, room_bytes, room, data_key, ..Terms::default() };
@@ -232,6 +229,7 @@ impl Task {
     /// Seeds go to a thread of their own: they wait for the replica's media.
     fn up(&mut self) {
         self.sessions += 1;
+        self.traffic.linked(true);
         let Some(held) = self.held.clone() else { return };
         let (copier, seeds) = std::sync::mpsc::channel::<EncodedFrame>();
         let (session, queue) = (self.sessions, self.queue.clone());
@@ -263,7 +261,8 @@ impl Task {
 
     fn down(&mut self) {
         self.copier = None;
-        self.pending_bytes -= self.seed_bytes.drain(..).sum::<u64>();
+        self.traffic.linked(false);
+        self.traffic.seeded(self.seed_bytes.drain(..).sum());
         if let Some(session) = self.key.take() {
             lock(&self.shared.keys).remove(&session);
         }

@@ -1,6 +1,7 @@
 //! One group at a replica host: its keeper, and the way to its filter.
 
 use super::reads::{self, Reads};
+use super::traffic::Traffic;
 use super::{Shared, frames, lock};
 use crate::far::{Acks, Begin, CallKind, Caller, Found, Origin, RemoteNear};
 use crate::host::Host;
@@ -8,14 +9,15 @@ use crate::keeper::{Calls, Home, Keeper, KeeperOptions};
 use crate::link::accept::Accepted;
 use crate::owner::{Access, AccessError, ClientError, ControlClient, Owner};
 use crate::reading::{Owning, not_answered};
-use crate::report::{Problem, ProblemClass};
+use crate::report::{Problem, ProblemClass, State};
+use crate::services::role::{GroupReport, Held as OnTheWay};
 use bytes::Bytes;
 use cdp_core::capture::Room;
 use cdp_core::journal::MANIFEST_NAME;
 use cdp_core::link::message::{Answer, Call, CallStatus, Code, Farewell, Hello};
 use cdp_core::media::Disk;
 use cdp_core::trust::KeyHolder;
-use cdp_core::types::{Lsn, Position, Timeline};
+use cdp_core::types::{Lsn, MonoTime, Position, Timeline};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -71,6 +73,12 @@ pub(super) struct Seat {
     pub(super) reads: Reads,
     /// Answers while there is no keeper, and somebody reads.
     idle: Mutex<Option<Owning>>,
+    /// Of the last task that has frames.
+    traffic: Mutex<Arc<Traffic>>,
+    /// When the last came that was seen to be durable and restorable.
+    moment: Mutex<Option<MonoTime>>,
+    /// Bytes that keepers before this one stored, and this one when it was looked at.
+    stored: Mutex<(u64, u64)>,
 }
 
 /// The way to the filter: the task that has its frames, if there is one.
@@ -112,8 +120,17 @@ fn refused(call: &Call, problem: &Problem) -> Answer {
 
 impl Seat {
     pub(super) fn new(directory: PathBuf, options: KeeperOptions) -> Arc<Self> {
-        let (held, idle, way) = (Mutex::default(), Mutex::default(), Arc::default());
-        Arc::new(Self { directory, options, held, way, reads: Reads::default(), idle })
+        Arc::new(Self {
+            directory,
+            options,
+            held: Mutex::default(),
+            way: Arc::default(),
+            traffic: Mutex::default(),
+            moment: Mutex::default(),
+            stored: Mutex::default(),
+            reads: Reads::default(),
+            idle: Mutex::default(),
+        })
     }
 
     fn hold(&self) -> Result<Held, Problem> {
@@ -180,6 +197,8 @@ impl Seat {
         let mut held = lock(&self.held);
         if kind == Some(CallKind::Find) {
             // A filter that starts: whoever kept this for the one before lets go.
+            // So does the task that has its frames: of the same timeline too the next ones are for the next keeper.
+            *lock(&self.way.0) = None;
             if let Some(before) = held.take() {
                 before.keeper.let_go();
             }
@@ -267,6 +286,49 @@ impl Seat {
     /// Whether nobody keeps, reads or owns anything here.
     pub(super) fn is_vacant(&self) -> bool {
         lock(&self.held).is_none() && lock(&self.idle).is_none() && self.reads.is_empty()
+    }
+
+    /// For a task that begins.
+    pub(super) fn next_traffic(&self) -> Arc<Traffic> {
+        let mut traffic = lock(&self.traffic);
+        *traffic = Arc::new(traffic.goes_on());
+        Arc::clone(&traffic)
+    }
+
+    /// How the group stands. While somebody opens or lets go of the replica nothing but its traffic is known.
+    pub(super) fn report(&self, key: SeatKey, now: MonoTime) -> GroupReport {
+        let seen = lock(&self.traffic).seen(now);
+        let keeper = self.held.try_lock().ok().and_then(|held| Some(Arc::clone(&held.as_ref()?.keeper)));
+        let condition = keeper.and_then(|keeper| keeper.condition());
+        let protecting = condition.is_some_and(|condition| condition.state == State::Protecting);
+        let mut moment = lock(&self.moment);
+        if let Some(age) = seen.durable_age.filter(|_| protecting) {
+            *moment = Some(MonoTime(now.0.saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX))));
+        }
+        GroupReport {
+            tenant: key.tenant,
+            group: key.group,
+            state: condition.map_or("waiting", |condition| condition.state.as_str()),
+            rpo: moment.map(|moment| Duration::from_nanos(now.since(moment))),
+            lag: Some(seen.lag),
+            in_bytes: seen.in_bytes,
+            out_bytes: self.stored(condition.map(|condition| condition.stored_bytes)),
+            held: OnTheWay { memory: seen.held_bytes, disk: 0 },
+            ..GroupReport::default()
+        }
+    }
+
+    /// Bytes that all keepers since the start stored, with so many of the one that keeps now.
+    fn stored(&self, now: Option<u64>) -> u64 {
+        let mut stored = lock(&self.stored);
+        if let Some(bytes) = now {
+            if bytes < stored.1 {
+                // Another keeper: what the one before stored at its end, after it was looked at, is not known.
+                stored.0 += stored.1;
+            }
+            stored.1 = bytes;
+        }
+        stored.0 + stored.1
     }
 
     /// Ends the keeper, and all reading; it may wait for its media.
