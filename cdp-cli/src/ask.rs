@@ -2,6 +2,7 @@
 
 use crate::engine::Engine;
 use crate::exit::{AS_THAT_USER, Exit, Failure};
+use crate::place::{Place, Way};
 use cdp_core::journal::MANIFEST_NAME;
 use cdp_net::owner::{Access, Connection, ControlClient, Request, SOCKET_FILE};
 use serde::de::DeserializeOwned;
@@ -42,8 +43,8 @@ pub fn access(dir: &Path) -> Result<Access, Failure> {
 ///
 /// # Errors
 /// What the owner, or the replica, says.
-pub fn ask<T: DeserializeOwned>(engine: &dyn Engine, dir: &Path, request: Request) -> Result<T, Failure> {
-    ask_patiently(engine, dir, request, ANSWER)
+pub fn ask<T: DeserializeOwned>(engine: &dyn Engine, place: &Place, request: Request) -> Result<T, Failure> {
+    ask_patiently(engine, place, request, ANSWER)
 }
 
 /// Asks what may take so long to do.
@@ -52,16 +53,17 @@ pub fn ask<T: DeserializeOwned>(engine: &dyn Engine, dir: &Path, request: Reques
 /// As [`ask`].
 pub fn ask_patiently<T: DeserializeOwned>(
     engine: &dyn Engine,
-    dir: &Path,
+    place: &Place,
     request: Request,
     patience: Duration,
 ) -> Result<T, Failure> {
-    let answer = match access(dir)? {
-        Access::Client(mut client) => {
+    let answer = match place.way()? {
+        Way::Far(replica) => return Ok(replica.request(&request)?),
+        Way::Here { access: Access::Client(mut client), .. } => {
             client.set_patience(patience);
             return Ok(client.call(&request)?);
         }
-        Access::Owner(owner) => engine.open(owner)?.handle(request, &Connection::local())?,
+        Way::Here { access: Access::Owner(owner), .. } => engine.open(owner)?.handle(request, &Connection::local())?,
     };
     serde_json::from_value(answer).map_err(|error| {
         Failure::new(Exit::Failed, "internal", format!("the replica's answer has another form: {error}"))

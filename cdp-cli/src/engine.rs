@@ -5,6 +5,7 @@
 
 use crate::exit::{Exit, Failure};
 use crate::json::{DiffEvent, Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
+use crate::place::Way;
 use crate::progress::Progress;
 use crate::stop::Stop;
 use cdp_core::trust::{KeyHolder, WrappingKey};
@@ -163,18 +164,12 @@ pub trait Engine: Sync {
         events: &mut dyn FnMut(ProtectEvent),
     ) -> Result<Stopped, Failure>;
 
-    /// Serves a moment until `stop` is wished. `access` is kept all the while.
+    /// Serves a moment until `stop` is wished. `way` is kept all the while.
     ///
     /// # Errors
     /// When the moment is not restorable or cannot be served.
-    fn mount(
-        &self,
-        dir: &Path,
-        spec: &MountSpec,
-        access: Access,
-        stop: &Stop,
-        events: &mut dyn FnMut(MountEvent),
-    ) -> Result<(), Failure>;
+    fn mount(&self, way: Way, spec: &MountSpec, stop: &Stop, events: &mut dyn FnMut(MountEvent))
+    -> Result<(), Failure>;
 
     /// Writes the disks of a moment; when `stop` is wished nothing is left behind.
     ///
@@ -182,9 +177,8 @@ pub trait Engine: Sync {
     /// When the moment is not restorable or the output cannot be written.
     fn restore(
         &self,
-        dir: &Path,
+        way: Way,
         spec: &RestoreSpec,
-        access: Access,
         stop: &Stop,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Restored, Failure>;
@@ -195,25 +189,18 @@ pub trait Engine: Sync {
     /// When a moment is not restorable, something cannot be read, or `stop` was wished before the end.
     fn diff(
         &self,
-        dir: &Path,
+        way: Way,
         spec: &DiffSpec,
-        access: Access,
         stop: &Stop,
         progress: &mut dyn FnMut(Progress),
         events: &mut dyn FnMut(DiffEvent),
     ) -> Result<(), Failure>;
 
-    /// Reads and checks everything in `dir`. Damage is an answer, not an error.
+    /// Reads and checks everything. Damage is an answer, not an error.
     ///
     /// # Errors
     /// When it cannot be read at all.
-    fn verify(
-        &self,
-        dir: &Path,
-        access: Access,
-        stop: &Stop,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Verified, Failure>;
+    fn verify(&self, way: Way, stop: &Stop, progress: &mut dyn FnMut(Progress)) -> Result<Verified, Failure>;
 
     /// Says what is in a file of ours.
     ///

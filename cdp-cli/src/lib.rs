@@ -15,6 +15,7 @@ pub mod json;
 pub mod key;
 pub mod libraries;
 pub mod output;
+pub mod place;
 pub mod progress;
 pub mod stop;
 pub mod table;

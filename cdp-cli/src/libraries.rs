@@ -2,25 +2,27 @@
 
 mod diff;
 mod inspect;
+mod moments;
 mod protect;
+mod session;
 
+use self::moments::{Moment, behind};
+use self::session::OpenedSession;
 use crate::engine::{DiffSpec, Engine, MountSpec, ProtectSpec, RestoreSpec};
 use crate::exit::{Exit, Failure};
-use crate::json::{DiffEvent, Export, Gap, Inspected, MountEvent, Points, ProtectEvent, Restored, Stopped, Verified};
+use crate::json::{DiffEvent, Export, Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
+use crate::place::Way;
 use crate::progress::Progress;
 use crate::stop::Stop;
 use cdp_core::media::{Disk, Storage};
 use cdp_core::trust::{KeyHolder, WrappingKey};
-use cdp_core::when::When;
 use cdp_net::device::Device;
 use cdp_net::host::{Host, Looking, ReadWhole, read_only};
-use cdp_net::mount::{SessionDevice, ViewDevice};
+use cdp_net::mount::ViewDevice;
 use cdp_net::nbd::{self, Address, ListenError, Place, ServeError, Server, ServerOptions, TlsError, TlsServer, Uri};
 use cdp_net::owner::{Access, Handler, Owner, Request};
-use cdp_net::reading::{Reading, Writing};
 use cdp_net::restore::{RestoreOptions, restore};
 use cdp_net::verify::{verify, verify_beside_owner};
-use std::borrow::Borrow;
 use std::error::Error as _;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -167,44 +169,39 @@ impl Engine for Libraries {
 
     fn mount(
         &self,
-        dir: &Path,
+        way: Way,
         spec: &MountSpec,
-        access: Access,
         stop: &Stop,
         events: &mut dyn FnMut(MountEvent),
     ) -> Result<(), Failure> {
         if spec.writable {
-            mount_session(dir, spec, (access, &self.key()), stop, events)
+            mount_session(way, spec, &self.key(), stop, events)
         } else {
-            mount_view(dir, spec, (access, &self.key()), stop, events)
+            mount_view(way, spec, &self.key(), stop, events)
         }
     }
 
     fn restore(
         &self,
-        dir: &Path,
+        mut way: Way,
         spec: &RestoreSpec,
-        mut access: Access,
         stop: &Stop,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Restored, Failure> {
-        let behind = behind(&mut access, &[&spec.at]);
-        let mut reading = Reading::open(dir, access, &spec.at, spec.nearest, &self.key())?;
-        reading.check_disk(spec.disk.as_deref())?;
-        let view = reading.view()?;
+        let behind = behind(&mut way, [&spec.at]);
+        let moment = Moment::open(way, &spec.at, spec.nearest, spec.disk.as_deref(), &self.key())?;
         let options = RestoreOptions { output: spec.output.clone(), disk: spec.disk.clone(), force: spec.force };
-        let outputs = restore(&view, &options, &mut |done, total| {
+        let outputs = restore(moment.disks().as_ref(), &options, &mut |done, total| {
             progress(Progress { done, total });
             !stop.is_wished()
         })?;
-        Ok(Restored { at: reading.at.clone(), outputs, incomplete: reading.incomplete(), behind })
+        Ok(Restored { at: moment.at().clone(), outputs, incomplete: moment.incomplete(), behind })
     }
 
     fn diff(
         &self,
-        dir: &Path,
+        way: Way,
         spec: &DiffSpec,
-        access: Access,
         stop: &Stop,
         progress: &mut dyn FnMut(Progress),
         events: &mut dyn FnMut(DiffEvent),
@@ -213,24 +210,21 @@ impl Engine for Libraries {
             progress(Progress { done, total });
             !stop.is_wished()
         };
-        diff::run(dir, spec, (access, &self.key()), &mut told, events)
+        diff::run(way, spec, &self.key(), &mut told, events)
     }
 
-    fn verify(
-        &self,
-        dir: &Path,
-        access: Access,
-        stop: &Stop,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Verified, Failure> {
-        let storage = open_storage(dir)?;
+    fn verify(&self, way: Way, stop: &Stop, progress: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
         let mut told = |done, total| {
             progress(Progress { done, total });
             !stop.is_wished()
         };
-        match access {
-            Access::Client(mut client) => Ok(verify_beside_owner(&storage, &mut client, &self.key(), &mut told)?),
-            Access::Owner(owner) => {
+        match way {
+            Way::Far(replica) => Ok(replica.verify(&mut told)?),
+            Way::Here { dir, access: Access::Client(mut client) } => {
+                Ok(verify_beside_owner(&open_storage(&dir)?, &mut client, &self.key(), &mut told)?)
+            }
+            Way::Here { dir, access: Access::Owner(owner) } => {
+                let storage = open_storage(&dir)?;
                 let _whole = ReadWhole::begin(owner, &storage, &self.key());
                 Ok(verify(&storage, None, &self.key(), &mut told)?)
             }
@@ -258,37 +252,25 @@ impl Handler for OwnedHost {
     }
 }
 
-/// What nobody can restore now, if one of the moments is the latest and that is not the present. Where nobody protects there is no
-/// present; an owner that does not answer says why when it is asked for the moment.
-fn behind<T: Borrow<When>>(access: &mut Access, moments: &[T]) -> Option<Gap> {
-    let Access::Client(client) = access else { return None };
-    moments.iter().find(|moment| *(*moment).borrow() == When::Latest)?;
-    let request = Request::Points { since: Some(When::Latest), until: None, limit: Some(1) };
-    let points: Points = client.call(&request).ok()?;
-    points.gaps.into_iter().find(|gap| gap.open)
-}
-
 fn mount_view(
-    dir: &Path,
+    mut way: Way,
     spec: &MountSpec,
-    (mut access, key): (Access, &KeyHolder),
+    key: &KeyHolder,
     stop: &Stop,
     events: &mut dyn FnMut(MountEvent),
 ) -> Result<(), Failure> {
     let Some(at) = &spec.at else {
         return Err(Failure::new(Exit::Usage, "usage", "a mount that takes no writes needs --at"));
     };
-    let behind = behind(&mut access, &[at]);
-    let reading = Reading::open(dir, access, at, spec.nearest, key)?;
-    let view = Arc::new(reading.view()?);
-    let disks = view.disks().to_vec();
-    let exports = disks.into_iter().map(|disk| {
-        let name = disk.name.clone();
-        let device: Arc<dyn Device> = Arc::new(ViewDevice::new(Arc::clone(&view), disk));
-        nbd::Export::new(name, device)
+    let behind = behind(&mut way, [at]);
+    let moment = Moment::open(way, at, spec.nearest, None, key)?;
+    let view = moment.disks();
+    let exports = view.disks().iter().map(|disk| {
+        let device: Arc<dyn Device> = Arc::new(ViewDevice::new(Arc::clone(&view), disk.clone()));
+        nbd::Export::new(disk.name.clone(), device)
     });
     let (server, exports) = serve(spec.listen.as_ref(), spec.tls.as_deref(), exports.collect())?;
-    let (at, incomplete) = (reading.at.clone(), reading.incomplete());
+    let (at, incomplete) = (moment.at().clone(), moment.incomplete());
     events(MountEvent::Ready { at, exports, session: None, writable: false, incomplete, behind });
     wait_for(stop);
     server.stop(CLOSE);
@@ -297,30 +279,21 @@ fn mount_view(
 }
 
 fn mount_session(
-    dir: &Path,
+    mut way: Way,
     spec: &MountSpec,
-    (mut access, key): (Access, &KeyHolder),
+    key: &KeyHolder,
     stop: &Stop,
     events: &mut dyn FnMut(MountEvent),
 ) -> Result<(), Failure> {
-    let behind = behind(&mut access, spec.at.as_slice());
-    let writing = Writing::open(dir, access, spec.at.as_ref(), spec.nearest, spec.session.clone(), key)?;
-    let disks = writing.session.view().disks().to_vec();
-    let exports = disks.into_iter().map(|disk| {
-        let name = disk.name.clone();
-        let device: Arc<dyn Device> = Arc::new(SessionDevice::new(Arc::clone(&writing.session), disk));
-        nbd::Export::new(name, device)
-    });
-    let (server, exports) = serve(spec.listen.as_ref(), spec.tls.as_deref(), exports.collect())?;
-    let session = writing.report.name.clone();
+    let behind = behind(&mut way, spec.at.as_slice());
+    let opened = OpenedSession::open(way, spec, key)?;
+    let (server, exports) = serve(spec.listen.as_ref(), spec.tls.as_deref(), opened.exports())?;
+    let (at, session, incomplete) = opened.said();
     let kept = session.is_some();
-    let (at, incomplete) = (writing.report.at.clone(), writing.incomplete.clone());
     events(MountEvent::Ready { at, exports, session, writable: true, incomplete, behind });
     wait_for(stop);
     server.stop(CLOSE);
-    let closed = writing.session.close(cdp_net::clock::now());
-    closed.map_err(|error| Failure::new(Exit::Failed, "session", error.to_string()))?;
-    drop(writing);
+    opened.close()?;
     events(MountEvent::Stopped { kept });
     Ok(())
 }

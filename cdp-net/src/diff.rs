@@ -3,6 +3,7 @@
 use crate::device::Device;
 use crate::file_device::FileDevice;
 use crate::host::document;
+use crate::moment::{MomentDisk, MomentDisks};
 use crate::report::{At, Problem, ProblemClass};
 use crate::restore::{OnProgress, no_disk};
 use cdp_core::journal::ReadError;
@@ -11,7 +12,7 @@ use cdp_core::replica::diff::{Diff, DiffError};
 use cdp_core::replica::digest::digest;
 use cdp_core::replica::{ReplicaView, ViewDisk};
 use cdp_core::types::Extent;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 const RUNS: usize = 1024;
 
 /// What a run of blocks reads as.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Something that is not all zeros.
@@ -30,7 +31,7 @@ pub enum Kind {
 }
 
 /// Something that is not the same on both sides.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Difference {
     /// A run of blocks.
@@ -56,7 +57,7 @@ pub enum Difference {
 }
 
 /// Which of the two sides.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Of {
     /// The moment of `--from`.
@@ -68,7 +69,7 @@ pub enum Of {
 }
 
 /// The digest of a disk.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DiskDigest {
     /// The disk.
     pub disk: String,
@@ -141,15 +142,6 @@ impl Content for Raw {
     }
 }
 
-/// What a moment is compared with.
-#[derive(Clone, Copy, Debug)]
-pub enum Against<'a> {
-    /// Another moment of the replica.
-    Moment(&'a ReplicaView),
-    /// A file or device.
-    Raw(&'a Raw),
-}
-
 fn unreadable(error: ReadError) -> Problem {
     document::unreadable(&error.into())
 }
@@ -158,44 +150,52 @@ fn stopped() -> Problem {
     Problem::new(ProblemClass::Failed, "stopped", "stopped before the end: there may be more than what was shown")
 }
 
-/// Compares the disks of a moment, or the one that is named, with what `to` says; `found` gets every difference in order of
-/// disks and offsets. `progress` is told bytes that were looked at and bytes in all.
+/// Compares the disks of two moments of a replica, or the one that is named; `found` gets every difference in order of disks and
+/// offsets. `progress` is told bytes that were looked at and bytes in all.
 ///
 /// # Errors
-/// When there is no such disk, several for one file, a byte cannot be read or does not verify, or `progress` said stop.
+/// When there is no such disk, a byte cannot be read or does not verify, or `progress` said stop.
 pub fn differences(
     from: &ReplicaView,
-    to: Against<'_>,
+    to: &ReplicaView,
     disk: Option<&str>,
     progress: OnProgress<'_>,
     found: &mut dyn FnMut(Difference),
 ) -> Result<(), Problem> {
-    match to {
-        Against::Raw(raw) => {
-            let disk = the_disk(from, disk)?;
-            let total = disk.size.max(raw.size());
-            let mut told = |done: u64| progress(done, total);
-            let side = DiskView::new(from, disk.clone());
-            compare(&disk.name, (&side, unreadable), (raw, |problem| problem), &mut told, found)
-        }
-        Against::Moment(to) => {
-            let pairs = pairs(from, to, disk)?;
-            let total = pairs.iter().map(|(a, b)| a.size.max(b.size)).sum();
-            let mut before = 0;
-            for (a, b) in pairs {
-                let (name, size) = (a.name.clone(), a.size.max(b.size));
-                let sides = (DiskView::new(from, a), DiskView::new(to, b));
-                let mut told = |done: u64| progress(before + done, total);
-                compare(&name, (&sides.0, unreadable), (&sides.1, unreadable), &mut told, found)?;
-                before += size;
-            }
-            Ok(())
-        }
+    let pairs = pairs(from, to, disk)?;
+    let total = pairs.iter().map(|(a, b)| a.size.max(b.size)).sum();
+    let mut before = 0;
+    for (a, b) in pairs {
+        let (name, size) = (a.name.clone(), a.size.max(b.size));
+        let sides = (DiskView::new(from, a), DiskView::new(to, b));
+        let mut told = |done: u64| progress(before + done, total);
+        compare(&name, (&sides.0, unreadable), (&sides.1, unreadable), &mut told, found)?;
+        before += size;
     }
+    Ok(())
+}
+
+/// Compares the one disk of a moment, or the one that is named, with a file or device. Else as [`differences`].
+///
+/// # Errors
+/// As of [`differences`]; also when the moment has several disks and none is named.
+pub fn differences_with(
+    from: &dyn MomentDisks,
+    raw: &Raw,
+    disk: Option<&str>,
+    progress: OnProgress<'_>,
+    found: &mut dyn FnMut(Difference),
+) -> Result<(), Problem> {
+    let disk = the_disk(from, disk)?;
+    let total = disk.size.max(raw.size());
+    let mut told = |done: u64| progress(done, total);
+    let name = disk.name.clone();
+    let side = MomentDisk::new(from, disk);
+    compare(&name, (&side, |problem| problem), (raw, |problem| problem), &mut told, found)
 }
 
 /// The one disk of a moment that a file can be compared with.
-fn the_disk(view: &ReplicaView, name: Option<&str>) -> Result<ViewDisk, Problem> {
+fn the_disk(view: &dyn MomentDisks, name: Option<&str>) -> Result<ViewDisk, Problem> {
     let disks = view.disks();
     let names = || disks.iter().map(|disk| disk.name.clone()).collect::<Vec<_>>();
     match (name, disks) {
@@ -287,7 +287,7 @@ pub fn digests(
 /// # Errors
 /// As of [`digests`]; also when the moment has several disks and none is named.
 pub fn digest_with(
-    view: &ReplicaView,
+    view: &dyn MomentDisks,
     raw: &Raw,
     disk: Option<&str>,
     progress: OnProgress<'_>,
@@ -314,7 +314,11 @@ mod tests {
     }
 
     /// What is found, and the last that was told of the way.
-    fn find(from: &ReplicaView, to: Against<'_>, disk: Option<&str>) -> Result<(Vec<Difference>, (u64, u64)), Problem> {
+    fn find(
+        from: &ReplicaView,
+        to: &ReplicaView,
+        disk: Option<&str>,
+    ) -> Result<(Vec<Difference>, (u64, u64)), Problem> {
         let (mut found, mut way) = (Vec::new(), (0, 0));
         let mut told = |done, total| {
             assert!(way.0 <= done && done <= total, "{way:?}, then {done} of {total}");
@@ -325,6 +329,16 @@ mod tests {
         Ok((found, way))
     }
 
+    fn find_with(from: &ReplicaView, raw: &Raw, disk: Option<&str>) -> Result<(Vec<Difference>, (u64, u64)), Problem> {
+        let (mut found, mut way) = (Vec::new(), (0, 0));
+        let mut told = |done, total| {
+            way = (done, total);
+            true
+        };
+        differences_with(from, raw, disk, &mut told, &mut |difference| found.push(difference))?;
+        Ok((found, way))
+    }
+
     fn size(disk: &str, from_size: u64, to_size: u64) -> Difference {
         Difference::Size { disk: disk.into(), from_size, to_size }
     }
@@ -332,12 +346,12 @@ mod tests {
     #[test]
     fn disks_that_grew_came_or_went_are_named_with_their_sizes() {
         let (from, to) = (view(&[(1, MIB), (2, 70 * MIB), (3, MIB)]), view(&[(1, 2 * MIB), (3, MIB), (4, 3 * MIB)]));
-        let (found, way) = find(&from, Against::Moment(&to), None).unwrap();
+        let (found, way) = find(&from, &to, None).unwrap();
         assert_eq!(found, [size("d1", MIB, 2 * MIB), size("d2", 70 * MIB, 0), size("d4", 0, 3 * MIB)]);
         assert_eq!(way, (76 * MIB, 76 * MIB));
-        let (found, _) = find(&from, Against::Moment(&to), Some("d4")).unwrap();
+        let (found, _) = find(&from, &to, Some("d4")).unwrap();
         assert_eq!(found, [size("d4", 0, 3 * MIB)]);
-        let none = find(&from, Against::Moment(&to), Some("d5")).unwrap_err();
+        let none = find(&from, &to, Some("d5")).unwrap_err();
         assert_eq!((none.class, none.code.as_str()), (ProblemClass::Usage, "no-disk"));
         assert!(none.message.ends_with("d1, d2, d3, d4"), "{none}");
     }
@@ -357,9 +371,9 @@ mod tests {
             let (offset, length) = (65 * MIB, 4096);
             Difference::Extent { disk: disk.into(), offset, length, kind: Kind::Data }
         };
-        assert_eq!(find(&one, Against::Raw(&raw), None).unwrap(), (vec![extent("d1")], (70 * MIB, 70 * MIB)));
-        assert_eq!(find(&two, Against::Raw(&raw), Some("d2")).unwrap().0, [extent("d2")]);
-        let which = find(&two, Against::Raw(&raw), None).unwrap_err();
+        assert_eq!(find_with(&one, &raw, None).unwrap(), (vec![extent("d1")], (70 * MIB, 70 * MIB)));
+        assert_eq!(find_with(&two, &raw, Some("d2")).unwrap().0, [extent("d2")]);
+        let which = find_with(&two, &raw, None).unwrap_err();
         assert_eq!((which.class, which.code.as_str()), (ProblemClass::Refused, "several-disks"));
     }
 
@@ -371,7 +385,7 @@ mod tests {
             steps += 1;
             done < 100 * MIB
         };
-        let stopped = differences(&from, Against::Moment(&to), None, &mut told, &mut |_| {}).unwrap_err();
+        let stopped = differences(&from, &to, None, &mut told, &mut |_| {}).unwrap_err();
         assert_eq!((stopped.code.as_str(), steps), ("stopped", 2));
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(2 * MIB).unwrap();

@@ -24,6 +24,13 @@
 //! | 15 | `close` | filter | [`Close`] | [`Closed`] | |
 //! | 16 | `standing` | filter | | [`Standing`] | |
 //! | 17 | `sums` | filter | | [`Sums`] | |
+//! | 33 | `job` | reader | [`Job`] | [`JobStands`] | [`JobLine`]s |
+//! | 34 | `open-view` | reader | [`OpenView`] | | an [`OpenedView`] |
+//! | 35 | `extents` | reader | [`ViewRange`] | | [`runs`](encode_runs) from the range's beginning on |
+//! | 36 | `read-view` | reader | [`ViewRange`] | | the bytes |
+//! | 37 | `write-view` | reader | [`WriteView`], data as the tail | | |
+//! | 38 | `touch-view` | reader | [`ViewName`] | | |
+//! | 39 | `close-view` | reader | [`ViewName`] | | |
 //! | 65 | `mark` | keeper | [`MarkOrder`] | [`Marked`] | |
 //! | 66 | `disk` | keeper | [`DiskOrder`] | [`DiskChanged`] | |
 //! | 67 | `facts` | keeper | | [`Facts`] | |
@@ -36,6 +43,7 @@ mod carry;
 mod disks;
 mod ids;
 mod open;
+mod reads;
 mod remote;
 mod seed;
 #[cfg(test)]
@@ -45,10 +53,14 @@ pub use calls::{
     CallKind, Close, Closed, Digested, Digests, Facts, FilterPolicy, MarkOrder, Marked, Range, Reach, Reached,
     Standing, Sums, Trust, WAIT_MAX, Zeros,
 };
-pub use carry::{Caller, HEADER_MAX, UNREACHABLE, ask};
+pub use carry::{Caller, HEADER_MAX, UNREACHABLE, answered, ask, header};
 pub(crate) use carry::{Told, answer, question, tell, tell_with};
 pub use disks::{DiskOrder, DisksEdit, Group, NewDisk, SizeOf};
 pub use open::{Begin, Find, Found, FoundDisk, NewGroup, Origin, Witness};
+pub use reads::{
+    DiffOrder, DigestOrder, Job, JobLine, JobStands, LEASE, NO_VIEW, OpenView, OpenedView, Order, ReadName,
+    VIEW_BYTES_MAX, ViewDiskInfo, ViewName, ViewRange, WriteHow, WriteView, decode_runs, encode_runs,
+};
 pub use remote::{Acks, Remote, RemoteNear, SeedWay, Wire, answer_near};
 pub use seed::{NOT_SEEDED, PIECE, SeedBegin, SeedBegun, SeedEnd, SeedHandle, SeedOf, Seeded, Seeding};
 

@@ -15,6 +15,7 @@ pub mod host;
 pub mod keeper;
 #[cfg(feature = "services")]
 pub mod link;
+pub mod moment;
 pub mod mount;
 pub mod nbd;
 pub mod owner;

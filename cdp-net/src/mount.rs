@@ -2,26 +2,26 @@
 
 use crate::clock;
 use crate::device::{BlockStatus, Device, ZeroFlags};
+use crate::moment::MomentDisks;
 use bytes::Bytes;
 use cdp_core::frame::Payload;
 use cdp_core::journal::ReadError;
 use cdp_core::replica::session::{Session, SessionError};
-use cdp_core::replica::{ReplicaView, ViewDisk};
+use cdp_core::replica::{Run, ViewDisk};
 use cdp_core::types::Extent;
 use std::io;
 use std::sync::Arc;
 
 /// A disk as it was at a moment.
-#[derive(Debug)]
 pub struct ViewDevice {
-    view: Arc<ReplicaView>,
+    view: Arc<dyn MomentDisks>,
     disk: ViewDisk,
 }
 
 impl ViewDevice {
     /// A disk of a view.
     #[must_use]
-    pub fn new(view: Arc<ReplicaView>, disk: ViewDisk) -> Self {
+    pub fn new(view: Arc<dyn MomentDisks>, disk: ViewDisk) -> Self {
         Self { view, disk }
     }
 }
@@ -35,11 +35,18 @@ fn not_permitted() -> io::Error {
     io::Error::from_raw_os_error(libc::EPERM)
 }
 
-fn status_of(view: &ReplicaView, disk: &ViewDisk, range: Extent, most: usize) -> io::Result<Vec<BlockStatus>> {
-    let runs = view.runs(disk.id, range).map_err(unreadable)?;
-    let status =
-        |run: &cdp_core::replica::Run| BlockStatus { length: run.extent.length, hole: run.hole, zero: run.zero };
-    Ok(runs.iter().take(most).map(status).collect())
+fn status_of(view: &dyn MomentDisks, disk: &ViewDisk, range: Extent, most: usize) -> io::Result<Vec<BlockStatus>> {
+    let mut found = Vec::new();
+    let mut left = range;
+    while !left.is_empty() && found.len() < most {
+        let runs = view.runs(disk.id, left).map_err(io::Error::other)?;
+        let end = runs.last().map_or(left.end(), |run| run.extent.end());
+        left = Extent::new(end, left.end() - end);
+        let status = |run: &Run| BlockStatus { length: run.extent.length, hole: run.hole, zero: run.zero };
+        found.extend(runs.iter().map(status));
+    }
+    found.truncate(most);
+    Ok(found)
 }
 
 impl Device for ViewDevice {
@@ -52,7 +59,7 @@ impl Device for ViewDevice {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.view.read(self.disk.id, offset, buffer).map_err(unreadable)
+        self.view.read(self.disk.id, offset, buffer).map_err(io::Error::other)
     }
 
     fn write(&self, _: u64, _: Bytes, _: bool) -> io::Result<()> {
@@ -72,7 +79,7 @@ impl Device for ViewDevice {
     }
 
     fn block_status(&self, offset: u64, length: u64, entries_max: usize) -> io::Result<Vec<BlockStatus>> {
-        status_of(&self.view, &self.disk, Extent::new(offset, length), entries_max)
+        status_of(self.view.as_ref(), &self.disk, Extent::new(offset, length), entries_max)
     }
 }
 

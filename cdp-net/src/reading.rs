@@ -36,7 +36,7 @@ impl std::fmt::Debug for Keep {
 
 /// The directory as this process owns it. It answers others who ask, and what they ask for may end what is read here, if it is not
 /// held. Let go of in this order.
-struct Owning {
+pub(crate) struct Owning {
     /// None where no socket can be made.
     _control: Option<ControlServer>,
     _session: Option<OpenedSession>,
@@ -52,13 +52,28 @@ impl Drop for Owning {
     }
 }
 
+impl Owning {
+    /// Answers from now on.
+    ///
+    /// # Errors
+    /// When the control socket cannot be made.
+    pub(crate) fn begin(
+        owner: Owner,
+        host: Arc<Host>,
+        session: Option<OpenedSession>,
+        holds: Vec<Hold>,
+    ) -> Result<Self, Problem> {
+        let start = || ControlServer::start(&owner, Arc::clone(&host) as _);
+        // Where nobody can write nobody needs to ask: all who read have the lock.
+        let control = (!owner.is_read_only()).then(start).transpose().map_err(|error| {
+            Problem::new(ProblemClass::Failed, "control-socket", format!("cannot make the control socket: {error}"))
+        })?;
+        Ok(Self { _control: control, _session: session, _holds: holds, host, _owner: owner })
+    }
+}
+
 fn keep(owner: Owner, host: Arc<Host>, session: Option<OpenedSession>, holds: Vec<Hold>) -> Result<Keep, Problem> {
-    let start = || ControlServer::start(&owner, Arc::clone(&host) as _);
-    // Where nobody can write nobody needs to ask: all who read have the lock.
-    let control = (!owner.is_read_only()).then(start).transpose().map_err(|error| {
-        Problem::new(ProblemClass::Failed, "control-socket", format!("cannot make the control socket: {error}"))
-    })?;
-    Ok(Keep::Owner { _owning: Owning { _control: control, _session: session, _holds: holds, host, _owner: owner } })
+    Ok(Keep::Owner { _owning: Owning::begin(owner, host, session, holds)? })
 }
 
 /// A moment that can be read for as long as this lives.

@@ -4,17 +4,18 @@
 //! restore left there goes with the next one of that name. A block device is opened exclusively; what it must hold is written and
 //! zeroed in place.
 
+mod copy;
 mod temporary;
 
+use self::copy::{Sink, copy};
 use crate::device::{Device, ZeroFlags};
 use crate::file_device::FileDevice;
-use crate::host::{document, place};
+use crate::host::place;
+use crate::moment::MomentDisks;
 use crate::report::{Problem, ProblemClass};
 use crate::source::{SourceError, lock_image};
 use bytes::Bytes;
-use cdp_core::journal::ReadError;
-use cdp_core::replica::{ReplicaView, Run, ViewDisk};
-use cdp_core::types::Extent;
+use cdp_core::replica::ViewDisk;
 use rustix::fs::{CWD, RenameFlags, renameat, renameat_with};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -22,11 +23,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
-
-/// Bytes of one read.
-const PIECE: usize = 1 << 20;
-/// How much of a block device is looked at at once, in bytes.
-const STRIDE: u64 = 64 << 20;
 
 /// What to write where.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,7 +58,7 @@ pub type OnProgress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 /// When something is there and not to be overwritten, the output cannot be written, or a byte does not verify. The disk that
 /// was being written leaves nothing behind then, unless it was going to a block device; those before it are complete.
 pub fn restore(
-    view: &ReplicaView,
+    view: &dyn MomentDisks,
     options: &RestoreOptions,
     progress: OnProgress<'_>,
 ) -> Result<Vec<RestoredDisk>, Problem> {
@@ -76,7 +72,7 @@ pub fn restore(
 }
 
 fn restore_all(
-    view: &ReplicaView,
+    view: &dyn MomentDisks,
     options: &RestoreOptions,
     progress: OnProgress<'_>,
 ) -> Result<Vec<RestoredDisk>, Problem> {
@@ -179,7 +175,7 @@ fn is_block_device(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
 }
 
-fn targets(view: &ReplicaView, options: &RestoreOptions) -> Result<Vec<(ViewDisk, PathBuf)>, Problem> {
+fn targets(view: &dyn MomentDisks, options: &RestoreOptions) -> Result<Vec<(ViewDisk, PathBuf)>, Problem> {
     // What a link names is written, not the link.
     let resolved = std::fs::canonicalize(&options.output).unwrap_or_else(|_| options.output.clone());
     let output = &resolved;
@@ -213,29 +209,8 @@ pub(crate) fn no_disk(name: &str, names: &[String]) -> Problem {
     Problem::new(ProblemClass::Usage, "no-disk", message)
 }
 
-/// Why a disk was not written: by us, or by the reader.
-enum Failure {
-    Problem(Problem),
-    Read(ReadError),
-}
-
-impl From<ReadError> for Failure {
-    fn from(error: ReadError) -> Self {
-        Self::Read(error)
-    }
-}
-
-impl From<Failure> for Problem {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Problem(problem) => problem,
-            Failure::Read(error) => document::unreadable(&error.into()),
-        }
-    }
-}
-
-fn stopped() -> Failure {
-    Failure::Problem(Problem::new(ProblemClass::Failed, "stopped", "stopped before the end: nothing was left behind"))
+fn stopped() -> Problem {
+    Problem::new(ProblemClass::Failed, "stopped", "stopped before the end: nothing was left behind")
 }
 
 /// Gives a file the owner and the permissions of the one that it is going to replace. Who may not give files away keeps it to
@@ -269,7 +244,7 @@ fn exists(path: &Path) -> Problem {
 }
 
 fn write_file(
-    view: &ReplicaView,
+    view: &dyn MomentDisks,
     disk: &ViewDisk,
     (path, force): (&Path, bool),
     progress: &mut dyn FnMut(u64) -> bool,
@@ -277,7 +252,7 @@ fn write_file(
     // First, so that their room is there.
     temporary::remove_left(path);
     let (file, temporary) = temporary::make(path)?;
-    let written = fill_file(view, disk, &file, &temporary, progress).map_err(Problem::from).and_then(|()| {
+    let written = fill_file(view, disk, &file, &temporary, progress).and_then(|()| {
         take_after(&file, path);
         name_it(&temporary, path, force)?;
         sync_around(path).map_err(|error| failed("sync", around(path), &error))
@@ -290,62 +265,23 @@ fn write_file(
 }
 
 fn fill_file(
-    view: &ReplicaView,
+    view: &dyn MomentDisks,
     disk: &ViewDisk,
     file: &File,
     path: &Path,
     progress: &mut dyn FnMut(u64) -> bool,
-) -> Result<(), Failure> {
-    let problem = |error: io::Error| Failure::Problem(failed("write", path, &error));
+) -> Result<(), Problem> {
+    let problem = |error: io::Error| failed("write", path, &error);
     file.set_len(disk.size).map_err(problem)?;
     // It is new: where nothing is written it is all zeros.
-    let sink = Sink { data: &|offset, bytes| file.write_all_at(&bytes, offset), zero: &|_| Ok(()) };
-    copy(view, disk, &sink, &problem, &mut |at| if progress(at) { Ok(()) } else { Err(stopped()) })?;
+    let sink = Sink { data: &|offset, bytes| file.write_all_at(&bytes, offset).map_err(problem), zero: &|_| Ok(()) };
+    copy(view, disk, &sink, &mut |at| if progress(at) { Ok(()) } else { Err(stopped()) })?;
     file.sync_all().map_err(problem)?;
     if progress(disk.size) { Ok(()) } else { Err(stopped()) }
 }
 
-/// What is done with the content of a disk.
-struct Sink<'a> {
-    data: &'a dyn Fn(u64, Vec<u8>) -> io::Result<()>,
-    zero: &'a dyn Fn(&Run) -> io::Result<()>,
-}
-
-/// Goes through a disk: zeros run by run, everything else read, verified and in pieces. `done` is told after each how far it is,
-/// and says whether to go on: also through terabytes of zeros.
-fn copy(
-    view: &ReplicaView,
-    disk: &ViewDisk,
-    sink: &Sink<'_>,
-    problem: &dyn Fn(io::Error) -> Failure,
-    done: &mut dyn FnMut(u64) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let mut at = 0;
-    while at < disk.size {
-        let stride = Extent::new(at, STRIDE.min(disk.size - at));
-        for run in view.runs(disk.id, stride)? {
-            let mut from = run.extent.offset;
-            if run.zero {
-                (sink.zero)(&run).map_err(problem)?;
-                from = run.extent.end();
-                done(from)?;
-            }
-            while from < run.extent.end() {
-                let mut piece = vec![0; (run.extent.end() - from).min(PIECE as u64) as usize];
-                view.read(disk.id, from, &mut piece)?;
-                let length = piece.len() as u64;
-                (sink.data)(from, piece).map_err(problem)?;
-                from += length;
-                done(from)?;
-            }
-        }
-        at = stride.end();
-    }
-    Ok(())
-}
-
 fn write_device(
-    view: &ReplicaView,
+    view: &dyn MomentDisks,
     disk: &ViewDisk,
     path: &Path,
     progress: &mut dyn FnMut(u64) -> bool,
@@ -360,30 +296,30 @@ fn write_device(
         let message = format!("{} has {} bytes, the disk has {}", path.display(), device.size(), disk.size);
         return Err(refused("output-too-small", message));
     }
-    Ok(fill_device(view, disk, &device, path, progress)?)
+    fill_device(view, disk, &device, path, progress)
 }
 
 fn fill_device(
-    view: &ReplicaView,
+    view: &dyn MomentDisks,
     disk: &ViewDisk,
     device: &FileDevice,
     path: &Path,
     progress: &mut dyn FnMut(u64) -> bool,
-) -> Result<(), Failure> {
-    let problem = |error: io::Error| Failure::Problem(failed("write", path, &error));
+) -> Result<(), Problem> {
+    let problem = |error: io::Error| failed("write", path, &error);
     let sink = Sink {
-        data: &|offset, bytes| device.write(offset, Bytes::from(bytes), false),
+        data: &|offset, bytes| device.write(offset, Bytes::from(bytes), false).map_err(problem),
         zero: &|run| {
             let flags = ZeroFlags { no_hole: !run.hole, ..ZeroFlags::default() };
-            device.write_zeroes(run.extent.offset, run.extent.length, flags)
+            device.write_zeroes(run.extent.offset, run.extent.length, flags).map_err(problem)
         },
     };
-    copy(view, disk, &sink, &problem, &mut |at| {
+    copy(view, disk, &sink, &mut |at| {
         if progress(at) {
             return Ok(());
         }
         let message = format!("stopped before the end: {} holds a part of the disk", path.display());
-        Err(Failure::Problem(Problem::new(ProblemClass::Failed, "stopped", message)))
+        Err(Problem::new(ProblemClass::Failed, "stopped", message))
     })?;
     device.flush().map_err(problem)
 }

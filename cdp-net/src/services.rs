@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod peers;
 pub mod proxy;
 pub mod remote;
+pub mod remote_reading;
 pub mod replica_host;
 pub mod role;
 pub mod roles;

@@ -22,7 +22,7 @@ use cdp_core::replica::{
 use cdp_core::trust::{KeyHolder, Keyring};
 use cdp_core::types::{DiskId, Lsn, SECTOR, Timeline, WallTime};
 use good::{Judge, Taken};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ const READS_MAX: usize = 3;
 const EXTENTS_MAX: usize = 16;
 
 /// The records of a damaged place, first and last.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Records {
     /// The first.
     #[serde(with = "text::lsn")]
@@ -44,7 +44,7 @@ pub struct Records {
 }
 
 /// A run of a disk that a damaged place takes.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LostExtent {
     /// The disk's name; none where it may be any.
     pub disk: Option<String>,
@@ -58,7 +58,8 @@ pub struct LostExtent {
 }
 
 /// Something stored that is not what was stored.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Damage {
     /// The file.
     pub file: PathBuf,
@@ -92,7 +93,8 @@ fn is_zero(count: &u64) -> bool {
 }
 
 /// What damage leaves of a disk.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DiskVerified {
     /// Its name in the group.
     pub disk: String,
@@ -103,7 +105,8 @@ pub struct DiskVerified {
 }
 
 /// What verifying found.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Verified {
     /// There is no damage.
     pub ok: bool,

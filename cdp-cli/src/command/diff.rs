@@ -1,12 +1,12 @@
 //! `cdp diff`: what differs between two moments, or between a moment and a file.
 
 use super::{Nearest, behind_said};
-use crate::ask::access;
 use crate::engine::{DiffSpec, DiffTo, Engine};
 use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::json::{DiffEvent, Difference, DiskDigest, Kind};
 use crate::output::Output;
+use crate::place::Place;
 use crate::progress::Meter;
 use crate::stop::Stop;
 use crate::table::plain;
@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 /// it held does not differ. Status 0 means that the comparison was made, whatever it found.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// The first moment: latest, a time, -15m, lsn:N, point:ID or a label
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     from: When,
@@ -52,7 +52,7 @@ impl Arguments {
     /// # Errors
     /// What the owner or the engine says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
-        let Self { dir, from, to, with, disk, nearest, digest } = self;
+        let Self { place, from, to, with, disk, nearest, digest } = self;
         let to = to.map(DiffTo::Moment).or(with.map(DiffTo::File));
         let spec = DiffSpec { from, to, nearest: nearest.map(Into::into), disk, digest };
         let stop = Stop::on_signals().context("cannot handle signals")?;
@@ -65,7 +65,7 @@ impl Arguments {
                 stop.wish();
             }
         };
-        let compared = engine.diff(&dir, &spec, access(&dir)?, &stop, &mut |progress| meter.set(progress), &mut told);
+        let compared = engine.diff(place.way()?, &spec, &stop, &mut |progress| meter.set(progress), &mut told);
         meter.finish();
         match compared {
             Ok(()) => seen.end(&spec, begun.elapsed(), output),

@@ -6,6 +6,7 @@ use crate::engine::{Engine, SourceSpec};
 use crate::exit::{Exit, Failure};
 use crate::json::{DiskChanged, DiskVerb};
 use crate::output::Output;
+use crate::place::Place;
 use cdp_core::when::{format_bytes, parse_bytes};
 use cdp_net::owner::Request;
 use clap::{Args, Subcommand};
@@ -73,7 +74,7 @@ impl Arguments {
             Change::Remove { name } => Request::RemoveDisk { name },
             Change::Grow { name, size, force } => Request::ResizeDisk { name, size, force },
         };
-        let changed: DiskChanged = ask_patiently(engine, &self.dir, request, PATIENCE)?;
+        let changed: DiskChanged = ask_patiently(engine, &Place::directory(&self.dir), request, PATIENCE)?;
         output.answer(&changed, for_people);
         Ok(Exit::Done)
     }

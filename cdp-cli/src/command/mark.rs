@@ -6,16 +6,16 @@ use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::json::{At, Marked};
 use crate::output::Output;
+use crate::place::Place;
 use cdp_core::when::Label;
 use cdp_net::owner::Request;
 use clap::Args;
-use std::path::PathBuf;
 
 /// Make a named point now
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// Name of the point
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     label: Label,
@@ -31,7 +31,7 @@ impl Arguments {
     /// What the owner says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
         let request = Request::Mark { label: self.label.clone(), app_consistent: self.app_consistent };
-        let at: At = ask(engine, &self.dir, request)?;
+        let at: At = ask(engine, &self.place, request)?;
         output.answer(&Marked { at, label: self.label.to_string() }, for_people);
         Ok(Exit::Done)
     }

@@ -2,12 +2,13 @@
 
 use super::protect::name;
 use super::{Nearest, behind_said, incomplete_line};
-use crate::ask::{access, ask};
+use crate::ask::ask;
 use crate::engine::{Engine, MountSpec};
 use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::json::MountEvent;
 use crate::output::Output;
+use crate::place::Place;
 use crate::stop::Stop;
 use anyhow::Context as _;
 use cdp_core::when::When;
@@ -19,8 +20,8 @@ use std::path::PathBuf;
 /// Serve the disks as they were, over NBD
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// The moment: latest, a time, -15m, lsn:N, point:ID or a label
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true, required_unless_present_any = ["session", "drop"])]
     at: Option<When>,
@@ -51,14 +52,14 @@ impl Arguments {
     /// What the owner or the engine says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
         if let Some(session) = self.drop {
-            ask::<()>(engine, &self.dir, Request::DropSession { name: session.clone() })?;
+            ask::<()>(engine, &self.place, Request::DropSession { name: session.clone() })?;
             output.answer(&MountEvent::Dropped { session }, for_people);
             return Ok(Exit::Done);
         }
-        let Self { dir, at, nearest, listen, tls_certificates: tls, writable, session, .. } = self;
+        let Self { place, at, nearest, listen, tls_certificates: tls, writable, session, .. } = self;
         let spec = MountSpec { at, nearest: nearest.map(Into::into), listen, tls, writable, session };
         let stop = Stop::on_signals().context("cannot handle signals")?;
-        engine.mount(&dir, &spec, access(&dir)?, &stop, &mut |event| {
+        engine.mount(place.way()?, &spec, &stop, &mut |event| {
             output.answer(&event, for_people);
             if let MountEvent::Ready { at, behind, .. } = &event {
                 behind_said(at, behind.as_ref(), output);

@@ -7,16 +7,16 @@ use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::json::{At, Marked};
 use crate::output::Output;
+use crate::place::Place;
 use cdp_core::when::{Label, When};
 use cdp_net::owner::Request;
 use clap::Args;
-use std::path::PathBuf;
 
 /// Keep a moment until it is unpinned, however old it gets
 #[derive(Args, Debug)]
 pub struct Pin {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// The moment: latest, lsn:N, point:ID, label:TEXT, -15m, or an RFC 3339 time
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     at: When,
@@ -31,8 +31,8 @@ pub struct Pin {
 /// Take the pin of a moment away
 #[derive(Args, Debug)]
 pub struct Unpin {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// The moment, as for pin
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     at: When,
@@ -49,7 +49,7 @@ impl Pin {
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
         let label = self.label.as_ref().map(ToString::to_string).unwrap_or_default();
         let request = Request::Keep { at: self.at, nearest: self.nearest.map(Into::into), label: self.label };
-        let at: At = ask(engine, &self.dir, request)?;
+        let at: At = ask(engine, &self.place, request)?;
         output.answer(&Marked { at, label }, |pinned| format!("pinned: {}\n", human::moment(&pinned.at)));
         Ok(Exit::Done)
     }
@@ -62,7 +62,7 @@ impl Unpin {
     /// What the owner or the replica says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
         let request = Request::LetGo { at: self.at, nearest: self.nearest.map(Into::into) };
-        let at: At = ask(engine, &self.dir, request)?;
+        let at: At = ask(engine, &self.place, request)?;
         let unpinned = Marked { at, label: String::new() };
         output.answer(&unpinned, |unpinned| format!("not pinned any more: {}\n", human::moment(&unpinned.at)));
         Ok(Exit::Done)

@@ -7,12 +7,12 @@ use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::json::{Point, PointKind, Points};
 use crate::output::Output;
+use crate::place::Place;
 use crate::table::{Side, Table};
 use cdp_core::when::When;
 use cdp_net::owner::Request;
 use clap::Args;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 /// Points in one answer where `--limit` says nothing.
 const LIMIT_DEFAULT: u32 = 1000;
@@ -20,8 +20,8 @@ const LIMIT_DEFAULT: u32 = 1000;
 /// List restorable ranges, points and gaps, newest first
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// Only from this moment on
     #[arg(long, value_name = "T", allow_hyphen_values = true)]
     since: Option<When>,
@@ -41,7 +41,7 @@ impl Arguments {
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
         let selects = self.since.is_some() || self.until.is_some();
         let request = Request::Points { since: self.since, until: self.until, limit: Some(self.limit) };
-        let points: Points = ask(engine, &self.dir, request)?;
+        let points: Points = ask(engine, &self.place, request)?;
         output
             .answer(&points, |points| for_people(points, if selects { "nothing in this time" } else { "nothing yet" }));
         Ok(damage_said(points.damaged.as_deref(), output))

@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::json::Policy;
 use crate::output::Output;
+use crate::place::Place;
 use cdp_core::when::{format_bytes, format_duration, parse_bytes, parse_duration};
 use cdp_net::owner::{PolicyChange, Request};
 use cdp_net::report::{PointPolicy, WhenFull};
@@ -17,8 +18,8 @@ use std::time::Duration;
 /// Show or durably change which moments are kept
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     #[command(flatten)]
     flags: PolicyFlags,
     /// Rotate the key of a replica that is sealed at rest: from now on it opens with this one, and not with that of --key-file
@@ -112,14 +113,15 @@ impl Arguments {
                 let message = "a key is rotated by itself: the replica opens with another key afterwards";
                 return Err(Failure::new(Exit::Usage, "usage", message).hint("give the policy in a command of its own"));
             }
-            let rotated = engine.rotate_key(&self.dir, access(&self.dir)?, &new)?;
+            let dir = self.place.as_directory()?;
+            let rotated = engine.rotate_key(dir, access(dir)?, &new)?;
             output.answer(&Rotated { rotated }, |_| match rotated {
                 true => "the key is rotated: from now on the replica opens with the new one\n".to_owned(),
                 false => "the replica opens with the new key already: nothing was left to rotate\n".to_owned(),
             });
             return Ok(Exit::Done);
         }
-        let policy: Policy = ask(engine, &self.dir, Request::Policy { change })?;
+        let policy: Policy = ask(engine, &self.place, Request::Policy { change })?;
         output.answer(&policy, for_people);
         policy.warnings.iter().for_each(|warning| output.note(&format!("cdp: {warning}")));
         Ok(Exit::Done)

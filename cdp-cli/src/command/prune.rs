@@ -6,10 +6,10 @@ use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::json::Pruned;
 use crate::output::Output;
+use crate::place::Place;
 use cdp_core::when::format_bytes;
 use cdp_net::owner::Request;
 use clap::Args;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long merging may take: all of a long history may go into the base.
@@ -18,8 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// Apply retention now: what is past the window or the bound goes into the base
 #[derive(Args, Debug)]
 pub struct Prune {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// Only say what that would do
     #[arg(long)]
     dry_run: bool,
@@ -28,8 +28,8 @@ pub struct Prune {
 /// Merge everything that waits to be merged
 #[derive(Args, Debug)]
 pub struct Compact {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
 }
 
 impl Prune {
@@ -40,8 +40,8 @@ impl Prune {
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
         let request = Request::Prune { dry_run: self.dry_run };
         let pruned: Pruned = match self.dry_run {
-            true => ask(engine, &self.dir, request)?,
-            false => ask_patiently(engine, &self.dir, request, PATIENCE)?,
+            true => ask(engine, &self.place, request)?,
+            false => ask_patiently(engine, &self.place, request, PATIENCE)?,
         };
         output.answer(&pruned, for_people);
         Ok(Exit::Done)
@@ -54,7 +54,7 @@ impl Compact {
     /// # Errors
     /// What the owner or the replica says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
-        let pruned: Pruned = ask_patiently(engine, &self.dir, Request::Compact, PATIENCE)?;
+        let pruned: Pruned = ask_patiently(engine, &self.place, Request::Compact, PATIENCE)?;
         output.answer(&pruned, for_people);
         Ok(Exit::Done)
     }

@@ -1,12 +1,12 @@
 //! `cdp restore`: write the disks of a moment into files or devices.
 
 use super::{Nearest, behind_said, incomplete_line};
-use crate::ask::access;
 use crate::engine::{Engine, RestoreSpec};
 use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::json::Restored;
 use crate::output::Output;
+use crate::place::Place;
 use crate::progress::Meter;
 use crate::stop::Stop;
 use anyhow::Context as _;
@@ -17,8 +17,8 @@ use std::path::PathBuf;
 /// Write the disks of a moment
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// The moment: latest, a time, -15m, lsn:N, point:ID or a label
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     at: When,
@@ -42,11 +42,11 @@ impl Arguments {
     /// # Errors
     /// What the owner or the engine says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
-        let Self { dir, at, nearest, output: target, disk, force } = self;
+        let Self { place, at, nearest, output: target, disk, force } = self;
         let spec = RestoreSpec { at, nearest: nearest.map(Into::into), output: target, disk, force };
         let stop = Stop::on_signals().context("cannot handle signals")?;
         let meter = Meter::new("restoring", output.shows_progress());
-        let restored = engine.restore(&dir, &spec, access(&dir)?, &stop, &mut |progress| meter.set(progress))?;
+        let restored = engine.restore(place.way()?, &spec, &stop, &mut |progress| meter.set(progress))?;
         meter.finish();
         output.answer(&restored, for_people);
         behind_said(&restored.at, restored.behind.as_ref(), output);

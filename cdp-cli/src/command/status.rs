@@ -7,19 +7,19 @@ use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::json::{History, Hold, Range, Session, State, Status};
 use crate::output::Output;
+use crate::place::Place;
 use cdp_core::when::format_bytes;
 use cdp_net::owner::Request;
 use cdp_net::report::RangeKind;
 use clap::Args;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// Show state, RPO, ranges, space, rates and holds
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
 }
 
 impl Arguments {
@@ -28,7 +28,7 @@ impl Arguments {
     /// # Errors
     /// What the owner or the replica says.
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
-        let status: Status = ask(engine, &self.dir, Request::Status)?;
+        let status: Status = ask(engine, &self.place, Request::Status)?;
         output.answer(&status, for_people);
         Ok(damage_said(status.damaged.as_deref(), output))
     }

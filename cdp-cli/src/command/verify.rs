@@ -1,12 +1,12 @@
 //! `cdp verify`: read and check everything.
 
 use super::range_line;
-use crate::ask::access;
 use crate::engine::Engine;
 use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::json::{Damage, DiskVerified, Range, Verified};
 use crate::output::Output;
+use crate::place::Place;
 use crate::progress::Meter;
 use crate::stop::Stop;
 use anyhow::Context as _;
@@ -14,13 +14,12 @@ use cdp_core::types::WallTime;
 use cdp_core::when::format_bytes;
 use clap::Args;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 
 /// Read everything, check every checksum and the chain
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Directory of the replica
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
 }
 
 impl Arguments {
@@ -31,9 +30,9 @@ impl Arguments {
     pub fn run(self, engine: &dyn Engine, output: &mut Output<'_>) -> Result<Exit, Failure> {
         let stop = Stop::on_signals().context("cannot handle signals")?;
         let meter = Meter::new("verifying", output.shows_progress());
-        let verified = engine.verify(&self.dir, access(&self.dir)?, &stop, &mut |progress| meter.set(progress))?;
+        let verified = engine.verify(self.place.way()?, &stop, &mut |progress| meter.set(progress))?;
         meter.finish();
-        output.answer(&verified, |verified| for_people(&self.dir, verified));
+        output.answer(&verified, |verified| for_people(&self.place, verified));
         Ok(match verified {
             Verified { stopped: true, .. } => Exit::Stopped,
             Verified { ok: true, .. } => Exit::Done,
@@ -42,12 +41,12 @@ impl Arguments {
     }
 }
 
-fn for_people(dir: &Path, verified: &Verified) -> String {
+fn for_people(place: &Place, verified: &Verified) -> String {
     let read = format_bytes(verified.bytes);
     let places = human::count(verified.damage.len(), "damaged place");
     if verified.stopped {
         let mut text = format!("stopped before the end: {read} read, {places} in them; of the rest nothing is known\n");
-        verified.damage.iter().for_each(|damage| text.push_str(&place(damage)));
+        verified.damage.iter().for_each(|damage| text.push_str(&damage_place(damage)));
         return text;
     }
     if verified.ok {
@@ -59,7 +58,7 @@ fn for_people(dir: &Path, verified: &Verified) -> String {
     if verified.unopened && verified.disks.is_empty() {
         let mut text =
             format!("{read} read: {places}; what they take, and what is still good, can be said with the key only\n");
-        verified.damage.iter().for_each(|damage| text.push_str(&place(damage)));
+        verified.damage.iter().for_each(|damage| text.push_str(&damage_place(damage)));
         return text;
     }
     let mut text = format!("{read} read: {places}, {}{}\n", how_bad(&verified.disks), of_sessions(&verified.damage));
@@ -70,7 +69,7 @@ fn for_people(dir: &Path, verified: &Verified) -> String {
         text.push_str("more is damaged than is told apart: some of what is called lost may still be good\n");
     }
     for damage in &verified.damage {
-        text.push_str(&place(damage));
+        text.push_str(&damage_place(damage));
         if damage.lost.is_empty() {
             text.push_str("  no moment that can be restored needs it\n");
         }
@@ -86,14 +85,14 @@ fn for_people(dir: &Path, verified: &Verified) -> String {
     }
     verified.good.iter().for_each(|range| text.push_str(&format!("  {}", range_line(range))));
     text.push_str(&match verified.good.first() {
-        Some(range) => command(dir, range, None),
+        Some(range) => command(place, range, None),
         None => "  nothing of all disks together\n".to_owned(),
     });
     for disk in verified.disks.iter().filter(|disk| disk.good != verified.good) {
         text.push_str(&format!("\nstill good of {}:\n", disk.disk));
         disk.good.iter().for_each(|range| text.push_str(&format!("  {}", range_line(range))));
         text.push_str(&match disk.good.first() {
-            Some(range) => command(dir, range, Some(&disk.disk)),
+            Some(range) => command(place, range, Some(&disk.disk)),
             None => "  nothing\n".to_owned(),
         });
     }
@@ -130,7 +129,7 @@ fn of_sessions(damage: &[Damage]) -> String {
 }
 
 /// A damaged place, and what it holds.
-fn place(damage: &Damage) -> String {
+fn damage_place(damage: &Damage) -> String {
     let (file, end) = (damage.file.display(), damage.offset.saturating_add(damage.length));
     let mut text = format!("\n{file}, bytes {} to {end}: {}\n", damage.offset, damage.what);
     if let Some(session) = &damage.session {
@@ -168,9 +167,9 @@ fn lost_line(range: &Range, of_session: bool) -> String {
 }
 
 /// How the newest moment of a range is brought back.
-fn command(dir: &Path, range: &Range, disk: Option<&str>) -> String {
+fn command(place: &Place, range: &Range, disk: Option<&str>) -> String {
     let disk = disk.map(|name| format!(" --disk {name}")).unwrap_or_default();
-    format!("  cdp restore {} --at lsn:{}-{}{disk} --output ...\n", dir.display(), range.timeline, range.to_lsn)
+    format!("  cdp restore {} --at lsn:{}-{}{disk} --output ...\n", place, range.timeline, range.to_lsn)
 }
 
 #[cfg(test)]
@@ -179,9 +178,10 @@ mod tests {
     use crate::json::tests::range;
     use crate::json::{LostExtent, Records};
     use cdp_core::types::Lsn;
+    use std::path::Path;
 
     fn said(verified: &Verified) -> String {
-        for_people(Path::new("/backup"), verified)
+        for_people(&Place::directory(Path::new("/backup")), verified)
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::ask::ask;
 use crate::engine::{Engine, ProtectSpec, SourceSpec, SourceTrust};
 use crate::exit::{Exit, Failure};
 use crate::json::{Export, ProtectEvent, State, Status, Stopped};
+use crate::place::Place;
 use crate::stop::Stop;
 use anyhow::Context as _;
 use cdp_core::types::WallTime;
@@ -378,7 +379,7 @@ fn wait_until_seeded(stage: &Stage<'_>) -> Result<(), Failure> {
 
 impl Stage<'_> {
     fn status(&self) -> Result<Status, Failure> {
-        ask(self.engine, &self.replica, Request::Status)
+        ask(self.engine, &Place::directory(&self.replica), Request::Status)
     }
 
     /// An error when somebody wishes the end.
@@ -394,7 +395,7 @@ impl Stage<'_> {
         let label: Label = name.parse()?;
         let at_least = load.map(|load| load.progress().at_least).unwrap_or_default();
         let request = Request::Mark { label: label.clone(), app_consistent: false };
-        let at: At = ask(self.engine, &self.replica, request)?;
+        let at: At = ask(self.engine, &Place::directory(&self.replica), request)?;
         let at_most = load.map(|load| load.progress().at_most).unwrap_or_default();
         teller.tell(DemoEvent::Marked { at: at.clone(), label: name.into() });
         Ok(Marked { at, label, bounds: Bounds { at_least, at_most } })

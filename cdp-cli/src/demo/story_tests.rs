@@ -5,6 +5,7 @@ use super::{Layout, Port};
 use crate::engine::{DiffSpec, Engine, MountSpec, ProtectSpec, RestoreSpec};
 use crate::exit::Failure;
 use crate::json::{DiffEvent, Export, Inspected, MountEvent, ProtectEvent, Restored, State, Status, Stopped, Verified};
+use crate::place::Way;
 use crate::progress::Progress;
 use crate::stop::Stop;
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use cdp_core::when::When;
 use cdp_net::clock;
 use cdp_net::device::{Device, ZeroFlags};
 use cdp_net::nbd::{self, Address, Server, ServerOptions};
-use cdp_net::owner::{Access, Connection, ControlServer, Handler, Owner, Request, reply};
+use cdp_net::owner::{Connection, ControlServer, Handler, Owner, Request, reply};
 use cdp_net::report::{At, Problem, ProblemClass, Range, RangeKind};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -174,14 +175,7 @@ impl Engine for InMemory {
         Ok(Stopped { drained: true, ..Stopped::default() })
     }
 
-    fn mount(
-        &self,
-        _: &Path,
-        spec: &MountSpec,
-        _: Access,
-        stop: &Stop,
-        events: &mut dyn FnMut(MountEvent),
-    ) -> Result<(), Failure> {
+    fn mount(&self, _: Way, spec: &MountSpec, stop: &Stop, events: &mut dyn FnMut(MountEvent)) -> Result<(), Failure> {
         let (at, image) = self.image(spec.at.as_ref().unwrap());
         let journal = Shared(Arc::new(Mutex::new(Journal { now: image, ..Journal::default() })));
         let null = fs::File::open("/dev/null").unwrap();
@@ -195,14 +189,7 @@ impl Engine for InMemory {
         Ok(())
     }
 
-    fn restore(
-        &self,
-        _: &Path,
-        spec: &RestoreSpec,
-        _: Access,
-        _: &Stop,
-        _: &mut dyn FnMut(Progress),
-    ) -> Result<Restored, Failure> {
+    fn restore(&self, _: Way, spec: &RestoreSpec, _: &Stop, _: &mut dyn FnMut(Progress)) -> Result<Restored, Failure> {
         let (at, image) = self.image(&spec.at);
         fs::write(&spec.output, image).unwrap();
         Ok(Restored { at, outputs: vec![], incomplete: vec![], behind: None })
@@ -210,9 +197,8 @@ impl Engine for InMemory {
 
     fn diff(
         &self,
-        _: &Path,
+        _: Way,
         _: &DiffSpec,
-        _: Access,
         _: &Stop,
         _: &mut dyn FnMut(Progress),
         _: &mut dyn FnMut(DiffEvent),
@@ -220,7 +206,7 @@ impl Engine for InMemory {
         unreachable!("not part of the story")
     }
 
-    fn verify(&self, _: &Path, _: Access, _: &Stop, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
+    fn verify(&self, _: Way, _: &Stop, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
         Ok(Verified { ok: true, ..Verified::default() })
     }
 

@@ -1,20 +1,18 @@
 //! `cdp diff` by the libraries.
 
-use super::behind;
+use super::moments::{Moment, TwoMoments, behind};
 use crate::engine::{DiffSpec, DiffTo};
 use crate::exit::Failure;
 use crate::json::{DiffEvent, Of};
+use crate::place::Way;
 use cdp_core::trust::KeyHolder;
-use cdp_net::diff::{Against, Raw, differences, digest_with, digests};
-use cdp_net::owner::Access;
-use cdp_net::reading::{Reading, ReadingTwo};
+use cdp_net::diff::{Raw, differences_with, digest_with};
 use cdp_net::restore::OnProgress;
-use std::path::Path;
 
 pub(super) fn run(
-    dir: &Path,
+    mut way: Way,
     spec: &DiffSpec,
-    (mut access, key): (Access, &KeyHolder),
+    key: &KeyHolder,
     progress: OnProgress<'_>,
     events: &mut dyn FnMut(DiffEvent),
 ) -> Result<(), Failure> {
@@ -22,56 +20,39 @@ pub(super) fn run(
         Some(DiffTo::Moment(to)) => to,
         _ => &spec.from,
     };
-    let behind = behind(&mut access, &[&spec.from, second]);
+    let behind = behind(&mut way, [&spec.from, second]);
+    let disk = spec.disk.as_deref();
     match &spec.to {
         Some(DiffTo::Moment(to)) => {
-            let reading = ReadingTwo::open(dir, access, [&spec.from, to], spec.nearest, key)?;
-            reading.check_disk(spec.disk.as_deref())?;
-            let [from, to] = reading.views()?;
-            let [at_from, at_to] = &reading.at;
-            events(DiffEvent::Begin { from: at_from.clone(), to: Some(at_to.clone()), behind });
-            if !spec.digest {
-                return differences_of(spec, &from, Against::Moment(&to), progress, events);
+            let moments = TwoMoments::open(way, [&spec.from, to], spec.nearest, disk, key)?;
+            let [from, to] = moments.at().map(Clone::clone);
+            events(DiffEvent::Begin { from, to: Some(to), behind });
+            if spec.digest {
+                return moments.digests(disk, progress, &mut |digest| events(DiffEvent::Digest(digest)));
             }
-            for (view, side) in [(&from, (Of::From, at_from)), (&to, (Of::To, at_to))] {
-                let found = digests(view, side, spec.disk.as_deref(), progress)?;
-                found.into_iter().for_each(|digest| events(DiffEvent::Digest(digest)));
-            }
-            Ok(())
+            moments.differences(disk, progress, &mut |difference| events(DiffEvent::Difference(difference)))
         }
         Some(DiffTo::File(path)) => {
             let raw = Raw::open(path)?;
-            let mut reading = Reading::open(dir, access, &spec.from, spec.nearest, key)?;
-            reading.check_disk(spec.disk.as_deref())?;
-            let view = reading.view()?;
-            events(DiffEvent::Begin { from: reading.at.clone(), to: None, behind });
+            let moment = Moment::open(way, &spec.from, spec.nearest, disk, key)?;
+            let view = moment.disks();
+            events(DiffEvent::Begin { from: moment.at().clone(), to: None, behind });
             if !spec.digest {
-                return differences_of(spec, &view, Against::Raw(&raw), progress, events);
+                let mut found = |difference| events(DiffEvent::Difference(difference));
+                return Ok(differences_with(view.as_ref(), &raw, disk, progress, &mut found)?);
             }
-            let with = digest_with(&view, &raw, spec.disk.as_deref(), progress)?;
+            let with = digest_with(view.as_ref(), &raw, disk, progress)?;
             // Only the disk that the file counts as.
-            let found = digests(&view, (Of::From, &reading.at), Some(&with.disk), progress)?;
+            let found = moment.digests(Of::From, Some(&with.disk), progress)?;
             found.into_iter().chain([with]).for_each(|digest| events(DiffEvent::Digest(digest)));
             Ok(())
         }
         None => {
-            let mut reading = Reading::open(dir, access, &spec.from, spec.nearest, key)?;
-            reading.check_disk(spec.disk.as_deref())?;
-            events(DiffEvent::Begin { from: reading.at.clone(), to: None, behind });
-            let found = digests(&reading.view()?, (Of::From, &reading.at), spec.disk.as_deref(), progress)?;
+            let moment = Moment::open(way, &spec.from, spec.nearest, disk, key)?;
+            events(DiffEvent::Begin { from: moment.at().clone(), to: None, behind });
+            let found = moment.digests(Of::From, disk, progress)?;
             found.into_iter().for_each(|digest| events(DiffEvent::Digest(digest)));
             Ok(())
         }
     }
-}
-
-fn differences_of(
-    spec: &DiffSpec,
-    from: &cdp_core::replica::ReplicaView,
-    to: Against<'_>,
-    progress: OnProgress<'_>,
-    events: &mut dyn FnMut(DiffEvent),
-) -> Result<(), Failure> {
-    let mut found = |difference| events(DiffEvent::Difference(difference));
-    Ok(differences(from, to, spec.disk.as_deref(), progress, &mut found)?)
 }

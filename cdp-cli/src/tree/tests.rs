@@ -3,9 +3,10 @@ use crate::engine::{DiffSpec, DiffTo, MountSpec, ProtectSpec, RestoreSpec};
 use crate::json::tests::at;
 use crate::json::{DiffEvent, Inspected, MountEvent, ProtectEvent, Restored, Stopped, Verified};
 use crate::output::tests::capture;
+use crate::place::Way;
 use crate::progress::Progress;
 use crate::stop::Stop;
-use cdp_net::owner::{Access, Connection, ControlServer, Handler, Owner, Request, reply};
+use cdp_net::owner::{Connection, ControlServer, Handler, Owner, Request, reply};
 use cdp_net::report::{Policy, Problem, ProblemClass, Pruned};
 use clap::CommandFactory;
 use serde_json::Value;
@@ -40,22 +41,14 @@ impl Engine for Fake {
     fn protect(&self, _: &ProtectSpec, _: &Stop, _: &mut dyn FnMut(ProtectEvent)) -> Result<Stopped, Failure> {
         Ok(Stopped { drained: false, ..Stopped::default() })
     }
-    fn mount(
-        &self,
-        _: &Path,
-        _: &MountSpec,
-        _: Access,
-        _: &Stop,
-        events: &mut dyn FnMut(MountEvent),
-    ) -> Result<(), Failure> {
+    fn mount(&self, _: Way, _: &MountSpec, _: &Stop, events: &mut dyn FnMut(MountEvent)) -> Result<(), Failure> {
         events(MountEvent::Stopped { kept: false });
         Ok(())
     }
     fn restore(
         &self,
-        _: &Path,
+        _: Way,
         spec: &RestoreSpec,
-        _: Access,
         _: &Stop,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Restored, Failure> {
@@ -65,9 +58,8 @@ impl Engine for Fake {
     }
     fn diff(
         &self,
-        _: &Path,
+        _: Way,
         spec: &DiffSpec,
-        _: Access,
         _: &Stop,
         progress: &mut dyn FnMut(Progress),
         events: &mut dyn FnMut(DiffEvent),
@@ -84,7 +76,7 @@ impl Engine for Fake {
         events(DiffEvent::Begin { from: at(), to, behind: None });
         Ok(())
     }
-    fn verify(&self, _: &Path, _: Access, _: &Stop, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
+    fn verify(&self, _: Way, _: &Stop, _: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
         Ok(Verified::default())
     }
     fn inspect(&self, path: &Path) -> Result<Inspected, Failure> {

@@ -13,6 +13,7 @@ mod per_point;
 mod places;
 mod read_only;
 mod real_clients;
+mod remote;
 mod retention;
 mod sealed;
 mod serve;

@@ -1,4 +1,4 @@
-//! Calls between a filter and who keeps its replica, while both go on.
+//! Calls between a filter and who keeps its replica, while both go on; and the numbers of all calls.
 
 use super::ids;
 use crate::report::{Lack, PointPolicy, State};
@@ -12,7 +12,8 @@ use std::time::Duration;
 /// How long [`Reach`] and [`Close`] wait before they answer: who asks looks then whether there is still a use in it.
 pub const WAIT_MAX: Duration = Duration::from_millis(200);
 
-/// What a call is. The numbers are never used again for something else; those from 64 on are asked by who keeps the replica.
+/// What a call is. The numbers are never used again for something else; those from 33 on are asked by who reads, those
+/// from 65 on by who keeps the replica.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u16)]
 pub enum CallKind {
@@ -50,6 +51,20 @@ pub enum CallKind {
     Standing = 16,
     /// What it all came to.
     Sums = 17,
+    /// Something that takes its time.
+    Job = 33,
+    /// Open a moment.
+    OpenView = 34,
+    /// What a range of it is made of.
+    Extents = 35,
+    /// Read of it.
+    ReadView = 36,
+    /// Change what was opened to be written.
+    WriteView = 37,
+    /// It is still read.
+    TouchView = 38,
+    /// It is read no more.
+    CloseView = 39,
     /// Make a point's record.
     NearMark = 65,
     /// Change a disk.
@@ -62,7 +77,7 @@ pub enum CallKind {
 
 impl CallKind {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 28] = [
         Self::Find,
         Self::Begin,
         Self::Trust,
@@ -80,6 +95,13 @@ impl CallKind {
         Self::Close,
         Self::Standing,
         Self::Sums,
+        Self::Job,
+        Self::OpenView,
+        Self::Extents,
+        Self::ReadView,
+        Self::WriteView,
+        Self::TouchView,
+        Self::CloseView,
         Self::NearMark,
         Self::NearDisk,
         Self::NearFacts,
@@ -90,6 +112,18 @@ impl CallKind {
     #[must_use]
     pub fn of(number: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u16 == number)
+    }
+
+    /// Asked by a filter, of who keeps its replica.
+    #[must_use]
+    pub fn is_of_filter(self) -> bool {
+        (self as u16) < 33
+    }
+
+    /// Asked by somebody who reads, of who has the replica's directory.
+    #[must_use]
+    pub fn is_of_reader(self) -> bool {
+        !self.is_of_filter() && !self.is_of_keeper()
     }
 
     /// Asked by who keeps the replica, of the filter.

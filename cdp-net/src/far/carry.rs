@@ -29,7 +29,15 @@ pub fn ask<A: DeserializeOwned>(
     question: &impl Serialize,
 ) -> Result<(A, Bytes), Problem> {
     let call = Call { kind: kind as u16, header: header(question)?, tail: Bytes::new() };
-    let Answer { status, header, tail, .. } = caller.call(call);
+    answered(kind, caller.call(call))
+}
+
+/// Reads an answer: its header and its tail.
+///
+/// # Errors
+/// As [`ask`].
+pub fn answered<A: DeserializeOwned>(kind: CallKind, answer: Answer) -> Result<(A, Bytes), Problem> {
+    let Answer { status, header, tail, .. } = answer;
     let unreadable = |_| failed("answer", format!("the other side's answer to {kind:?} is none"));
     let problem = match status {
         CallStatus::Done => return Ok((serde_json::from_slice(&header).map_err(unreadable)?, tail)),
@@ -45,7 +53,11 @@ fn failed(code: &str, message: String) -> Problem {
     Problem::new(ProblemClass::Failed, code, message)
 }
 
-fn header(value: &impl Serialize) -> Result<Bytes, Problem> {
+/// A call's header, or an answer's.
+///
+/// # Errors
+/// When it is too long.
+pub fn header(value: &impl Serialize) -> Result<Bytes, Problem> {
     let bytes = serde_json::to_vec(value).map_err(|error| failed("call", error.to_string()))?;
     if bytes.len() > HEADER_MAX {
         return Err(failed(

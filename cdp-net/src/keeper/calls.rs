@@ -48,7 +48,7 @@ impl Calls {
     /// Answers a call. May wait for the replica's media, or for the filter's answer to a call in turn: not for the link's own threads.
     #[must_use]
     pub fn answer(&self, call: &Call) -> Answer {
-        let told = CallKind::of(call.kind).filter(|kind| !kind.is_of_keeper()).map(|kind| self.told(kind, call));
+        let told = CallKind::of(call.kind).filter(|kind| kind.is_of_filter()).map(|kind| self.told(kind, call));
         answer(call, told)
     }
 
@@ -87,9 +87,7 @@ impl Calls {
             CallKind::Close => tell(&keeper.close(&question(call)?)),
             CallKind::Standing => tell(&keeper.standing()),
             CallKind::Sums => tell(&keeper.sums()),
-            CallKind::NearMark | CallKind::NearDisk | CallKind::NearFacts | CallKind::NearPolicy => {
-                unreachable!("those are asked by the keeper, and were taken out above")
-            }
+            kind => unreachable!("{kind:?} is not asked by filters: that was taken out above"),
         }
     }
 

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use cdp_core::link::message::{Answer, Call, CallStatus};
 use cdp_core::types::{GroupId, Lsn, Position, Timeline};
 use std::io;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
@@ -169,7 +169,6 @@ impl FarLink {
 
     fn ask(&self, call: Call) -> Answer {
         let silent = |status| Answer { kind: call.kind, status, header: Bytes::new(), tail: Bytes::new() };
-        let (reply, answered) = sync_channel(1);
         let (now, give_up) = (Instant::now(), lock(&self.shared.state).give_up);
         if give_up.is_some_and(|at| at <= now) {
             let message = "the protection ends, and does not wait for the other side any more";
@@ -177,13 +176,22 @@ impl FarLink {
             let header = serde_json::to_vec(&problem).unwrap_or_default().into();
             return Answer { header, ..silent(CallStatus::Refused) };
         }
-        let until = give_up.map_or(now + CALL_WITHIN, |at| at.min(now + CALL_WITHIN));
-        if self.shared.commands.send(Command::Call { call: call.clone(), until, reply }).is_err() {
-            return silent(CallStatus::Unreachable);
-        }
+        let within = give_up.map_or(CALL_WITHIN, |at| (at - now).min(CALL_WITHIN));
+        let answered = self.begin_call(call.clone(), within);
         // The task answers in time; a moment more, so that its word is heard.
-        let patience = until.saturating_duration_since(now) + Duration::from_secs(5);
-        answered.recv_timeout(patience).unwrap_or_else(|_| silent(CallStatus::TimedOut))
+        answered.recv_timeout(within + Duration::from_secs(5)).unwrap_or_else(|why| match why {
+            RecvTimeoutError::Timeout => silent(CallStatus::TimedOut),
+            RecvTimeoutError::Disconnected => silent(CallStatus::Unreachable),
+        })
+    }
+
+    /// Asks, and does not wait: the answer comes within this time, to reach the other end included, or nobody is left to give one.
+    pub fn begin_call(&self, call: Call, within: Duration) -> Receiver<Answer> {
+        let (reply, answered) = sync_channel(1);
+        let until = Instant::now() + within;
+        // A task that has ended drops it: who waits is told at once.
+        let _ = self.shared.commands.send(Command::Call { call, until, reply });
+        answered
     }
 
     /// What was found says which group this is.

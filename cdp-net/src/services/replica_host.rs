@@ -7,6 +7,7 @@
 mod frames;
 mod only;
 mod questions;
+mod reads;
 pub mod role;
 mod seat;
 mod traffic;
@@ -29,12 +30,16 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// Connections that were let in and wait to be looked at, at most.
 const ACCEPTED_MAX: usize = 64;
+
+/// How often it is looked for what nobody reads any more.
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// How replicas are kept for others.
 #[derive(Clone, Debug)]
@@ -60,6 +65,7 @@ pub struct ReplicaHost {
     listener: Listener,
     shared: Arc<Shared>,
     task: JoinHandle<()>,
+    sweeper: JoinHandle<()>,
 }
 
 impl std::fmt::Debug for ReplicaHost {
@@ -122,7 +128,8 @@ impl ReplicaHost {
         let (sender, accepted) = channel(ACCEPTED_MAX);
         let listener = Listener::listen(&listen, LinkDoor::new(identity, gate), accept, sender).await?;
         let task = tokio::spawn(dispatch(Arc::clone(&shared), accepted));
-        Ok(Self { listener, shared, task })
+        let sweeper = tokio::spawn(sweep(Arc::clone(&shared)));
+        Ok(Self { listener, shared, task, sweeper })
     }
 
     /// Where it listens.
@@ -150,6 +157,7 @@ impl ReplicaHost {
     /// Lets go of every replica: what is not durable comes again.
     pub async fn stop(self) {
         self.task.abort();
+        self.sweeper.abort();
         self.shared.ending.send_replace(());
         let seats = std::mem::take(&mut *lock(&self.shared.seats));
         let ended = tokio::task::spawn_blocking(move || seats.values().for_each(|seat| seat.let_go()));
@@ -161,7 +169,20 @@ impl ReplicaHost {
 impl Drop for ReplicaHost {
     fn drop(&mut self) {
         self.task.abort();
+        self.sweeper.abort();
         self.shared.ending.send_replace(());
+    }
+}
+
+/// Lets go, now and then, of what nobody reads any more, and of groups that were named and never begun.
+async fn sweep(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let seats: Vec<_> = lock(&shared.seats).values().cloned().collect();
+        // One that panicked is looked at again.
+        let _ = tokio::task::spawn_blocking(move || seats.iter().for_each(|seat| seat.sweep())).await;
+        // Whoever has one has a clone, and who asks for one waits for this.
+        lock(&shared.seats).retain(|_, seat| Arc::strong_count(seat) > 1 || !seat.is_vacant());
     }
 }
 

@@ -28,6 +28,8 @@ mod protect;
 mod proxies;
 mod prune;
 mod readers;
+#[cfg(feature = "services")]
+mod remote_reading;
 mod restoring;
 mod rotating;
 mod seeding;

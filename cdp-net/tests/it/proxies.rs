@@ -8,17 +8,19 @@ use cdp_core::media::{Disk, Storage};
 use cdp_core::policy::traffic::Rules;
 use cdp_core::replica::Replica;
 use cdp_core::when::When;
-use cdp_net::far::{Far, Remote};
+use cdp_net::far::{Far, OpenView, ReadName, Remote};
 use cdp_net::keeper::KeeperOptions;
 use cdp_net::link::identity::Identity;
 use cdp_net::link::listener::AcceptOptions;
 use cdp_net::link::pin::Peers;
+use cdp_net::moment::MomentDisks;
 use cdp_net::owner::Owner;
 use cdp_net::protect::{GivenSources, Protection, ProtectionOptions, SourceOptions, State};
 use cdp_net::services::config::Peer;
 use cdp_net::services::far_link::{FarLink, FarOptions};
 use cdp_net::services::peers::PeerBook;
 use cdp_net::services::proxy::{Mode, Proxy, ProxyOptions};
+use cdp_net::services::remote_reading::{RemoteOptions, RemoteReplica};
 use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
 use cdp_net::services::role::Notes;
 use std::net::SocketAddr;
@@ -264,4 +266,40 @@ fn what_a_proxy_has_stored_comes_through_without_its_source() {
     drop((source, target));
     let (replica, _place) = chain.load();
     assert!(restored(&replica, &When::Latest, "disk") == model);
+}
+
+/// What is read has a lease at the host: proxies come and go between, and nothing has to be opened again.
+#[test]
+fn a_moment_is_read_through_proxies_one_of_which_is_started_anew() {
+    let chain = Chain::new();
+    let mut model = chain.place.make_source("disk", 9);
+    let target = chain.target(any(), chain.host_at);
+    let target_at = target.address();
+    let source = chain.source("first", any(), &[target_at]);
+    let protection = chain.protect(&[source.address()]);
+    wait_for("the first copy", || protection.status().state == Filtering::Protecting);
+    write(&protection, &mut model, 4096, noise(3, 64 << 10));
+    protection.mark(&label("one")).unwrap();
+    let at_one = model.clone();
+    let url = format!("cdp://{}/machine", source.address()).parse().unwrap();
+    let peers = Peers::new([chain.identity("source").fingerprint()]);
+    let options = RemoteOptions { url, tenant: String::new(), peers, ticket: Bytes::new() };
+    let replica = RemoteReplica::open(chain.identity("filter"), options).unwrap();
+    let at = Some(When::Label(label("one")));
+    let lab = Some("lab".to_owned());
+    let order = OpenView { view: ReadName::draw(), at, nearest: None, disk: None, writable: true, session: lab };
+    let session = replica.view(order.clone()).unwrap();
+    let view = replica.view(OpenView { writable: false, session: None, ..order }).unwrap();
+    let read = |view: &dyn MomentDisks| {
+        let mut content = vec![0; at_one.len()];
+        view.read(view.disks()[0].id, 0, &mut content).unwrap();
+        content
+    };
+    assert!(read(view.as_ref()) == at_one);
+    write(&protection, &mut model, 1 << 20, noise(4, 64 << 10));
+    drop(target);
+    let _target = chain.target(target_at, chain.host_at);
+    assert!(read(view.as_ref()) == at_one && read(session.as_ref()) == at_one);
+    assert!(replica.verify(&mut |_, _| true).unwrap().ok);
+    stop(protection);
 }

@@ -1,7 +1,6 @@
 //! The claims: what is brought back is what was there.
 
 use super::{Checked, DISK, Stage, connect_to, millis};
-use crate::ask::access;
 use crate::demo::image::{Content, check_file_system, first_difference_outside};
 use crate::demo::load::Bounds;
 use crate::demo::port::Blocks;
@@ -9,6 +8,7 @@ use crate::demo::{Facts, check};
 use crate::engine::{MountSpec, RestoreSpec};
 use crate::exit::{Exit, Failure};
 use crate::json::{Export, MountEvent, Restored};
+use crate::place::Place;
 use crate::stop::Stop;
 use cdp_core::when::When;
 use cdp_net::nbd::Uri;
@@ -32,8 +32,8 @@ fn with_restored<T>(
         disk: Some(DISK.into()),
         force: true,
     };
-    let access = access(&stage.replica)?;
-    let Restored { at, .. } = stage.engine.restore(&stage.replica, &spec, access, stage.stop, &mut |_| {})?;
+    let way = Place::directory(&stage.replica).way()?;
+    let Restored { at, .. } = stage.engine.restore(way, &spec, stage.stop, &mut |_| {})?;
     let (ok, found) = judge(&output)?;
     if ok {
         fs::remove_file(&output).map_err(anyhow::Error::from)?;
@@ -142,8 +142,8 @@ pub(super) fn mounted(stage: &Stage<'_>, when: &str, bounds: &Bounds) -> Result<
         let (sender, receiver) = channel();
         let (spec, waiting) = (&spec, &until);
         let mounting = scope.spawn(move || {
-            let access = access(&stage.replica)?;
-            stage.engine.mount(&stage.replica, spec, access, waiting, &mut |event| drop(sender.send(event)))
+            let way = Place::directory(&stage.replica).way()?;
+            stage.engine.mount(way, spec, waiting, &mut |event| drop(sender.send(event)))
         });
         let ready = receiver.iter().find_map(|event| match event {
             MountEvent::Ready { at, exports, .. } => Some((at, exports)),
@@ -173,7 +173,7 @@ fn judge_served(stage: &Stage<'_>, exports: &[Export], bounds: &Bounds) -> Resul
 /// `verify` finds nothing.
 pub(super) fn verified(stage: &Stage<'_>) -> Result<Checked, Failure> {
     let begin = Instant::now();
-    let verified = stage.engine.verify(&stage.replica, access(&stage.replica)?, stage.stop, &mut |_| {})?;
+    let verified = stage.engine.verify(Place::directory(&stage.replica).way()?, stage.stop, &mut |_| {})?;
     let found = match verified.damage.first() {
         None => format!("{} bytes read", verified.bytes),
         Some(damage) => format!("{}: {}", damage.file.display(), damage.what),

@@ -1,22 +1,38 @@
 //! One group at a replica host: its keeper, and the way to its filter.
 
 use super::only::Only;
+use super::reads::{self, Reads};
 use super::traffic::Traffic;
 use super::{Shared, frames, lock};
 use crate::far::{Acks, Begin, CallKind, Caller, Found, Origin, RemoteNear};
+use crate::host::Host;
 use crate::keeper::{Calls, Home, Keeper, KeeperOptions};
 use crate::link::accept::Accepted;
+use crate::owner::{Access, AccessError, ClientError, ControlClient, Owner};
+use crate::reading::{Owning, not_answered};
 use crate::report::{Problem, ProblemClass, State};
 use crate::services::role::{GroupReport, Held as OnTheWay};
 use bytes::Bytes;
 use cdp_core::capture::Room;
+use cdp_core::journal::MANIFEST_NAME;
 use cdp_core::link::message::{Answer, Call, CallStatus, Code, Farewell, Hello};
+use cdp_core::media::Disk;
+use cdp_core::trust::KeyHolder;
 use cdp_core::types::{Lsn, MonoTime, Position, Timeline};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
+
+/// How long an owner that begins is waited for, and how often it is looked.
+const OWNER_WITHIN: Duration = Duration::from_secs(3);
+const OWNER_LOOK: Duration = Duration::from_millis(20);
+
+fn owned(error: &AccessError) -> Problem {
+    Problem::new(ProblemClass::Refused, "owned", format!("the replica is in use: {error}"))
+        .hint("try again in a moment")
+}
 
 /// How long a keeper waits for its filter's answer.
 const NEAR_WITHIN: Duration = Duration::from_secs(10);
@@ -54,6 +70,10 @@ pub(super) struct Seat {
     options: KeeperOptions,
     held: Mutex<Option<Held>>,
     way: Arc<Way>,
+    /// What is read of it from afar.
+    pub(super) reads: Reads,
+    /// Answers while there is no keeper, and somebody reads.
+    idle: Mutex<Option<Owning>>,
     /// Of the last task that has frames.
     traffic: Mutex<Arc<Traffic>>,
     /// When the last came that was seen to be durable and restorable.
@@ -109,6 +129,8 @@ impl Seat {
             traffic: Mutex::default(),
             moment: Mutex::default(),
             stored: Mutex::default(),
+            reads: Reads::default(),
+            idle: Mutex::default(),
         })
     }
 
@@ -116,6 +138,8 @@ impl Seat {
         let failed = |error: &dyn std::fmt::Display| {
             Problem::new(ProblemClass::Refused, "replica-directory", format!("{}: {error}", self.directory.display()))
         };
+        // Who reads goes on: what he reads is held under every owner.
+        drop(lock(&self.idle).take());
         let home = Home::acquire(&self.directory).map_err(|error| failed(&error))?;
         let keeper = Keeper::new(home, self.options.clone());
         let near = Arc::new(RemoteNear::new(Arc::clone(&self.way) as _));
@@ -124,16 +148,61 @@ impl Seat {
     }
 
     /// Answers a call of somebody who may ask about this group only. May wait: for threads that may.
-    pub(super) fn answer_to(&self, only: Option<&Only>, call: &Call) -> Answer {
+    pub(super) fn answer_to(self: &Arc<Self>, only: Option<&Only>, call: &Call) -> Answer {
         match only.map_or(Ok(()), |only| only.judge(&self.directory, call)) {
             Ok(()) => self.answer(call),
             Err(problem) => refused(call, &problem),
         }
     }
 
-    /// Answers a call of a filter. May wait: for threads that may.
-    fn answer(&self, call: &Call) -> Answer {
+    /// Opens what is sealed at rest, and is the replica's place.
+    pub(super) fn place(&self) -> (&Path, &KeyHolder) {
+        (&self.directory, &self.options.key)
+    }
+
+    /// A way to who owns the replica now. Where nobody keeps it that is this host itself, until its filter comes or nobody reads.
+    pub(super) fn reach(&self) -> Result<ControlClient, Problem> {
+        if !self.directory.join(MANIFEST_NAME).is_file() {
+            let message = "there is no replica of that group here yet";
+            return Err(Problem::new(ProblemClass::Failed, "no-replica", message).hint("look at the group's name"));
+        }
+        let held = lock(&self.held);
+        if held.is_none() {
+            let mut idle = lock(&self.idle);
+            if idle.is_none() {
+                match Access::open(&self.directory, Duration::ZERO) {
+                    Ok(Access::Client(client)) => return Ok(client),
+                    Ok(Access::Owner(owner)) => *idle = Some(self.own(owner)?),
+                    Err(error) => return Err(owned(&error)),
+                }
+            }
+        }
+        drop(held);
+        let deadline = Instant::now() + OWNER_WITHIN;
+        loop {
+            match ControlClient::connect(&self.directory) {
+                // A filter begins, and is answered first.
+                Err(ClientError::NoOwner { .. }) if Instant::now() < deadline => std::thread::sleep(OWNER_LOOK),
+                connected => return connected.map_err(not_answered),
+            }
+        }
+    }
+
+    fn own(&self, owner: Owner) -> Result<Owning, Problem> {
+        let storage = Disk::open(&self.directory);
+        let storage = storage.map_err(|error| Problem::new(ProblemClass::Failed, "unreadable", error.to_string()))?;
+        let host = Host::idle(Arc::new(storage), &self.options.key)?;
+        // What a killed reader left takes room, and nothing else.
+        let _ = host.clean_sessions();
+        Owning::begin(owner, host, None, Vec::new())
+    }
+
+    /// Answers a call of a filter, or of somebody who reads. May wait: for threads that may.
+    fn answer(self: &Arc<Self>, call: &Call) -> Answer {
         let kind = CallKind::of(call.kind);
+        if let Some(kind) = kind.filter(|kind| kind.is_of_reader()) {
+            return reads::answer(self, kind, call);
+        }
         let mut held = lock(&self.held);
         if kind == Some(CallKind::Find) {
             // A filter that starts: whoever kept this for the one before lets go.
@@ -216,6 +285,18 @@ impl Seat {
         tokio::spawn(frames::run(Arc::clone(shared), Arc::clone(self), timeline, task.downgrade(), queue));
     }
 
+    /// Lets go of what nobody has read for too long; it may wait for media.
+    pub(super) fn sweep(&self) {
+        if self.reads.sweep() {
+            drop(lock(&self.idle).take());
+        }
+    }
+
+    /// Whether nobody keeps, reads or owns anything here.
+    pub(super) fn is_vacant(&self) -> bool {
+        lock(&self.held).is_none() && lock(&self.idle).is_none() && self.reads.is_empty()
+    }
+
     /// For a task that begins.
     pub(super) fn next_traffic(&self) -> Arc<Traffic> {
         let mut traffic = lock(&self.traffic);
@@ -259,8 +340,10 @@ impl Seat {
         stored.0 + stored.1
     }
 
-    /// Ends the keeper; it may wait for its media.
+    /// Ends the keeper, and all reading; it may wait for its media.
     pub(super) fn let_go(&self) {
+        self.reads.end();
+        drop(lock(&self.idle).take());
         let held = lock(&self.held).take();
         // Nobody is left to take frames either where nothing was held.
         *lock(&self.way.0) = None;
