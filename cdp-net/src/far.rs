@@ -69,7 +69,7 @@ pub trait Far: Send + Sync {
     /// When what is there cannot be gone on with.
     fn find(&self, find: &Find) -> Result<Option<Found>, Problem>;
 
-    /// Opens the timeline, durably where there is room for that, and takes frames from here on. Comes once, after [`Far::find`].
+    /// Opens the timeline, durably where there is room for that, and takes frames from here on. Comes once after each [`Far::find`].
     ///
     /// # Errors
     /// When nothing can be recorded there.
@@ -144,6 +144,12 @@ pub trait Far: Send + Sync {
 
     /// Why it stopped, if it did.
     fn failure(&self) -> Option<String>;
+
+    /// Why the order cannot go on there under its timeline, if so: it does as soon as another one is begun that forks from it.
+    fn broken(&self) -> Option<String>;
+
+    /// Whether somebody on the way may keep what is not durable, so that it need not be kept at the source too.
+    fn is_lent(&self) -> bool;
 
     /// Why its index is not kept as it should be, if so.
     fn trouble(&self) -> Option<String>;

@@ -15,6 +15,7 @@
 //! | `cdp-flush` | the source's flushes that the filter itself wants |
 //! | `cdp-reread`, one or more | the source and the replica, for resyncs and repairs |
 //! | `cdp-seed` | the source and the replica, for first copies: of the group, and of disks that join |
+//! | `cdp-fork` | the replica's side, where the order cannot go on there |
 //! | `cdp-timer` | time |
 //! | `cdp-events` | what the filter has to tell |
 
@@ -22,6 +23,7 @@ mod copies;
 mod disk;
 mod disks;
 mod engine;
+mod fork;
 mod found;
 mod local;
 mod log_file;
@@ -70,6 +72,14 @@ const LOOK: Duration = Duration::from_millis(2);
 pub enum Notice {
     /// The filter says so.
     Filter(capture::Event),
+    /// The replica lost what it had called durable: these LSNs. Everything is compared with it, and of the time from the first of them
+    /// to the end of that nothing can be restored.
+    AcknowledgedLost {
+        /// The first that is lost.
+        from: Lsn,
+        /// The last one.
+        to: Lsn,
+    },
     /// The replica's side cannot go on; the guest can.
     ReplicaFailed(String),
     /// The journal's index cannot be kept as it should be. Nothing is lost; views may be slow to open.
@@ -124,6 +134,8 @@ impl std::fmt::Debug for Protection {
 struct Shared {
     engine: Arc<Engine>,
     far: Arc<dyn Far>,
+    /// What is to be told; soon taken, and few.
+    alarms: Mutex<Vec<Notice>>,
     /// Of this side; the replica's side tells its own.
     failure: Arc<Failure>,
     progress: Progress,

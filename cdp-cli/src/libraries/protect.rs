@@ -234,6 +234,13 @@ impl Teller {
                 });
                 self.state(protector, protector.state(), Some(format!("the RPO is not held: {age}")), events);
             }
+            Notice::AcknowledgedLost { from, to } => {
+                let reason = format!(
+                    "the replica lost acknowledged data, LSN {from} to {to}: everything is compared with it, and nothing from \
+                     there to the end of that can be restored"
+                );
+                self.state(protector, protector.state(), Some(reason), events);
+            }
             Notice::ReplicaFailed(_) => self.state(protector, State::ReplicaLost, None, events),
             Notice::IndexTrouble(why) => {
                 let reason = format!(

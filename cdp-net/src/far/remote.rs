@@ -33,6 +33,9 @@ pub trait Wire: Caller {
 
     /// Why nothing can be sent any more, if so.
     fn failure(&self) -> Option<String>;
+
+    /// Why nothing of this timeline can be sent any more, if so.
+    fn broken(&self) -> Option<String>;
 }
 
 /// The way of the pieces of one first copy. Each call may wait for room; `false`: nothing more is taken.
@@ -182,6 +185,14 @@ impl Far for Remote {
 
     fn failure(&self) -> Option<String> {
         self.wire.failure()
+    }
+
+    fn broken(&self) -> Option<String> {
+        self.wire.broken()
+    }
+
+    fn is_lent(&self) -> bool {
+        true
     }
 
     fn trouble(&self) -> Option<String> {

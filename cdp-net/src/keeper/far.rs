@@ -266,6 +266,15 @@ impl Far for Keeper {
         self.running().ok()?.failure.get()
     }
 
+    fn broken(&self) -> Option<String> {
+        // What was handed to it is not lost before it is.
+        None
+    }
+
+    fn is_lent(&self) -> bool {
+        false
+    }
+
     fn trouble(&self) -> Option<String> {
         self.running().ok()?.index.get()
     }

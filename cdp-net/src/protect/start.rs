@@ -7,15 +7,15 @@ use super::open::{GivenSources, Prepared, ProtectError, ProtectionOptions, State
 use super::seed::Progress;
 use super::sources::Sources;
 use super::stop::Ending;
-use super::{Notice, Protection, Shared, reread};
+use super::{Notice, Protection, Shared, fork, reread};
 use crate::clock;
 use crate::device::Device;
-use crate::far::{Far, Frames, Near, SizeOf, Trust};
+use crate::far::{Far, Frames, Near, Origin, SizeOf, Trust};
 use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Start};
 use cdp_core::types::DiskId;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the first write of the activity log may take before guests are served without it.
@@ -92,6 +92,7 @@ fn launch(
         rpo_ns: policy.rpo_ms * 1_000_000,
         points: policy.mode(),
         queue_bytes_max: options.queue_bytes,
+        keeps_ranges: far.is_lent(),
         ..FilterOptions::new(group, opened.timeline, start, disks.disks.clone())
     };
     let filter = Filter::new(filter_options, clock::now())?;
@@ -103,6 +104,7 @@ fn launch(
     let shared = Arc::new(Shared {
         engine: Arc::clone(&engine),
         far: Arc::clone(far),
+        alarms: Mutex::default(),
         failure: Arc::default(),
         progress: Progress::default(),
         stop: AtomicBool::new(false),
@@ -133,6 +135,9 @@ fn launch(
         })?;
     }
     drop(rereads);
+    let parent = if let Origin::Fork { parent, .. } = begin.origin { Some(parent) } else { None };
+    let for_fork = Arc::clone(&shared);
+    ending.spawn("cdp-fork", move || fork::run(&for_fork, parent.into_iter().chain([opened.timeline])))?;
     let for_timer = Arc::clone(&engine);
     ending.spawn("cdp-timer", move || for_timer.run_timer())?;
     let (trusted, trust) = channel();
@@ -196,6 +201,8 @@ fn run_events(shared: &Shared, events: &Receiver<Event>, trusted: &Sender<()>, n
             let _ = trusted.send(());
         }
         event.into_iter().for_each(|event| notices(Notice::Filter(event)));
+        let alarms = std::mem::take(&mut *shared.alarms.lock().unwrap_or_else(PoisonError::into_inner));
+        alarms.into_iter().for_each(notices);
         shared.far.history().into_iter().for_each(|history| notices(Notice::History(history)));
         if let Some(why) = shared.failure().filter(|_| !failed) {
             failed = true;

@@ -75,6 +75,8 @@ struct State {
     begun: Option<(GroupId, Timeline)>,
     standing: Standing,
     failure: Option<String>,
+    /// Why what was begun cannot go on.
+    broken: Option<String>,
     /// Sessions of frames so far, and whether the last one holds.
     session: u64,
     is_up: bool,
@@ -95,6 +97,10 @@ impl Shared {
 
     fn fail(&self, why: String) {
         lock(&self.state).failure.get_or_insert(why);
+    }
+
+    fn breaks(&self, why: String) {
+        lock(&self.state).broken = Some(why);
     }
 }
 
@@ -144,6 +150,7 @@ impl FarLink {
             Origin::First | Origin::Fork { .. } => Lsn::ZERO,
         };
         state.begun = Some((group, begin.timeline));
+        state.broken = None;
         drop(state);
         let command = Command::Begin { group, timeline: begin.timeline, start: Position::whole(after) };
         // A task that has ended takes no frames either.
@@ -192,6 +199,10 @@ impl Wire for FarLink {
 
     fn failure(&self) -> Option<String> {
         lock(&self.shared.state).failure.clone()
+    }
+
+    fn broken(&self) -> Option<String> {
+        lock(&self.shared.state).broken.clone()
     }
 }
 

@@ -150,6 +150,10 @@ impl Wire for Cable {
     fn failure(&self) -> Option<String> {
         self.keeper().failure()
     }
+
+    fn broken(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The way of a first copy's pieces.

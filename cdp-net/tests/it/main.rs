@@ -9,6 +9,8 @@ mod disks_crash;
 mod distance;
 mod drivers;
 mod every_lsn;
+#[cfg(feature = "services")]
+mod forks;
 mod halves;
 mod held;
 mod history;

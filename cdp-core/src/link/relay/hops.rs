@@ -180,7 +180,7 @@ impl Relay {
     fn refused(&mut self, farewell: Farewell) {
         let of_the_source = matches!(
             farewell.code,
-            Code::UnknownGroup | Code::OtherTenant | Code::TimelineClosed | Code::TimelineUnknown
+            Code::UnknownGroup | Code::OtherTenant | Code::TimelineClosed | Code::TimelineUnknown | Code::Torn
         );
         if of_the_source {
             self.above.close(farewell.clone());

@@ -13,7 +13,7 @@ use cdp_core::capture::Room;
 use cdp_core::frame::{Compression, EncodedFrame, Encoder, RawFrame};
 use cdp_core::link::calls::CallId;
 use cdp_core::link::farewell::Class;
-use cdp_core::link::message::{Answer, Call, CallStatus, FarRoom, Features, Message};
+use cdp_core::link::message::{Answer, Call, CallStatus, Code, FarRoom, Features, Message};
 use cdp_core::link::source::{Acked, SourceEffect, SourceEnd, SourceOptions};
 use cdp_core::link::spool::{Lookup, Spool, SpoolOptions};
 use cdp_core::types::{GroupId, Lsn, MonoTime, Position, Timeline};
@@ -67,7 +67,8 @@ pub(super) struct Task {
     options: FarOptions,
     calls: End,
     frames: Option<End>,
-    group: Option<GroupId>,
+    /// What is written.
+    of: Option<(GroupId, Timeline)>,
     encoder: Encoder,
     /// Frames that are not durable.
     spool: Option<Spool>,
@@ -152,7 +153,7 @@ impl Task {
             options,
             calls,
             frames: None,
-            group: None,
+            of: None,
             encoder: Encoder::new(),
             spool: None,
             early: VecDeque::new(),
@@ -286,13 +287,15 @@ impl Task {
 
     fn begin(&mut self, group: GroupId, timeline: Timeline, start: Position) {
         // Told again, it is the same.
-        if self.frames.is_some() {
+        if self.of == Some((group, timeline)) {
             return;
         }
+        // What was on its way under the timeline before is lost with it.
+        self.down();
         let mut end = End::new(&self.identity, source(&self.options, Some((group, timeline)), start));
         end.at = self.calls.at;
         self.frames = Some(end);
-        self.group = Some(group);
+        self.of = Some((group, timeline));
         self.durable = start.lsn;
         self.spool = Some(Spool::new(SpoolOptions {
             memory_bytes_max: self.options.memory_bytes,
@@ -307,7 +310,13 @@ impl Task {
     }
 
     fn frame(&mut self, raw: RawFrame) {
-        let (Some(group), Some(spool), Some(frames)) = (self.group, &mut self.spool, &mut self.frames) else { return };
+        let (Some((group, timeline)), Some(spool), Some(frames)) = (self.of, &mut self.spool, &mut self.frames) else {
+            return;
+        };
+        // Of the timeline before this one: what it held is read again.
+        if raw.timeline != timeline {
+            return;
+        }
         let frame = self.encoder.encode(raw, group, Compression::None);
         let (info, bytes) = (frame.info, frame.len());
         let kept = spool.push(frame).map_err(|error| error.to_string());
@@ -350,15 +359,13 @@ impl Task {
                 SourceEffect::Acked(_) => {}
                 SourceEffect::Answered { id, answer } => self.answered(id, answer),
                 SourceEffect::Called { id, call } => self.called(id, call),
-                SourceEffect::Lost(range) => self.shared.fail(format!(
-                    "the replica lost what it had acknowledged: LSN {} to {}",
-                    range.start(),
-                    range.end()
-                )),
-                SourceEffect::Broken { have, oldest, .. } => self.shared.fail(format!(
+                // Nothing that follows is held here any more: the session breaks next.
+                SourceEffect::Lost(_) => {}
+                SourceEffect::Broken { have, oldest, .. } => self.shared.breaks(format!(
                     "the replica stands at {have}, and what follows is not kept any more: the oldest is {oldest}"
                 )),
                 SourceEffect::Refused { farewell, class } => match class {
+                    Class::Never if farewell.code == Code::Torn => self.shared.breaks(farewell.to_string()),
                     Class::Never => self.shared.fail(format!("the other side refuses for good: {farewell}")),
                     _ => end.at += 1,
                 },

@@ -1,7 +1,7 @@
 //! One group at a replica host: its keeper, and the way to its filter.
 
 use super::{Shared, frames, lock};
-use crate::far::{Acks, Begin, CallKind, Caller, Found, Origin, RemoteNear};
+use crate::far::{Acks, Begin, CallKind, Caller, Far, Find, Found, Origin, RemoteNear};
 use crate::keeper::{Calls, Home, Keeper, KeeperOptions};
 use crate::link::accept::Accepted;
 use crate::report::{Problem, ProblemClass};
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use cdp_core::capture::Room;
 use cdp_core::link::message::{Answer, Call, CallStatus, Code, Farewell, Hello};
 use cdp_core::types::{Lsn, Position, Timeline};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -43,6 +44,14 @@ pub(super) struct Held {
     pub(super) begun: Option<(Timeline, Lsn)>,
     /// What was durable when it was found.
     found: Lsn,
+}
+
+/// Where a session of frames finds the replica.
+pub(super) enum Resumed {
+    /// It goes on from here.
+    Held(Held, Position),
+    /// Less is there than was called durable.
+    Lost { have: Position, lost: RangeInclusive<Lsn> },
 }
 
 /// See the module's text.
@@ -139,7 +148,7 @@ impl Seat {
     }
 
     /// Where a session of frames may begin, as the keeper has it; the replica is opened again where this host was started anew.
-    pub(super) fn resume(&self, hello: &Hello) -> Result<(Held, Position), Farewell> {
+    pub(super) fn resume(&self, hello: &Hello) -> Result<Resumed, Farewell> {
         let unknown = |text: String| Farewell::new(Code::TimelineUnknown, text);
         let (Some(group), Some(timeline)) = (hello.group, hello.timeline) else {
             return Err(Farewell::new(Code::Malformed, "frames are of a group and a timeline"));
@@ -147,7 +156,7 @@ impl Seat {
         let mut held = lock(&self.held);
         if let Some(held) = held.as_ref() {
             return match held.begun {
-                Some((begun, at)) if begun == timeline => Ok((held.clone(), Position::whole(at))),
+                Some((begun, at)) if begun == timeline => Ok(Resumed::Held(held.clone(), Position::whole(at))),
                 Some(_) => Err(Farewell::new(Code::TimelineClosed, "another timeline is written now")),
                 None => Err(unknown("the timeline is not begun yet".into())),
             };
@@ -155,16 +164,29 @@ impl Seat {
         let mut new = self.hold().map_err(|problem| unknown(problem.message))?;
         let near = Arc::new(RemoteNear::new(Arc::clone(&self.way) as _));
         let resumed = new.keeper.resume(group, timeline, Some(hello.durable_seen), near);
-        let at = resumed.map_err(|problem| match problem.code.as_str() {
-            "not-following" => Farewell::new(Code::TimelineClosed, problem.message),
-            "broken" => Farewell::new(Code::Broken, problem.message),
-            _ => unknown(problem.message),
-        })?;
+        let at = match resumed {
+            Ok(at) => at,
+            Err(problem) => {
+                // What is there without the witness of who heard it acknowledged: the loss is his to know.
+                let found = new.keeper.find(&Find::default()).ok().flatten().map(|found| found.durable);
+                let lost = found.filter(|durable| problem.code == "damaged" && *durable < hello.durable_seen);
+                new.keeper.let_go();
+                return match (lost, problem.code.as_str()) {
+                    (Some(at), _) => {
+                        let lost = at.next()..=hello.durable_seen;
+                        Ok(Resumed::Lost { have: Position::whole(at), lost })
+                    }
+                    (None, "not-following") => Err(Farewell::new(Code::TimelineClosed, problem.message)),
+                    (None, "broken") => Err(Farewell::new(Code::Torn, problem.message)),
+                    (None, _) => Err(unknown(problem.message)),
+                };
+            }
+        };
         new.begun = Some((timeline, at));
         // Without its control socket it is kept all the same.
         let _ = new.keeper.serve();
         *held = Some(new.clone());
-        Ok((new, Position::whole(at)))
+        Ok(Resumed::Held(new, Position::whole(at)))
     }
 
     /// A connection of the timeline's frames.
