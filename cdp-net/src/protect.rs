@@ -134,6 +134,8 @@ impl std::fmt::Debug for Protection {
 struct Shared {
     engine: Arc<Engine>,
     far: Arc<dyn Far>,
+    /// What may be queued in memory, in bytes.
+    queue_bytes: u64,
     /// What is to be told; soon taken, and few.
     alarms: Mutex<Vec<Notice>>,
     /// Of this side; the replica's side tells its own.

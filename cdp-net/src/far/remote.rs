@@ -3,8 +3,8 @@
 use super::carry::{Caller, UNREACHABLE, answer, ask, question, tell};
 use super::{
     Begin, CallKind, Close, Closed, Digested, Digests, DiskOrder, DisksEdit, Facts, Far, FilterPolicy, Find, Found,
-    Frames, Group, MarkOrder, Marked, Near, Range, Reach, Reached, SeedBegin, SeedBegun, SeedEnd, SeedHandle, SeedOf,
-    Seeded, Seeding, Standing, Sums, Trust, Zeros,
+    Frames, Group, Lends, MarkOrder, Marked, Near, Range, Reach, Reached, SeedBegin, SeedBegun, SeedEnd, SeedHandle,
+    SeedOf, Seeded, Seeding, Standing, Sums, Trust, Zeros,
 };
 use crate::report::{DiskChanged, History, Problem};
 use cdp_core::capture::Room;
@@ -17,6 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub trait Wire: Caller {
     /// Where frames go.
     fn frames(&self) -> Frames;
+
+    /// Where it goes what is lent.
+    fn lends(&self) -> Lends;
 
     /// From now on acks are told to this one, and calls from the other end are answered by [`answer_near`] with it; none: to nobody.
     fn listen(&self, near: Option<Arc<dyn Near>>);
@@ -191,8 +194,8 @@ impl Far for Remote {
         self.wire.broken()
     }
 
-    fn is_lent(&self) -> bool {
-        true
+    fn lends(&self) -> Option<Lends> {
+        Some(self.wire.lends())
     }
 
     fn trouble(&self) -> Option<String> {
@@ -294,6 +297,14 @@ impl RemoteNear {
 impl Near for RemoteNear {
     fn durable(&self, lsn: Lsn) {
         self.wire.durable(lsn);
+    }
+
+    fn stored(&self, _: Lsn) {
+        // Said by those on the way, which are between the filter and this side.
+    }
+
+    fn capacity(&self, _: u64) {
+        // The same.
     }
 
     fn room(&self, room: Room) {

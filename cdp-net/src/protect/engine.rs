@@ -6,6 +6,7 @@
 
 use super::member::{Joined, Membership};
 use crate::clock;
+use crate::far::Lends;
 use cdp_core::capture::{
     Event, Failed, Filter, FlushTicket, LogWrite, Op, Output, Reread, SubmitError, Submitted, Ticket,
 };
@@ -24,6 +25,8 @@ const TIMER_STEP_NS: u64 = 10_000_000;
 pub(super) struct Queues {
     /// Frames, to the pump.
     pub(super) frames: Box<dyn Fn(RawFrame) + Send>,
+    /// What is lent, where somebody may be lent something.
+    pub(super) lends: Option<Lends>,
     /// Writes of the activity log.
     pub(super) log: Sender<LogWrite>,
     /// Removals of its file.
@@ -135,8 +138,8 @@ impl Engine {
         // Without queues, or with a thread that has ended, the protector is being dropped: nobody needs the work any more.
         let Some(queues) = queues else { return };
         let _ = match output {
-            // Nothing is lent where nothing is stored between filter and replica.
-            Output::Ready(_) | Output::Lend(_) => true,
+            Output::Ready(_) => true,
+            Output::Lend(through) => return queues.lends.iter().for_each(|lends| lends(through)),
             Output::Frame(frame) => return (queues.frames)(frame),
             Output::Log(write) => queues.log.send(write).is_ok(),
             Output::RemoveLog => queues.log_removals.send(()).is_ok(),

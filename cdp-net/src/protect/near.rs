@@ -13,6 +13,16 @@ impl Near for Shared {
         self.engine.with(|filter, _| filter.durable(lsn));
     }
 
+    fn stored(&self, lsn: Lsn) {
+        self.engine.with(|filter, _| filter.stored(lsn));
+    }
+
+    fn capacity(&self, bytes: u64) {
+        let (memory, spool) = (self.queue_bytes, bytes.saturating_sub(self.queue_bytes));
+        let set = self.engine.with(|filter, _| filter.set_bounds(memory, spool));
+        debug_assert!(set.is_ok(), "a filter was made with this memory");
+    }
+
     fn room(&self, room: Room) {
         self.engine.with(|filter, _| filter.set_room(room));
     }

@@ -10,7 +10,7 @@ use super::stop::Ending;
 use super::{Notice, Protection, Shared, fork, reread};
 use crate::clock;
 use crate::device::Device;
-use crate::far::{Far, Frames, Near, Origin, SizeOf, Trust};
+use crate::far::{Far, Frames, Lends, Near, Origin, SizeOf, Trust};
 use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Start};
 use cdp_core::types::DiskId;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,6 +82,7 @@ fn launch(
     let Prepared { sources, disks, group, start, full_check, generation_least, policy, log, opened, mut begin } =
         prepared;
     let seeding = matches!(start, Start::First);
+    let lends = far.lends();
     let filter_options = FilterOptions {
         full_check,
         facts: super::same::facts(&sources),
@@ -92,19 +93,20 @@ fn launch(
         rpo_ns: policy.rpo_ms * 1_000_000,
         points: policy.mode(),
         queue_bytes_max: options.queue_bytes,
-        keeps_ranges: far.is_lent(),
+        keeps_ranges: lends.is_some(),
         ..FilterOptions::new(group, opened.timeline, start, disks.disks.clone())
     };
     let filter = Filter::new(filter_options, clock::now())?;
     begin.reserved = filter.first_lsn();
     let begun = filter.status(clock::now()).lsn;
-    let (queues, work) = queues(far.frames());
+    let (queues, work) = queues(far.frames(), lends);
     let engine = Arc::new(Engine::new(filter, queues));
     let (copies, copy_orders) = channel();
     let shared = Arc::new(Shared {
         engine: Arc::clone(&engine),
         far: Arc::clone(far),
         alarms: Mutex::default(),
+        queue_bytes: options.queue_bytes,
         failure: Arc::default(),
         progress: Progress::default(),
         stop: AtomicBool::new(false),
@@ -162,7 +164,7 @@ fn launch(
     Ok(Protection { opened, group, shared, started: Instant::now(), _ending: ending, _owner: state.owner })
 }
 
-fn queues(frames: Frames) -> (Queues, Work) {
+fn queues(frames: Frames, lends: Option<Lends>) -> (Queues, Work) {
     let (log_sender, log) = channel();
     let (removal_sender, log_removals) = channel();
     let (flush_sender, flushes) = channel();
@@ -170,6 +172,7 @@ fn queues(frames: Frames) -> (Queues, Work) {
     let (event_sender, events) = channel();
     let queues = Queues {
         frames,
+        lends,
         log: log_sender,
         log_removals: removal_sender,
         flushes: flush_sender,

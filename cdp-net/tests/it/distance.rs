@@ -27,6 +27,7 @@ use tokio::runtime::Runtime;
 pub(crate) struct Sites {
     pub(crate) place: Place,
     pub(crate) runtime: Runtime,
+    pub(crate) queue_bytes: u64,
     pub(crate) host: Option<ReplicaHost>,
     pub(crate) address: SocketAddr,
 }
@@ -34,7 +35,7 @@ pub(crate) struct Sites {
 impl Sites {
     pub(crate) fn new() -> Self {
         let (place, runtime) = (Place::new(), Runtime::new().unwrap());
-        let mut sites = Self { place, runtime, host: None, address: ([127, 0, 0, 1], 0).into() };
+        let mut sites = Self { place, runtime, queue_bytes: 64 << 20, host: None, address: ([127, 0, 0, 1], 0).into() };
         sites.start_host();
         sites
     }
@@ -87,6 +88,7 @@ impl Sites {
             tenant: String::new(),
             name: "machine".into(),
             memory_bytes: 1 << 30,
+            spool: None,
             silence_ms: 1_500,
             connections: 0,
         }
@@ -107,7 +109,7 @@ impl Sites {
             policy: Default::default(),
             trust_source: false,
             full_check: false,
-            queue_bytes: 64 << 20,
+            queue_bytes: self.queue_bytes,
             reread_threads: 3,
         };
         let directory = self.place.directory.path().join("state");

@@ -10,7 +10,7 @@ use cdp_core::media::{Disk, Storage};
 use cdp_core::types::{BLOCK, DiskId, GroupId, Lsn, Timeline};
 use cdp_core::when::When;
 use cdp_net::far::{
-    Acks, Begin, CallKind, Caller, Close, Closed, Far, Find, Found, Frames, Near, PIECE, Reach, Reached, Remote,
+    Acks, Begin, CallKind, Caller, Close, Closed, Far, Find, Found, Frames, Lends, Near, PIECE, Reach, Reached, Remote,
     RemoteNear, SeedBegin, SeedBegun, SeedHandle, SeedWay, Seeding, Standing, Wire, answer_near, ask,
 };
 use cdp_net::keeper::{Calls, Home, Keeper, KeeperOptions};
@@ -126,6 +126,11 @@ impl Wire for Cable {
             kept.push_back(frame.clone());
             me.keeper().packed(frame);
         })
+    }
+
+    fn lends(&self) -> Lends {
+        // Nobody stands between the two.
+        Box::new(|_| {})
     }
 
     fn listen(&self, near: Option<Arc<dyn Near>>) {

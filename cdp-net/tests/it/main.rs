@@ -29,6 +29,8 @@ mod restoring;
 mod rotating;
 mod seeding;
 mod sets;
+#[cfg(feature = "services")]
+mod spooling;
 mod stopping;
 mod wan;
 mod watch;
