@@ -15,6 +15,8 @@ mod halves;
 mod held;
 mod history;
 mod idle;
+#[cfg(feature = "services")]
+mod lending;
 mod levels;
 #[cfg(feature = "services")]
 mod link;

@@ -59,6 +59,8 @@ pub(super) struct Seat {
     directory: PathBuf,
     options: KeeperOptions,
     held: Mutex<Option<Held>>,
+    /// What is written, for who may not wait for `held`.
+    begun: Mutex<Option<Timeline>>,
     way: Arc<Way>,
 }
 
@@ -101,7 +103,7 @@ fn refused(call: &Call, problem: &Problem) -> Answer {
 
 impl Seat {
     pub(super) fn new(directory: PathBuf, options: KeeperOptions) -> Arc<Self> {
-        Arc::new(Self { directory, options, held: Mutex::default(), way: Arc::default() })
+        Arc::new(Self { directory, options, held: Mutex::default(), begun: Mutex::default(), way: Arc::default() })
     }
 
     fn hold(&self) -> Result<Held, Problem> {
@@ -121,6 +123,7 @@ impl Seat {
         let mut held = lock(&self.held);
         if kind == Some(CallKind::Find) {
             // A filter that starts: whoever kept this for the one before lets go.
+            *lock(&self.begun) = None;
             if let Some(before) = held.take() {
                 before.keeper.let_go();
             }
@@ -143,6 +146,7 @@ impl Seat {
             && let Some(held) = held.as_mut()
         {
             held.note(call, &answer);
+            *lock(&self.begun) = held.begun.map(|(timeline, _)| timeline);
         }
         answer
     }
@@ -183,6 +187,7 @@ impl Seat {
             }
         };
         new.begun = Some((timeline, at));
+        *lock(&self.begun) = Some(timeline);
         // Without its control socket it is kept all the same.
         let _ = new.keeper.serve();
         *held = Some(new.clone());
@@ -195,6 +200,12 @@ impl Seat {
             tokio::spawn(accepted.opened.refuse(Farewell::new(Code::Malformed, "frames are of a timeline")));
             return;
         };
+        if lock(&self.begun).is_some_and(|begun| begun != timeline) {
+            // A proxy that still has some of it: who writes now is not disturbed.
+            let why = Farewell::new(Code::TimelineClosed, "another timeline is written now");
+            tokio::spawn(accepted.opened.refuse(why));
+            return;
+        }
         let mut way = lock(&self.way.0);
         let mut message = ToFrames::Accepted(Box::new(accepted));
         if let Some((of, task)) = way.as_ref().filter(|(of, _)| *of == timeline) {
@@ -215,6 +226,7 @@ impl Seat {
     pub(super) fn let_go(&self) {
         *lock(&self.way.0) = None;
         let held = lock(&self.held).take();
+        *lock(&self.begun) = None;
         if let Some(held) = held {
             held.calls.end();
             held.keeper.let_go();
