@@ -19,6 +19,7 @@
 //! | `cdp-timer` | time |
 //! | `cdp-events` | what the filter has to tell |
 
+mod budget;
 mod copies;
 mod disk;
 mod disks;
@@ -37,6 +38,7 @@ mod sources;
 mod start;
 mod stop;
 
+pub use budget::SharedBudget;
 pub use local::{ProtectOptions, Protector};
 pub use log_file::LOG_BYTES_MAX;
 pub(crate) use log_file::witness;
@@ -45,6 +47,7 @@ pub use open::{GivenSources, ProtectError, ProtectionOptions, SourceOptions, Sta
 pub use seed::Progress;
 pub use stop::Summary;
 
+use self::budget::Share;
 use self::copies::CopyOrder;
 use self::engine::Engine;
 use self::sources::Sources;
@@ -134,8 +137,6 @@ impl std::fmt::Debug for Protection {
 struct Shared {
     engine: Arc<Engine>,
     far: Arc<dyn Far>,
-    /// What may be queued in memory, in bytes.
-    queue_bytes: u64,
     /// What is to be told; soon taken, and few.
     alarms: Mutex<Vec<Notice>>,
     /// Of this side; the replica's side tells its own.
@@ -206,6 +207,15 @@ impl Protection {
     pub fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
         let kinds = PointKinds { mark: true, ..PointKinds::default() };
         self.shared.far.mark(&MarkOrder { kinds, label: label.as_str().to_owned() })
+    }
+
+    /// From here on the group has memory from this budget, by its weight among the others, and at most what it was started with.
+    ///
+    /// # Errors
+    /// When there are too many groups for the budget.
+    pub fn share(&self, budget: &Arc<SharedBudget>, weight: u32) -> Result<(), capture::BudgetError> {
+        self.shared.engine.set_share(Share::new(budget, self.group, weight)?);
+        Ok(())
     }
 
     /// Whatever goes on in the background ends; frames still go.

@@ -18,9 +18,7 @@ impl Near for Shared {
     }
 
     fn capacity(&self, bytes: u64) {
-        let (memory, spool) = (self.queue_bytes, bytes.saturating_sub(self.queue_bytes));
-        let set = self.engine.with(|filter, _| filter.set_bounds(memory, spool));
-        debug_assert!(set.is_ok(), "a filter was made with this memory");
+        self.engine.set_capacity(bytes);
     }
 
     fn room(&self, room: Room) {

@@ -100,13 +100,12 @@ fn launch(
     begin.reserved = filter.first_lsn();
     let begun = filter.status(clock::now()).lsn;
     let (queues, work) = queues(far.frames(), lends);
-    let engine = Arc::new(Engine::new(filter, queues));
+    let engine = Arc::new(Engine::new(filter, queues, options.queue_bytes));
     let (copies, copy_orders) = channel();
     let shared = Arc::new(Shared {
         engine: Arc::clone(&engine),
         far: Arc::clone(far),
         alarms: Mutex::default(),
-        queue_bytes: options.queue_bytes,
         failure: Arc::default(),
         progress: Progress::default(),
         stop: AtomicBool::new(false),

@@ -6,9 +6,10 @@ use crate::wan::network::Wan;
 use cdp_core::capture::State as Filtering;
 use cdp_core::frame::GapReason;
 use cdp_core::when::When;
-use cdp_net::protect::Protection;
+use cdp_net::protect::{Protection, SharedBudget};
 use cdp_net::services::far_link::{FarOptions, SpoolPlace};
 use std::path::PathBuf;
+use std::time::Duration;
 
 const MIB: usize = 1 << 20;
 
@@ -91,4 +92,42 @@ fn what_has_no_room_in_the_spool_either_is_tracked_and_read_again() {
     stop(protection);
     drop(wan);
     assert!(restored(&sites.load(), &When::Latest, "disk") == model);
+}
+
+/// Two groups of one process, whose far sides are both away: the one that writes much takes what the other does not need, and no more.
+#[test]
+fn a_noisy_group_does_not_push_the_others_into_tracking() {
+    let budget = SharedBudget::new(48 << 20);
+    let start = |seed| {
+        let sites = Sites::new();
+        let model = sites.place.make_source("disk", seed);
+        let wan = Wan::start(sites.address);
+        let far = FarOptions { memory_bytes: 80 << 20, ..sites.far_options(wan.address()) };
+        let protection = sites.protect_over(far, "disk", |_| {}).unwrap();
+        seeded(&protection);
+        protection.share(&budget, 1).unwrap();
+        (sites, wan, protection, model)
+    };
+    let ((noisy_sites, noisy_wan, noisy, mut noisy_model), (_quiet_sites, quiet_wan, quiet, mut quiet_model)) =
+        (start(3), start(4));
+    noisy_wan.cut();
+    quiet_wan.cut();
+    for piece in 0..96 {
+        write(&noisy, &mut noisy_model, (piece * 5 % 23) * MIB, noise(piece as u64, MIB));
+        // A writer that fills memory quicker than timers run is tracked sooner.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    wait_for("the noisy one to be out of room", || noisy.status().state == Filtering::Tracking);
+    for piece in 0..5 {
+        write(&quiet, &mut quiet_model, piece * MIB, noise(1000 + piece as u64, MIB));
+    }
+    let (noisy_now, quiet_now) = (noisy.status(), quiet.status());
+    assert_eq!((quiet_now.state, quiet_now.counters.gaps), (Filtering::Protecting, 0), "{quiet_now:?}");
+    assert!(noisy_now.queued_bytes > 24 << 20, "it had more than its share: {noisy_now:?}");
+    assert!(noisy_now.queued_bytes + quiet_now.queued_bytes <= 48 << 20 && budget.taken() <= 48 << 20);
+    noisy_wan.mend();
+    wait_for("the resync", || noisy.status().state == Filtering::Protecting);
+    stop(noisy);
+    drop(noisy_wan);
+    assert!(restored(&noisy_sites.load(), &When::Latest, "disk") == noisy_model);
 }
