@@ -28,6 +28,7 @@ mod fork;
 mod found;
 mod local;
 mod log_file;
+mod mark;
 mod member;
 mod near;
 mod open;
@@ -50,6 +51,7 @@ pub use stop::Summary;
 use self::budget::Share;
 use self::copies::CopyOrder;
 use self::engine::Engine;
+use self::mark::Marking;
 use self::sources::Sources;
 use self::stop::Ending;
 use crate::failure::Failure;
@@ -137,6 +139,7 @@ impl std::fmt::Debug for Protection {
 struct Shared {
     engine: Arc<Engine>,
     far: Arc<dyn Far>,
+    marking: Marking,
     /// What is to be told; soon taken, and few.
     alarms: Mutex<Vec<Notice>>,
     /// Of this side; the replica's side tells its own.
@@ -206,7 +209,7 @@ impl Protection {
     /// When this moment cannot be restored.
     pub fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
         let kinds = PointKinds { mark: true, ..PointKinds::default() };
-        self.shared.far.mark(&MarkOrder { kinds, label: label.as_str().to_owned() })
+        self.shared.order_mark(&MarkOrder { kinds, label: label.as_str().to_owned() })
     }
 
     /// From here on the group has memory from this budget, by its weight among the others, and at most what it was started with.

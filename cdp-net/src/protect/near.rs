@@ -33,13 +33,15 @@ impl Near for Shared {
                 .hint("make room; the protection then goes on by itself"));
         }
         let mark = Mark { kinds: order.kinds, on_barrier: false, label: order.label.clone() };
-        self.engine.with(|filter, now| filter.mark(now, mark)).map_err(|error| match error {
+        let make = || self.engine.with(|filter, now| filter.mark(now, mark));
+        let refused = |error| match error {
             MarkError::NotRestorable { .. } => {
                 Problem::new(ProblemClass::Refused, "not-restorable-now", error.to_string())
                     .hint("wait until `cdp status` says protecting")
             }
             error => Problem::new(ProblemClass::Refused, "not-marked", error.to_string()),
-        })
+        };
+        self.marking.make(&order.label, || make().map_err(refused))
     }
 
     fn change_disk(&self, order: &DiskOrder) -> Result<DiskChanged, Problem> {

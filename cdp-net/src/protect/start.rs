@@ -105,6 +105,7 @@ fn launch(
     let shared = Arc::new(Shared {
         engine: Arc::clone(&engine),
         far: Arc::clone(far),
+        marking: super::mark::Marking::default(),
         alarms: Mutex::default(),
         failure: Arc::default(),
         progress: Progress::default(),
@@ -202,6 +203,7 @@ fn run_events(shared: &Shared, events: &Receiver<Event>, trusted: &Sender<()>, n
             let _ = shared.far.trust(Trust { least: trust.least() });
             let _ = trusted.send(());
         }
+        event.iter().for_each(|event| shared.marking.hear(event));
         event.into_iter().for_each(|event| notices(Notice::Filter(event)));
         let alarms = std::mem::take(&mut *shared.alarms.lock().unwrap_or_else(PoisonError::into_inner));
         alarms.into_iter().for_each(notices);
