@@ -256,6 +256,10 @@ impl Shared {
         if self.draining.load(Ordering::Relaxed) {
             return State::Draining;
         }
+        // Why is a failure of this side, where a thread has ended.
+        if state == capture::State::Detached {
+            return State::Detached;
+        }
         if self.failure().is_some() {
             return State::ReplicaLost;
         }
@@ -272,7 +276,8 @@ impl Shared {
             capture::State::Protecting if !whole => State::Resync,
             capture::State::Protecting => State::Protecting,
             capture::State::Resyncing => State::Resync,
-            capture::State::Tracking | capture::State::Paused | capture::State::Detached => State::Tracking,
+            capture::State::Tracking | capture::State::Paused => State::Tracking,
+            capture::State::Detached => State::Detached,
         }
     }
 }

@@ -279,7 +279,8 @@ impl Teller {
             )
         };
         let lost = |why: String| format!("{why}; the disks are served on, a restart takes the protection up again");
-        let failed = || (state == State::ReplicaLost).then(|| protector.failure()).flatten().map(lost);
+        let failed =
+            || matches!(state, State::ReplicaLost | State::Detached).then(|| protector.failure()).flatten().map(lost);
         let reason = reason.or_else(|| without_room.map(no_room)).or_else(failed);
         events(ProtectEvent::State { state, reason, lacks });
     }

@@ -55,6 +55,7 @@ impl Near for Shared {
     fn facts(&self) -> Facts {
         let (now, room) = self.engine.with(|filter, now| (filter.status(now), filter.room()));
         let unrecorded = match room {
+            _ if now.detached.is_some() => Some(report::State::Detached),
             _ if self.failure().is_some() => Some(report::State::ReplicaLost),
             Room::NoSpace => Some(self.without_room()),
             _ => None,
