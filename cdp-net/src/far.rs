@@ -73,6 +73,9 @@ use std::sync::Arc;
 /// Takes frames in their order; never waits. What was given and is not durable is bounded by the filter.
 pub type Frames = Box<dyn Fn(RawFrame) + Send>;
 
+/// Told up to which LSN frames are lent ([`cdp_core::capture::Output::Lend`]); never waits.
+pub type Lends = Box<dyn Fn(Lsn) + Send>;
+
 /// A group's replica as its filter knows it. Calls may wait for the replica's media, or for a network: no guest's thread makes any.
 pub trait Far: Send + Sync {
     /// What there is of the group; `None`: nothing yet, or a first copy that was never complete and is begun anew.
@@ -81,7 +84,7 @@ pub trait Far: Send + Sync {
     /// When what is there cannot be gone on with.
     fn find(&self, find: &Find) -> Result<Option<Found>, Problem>;
 
-    /// Opens the timeline, durably where there is room for that, and takes frames from here on. Comes once, after [`Far::find`].
+    /// Opens the timeline, durably where there is room for that, and takes frames from here on. Comes once after each [`Far::find`].
     ///
     /// # Errors
     /// When nothing can be recorded there.
@@ -157,6 +160,12 @@ pub trait Far: Send + Sync {
     /// Why it stopped, if it did.
     fn failure(&self) -> Option<String>;
 
+    /// Why the order cannot go on there under its timeline, if so: it does as soon as another one is begun that forks from it.
+    fn broken(&self) -> Option<String>;
+
+    /// Where it is said what need not be kept on this side of the way, as somebody on it has stored it; none: nobody is.
+    fn lends(&self) -> Option<Lends>;
+
     /// Why its index is not kept as it should be, if so.
     fn trouble(&self) -> Option<String>;
 
@@ -169,6 +178,12 @@ pub trait Far: Send + Sync {
 pub trait Near: Send + Sync {
     /// Everything up to this LSN is durable.
     fn durable(&self, lsn: Lsn);
+
+    /// Everything up to this LSN is synced by somebody on the way, or durable; it may become less.
+    fn stored(&self, lsn: Lsn);
+
+    /// So many bytes of what is not durable can be kept now, in memory and on disk, on the filter's side of the way.
+    fn capacity(&self, bytes: u64);
 
     /// Whether more is taken.
     fn room(&self, room: Room);

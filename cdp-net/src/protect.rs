@@ -15,16 +15,20 @@
 //! | `cdp-flush` | the source's flushes that the filter itself wants |
 //! | `cdp-reread`, one or more | the source and the replica, for resyncs and repairs |
 //! | `cdp-seed` | the source and the replica, for first copies: of the group, and of disks that join |
+//! | `cdp-fork` | the replica's side, where the order cannot go on there |
 //! | `cdp-timer` | time |
 //! | `cdp-events` | what the filter has to tell |
 
+mod budget;
 mod copies;
 mod disk;
 mod disks;
 mod engine;
+mod fork;
 mod found;
 mod local;
 mod log_file;
+mod mark;
 mod member;
 mod near;
 mod open;
@@ -35,6 +39,7 @@ mod sources;
 mod start;
 mod stop;
 
+pub use budget::SharedBudget;
 pub use local::{ProtectOptions, Protector};
 pub use log_file::LOG_BYTES_MAX;
 pub(crate) use log_file::witness;
@@ -48,8 +53,10 @@ pub(crate) use {
     same::{refuse_replicas, refuse_twice},
 };
 
+use self::budget::Share;
 use self::copies::CopyOrder;
 use self::engine::Engine;
+use self::mark::Marking;
 use self::sources::Sources;
 use self::stop::Ending;
 use crate::failure::Failure;
@@ -75,6 +82,14 @@ const LOOK: Duration = Duration::from_millis(2);
 pub enum Notice {
     /// The filter says so.
     Filter(capture::Event),
+    /// The replica lost what it had called durable: these LSNs. Everything is compared with it, and of the time from the first of them
+    /// to the end of that nothing can be restored.
+    AcknowledgedLost {
+        /// The first that is lost.
+        from: Lsn,
+        /// The last one.
+        to: Lsn,
+    },
     /// The replica's side cannot go on; the guest can.
     ReplicaFailed(String),
     /// The journal's index cannot be kept as it should be. Nothing is lost; views may be slow to open.
@@ -129,6 +144,9 @@ impl std::fmt::Debug for Protection {
 struct Shared {
     engine: Arc<Engine>,
     far: Arc<dyn Far>,
+    marking: Marking,
+    /// What is to be told; soon taken, and few.
+    alarms: Mutex<Vec<Notice>>,
     /// Of this side; the replica's side tells its own.
     failure: Arc<Failure>,
     progress: Progress,
@@ -202,7 +220,16 @@ impl Protection {
     /// When this moment cannot be restored.
     pub fn mark(&self, label: &Label) -> Result<Lsn, Problem> {
         let kinds = PointKinds { mark: true, ..PointKinds::default() };
-        self.shared.far.mark(&MarkOrder { kinds, label: label.as_str().to_owned() })
+        self.shared.order_mark(&MarkOrder { kinds, label: label.as_str().to_owned() })
+    }
+
+    /// From here on the group has memory from this budget, by its weight among the others, and at most what it was started with.
+    ///
+    /// # Errors
+    /// When there are too many groups for the budget.
+    pub fn share(&self, budget: &Arc<SharedBudget>, weight: u32) -> Result<(), capture::BudgetError> {
+        self.shared.engine.set_share(Share::new(budget, self.group, weight)?);
+        Ok(())
     }
 
     /// Whatever goes on in the background ends; frames still go.
@@ -240,6 +267,10 @@ impl Shared {
         if self.draining.load(Ordering::Relaxed) {
             return State::Draining;
         }
+        // Why is a failure of this side, where a thread has ended.
+        if state == capture::State::Detached {
+            return State::Detached;
+        }
         if self.failure().is_some() {
             return State::ReplicaLost;
         }
@@ -256,7 +287,8 @@ impl Shared {
             capture::State::Protecting if !whole => State::Resync,
             capture::State::Protecting => State::Protecting,
             capture::State::Resyncing => State::Resync,
-            capture::State::Tracking | capture::State::Paused | capture::State::Detached => State::Tracking,
+            capture::State::Tracking | capture::State::Paused => State::Tracking,
+            capture::State::Detached => State::Detached,
         }
     }
 }

@@ -275,6 +275,8 @@ pub enum State {
     ReplicaLost,
     /// What is not yet durable is being written before the end.
     Draining,
+    /// Replication was stuck and is out of the guest's path: nothing is recorded or tracked, and everything is compared later.
+    Detached,
 }
 
 impl State {
@@ -297,6 +299,7 @@ impl State {
             Self::Quota => "quota",
             Self::ReplicaLost => "replica-lost",
             Self::Draining => "draining",
+            Self::Detached => "detached",
         }
     }
 }

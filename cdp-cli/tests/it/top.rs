@@ -22,6 +22,7 @@ fn protect(place: &Place, serving: &Serving) -> Result<Protection, ProtectError>
         peers: Peers::new([serving.fingerprint.parse().unwrap()]),
         tenant: String::new(),
         name: "web".into(),
+        spool: None,
         memory_bytes: 1 << 30,
         silence_ms: 5_000,
         connections: 0,

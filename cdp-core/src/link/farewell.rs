@@ -30,13 +30,13 @@ impl Code {
             Self::Version | Self::Unauthorized | Self::TicketInvalid | Self::UnknownGroup | Self::OtherTenant => {
                 Class::Never
             }
-            Self::TimelineClosed | Self::TimelineUnknown | Self::Superseded => Class::Never,
+            Self::TimelineClosed | Self::TimelineUnknown | Self::Superseded | Self::Torn => Class::Never,
         }
     }
 
     /// Whether the other side did something wrong or cannot be served; else it is an end in order.
     fn is_error(self) -> bool {
-        !matches!(self, Self::Superseded | Self::Stopping | Self::Broken | Self::Done)
+        !matches!(self, Self::Superseded | Self::Stopping | Self::Broken | Self::Done | Self::Torn)
     }
 }
 

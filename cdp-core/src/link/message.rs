@@ -274,11 +274,13 @@ pub enum Code {
     Broken = 21,
     /// Nothing more comes.
     Done = 22,
+    /// The timeline ends within a record, of which the rest is lost.
+    Torn = 23,
 }
 
 impl Code {
     /// All of them, by their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Version,
         Self::Malformed,
         Self::Unexpected,
@@ -301,6 +303,7 @@ impl Code {
         Self::Internal,
         Self::Broken,
         Self::Done,
+        Self::Torn,
     ];
 
     /// The code with this number.

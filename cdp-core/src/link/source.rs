@@ -270,6 +270,8 @@ pub struct SourceEnd {
     seeds: VecDeque<EncodedFrame>,
     acked: Acked,
     told: Acked,
+    /// Up to here what is stored need not be held: see [`SourceEnd::lend`].
+    lent: Lsn,
     /// The highest durable LSN that anybody has told: see [`SourceEnd::learn`].
     durable_seen: Lsn,
     newest: MonoTime,
@@ -294,6 +296,7 @@ impl SourceEnd {
             seeds: VecDeque::new(),
             acked,
             told: acked,
+            lent: Lsn::ZERO,
             durable_seen: options.durable,
             newest: MonoTime(0),
             far_bytes: 0,
@@ -323,6 +326,26 @@ impl SourceEnd {
         self.release();
         self.pump(now);
         Ok(key)
+    }
+
+    /// Frames up to and with this LSN are *lent*: as soon as the other side has stored them they are held by it alone, and
+    /// [`Acked::kept_from`] passes them. If it is lost with them before they are durable, the next session ends with
+    /// [`SourceEffect::Broken`].
+    pub fn lend(&mut self, through: Lsn) {
+        self.lent = self.lent.max(through);
+        self.release();
+    }
+
+    /// Lets go of everything that is lent, stored or not, because there is no room for it: another proxy took the place of the one
+    /// that had stored it. A session that would have sent it ends, and the next one says whether anything is missing.
+    pub fn forfeit_lent(&mut self, now: MonoTime) {
+        self.held.release(self.lent);
+        let missed = matches!(&self.life, Life::Session(session) if session.is_before(self.held.first_key()));
+        if missed {
+            self.end(now, Farewell::new(Code::Broken, "what would follow is not held any more"), Ending::Ours);
+            self.life = Life::Waiting(now);
+        }
+        self.release();
     }
 
     /// The next seed. None is kept: after `Down` seeding begins again where a call says.
@@ -491,9 +514,9 @@ impl SourceEnd {
         self.effects.push_back(SourceEffect::Connect { dial, session: id, plain: None });
     }
 
-    /// Lets go of what is durable, and says what changed.
+    /// Lets go of what is durable, or lent and stored, and says what changed.
     fn release(&mut self) {
-        self.held.release(self.acked.durable);
+        self.held.release(self.acked.durable.max(self.lent.min(self.acked.stored)));
         self.acked.kept_from = self.held.first_key();
         if self.told != self.acked {
             self.told = self.acked;

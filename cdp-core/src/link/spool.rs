@@ -298,6 +298,18 @@ impl Spool {
         self.held.frame_bytes()
     }
 
+    /// Bytes of frames that it can hold as it is now, those that it holds included: more, as more of them come to be on disk.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.held.frame_bytes() + self.held.memory_max().saturating_sub(self.held.stuck())
+    }
+
+    /// What its effects are known by: [`SpoolOptions::ids`].
+    #[must_use]
+    pub fn ids(&self) -> u16 {
+        self.options.ids
+    }
+
     /// Memory that is taken: never more than [`SpoolOptions::memory_bytes_max`], but for a recovered spool whose frames alone need
     /// more to be counted.
     #[must_use]

@@ -3,8 +3,8 @@
 use super::carry::{Caller, UNREACHABLE, answer, ask, question, tell};
 use super::{
     Begin, CallKind, Close, Closed, Digested, Digests, DiskOrder, DisksEdit, Facts, Far, FilterPolicy, Find, Found,
-    Frames, Group, MarkOrder, Marked, Near, Range, Reach, Reached, SeedBegin, SeedBegun, SeedEnd, SeedHandle, SeedOf,
-    Seeded, Seeding, Standing, Sums, Trust, Zeros,
+    Frames, Group, Lends, MarkOrder, Marked, Near, Range, Reach, Reached, SeedBegin, SeedBegun, SeedEnd, SeedHandle,
+    SeedOf, Seeded, Seeding, Standing, Sums, Trust, Zeros,
 };
 use crate::report::{DiskChanged, History, Problem};
 use cdp_core::capture::Room;
@@ -17,6 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub trait Wire: Caller {
     /// Where frames go.
     fn frames(&self) -> Frames;
+
+    /// Where it goes what is lent.
+    fn lends(&self) -> Lends;
 
     /// From now on acks are told to this one, and calls from the other end are answered by [`answer_near`] with it; none: to nobody.
     fn listen(&self, near: Option<Arc<dyn Near>>);
@@ -33,6 +36,9 @@ pub trait Wire: Caller {
 
     /// Why nothing can be sent any more, if so.
     fn failure(&self) -> Option<String>;
+
+    /// Why nothing of this timeline can be sent any more, if so.
+    fn broken(&self) -> Option<String>;
 }
 
 /// The way of the pieces of one first copy. Each call may wait for room; `false`: nothing more is taken.
@@ -188,6 +194,14 @@ impl Far for Remote {
         self.wire.failure()
     }
 
+    fn broken(&self) -> Option<String> {
+        self.wire.broken()
+    }
+
+    fn lends(&self) -> Option<Lends> {
+        Some(self.wire.lends())
+    }
+
     fn trouble(&self) -> Option<String> {
         None
     }
@@ -287,6 +301,14 @@ impl RemoteNear {
 impl Near for RemoteNear {
     fn durable(&self, lsn: Lsn) {
         self.wire.durable(lsn);
+    }
+
+    fn stored(&self, _: Lsn) {
+        // Said by those on the way, which are between the filter and this side.
+    }
+
+    fn capacity(&self, _: u64) {
+        // The same.
     }
 
     fn room(&self, room: Room) {

@@ -6,8 +6,8 @@ use super::pump::Message;
 use super::store::LOOK;
 use super::{Keeper, Running, lock, seed};
 use crate::far::{
-    Begin, Close, Closed, Digested, Digests, DisksEdit, Far, Find, Found, Frames, Group, MarkOrder, NOT_SEEDED, Near,
-    Reach, Reached, SeedBegin, SeedHandle, Seeded, Seeding, SizeOf, Standing, Sums, Trust, UNREACHABLE, WAIT_MAX,
+    Begin, Close, Closed, Digested, Digests, DisksEdit, Far, Find, Found, Frames, Group, Lends, MarkOrder, NOT_SEEDED,
+    Near, Reach, Reached, SeedBegin, SeedHandle, Seeded, Seeding, SizeOf, Standing, Sums, Trust, UNREACHABLE, WAIT_MAX,
 };
 use crate::report::{History, Lack, Problem, ProblemClass};
 use cdp_core::journal::{DiskInfo, Manifest, ResizeInfo, Writer, WriterState};
@@ -264,6 +264,15 @@ impl Far for Keeper {
 
     fn failure(&self) -> Option<String> {
         self.running().ok()?.failure.get()
+    }
+
+    fn broken(&self) -> Option<String> {
+        // What was handed to it is not lost before it is.
+        None
+    }
+
+    fn lends(&self) -> Option<Lends> {
+        None
     }
 
     fn trouble(&self) -> Option<String> {

@@ -4,8 +4,10 @@
 //! their LSNs. Nothing waits for I/O under the lock: the queues are unbounded here and bounded by the filter, which counts
 //! what it has given out and not seen durable.
 
+use super::budget::{Bounds, Share};
 use super::member::{Joined, Membership};
 use crate::clock;
+use crate::far::Lends;
 use cdp_core::capture::{
     Event, Failed, Filter, FlushTicket, LogWrite, Op, Output, Reread, SubmitError, Submitted, Ticket,
 };
@@ -24,6 +26,8 @@ const TIMER_STEP_NS: u64 = 10_000_000;
 pub(super) struct Queues {
     /// Frames, to the pump.
     pub(super) frames: Box<dyn Fn(RawFrame) + Send>,
+    /// What is lent, where somebody may be lent something.
+    pub(super) lends: Option<Lends>,
     /// Writes of the activity log.
     pub(super) log: Sender<LogWrite>,
     /// Removals of its file.
@@ -42,6 +46,7 @@ struct Held {
     filter: Filter,
     queues: Option<Queues>,
     member: Option<Membership>,
+    bounds: Bounds,
 }
 
 /// Ops that were held and may run now, or whose completions were withheld and may be told.
@@ -67,9 +72,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Engine {
-    pub(super) fn new(filter: Filter, queues: Queues) -> Self {
+    pub(super) fn new(filter: Filter, queues: Queues, queue_bytes: u64) -> Self {
         Self {
-            filter: Mutex::new(Held { filter, queues: Some(queues), member: None }),
+            filter: Mutex::new(Held { filter, queues: Some(queues), member: None, bounds: Bounds::new(queue_bytes) }),
             ready: Mutex::default(),
             ready_signal: Condvar::new(),
             timer_stopped: Mutex::new(false),
@@ -86,7 +91,7 @@ impl Engine {
         let mut held = lock(&self.filter);
         let now = clock::now();
         let answer = call(&mut held, now);
-        let Held { filter, queues, member } = &mut *held;
+        let Held { filter, queues, member, .. } = &mut *held;
         if let Some(member) = member {
             self.tell(&member.carry_out(filter, now));
         }
@@ -114,6 +119,16 @@ impl Engine {
         });
     }
 
+    /// So many bytes can be kept now of what is not durable, in memory and on disk.
+    pub(super) fn set_capacity(&self, bytes: u64) {
+        self.with_held(|held, _| held.bounds.set_capacity(&mut held.filter, bytes));
+    }
+
+    /// From now on the group shares its memory with others.
+    pub(super) fn set_share(&self, share: Share) {
+        self.with_held(|held, _| held.bounds.set_share(&mut held.filter, share));
+    }
+
     /// Takes what the taker of cuts says. Without a set it is passed over.
     pub(super) fn set_order(&self, order: Order) {
         self.with_held(|held, now| {
@@ -135,8 +150,8 @@ impl Engine {
         // Without queues, or with a thread that has ended, the protector is being dropped: nobody needs the work any more.
         let Some(queues) = queues else { return };
         let _ = match output {
-            // Nothing is lent where nothing is stored between filter and replica.
-            Output::Ready(_) | Output::Lend(_) => true,
+            Output::Ready(_) => true,
+            Output::Lend(through) => return queues.lends.iter().for_each(|lends| lends(through)),
             Output::Frame(frame) => return (queues.frames)(frame),
             Output::Log(write) => queues.log.send(write).is_ok(),
             Output::RemoveLog => queues.log_removals.send(()).is_ok(),
@@ -221,6 +236,7 @@ impl Engine {
         while !*stopped {
             drop(stopped);
             let due = self.with_held(|held, _| {
+                held.bounds.renew(&mut held.filter);
                 let member = held.member.as_ref().and_then(Membership::next_deadline);
                 held.filter.next_deadline().into_iter().chain(member).min().unwrap_or(MonoTime(u64::MAX))
             });

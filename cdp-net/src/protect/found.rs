@@ -29,7 +29,7 @@ fn described(name: &str, size: u64) -> String {
     format!("{name} ({size} bytes)")
 }
 
-fn new_disk(id: DiskId, name: &str, source: &Source, added: Lsn) -> NewDisk {
+pub(super) fn new_disk(id: DiskId, name: &str, source: &Source, added: Lsn) -> NewDisk {
     NewDisk { id, name: name.to_owned(), size: source.size(), source: source.path().display().to_string(), added }
 }
 

@@ -13,6 +13,14 @@ impl Near for Shared {
         self.engine.with(|filter, _| filter.durable(lsn));
     }
 
+    fn stored(&self, lsn: Lsn) {
+        self.engine.with(|filter, _| filter.stored(lsn));
+    }
+
+    fn capacity(&self, bytes: u64) {
+        self.engine.set_capacity(bytes);
+    }
+
     fn room(&self, room: Room) {
         self.engine.with(|filter, _| filter.set_room(room));
     }
@@ -25,13 +33,15 @@ impl Near for Shared {
                 .hint("make room; the protection then goes on by itself"));
         }
         let mark = Mark { kinds: order.kinds, on_barrier: false, label: order.label.clone() };
-        self.engine.with(|filter, now| filter.mark(now, mark)).map_err(|error| match error {
+        let make = || self.engine.with(|filter, now| filter.mark(now, mark));
+        let refused = |error| match error {
             MarkError::NotRestorable { .. } => {
                 Problem::new(ProblemClass::Refused, "not-restorable-now", error.to_string())
                     .hint("wait until `cdp status` says protecting")
             }
             error => Problem::new(ProblemClass::Refused, "not-marked", error.to_string()),
-        })
+        };
+        self.marking.make(&order.label, || make().map_err(refused))
     }
 
     fn change_disk(&self, order: &DiskOrder) -> Result<DiskChanged, Problem> {
@@ -45,6 +55,7 @@ impl Near for Shared {
     fn facts(&self) -> Facts {
         let (now, room) = self.engine.with(|filter, now| (filter.status(now), filter.room()));
         let unrecorded = match room {
+            _ if now.detached.is_some() => Some(report::State::Detached),
             _ if self.failure().is_some() => Some(report::State::ReplicaLost),
             Room::NoSpace => Some(self.without_room()),
             _ => None,

@@ -7,15 +7,15 @@ use super::open::{GivenSources, Prepared, ProtectError, ProtectionOptions, State
 use super::seed::Progress;
 use super::sources::Sources;
 use super::stop::Ending;
-use super::{Notice, Protection, Shared, reread};
+use super::{Notice, Protection, Shared, fork, reread};
 use crate::clock;
 use crate::device::Device;
-use crate::far::{Far, Frames, Near, SizeOf, Trust};
+use crate::far::{Far, Frames, Lends, Near, Origin, SizeOf, Trust};
 use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Start};
 use cdp_core::types::DiskId;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the first write of the activity log may take before guests are served without it.
@@ -82,6 +82,7 @@ fn launch(
     let Prepared { sources, disks, group, start, full_check, generation_least, policy, log, opened, mut begin } =
         prepared;
     let seeding = matches!(start, Start::First);
+    let lends = far.lends();
     let filter_options = FilterOptions {
         full_check,
         facts: super::same::facts(&sources),
@@ -92,17 +93,20 @@ fn launch(
         rpo_ns: policy.rpo_ms * 1_000_000,
         points: policy.mode(),
         queue_bytes_max: options.queue_bytes,
+        keeps_ranges: lends.is_some(),
         ..FilterOptions::new(group, opened.timeline, start, disks.disks.clone())
     };
     let filter = Filter::new(filter_options, clock::now())?;
     begin.reserved = filter.first_lsn();
     let begun = filter.status(clock::now()).lsn;
-    let (queues, work) = queues(far.frames());
-    let engine = Arc::new(Engine::new(filter, queues));
+    let (queues, work) = queues(far.frames(), lends);
+    let engine = Arc::new(Engine::new(filter, queues, options.queue_bytes));
     let (copies, copy_orders) = channel();
     let shared = Arc::new(Shared {
         engine: Arc::clone(&engine),
         far: Arc::clone(far),
+        marking: super::mark::Marking::default(),
+        alarms: Mutex::default(),
         failure: Arc::default(),
         progress: Progress::default(),
         stop: AtomicBool::new(false),
@@ -133,6 +137,9 @@ fn launch(
         })?;
     }
     drop(rereads);
+    let parent = if let Origin::Fork { parent, .. } = begin.origin { Some(parent) } else { None };
+    let for_fork = Arc::clone(&shared);
+    ending.spawn("cdp-fork", move || fork::run(&for_fork, parent.into_iter().chain([opened.timeline])))?;
     let for_timer = Arc::clone(&engine);
     ending.spawn("cdp-timer", move || for_timer.run_timer())?;
     let (trusted, trust) = channel();
@@ -157,7 +164,7 @@ fn launch(
     Ok(Protection { opened, group, shared, started: Instant::now(), _ending: ending, _owner: state.owner })
 }
 
-fn queues(frames: Frames) -> (Queues, Work) {
+fn queues(frames: Frames, lends: Option<Lends>) -> (Queues, Work) {
     let (log_sender, log) = channel();
     let (removal_sender, log_removals) = channel();
     let (flush_sender, flushes) = channel();
@@ -165,6 +172,7 @@ fn queues(frames: Frames) -> (Queues, Work) {
     let (event_sender, events) = channel();
     let queues = Queues {
         frames,
+        lends,
         log: log_sender,
         log_removals: removal_sender,
         flushes: flush_sender,
@@ -195,7 +203,10 @@ fn run_events(shared: &Shared, events: &Receiver<Event>, trusted: &Sender<()>, n
             let _ = shared.far.trust(Trust { least: trust.least() });
             let _ = trusted.send(());
         }
+        event.iter().for_each(|event| shared.marking.hear(event));
         event.into_iter().for_each(|event| notices(Notice::Filter(event)));
+        let alarms = std::mem::take(&mut *shared.alarms.lock().unwrap_or_else(PoisonError::into_inner));
+        alarms.into_iter().for_each(notices);
         shared.far.history().into_iter().for_each(|history| notices(Notice::History(history)));
         if let Some(why) = shared.failure().filter(|_| !failed) {
             failed = true;

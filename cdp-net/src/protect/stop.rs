@@ -1,11 +1,12 @@
 //! Ending a protection: drain, close the log as clean if everything is safe, and let go of everything in order.
 
+use super::engine::Engine;
 use super::open::ProtectError;
 use super::{Protection, Shared};
 use crate::far::{Close, Closed};
 use crate::report::Lack;
 use crate::threads::Threads;
-use cdp_core::capture::{Closing, Drained};
+use cdp_core::capture::{Closing, Drained, Health};
 use cdp_core::types::Lsn;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -114,6 +115,17 @@ impl Protection {
     }
 }
 
+/// Takes replication out of the guest's path when the thread that has this ends by a panic: what it did, nobody does any more.
+struct Watch(Arc<Engine>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.with(|filter, now| filter.watchdog(now, &Health { ended: true, ..Health::default() }));
+        }
+    }
+}
+
 /// The threads of a protection: dropping this ends them, whatever started them and however far it came.
 pub(super) struct Ending {
     shared: Arc<Shared>,
@@ -127,7 +139,12 @@ impl Ending {
     }
 
     pub(super) fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), ProtectError> {
-        self.threads.spawn(name, run).map_err(|source| ProtectError::System { what: "start a thread", source })
+        let engine = Arc::clone(&self.shared.engine);
+        let watched = move || {
+            let _watch = Watch(engine);
+            run();
+        };
+        self.threads.spawn(name, watched).map_err(|source| ProtectError::System { what: "start a thread", source })
     }
 }
 

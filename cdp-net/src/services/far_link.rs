@@ -4,12 +4,15 @@
 //! timeline, once that is begun. Both go to the first of the addresses that answers. What is asked waits on the asker's own thread;
 //! frames and acks wait for nobody.
 
+mod keep;
 mod seeding;
 mod task;
 
+use self::keep::Keep;
 use self::task::{Command, Task};
 use crate::far::{
-    Begin, CallKind, Caller, Found, Frames, Near, Origin, SeedBegin, SeedBegun, SeedHandle, SeedWay, Standing, Wire,
+    Begin, CallKind, Caller, Found, Frames, Lends, Near, Origin, SeedBegin, SeedBegun, SeedHandle, SeedWay, Standing,
+    Wire,
 };
 use crate::link::identity::Identity;
 use crate::link::pin::Peers;
@@ -18,6 +21,7 @@ use bytes::Bytes;
 use cdp_core::link::message::{Answer, Call, CallStatus};
 use cdp_core::types::{GroupId, Lsn, Position, Timeline};
 use std::io;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,8 +42,10 @@ pub struct FarOptions {
     pub tenant: String,
     /// The group's name there.
     pub name: String,
-    /// Memory for frames that are not durable, in bytes: above the filter's own bound.
+    /// Memory for frames that are not durable, in bytes: above the filter's own bound, by an eighth at least.
     pub memory_bytes: u64,
+    /// Where those are kept that have no room there; none: nowhere, and what has no room is only tracked.
+    pub spool: Option<SpoolPlace>,
     /// After so long without a word the other end is taken for dead, in milliseconds.
     pub silence_ms: u32,
     /// Data connections beside the first one.
@@ -66,6 +72,15 @@ pub struct Road {
     pub is_up: bool,
     /// What went wrong last, since it was up.
     pub why: Option<String>,
+}
+
+/// Room on disk for frames that are not durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SpoolPlace {
+    /// A directory for this group's files alone, made if it is not there. What is found in it of an earlier process is removed.
+    pub directory: PathBuf,
+    /// They take so much at most, in bytes.
+    pub bytes: u64,
 }
 
 /// A replica at another site.
@@ -101,6 +116,8 @@ struct State {
     road: Road,
     /// From then on nobody is asked any more.
     give_up: Option<Instant>,
+    /// Why what was begun cannot go on.
+    broken: Option<String>,
     /// Sessions of frames so far, and whether the last one holds.
     session: u64,
     is_up: bool,
@@ -122,20 +139,25 @@ impl Shared {
     fn fail(&self, why: String) {
         lock(&self.state).failure.get_or_insert(why);
     }
+
+    fn breaks(&self, why: String) {
+        lock(&self.state).broken = Some(why);
+    }
 }
 
 impl FarLink {
     /// Begins to reach for the other end.
     ///
     /// # Errors
-    /// When the system has no thread to give.
+    /// When the system has no thread to give, or the directory of the spool cannot be used.
     pub fn start(identity: Arc<Identity>, options: FarOptions) -> io::Result<Arc<Self>> {
         // One thread that serves no guest: TLS and checksums of messages run on it.
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("cdp-link").enable_all().build()?;
         let (commands, queue) = unbounded_channel();
         let (near, state, changed) = (Mutex::default(), Mutex::default(), Condvar::new());
         let shared = Arc::new(Shared { commands, near, state, changed });
-        let task = Task::new(Arc::clone(&shared), identity, options);
+        let keep = Keep::new(&options, shared.commands.clone())?;
+        let task = Task::new(Arc::clone(&shared), identity, options, keep);
         runtime.spawn(task.run(queue));
         Ok(Arc::new(Self { shared, runtime: Some(runtime) }))
     }
@@ -213,6 +235,7 @@ impl FarLink {
             Origin::First | Origin::Fork { .. } => Lsn::ZERO,
         };
         state.begun = Some((group, begin.timeline));
+        state.broken = None;
         drop(state);
         let command = Command::Begin { group, timeline: begin.timeline, start: Position::whole(after) };
         // A task that has ended takes no frames either.
@@ -243,6 +266,14 @@ impl Wire for FarLink {
         })
     }
 
+    fn lends(&self) -> Lends {
+        let commands = self.shared.commands.clone();
+        Box::new(move |through| {
+            // As with frames.
+            let _ = commands.send(Command::Lend(through));
+        })
+    }
+
     fn listen(&self, near: Option<Arc<dyn Near>>) {
         *lock(&self.shared.near) = near;
     }
@@ -261,6 +292,10 @@ impl Wire for FarLink {
 
     fn failure(&self) -> Option<String> {
         lock(&self.shared.state).failure.clone()
+    }
+
+    fn broken(&self) -> Option<String> {
+        lock(&self.shared.state).broken.clone()
     }
 }
 

@@ -12,7 +12,7 @@ use self::group::Group;
 use self::sets::Sets;
 use super::config::{Config, FilterConfig, FilterGroup, SetConfig};
 use super::role::{Context, Drained, Held, Report, Role, RoleError};
-use cdp_core::capture::QUEUE_BYTES_MIN;
+use crate::protect::SharedBudget;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +41,8 @@ impl std::fmt::Debug for Filter {
 /// What the role's calls and its thread share.
 struct Shared {
     context: Context,
+    /// Of all groups together.
+    memory: Arc<SharedBudget>,
     /// As many as the file names.
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
     config: Mutex<(FilterConfig, Vec<SetConfig>)>,
@@ -57,11 +59,6 @@ fn table(config: &Config) -> Result<&FilterConfig, RoleError> {
     config.filter.as_ref().ok_or_else(|| RoleError::new("the file has no table [filter]"))
 }
 
-/// What each group may hold: they share what the file gives.
-fn queue_bytes(config: &FilterConfig) -> u64 {
-    (config.spool.memory.0 / config.groups.len().max(1) as u64).max(QUEUE_BYTES_MIN)
-}
-
 impl Shared {
     fn groups(&self) -> Vec<Arc<Group>> {
         lock(&self.groups).values().cloned().collect()
@@ -70,7 +67,8 @@ impl Shared {
     /// Makes groups and opens them, all at once: each may wait for its replica for a while. Gives why the first one of those does not
     /// work, and whether any does.
     fn add(&self, config: &FilterConfig, groups: Vec<FilterGroup>) -> (Option<String>, bool) {
-        let made: Vec<_> = groups.into_iter().map(|group| Arc::new(Group::new(config, group, &self.context))).collect();
+        let made: Vec<_> =
+            groups.into_iter().map(|group| Arc::new(Group::new(config, group, &self.context, &self.memory))).collect();
         std::thread::scope(|scope| {
             for group in &made {
                 scope.spawn(|| group.open());
@@ -116,6 +114,7 @@ impl Role for Filter {
         }
         let shared = Arc::new(Shared {
             context: context.clone(),
+            memory: SharedBudget::new(filter.spool.memory.0),
             groups: Mutex::default(),
             config: Mutex::new((filter.clone(), config.sets.clone())),
             sets: Mutex::default(),
@@ -189,13 +188,9 @@ impl Role for Filter {
     }
 
     fn report(&self) -> Report {
-        let (mut groups, mut held_max) = (Vec::new(), Held::default());
-        for group in self.shared.groups() {
-            let (report, max) = group.report();
-            groups.push(report);
-            held_max.memory += max.memory;
-            held_max.disk += max.disk;
-        }
+        let groups = self.shared.groups().iter().map(|group| group.report()).collect();
+        let spool = lock(&self.shared.config).0.spool.clone();
+        let held_max = Held { memory: spool.memory.0, disk: spool.disk.0 };
         Report { groups, held_max, ..Report::default() }
     }
 }

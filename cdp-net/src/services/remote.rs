@@ -16,8 +16,8 @@ use crate::link::identity::Identity;
 use crate::nbd::Export;
 use crate::owner::{ControlServer, Owner};
 use crate::protect::{
-    GivenSources, Notice, Opened, ProtectError, Protection, ProtectionOptions, State, Summary, check, forget_log,
-    refuse_replicas, refuse_twice,
+    GivenSources, Notice, Opened, ProtectError, Protection, ProtectionOptions, SharedBudget, State, Summary, check,
+    forget_log, refuse_replicas, refuse_twice,
 };
 use crate::report::{self, Problem, ProblemClass};
 use crate::threads::pause;
@@ -52,6 +52,8 @@ pub struct RemoteOptions {
     pub protection: ProtectionOptions,
     /// The directory of the activity log and of the control socket; made if it is not there.
     pub state: PathBuf,
+    /// What it queues in memory is lent from there; none: it has a bound of its own, and may have as much.
+    pub memory: Option<Arc<SharedBudget>>,
     /// How long the start waits for the other side.
     pub patience: Duration,
     /// Serve the disks also where the other side is there and refuses: what it says is told, and it is asked again. Else that is an
@@ -441,6 +443,10 @@ impl Inner {
         let tell = Box::new(move |notice| notices(RemoteNotice::Protection(notice)));
         let wrap = |_, source| Arc::new(Gated { source, gate: Arc::clone(&gate) }) as _;
         let protection = Protection::start_over(&options, self.given.again()?, state, &far, &wrap, tell)?;
+        if let Some(memory) = &self.options.memory {
+            // Where there are more groups than it has room for, this one keeps to the bound of one.
+            let _ = protection.share(memory, 1);
+        }
         Ok(Begun { protection, gate })
     }
 

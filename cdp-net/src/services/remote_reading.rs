@@ -102,6 +102,7 @@ impl RemoteReplica {
             silence_ms: SILENCE_MS,
             connections: 0,
             ticket,
+            spool: None,
         };
         let own = identity.fingerprint();
         let link = FarLink::start(identity, options).map_err(|error| {

@@ -166,7 +166,7 @@ pub struct GroupReport {
 }
 
 /// The words of [`GroupReport::state`]: those of [`State`](crate::report::State), and of a group that is only passed on.
-pub const STATES: [&str; 11] = [
+pub const STATES: [&str; 12] = [
     "stopped",
     "seeding",
     "protecting",
@@ -176,6 +176,7 @@ pub const STATES: [&str; 11] = [
     "quota",
     "replica-lost",
     "draining",
+    "detached",
     "passing",
     "waiting",
 ];

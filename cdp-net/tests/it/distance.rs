@@ -12,7 +12,9 @@ use cdp_net::link::identity::Identity;
 use cdp_net::link::listener::AcceptOptions;
 use cdp_net::link::pin::Peers;
 use cdp_net::owner::Owner;
-use cdp_net::protect::{Compared, GivenSources, ProtectError, Protection, ProtectionOptions, SourceOptions, State};
+use cdp_net::protect::{
+    Compared, GivenSources, Notice, ProtectError, Protection, ProtectionOptions, SourceOptions, State,
+};
 use cdp_net::services::config::Peer;
 use cdp_net::services::far_link::{FarLink, FarOptions};
 use cdp_net::services::peers::PeerBook;
@@ -24,31 +26,39 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 /// Two sites with identities of their own.
-struct Sites {
-    place: Place,
-    runtime: Runtime,
-    host: Option<ReplicaHost>,
-    address: SocketAddr,
-    full_check: bool,
+pub(crate) struct Sites {
+    pub(crate) place: Place,
+    pub(crate) runtime: Runtime,
+    pub(crate) queue_bytes: u64,
+    pub(crate) host: Option<ReplicaHost>,
+    pub(crate) address: SocketAddr,
+    pub(crate) full_check: bool,
 }
 
 impl Sites {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (place, runtime) = (Place::new(), Runtime::new().unwrap());
-        let mut sites = Self { place, runtime, host: None, address: ([127, 0, 0, 1], 0).into(), full_check: false };
+        let mut sites = Self {
+            place,
+            runtime,
+            queue_bytes: 64 << 20,
+            host: None,
+            address: ([127, 0, 0, 1], 0).into(),
+            full_check: false,
+        };
         sites.start_host();
         sites
     }
 
-    fn identity(&self, name: &str) -> Arc<Identity> {
+    pub(crate) fn identity(&self, name: &str) -> Arc<Identity> {
         Arc::new(Identity::open_or_make(&self.place.directory.path().join(name), name).unwrap())
     }
 
-    fn replicas(&self) -> PathBuf {
+    pub(crate) fn replicas(&self) -> PathBuf {
         self.place.directory.path().join("replicas")
     }
 
-    fn start_host(&mut self) {
+    pub(crate) fn start_host(&mut self) {
         let filter = self.identity("filter");
         let options = ReplicaHostOptions {
             listen: self.address.to_string(),
@@ -77,22 +87,35 @@ impl Sites {
     }
 
     /// As by a crash of the whole process, but for the page cache.
-    fn stop_host(&mut self) {
+    pub(crate) fn stop_host(&mut self) {
         let host = self.host.take().unwrap();
         self.runtime.block_on(host.stop());
     }
 
-    fn protect(&self, to: SocketAddr, name: &str) -> Result<Protection, ProtectError> {
-        let options = FarOptions {
+    pub(crate) fn protect(&self, to: SocketAddr, name: &str) -> Result<Protection, ProtectError> {
+        self.protect_over(self.far_options(to), name, |_| {})
+    }
+
+    pub(crate) fn far_options(&self, to: SocketAddr) -> FarOptions {
+        FarOptions {
             to: vec![to.to_string()],
             peers: Peers::new([self.identity("host").fingerprint()]),
             tenant: String::new(),
             name: "machine".into(),
             memory_bytes: 1 << 30,
+            spool: None,
             silence_ms: 1_500,
             connections: 0,
             ticket: Bytes::new(),
-        };
+        }
+    }
+
+    pub(crate) fn protect_over(
+        &self,
+        options: FarOptions,
+        name: &str,
+        notices: impl Fn(Notice) + Send + 'static,
+    ) -> Result<Protection, ProtectError> {
         let link = FarLink::start(self.identity("filter"), options).unwrap();
         let far: Arc<dyn Far> = Arc::new(Remote::new(link));
         let sources = vec![SourceOptions { name: name.to_owned(), path: self.place.source(name) }];
@@ -102,17 +125,17 @@ impl Sites {
             policy: Default::default(),
             trust_source: false,
             full_check: self.full_check,
-            queue_bytes: 64 << 20,
+            queue_bytes: self.queue_bytes,
             reread_threads: 3,
         };
         let directory = self.place.directory.path().join("state");
         let storage: Arc<dyn Storage> = Arc::new(Disk::create(&directory).unwrap());
         let state = State { storage, owner: Some(Owner::acquire(&directory).unwrap()) };
-        Protection::start(&options, GivenSources::open(&sources).unwrap(), state, &far, |_| {})
+        Protection::start(&options, GivenSources::open(&sources).unwrap(), state, &far, notices)
     }
 
     /// The replica, once nobody keeps it.
-    fn load(mut self) -> cdp_core::replica::Replica {
+    pub(crate) fn load(mut self) -> cdp_core::replica::Replica {
         self.stop_host();
         let replica = self.replicas().join("acme/machine");
         std::fs::rename(replica, self.place.replica()).unwrap();
@@ -120,16 +143,16 @@ impl Sites {
     }
 }
 
-fn seeded(protection: &Protection) {
+pub(crate) fn seeded(protection: &Protection) {
     wait_for("the first copy", || protection.status().state == Filtering::Protecting);
 }
 
-fn write(protection: &Protection, model: &mut [u8], offset: usize, data: Vec<u8>) {
+pub(crate) fn write(protection: &Protection, model: &mut [u8], offset: usize, data: Vec<u8>) {
     model[offset..offset + data.len()].copy_from_slice(&data);
     protection.exports()[0].device.write(offset as u64, Bytes::from(data), false).unwrap();
 }
 
-fn stop(protection: Protection) {
+pub(crate) fn stop(protection: Protection) {
     let summary = protection.stop(Duration::from_secs(20), &|| false);
     assert!(summary.drained && summary.manifest_stored, "{summary:?}");
 }

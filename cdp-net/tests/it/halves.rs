@@ -10,7 +10,7 @@ use cdp_core::media::{Disk, Storage};
 use cdp_core::types::{BLOCK, DiskId, GroupId, Lsn, Timeline};
 use cdp_core::when::When;
 use cdp_net::far::{
-    Acks, Begin, CallKind, Caller, Close, Closed, Far, Find, Found, Frames, Near, PIECE, Reach, Reached, Remote,
+    Acks, Begin, CallKind, Caller, Close, Closed, Far, Find, Found, Frames, Lends, Near, PIECE, Reach, Reached, Remote,
     RemoteNear, SeedBegin, SeedBegun, SeedHandle, SeedWay, Seeding, Standing, Wire, answer_near, ask,
 };
 use cdp_net::keeper::{Calls, Home, Keeper, KeeperOptions};
@@ -104,6 +104,10 @@ impl Caller for Cable {
         }
         // A call may come twice.
         let again = [CallKind::Begin, CallKind::Trust, CallKind::Disks, CallKind::SeedEnd, CallKind::Seeded];
+        if call.kind == CallKind::Mark as u16 && answer.status == CallStatus::Done {
+            // Its answer was lost.
+            answer = self.calls().answer(&call);
+        }
         if again.iter().any(|kind| *kind as u16 == call.kind) {
             let first = std::mem::replace(&mut answer, self.calls().answer(&call));
             assert_eq!(first, answer, "{call:?}");
@@ -128,6 +132,11 @@ impl Wire for Cable {
         })
     }
 
+    fn lends(&self) -> Lends {
+        // Nobody stands between the two.
+        Box::new(|_| {})
+    }
+
     fn listen(&self, near: Option<Arc<dyn Near>>) {
         *self.near.lock().unwrap() = near;
     }
@@ -149,6 +158,10 @@ impl Wire for Cable {
 
     fn failure(&self) -> Option<String> {
         self.keeper().failure()
+    }
+
+    fn broken(&self) -> Option<String> {
+        None
     }
 }
 

@@ -11,11 +11,15 @@ mod drivers;
 mod every_lsn;
 mod filter_role;
 #[cfg(feature = "services")]
+mod forks;
+#[cfg(feature = "services")]
 mod gateway;
 mod halves;
 mod held;
 mod history;
 mod idle;
+#[cfg(feature = "services")]
+mod lending;
 mod levels;
 #[cfg(feature = "services")]
 mod link;
@@ -34,6 +38,8 @@ mod restoring;
 mod rotating;
 mod seeding;
 mod sets;
+#[cfg(feature = "services")]
+mod spooling;
 mod stopping;
 mod wan;
 mod watch;

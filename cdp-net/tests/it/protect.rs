@@ -1,6 +1,7 @@
 //! A protected disk in one process: what is restored is what was there.
 
 use bytes::Bytes;
+use cdp_core::capture::{Detached, Stuck};
 use cdp_core::journal::{Looked, look};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
@@ -13,9 +14,10 @@ use cdp_net::host::{document, load_idle};
 use cdp_net::owner::{ControlClient, Request};
 use cdp_net::protect::{Compared, ProtectOptions, Protector, SourceOptions};
 use cdp_net::reading::not_answered;
-use cdp_net::report::{At, ProblemClass};
+use cdp_net::report::{At, ProblemClass, State};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) const DISK: usize = 24 << 20;
@@ -308,4 +310,36 @@ fn the_journal_reads_the_same_under_its_owner() {
     assert!(replica.catalogue().trunk().unwrap().frontier().lsn >= Lsn(1));
     drop(protector);
     assert!(Path::new(&place.replica()).exists());
+}
+
+/// What a thread of ours did, nobody does any more: guests are served on, and nobody waits for it.
+#[test]
+fn a_thread_that_ends_takes_replication_out_of_the_guests_path_and_not_the_guest_from_its_disk() {
+    let place = Place::new();
+    let mut model = place.make_source("disk", 1);
+    let fail = Arc::new(AtomicBool::new(false));
+    let failing = Arc::clone(&fail);
+    let notices = move |_| assert!(!failing.load(Ordering::Relaxed), "a listener of the tests panics");
+    let protector = Protector::start(&place.options(&["disk"]), notices).unwrap();
+    seeded(&protector);
+    fail.store(true, Ordering::Relaxed);
+    let device = Arc::clone(&protector.exports()[0].device);
+    wait_for("the thread to end", || {
+        // Something to tell.
+        let _ = protector.mark(&label(&protector.status().lsn.to_string()));
+        protector.status().detached.is_some()
+    });
+    assert_eq!(protector.status().detached, Some(Detached::Stuck(Stuck::Ended)));
+    assert_eq!(protector.state(), State::Detached);
+    wait_for("the reason", || protector.failure().is_some_and(|why| why.contains("cdp-events")));
+    write(device.as_ref(), &mut model, 1 << 20, noise(9, 64 << 10));
+    device.flush().unwrap();
+    drop((protector, device));
+    assert!(std::fs::read(place.source("disk")).unwrap() == model);
+    // The next start believes nothing of what the log said.
+    let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
+    assert_eq!(protector.opened().compared, Compared::Everything);
+    seeded(&protector);
+    assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
+    assert!(restored(&place.load(), &When::Latest, "disk") == model);
 }

@@ -138,6 +138,7 @@ impl Chain {
             peers: Peers::new([self.identity("source").fingerprint()]),
             tenant: String::new(),
             name: "machine".into(),
+            spool: None,
             memory_bytes: 1 << 30,
             silence_ms: 1_500,
             connections: 0,

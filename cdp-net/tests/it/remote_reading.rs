@@ -96,6 +96,7 @@ impl Sites {
             peers: Peers::new([self.identity("host").fingerprint()]),
             tenant: String::new(),
             name: "machine".into(),
+            spool: None,
             memory_bytes: 1 << 30,
             silence_ms: 1_500,
             connections: 0,

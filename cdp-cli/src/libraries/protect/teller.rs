@@ -94,6 +94,13 @@ impl Teller {
                 });
                 self.state(shown, shown.state(), Some(format!("the RPO is not held: {age}")), events);
             }
+            Notice::AcknowledgedLost { from, to } => {
+                let reason = format!(
+                    "the replica lost acknowledged data, LSN {from} to {to}: everything is compared with it, and nothing from \
+                     there to the end of that can be restored"
+                );
+                self.state(shown, shown.state(), Some(reason), events);
+            }
             Notice::ReplicaFailed(_) => self.state(shown, State::ReplicaLost, None, events),
             Notice::IndexTrouble(why) => {
                 let reason = format!(
@@ -132,7 +139,8 @@ impl Teller {
             )
         };
         let lost = |why: String| format!("{why}; the disks are served on, a restart takes the protection up again");
-        let failed = || (state == State::ReplicaLost).then(|| shown.failure()).flatten().map(lost);
+        let failed =
+            || matches!(state, State::ReplicaLost | State::Detached).then(|| shown.failure()).flatten().map(lost);
         let reason = reason.or_else(|| without_room.map(no_room)).or_else(failed);
         events(ProtectEvent::State { state, reason, lacks });
     }

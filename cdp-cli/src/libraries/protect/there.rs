@@ -44,6 +44,7 @@ fn options(spec: &ProtectSpec, there: &ThereSpec) -> Result<RemoteOptions, Failu
             silence_ms: SILENCE_MS,
             connections: 0,
             ticket: there.ticket.clone().into(),
+            spool: None,
         },
         protection: ProtectionOptions {
             sources: spec.sources.iter().map(source).collect(),
@@ -55,6 +56,7 @@ fn options(spec: &ProtectSpec, there: &ThereSpec) -> Result<RemoteOptions, Failu
             reread_threads: REREAD_THREADS,
         },
         state: spec.replica.clone(),
+        memory: None,
         patience: PATIENCE,
         // Somebody sits in front of it: what the other side refuses is an error, as where the replica is here.
         serve_refused: false,

@@ -54,7 +54,7 @@ pub enum ForkError {
 }
 
 impl Filter {
-    /// Goes on under `timeline`, a new one that the replica has opened with this one as its parent and `at` as its fork: the last
+    /// Goes on under `timeline`, a new one that the replica has opened with this one, or one before it, as its parent and `at` as its fork: the last
     /// LSN that is durable there. `known` are the disks as the replica has them at `at`, complete or being copied. The driver
     /// throws away every frame of the timeline before, and acknowledges only the new one's from here on. Returns the first LSN.
     ///

@@ -31,6 +31,12 @@ impl Filter {
         self.lent.through()
     }
 
+    /// What was recorded and is neither durable nor lent, in bytes of the queue.
+    #[must_use]
+    pub fn queued_bytes(&self) -> u64 {
+        self.gather.queued()
+    }
+
     /// Other bounds of memory and spool, in bytes of the queue. Where more is queued already, the next op is lent room or tracked.
     ///
     /// # Errors

@@ -184,7 +184,7 @@ impl Relay {
         }
         let of_the_source = matches!(
             farewell.code,
-            Code::UnknownGroup | Code::OtherTenant | Code::TimelineClosed | Code::TimelineUnknown
+            Code::UnknownGroup | Code::OtherTenant | Code::TimelineClosed | Code::TimelineUnknown | Code::Torn
         );
         if of_the_source {
             self.above.close(farewell.clone());

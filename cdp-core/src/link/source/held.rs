@@ -95,7 +95,7 @@ impl Held {
         Some(self.first + before as u64)
     }
 
-    /// Everything up to here is durable.
+    /// Nothing up to here is needed any more.
     pub(super) fn release(&mut self, durable: Lsn) {
         while let Some(frame) = self.frames.front().filter(|frame| frame.end <= Position::whole(durable)) {
             self.bytes -= frame.bytes;

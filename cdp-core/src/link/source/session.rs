@@ -73,6 +73,11 @@ impl Session {
         self.up.is_some()
     }
 
+    /// Whether it would send a frame that comes before this one.
+    pub(super) fn is_before(&self, key: u64) -> bool {
+        self.up.as_ref().is_some_and(|up| up.cursor < key)
+    }
+
     pub(super) fn up_since(&self) -> Option<MonoTime> {
         self.up.as_ref().map(|up| up.since)
     }

@@ -434,3 +434,49 @@ fn a_connection_that_comes_too_late_is_closed_and_a_stop_is_the_end() {
     rig.end.dial(rig.now);
     assert!(rig.effects().is_empty() && rig.end.next_deadline().is_none());
 }
+
+#[test]
+fn what_is_lent_and_stored_is_let_go_of_and_asked_for_again_it_breaks_the_timeline() {
+    let mut rig = Rig::new(options());
+    let conn = rig.up();
+    let all: Vec<_> = (1..=4).map(|lsn| frame(lsn - 1, [lsn], 512)).collect();
+    all.iter().for_each(|frame| drop(rig.offer(frame)));
+    let stored = |stored: u64| Message::Ack(Ack { stored: Lsn(stored), ..ack(4, 0, 1 << 20) });
+    rig.hear(conn, stored(2));
+    // Three are lent, two are stored: the third is held as long as nobody else has it.
+    rig.end.lend(Lsn(3));
+    assert_eq!((rig.end.acked().kept_from, rig.end.oldest()), (2, Position::whole(Lsn(2))));
+    rig.hear(conn, stored(4));
+    assert_eq!((rig.end.acked().kept_from, rig.end.oldest()), (3, Position::whole(Lsn(3))));
+    // The proxy is there again, with what it stored.
+    rig.end.handle_disconnected(rig.now, conn, "reset");
+    rig.effects();
+    let have = Some(Position::whole(Lsn(3)));
+    let (conn, effects) = rig.up_with(Welcome { have, ..welcome() });
+    assert_eq!(sent(&effects).len(), 1, "the fourth goes again");
+    // Another one has nothing.
+    rig.end.handle_disconnected(rig.now, conn, "reset");
+    rig.effects();
+    let have = Some(Position::whole(Lsn::ZERO));
+    let (_, effects) = rig.up_with(Welcome { have, ..welcome() });
+    assert!(matches!(effects.last(), Some(SourceEffect::Broken { .. })), "{effects:?}");
+}
+
+#[test]
+fn what_is_lent_and_would_be_sent_again_is_let_go_of_where_there_is_no_room_for_it() {
+    let mut rig = Rig::new(options());
+    let conn = rig.up();
+    (1..=2).for_each(|lsn| drop(rig.offer(&frame(lsn - 1, [lsn], 512))));
+    rig.hear(conn, Message::Ack(Ack { stored: Lsn(2), ..ack(2, 0, 1 << 20) }));
+    rig.end.handle_disconnected(rig.now, conn, "reset");
+    rig.effects();
+    // Another proxy, which has nothing and grants nothing: both wait.
+    let (_, effects) = rig.up_with(Welcome { have: Some(Position::whole(Lsn::ZERO)), credit: 0, ..welcome() });
+    assert!(sent(&effects).is_empty());
+    rig.end.lend(Lsn(1));
+    assert_eq!(rig.end.acked().kept_from, 0, "nobody has it");
+    rig.end.forfeit_lent(rig.now);
+    assert_eq!((closed(&rig.effects()), rig.end.acked().kept_from), (Some(Code::Broken), 1));
+    let (_, effects) = rig.up_with(Welcome { have: Some(Position::whole(Lsn::ZERO)), ..welcome() });
+    assert!(matches!(effects.last(), Some(SourceEffect::Broken { .. })), "{effects:?}");
+}

@@ -21,6 +21,10 @@ enum Op {
     CrashReplica,
     /// It comes back with less.
     LoseAtReplica,
+    /// The source lends what is stored.
+    Lend,
+    /// It has no room for what is lent.
+    Forfeit,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -34,6 +38,11 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Ops of which no relay loses what it stored.
+fn kind() -> impl Strategy<Value = Op> {
+    op().prop_map(|op| if let Op::CrashMiddle(number, _) = op { Op::CrashMiddle(number, true) } else { op })
+}
+
 fn network() -> impl Strategy<Value = Network> {
     (0u64..60, 0u64..40, prop_oneof![Just(30_000u64), Just(1_000_000), Just(1_000_000_000)])
         .prop_map(|(ms, jitter, rate)| Network { delay_ns: ms * MS, jitter_ns: jitter * MS, bytes_per_second: rate })
@@ -45,6 +54,11 @@ fn apply(world: &mut World, op: &Op) {
         Op::Write(records) => {
             let clock = world.clock(0);
             world.origin.write(clock, &mut world.random, *records);
+        }
+        Op::Lend => world.origin.lend(),
+        Op::Forfeit => {
+            let clock = world.clock(0);
+            world.origin.forfeit(clock);
         }
         Op::Wait(ms) => world.run(ms * MS),
         Op::Cut(hop, only) => world.cut(hop % hops, *only),
@@ -126,6 +140,30 @@ proptest! {
         let world = run(seed, network, middles, connections, &ops);
         prop_assert_eq!((world.origin.lost, world.origin.broken), (0, 0));
         prop_assert!(world.middles.iter().all(|middle| middle.relay.is_drained()));
+    }
+
+    /// What a relay has stored and keeps need not be kept at the source.
+    #[test]
+    fn what_is_lent_to_relays_that_come_back_with_it_becomes_durable(
+        seed: u64,
+        network in network(),
+        middles in 1usize..3,
+        ops in prop::collection::vec(prop_oneof![4 => kind(), 1 => Just(Op::Lend)], 1..25),
+    ) {
+        let world = run(seed, network, middles, 1, &ops);
+        prop_assert_eq!((world.origin.lost, world.origin.broken), (0, 0));
+    }
+
+    /// Where one comes back without it, or there was no room to wait for its successor, a new timeline goes on.
+    #[test]
+    fn what_is_lent_to_relays_that_are_lost_breaks_the_timeline_and_a_new_one_goes_on(
+        seed: u64,
+        network in network(),
+        middles in 1usize..3,
+        ops in prop::collection::vec(prop_oneof![6 => op(), 2 => Just(Op::Lend), 1 => Just(Op::Forfeit)], 1..25),
+    ) {
+        let world = run(seed, network, middles, 1, &ops);
+        prop_assert_eq!(world.origin.lost, 0);
     }
 
     #[test]

@@ -85,6 +85,16 @@ impl Origin {
         }
     }
 
+    /// What a proxy has stored need not be kept here.
+    pub(super) fn lend(&mut self) {
+        self.end.lend(self.acked.stored);
+    }
+
+    /// There is no room for it, wherever it is.
+    pub(super) fn forfeit(&mut self, now: MonoTime) {
+        self.end.forfeit_lent(now);
+    }
+
     /// The last LSN that was made.
     pub(super) fn last(&self) -> Lsn {
         Lsn(self.last)

@@ -138,6 +138,11 @@ fn check_filter(filter: &FilterConfig) -> Result<(), ConfigError> {
     if filter.groups.is_empty() {
         return wrong("filter.group", "no group is protected: [[filter.group]] names one");
     }
+    let least = QUEUE_BYTES_MIN.saturating_mul(filter.groups.len() as u64);
+    if filter.spool.memory.0 < least {
+        let text = format!("{} groups share it and need {} at least", filter.groups.len(), format_bytes(least));
+        return wrong("filter.spool.memory", text);
+    }
     let (mut names, mut places) = (BTreeSet::new(), BTreeSet::new());
     for group in &filter.groups {
         check_group(group)?;

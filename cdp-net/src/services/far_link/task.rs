@@ -1,5 +1,6 @@
 //! The task that has the filter's ends of its links.
 
+use super::keep::Keep;
 use super::{FarOptions, Road, Shared, lock};
 use crate::clock::mono;
 use crate::far::{CallKind, Standing, answer_near};
@@ -14,8 +15,8 @@ use cdp_core::frame::{Compression, EncodedFrame, Encoder, RawFrame};
 use cdp_core::link::calls::CallId;
 use cdp_core::link::farewell::Class;
 use cdp_core::link::message::{Answer, Call, CallStatus, Code, FarRoom, Farewell, Features, Message};
-use cdp_core::link::source::{Acked, SourceEffect, SourceEnd, SourceOptions};
-use cdp_core::link::spool::{Lookup, Spool, SpoolOptions};
+use cdp_core::link::source::{Acked, ConnId, FrameKey, SourceEffect, SourceEnd, SourceOptions};
+use cdp_core::link::spool::{Lookup, PushError, SpoolEvent};
 use cdp_core::types::{GroupId, Lsn, MonoTime, Position, Timeline};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -38,6 +39,10 @@ pub(super) enum Command {
     Begin { group: GroupId, timeline: Timeline, start: Position },
     /// The next frame of the filter.
     Frame(RawFrame),
+    /// Frames up to here need not be kept, if somebody on the way has stored them.
+    Lend(Lsn),
+    /// The spool's disk has done something.
+    DiskDone,
     /// A piece of a first copy, of this session.
     Seed { session: u64, frame: EncodedFrame },
     /// What the filter answered.
@@ -69,10 +74,15 @@ pub(super) struct Task {
     options: FarOptions,
     calls: End,
     frames: Option<End>,
-    group: Option<GroupId>,
+    /// What is written.
+    of: Option<(GroupId, Timeline)>,
     encoder: Encoder,
     /// Frames that are not durable.
-    spool: Option<Spool>,
+    keep: Keep,
+    /// Those that are to be sent and are being read: at most what the end has given its connections.
+    to_send: VecDeque<(ConnId, u64, FrameKey)>,
+    /// The timeline cannot go on: frames are passed over until another one is begun.
+    over: bool,
     /// Those that came before it began: a few.
     early: VecDeque<RawFrame>,
     /// Pieces of first copies that the end does not take yet, of the session that holds.
@@ -83,6 +93,7 @@ pub(super) struct Task {
     retry: Option<MonoTime>,
     standing: MonoTime,
     durable: Lsn,
+    stored: Lsn,
     room: FarRoom,
 }
 
@@ -155,7 +166,7 @@ impl End {
 }
 
 impl Task {
-    pub(super) fn new(shared: Arc<Shared>, identity: Arc<Identity>, options: FarOptions) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, identity: Arc<Identity>, options: FarOptions, keep: Keep) -> Self {
         let calls = End::new(&identity, source(&options, None, Position::default()));
         Self {
             shared,
@@ -163,9 +174,11 @@ impl Task {
             options,
             calls,
             frames: None,
-            group: None,
+            of: None,
             encoder: Encoder::new(),
-            spool: None,
+            keep,
+            to_send: VecDeque::new(),
+            over: false,
             early: VecDeque::new(),
             seeds: VecDeque::new(),
             asked: BTreeMap::new(),
@@ -173,6 +186,7 @@ impl Task {
             retry: None,
             standing: mono(),
             durable: Lsn::ZERO,
+            stored: Lsn::ZERO,
             room: FarRoom::Ok,
         }
     }
@@ -182,9 +196,12 @@ impl Task {
         loop {
             self.carry_out(false);
             self.carry_out(true);
+            self.spool();
             let frames_due = self.frames.as_ref().and_then(|frames| frames.end.next_deadline());
             let standing = self.frames.is_some().then_some(self.standing);
-            let due = [self.calls.end.next_deadline(), frames_due, self.retry, standing].into_iter().flatten().min();
+            let spool = self.keep.next_deadline();
+            let due = [self.calls.end.next_deadline(), frames_due, self.retry, standing, spool];
+            let due = due.into_iter().flatten().min();
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(Command::Stop { said }) => {
@@ -275,8 +292,14 @@ impl Task {
         match command {
             Command::Call { call, until, reply } => self.call(call, until, reply),
             Command::Begin { group, timeline, start } => self.begin(group, timeline, start),
-            Command::Frame(frame) if self.spool.is_none() => self.early.push_back(frame),
+            Command::Frame(frame) if self.frames.is_none() => self.early.push_back(frame),
             Command::Frame(frame) => self.frame(frame),
+            Command::Lend(through) => {
+                if let Some(frames) = &mut self.frames {
+                    frames.end.lend(through);
+                }
+            }
+            Command::DiskDone => {}
             Command::Seed { session, frame } => {
                 if session == lock(&self.shared.state).session {
                     self.seeds.push_back(frame);
@@ -328,35 +351,79 @@ impl Task {
 
     fn begin(&mut self, group: GroupId, timeline: Timeline, start: Position) {
         // Told again, it is the same.
-        if self.frames.is_some() {
+        if self.of == Some((group, timeline)) {
             return;
         }
+        // What was on its way under the timeline before is lost with it.
+        self.down();
         let mut end = End::new(&self.identity, source(&self.options, Some((group, timeline)), start));
         end.at = self.calls.at;
         self.frames = Some(end);
-        self.group = Some(group);
-        self.durable = start.lsn;
-        self.spool = Some(Spool::new(SpoolOptions {
-            memory_bytes_max: self.options.memory_bytes,
-            disk_bytes_max: 0,
-            file_bytes: 0,
-            directory: String::new(),
-            ahead_bytes: 0,
-            always: false,
-            ids: 0,
-        }));
+        self.of = Some((group, timeline));
+        (self.durable, self.stored, self.over) = (start.lsn, start.lsn, false);
+        self.keep.begin();
         std::mem::take(&mut self.early).into_iter().for_each(|frame| self.frame(frame));
     }
 
     fn frame(&mut self, raw: RawFrame) {
-        let (Some(group), Some(spool), Some(frames)) = (self.group, &mut self.spool, &mut self.frames) else { return };
+        let (Some((group, timeline)), Some(frames)) = (self.of, &mut self.frames) else { return };
+        // Of the timeline before this one, or of one that is over: what it held is read again.
+        if raw.timeline != timeline || self.over {
+            return;
+        }
         let frame = self.encoder.encode(raw, group, Compression::None);
         let (info, bytes) = (frame.info, frame.len());
-        let kept = spool.push(frame).map_err(|error| error.to_string());
-        let offered = kept.and_then(|_| frames.end.offer(mono(), &info, bytes).map_err(|error| error.to_string()));
+        let mut kept = self.keep.push(frame.clone());
+        if matches!(kept, Err(PushError::Full { .. })) {
+            // What is lent has no room here, whoever has stored it meanwhile or has not.
+            frames.end.forfeit_lent(mono());
+            self.keep.release(frames.end.acked().kept_from);
+            kept = self.keep.push(frame);
+        }
+        let offered = kept.map_err(|error| error.to_string()).and_then(|()| {
+            let offered = frames.end.offer(mono(), &info, bytes);
+            offered.map(drop).map_err(|error| error.to_string())
+        });
         if let Err(why) = offered {
-            // The filter's bound lies below this one, and its frames continue each other.
-            self.shared.fail(format!("a frame of the filter cannot be kept: {why}"));
+            self.end_timeline(format!("a frame of the filter cannot be kept: {why}"));
+        }
+    }
+
+    /// What follows is not kept, or cannot be read: nothing more of this timeline can go.
+    fn end_timeline(&mut self, why: String) {
+        self.over = true;
+        self.to_send.clear();
+        self.keep.give_up();
+        if let Some(frames) = &mut self.frames {
+            frames.end.stop(mono());
+        }
+        self.shared.breaks(why);
+    }
+
+    /// Sends what was read meanwhile, and has the disk do what is to be done.
+    fn spool(&mut self) {
+        for event in self.keep.work() {
+            if let SpoolEvent::Lost { why, .. } = event {
+                return self.end_timeline(format!("a frame cannot be read from the spool: {why}"));
+            }
+        }
+        while let Some((conn, number, key)) = self.to_send.pop_front() {
+            match self.keep.get(key.0) {
+                Lookup::Here(frame) => {
+                    if let Some(frames) = &mut self.frames {
+                        frames.hub.send(conn, Message::Frame(number, frame));
+                    }
+                }
+                Lookup::Later => {
+                    self.to_send.push_front((conn, number, key));
+                    break;
+                }
+                Lookup::Gone => return self.end_timeline("a frame is needed that is not kept any more".to_owned()),
+            }
+        }
+        self.keep.work();
+        if let (Some(near), Some(capacity)) = (self.shared.near(), self.keep.new_capacity()) {
+            near.capacity(capacity);
         }
     }
 
@@ -386,27 +453,21 @@ impl Task {
                     end.hub.dial(dial, address, guard, &self.options.peers);
                 }
                 SourceEffect::Send { conn, message } => end.hub.send(conn, message),
-                SourceEffect::SendFrame { conn, number, key } => {
-                    if let Some(Lookup::Here(frame)) = self.spool.as_mut().map(|spool| spool.get(key.0)) {
-                        end.hub.send(conn, Message::Frame(number, frame));
-                    }
-                }
+                SourceEffect::SendFrame { conn, number, key } => self.to_send.push_back((conn, number, key)),
                 SourceEffect::Close { conn, farewell } => end.hub.close(conn, farewell),
                 SourceEffect::Acked(acked) if of_frames => self.acked(acked),
                 SourceEffect::Acked(_) => {}
                 SourceEffect::Answered { id, answer } => self.answered(id, answer),
                 SourceEffect::Called { id, call } => self.called(id, call),
-                SourceEffect::Lost(range) => self.shared.fail(format!(
-                    "the replica lost what it had acknowledged: LSN {} to {}",
-                    range.start(),
-                    range.end()
-                )),
-                SourceEffect::Broken { have, oldest, .. } => self.shared.fail(format!(
+                // Nothing that follows is held here any more: the session breaks next.
+                SourceEffect::Lost(_) => {}
+                SourceEffect::Broken { have, oldest, .. } => self.shared.breaks(format!(
                     "the replica stands at {have}, and what follows is not kept any more: the oldest is {oldest}"
                 )),
                 SourceEffect::Refused { farewell, class } => {
                     lock(&self.shared.state).road.why = Some(format!("it refuses: {farewell}"));
                     match class {
+                        Class::Never if farewell.code == Code::Torn => self.shared.breaks(farewell.to_string()),
                         Class::Never => self.shared.fail(format!("the other side refuses for good: {farewell}")),
                         _ => end.at += 1,
                     }
@@ -438,15 +499,12 @@ impl Task {
     fn down(&mut self) {
         lock(&self.shared.state).is_up = false;
         self.seeds.clear();
+        self.to_send.clear();
         self.shared.changed.notify_all();
     }
 
     fn acked(&mut self, acked: Acked) {
-        if let Some(last) = acked.kept_from.checked_sub(1)
-            && let Some(spool) = &mut self.spool
-        {
-            spool.release(last);
-        }
+        self.keep.release(acked.kept_from);
         lock(&self.shared.state).seeds_taken = acked.seeds;
         self.shared.changed.notify_all();
         self.offer_seeds();
@@ -454,6 +512,10 @@ impl Task {
         if acked.durable > self.durable {
             self.durable = acked.durable;
             near.durable(acked.durable);
+        }
+        if acked.stored != self.stored {
+            self.stored = acked.stored;
+            near.stored(acked.stored);
         }
         if acked.room != self.room {
             self.room = acked.room;

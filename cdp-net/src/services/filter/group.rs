@@ -1,11 +1,11 @@
 //! One group of a filter: its disks, who serves them, and what protects them.
 
-use super::{lock, queue_bytes};
+use super::lock;
 use crate::nbd::{Place, Server, ServerOptions};
 use crate::owner::PolicyChange;
-use crate::protect::{Notice, Protection, ProtectionOptions, SourceOptions};
+use crate::protect::{Notice, Protection, ProtectionOptions, SharedBudget, SourceOptions};
 use crate::services::config::{FilterConfig, FilterGroup, FilterPolicy};
-use crate::services::far_link::FarOptions;
+use crate::services::far_link::{FarOptions, SpoolPlace};
 use crate::services::remote::{PATIENCE, RemoteNotice, RemoteOptions, RemoteProtection};
 use crate::services::role::{Context, GroupReport, Held, Notes};
 use crate::services::url::CdpUrl;
@@ -75,8 +75,16 @@ fn change(policy: &FilterPolicy) -> PolicyChange {
 
 impl Group {
     /// A group of the file, not opened yet.
-    pub(super) fn new(filter: &FilterConfig, config: FilterGroup, context: &Context) -> Self {
-        let (queue, to) = (queue_bytes(filter), places(&filter.to));
+    pub(super) fn new(
+        filter: &FilterConfig,
+        config: FilterGroup,
+        context: &Context,
+        memory: &Arc<SharedBudget>,
+    ) -> Self {
+        let (queue, to) = (filter.spool.memory.0, places(&filter.to));
+        let state = context.state.join("filter").join(&config.name);
+        // Equal parts: files that are there take room that nobody else can have.
+        let disk = filter.spool.disk.0 / filter.groups.len().max(1) as u64;
         let source = |disk: &crate::services::config::DiskConfig| SourceOptions {
             name: disk.name.clone(),
             path: disk.source.clone(),
@@ -92,6 +100,7 @@ impl Group {
                 silence_ms: SILENCE_MS,
                 connections: filter.connections - 1,
                 ticket: Bytes::new(),
+                spool: (disk > 0).then(|| SpoolPlace { directory: state.join("spool"), bytes: disk }),
             },
             protection: ProtectionOptions {
                 sources: config.disks.iter().map(source).collect(),
@@ -102,7 +111,8 @@ impl Group {
                 queue_bytes: queue,
                 reread_threads: REREAD_THREADS,
             },
-            state: context.state.join("filter").join(&config.name),
+            state,
+            memory: Some(Arc::clone(memory)),
             patience: PATIENCE,
             serve_refused: true,
         };
@@ -247,16 +257,16 @@ impl Group {
     }
 
     /// How it stands, and the most that it may hold.
-    pub(super) fn report(&self) -> (GroupReport, Held) {
+    pub(super) fn report(&self) -> GroupReport {
         let mut report = GroupReport { group: self.config.name.clone(), state: "stopped", ..GroupReport::default() };
         let now = lock(&self.now);
         if now.closed {
             report.state = "draining";
         }
-        let Some(Running { remote, .. }) = &now.running else { return (report, Held::default()) };
+        let Some(Running { remote, .. }) = &now.running else { return report };
         report.state = remote.state().as_str();
         report.linked = Some(remote.road().is_up);
-        let Some(protection) = remote.protection() else { return (report, Held::default()) };
+        let Some(protection) = remote.protection() else { return report };
         let capture::Status {
             counters, rpo_ns, queued_bytes, memory, spool, time_until_tracking_ns, lsn, durable, ..
         } = protection.status();
@@ -268,7 +278,7 @@ impl Group {
         report.out_bytes = self.out.fetch_max(durable_bytes, Ordering::Relaxed).max(durable_bytes);
         report.held = Held { memory: memory.bytes, disk: spool.bytes };
         report.tracking_in = time_until_tracking_ns.map(Duration::from_nanos);
-        (report, Held { memory: memory.bytes_max, disk: spool.bytes_max })
+        report
     }
 }
 

@@ -1,7 +1,7 @@
 //! The task that has the frames of one timeline: from the link to the keeper, and acks back.
 
 use super::questions::{SILENCE_MS, until};
-use super::seat::{Held, Seat, ToFrames};
+use super::seat::{Held, Resumed, Seat, ToFrames};
 use super::traffic::Traffic;
 use super::{Shared, lock};
 use crate::clock::mono;
@@ -202,9 +202,15 @@ impl Task {
         if self.held.is_none() {
             // Opening a replica reads what its journal's end needs: on this thread others wait for it.
             match tokio::task::block_in_place(|| self.seat.resume(hello)) {
-                Ok((held, have)) => {
+                Ok(Resumed::Held(held, have)) => {
                     (self.have, self.durable) = (have, have.lsn);
                     self.held = Some(held);
+                }
+                Ok(Resumed::Lost { have, lost }) => {
+                    // Nothing is taken: who hears it forks.
+                    let (have, durable) = (Some(have), have.lsn);
+                    let terms = Terms { have, durable, stored: durable, lost: Some(lost), ..Terms::default() };
+                    return self.end.admit(mono(), session, terms);
                 }
                 Err(farewell) => return self.end.refuse(session, farewell),
             }

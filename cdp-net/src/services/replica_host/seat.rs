@@ -4,7 +4,7 @@ use super::only::Only;
 use super::reads::{self, Reads};
 use super::traffic::Traffic;
 use super::{Shared, frames, lock};
-use crate::far::{Acks, Begin, CallKind, Caller, Found, Origin, RemoteNear};
+use crate::far::{Acks, Begin, CallKind, Caller, Far, Find, Found, Origin, RemoteNear};
 use crate::host::Host;
 use crate::keeper::{Calls, Home, Keeper, KeeperOptions};
 use crate::link::accept::Accepted;
@@ -19,6 +19,7 @@ use cdp_core::link::message::{Answer, Call, CallStatus, Code, Farewell, Hello};
 use cdp_core::media::Disk;
 use cdp_core::trust::KeyHolder;
 use cdp_core::types::{Lsn, MonoTime, Position, Timeline};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -64,11 +65,21 @@ pub(super) struct Held {
     found: Lsn,
 }
 
+/// Where a session of frames finds the replica.
+pub(super) enum Resumed {
+    /// It goes on from here.
+    Held(Held, Position),
+    /// Less is there than was called durable.
+    Lost { have: Position, lost: RangeInclusive<Lsn> },
+}
+
 /// See the module's text.
 pub(super) struct Seat {
     directory: PathBuf,
     options: KeeperOptions,
     held: Mutex<Option<Held>>,
+    /// What is written, for who may not wait for `held`.
+    begun: Mutex<Option<Timeline>>,
     way: Arc<Way>,
     /// What is read of it from afar.
     pub(super) reads: Reads,
@@ -125,6 +136,7 @@ impl Seat {
             directory,
             options,
             held: Mutex::default(),
+            begun: Mutex::default(),
             way: Arc::default(),
             traffic: Mutex::default(),
             moment: Mutex::default(),
@@ -208,6 +220,7 @@ impl Seat {
             // A filter that starts: whoever kept this for the one before lets go.
             // So does the task that has its frames: of the same timeline too the next ones are for the next keeper.
             *lock(&self.way.0) = None;
+            *lock(&self.begun) = None;
             if let Some(before) = held.take() {
                 self.let_go_of(&before);
             }
@@ -230,12 +243,13 @@ impl Seat {
             && let Some(held) = held.as_mut()
         {
             held.note(call, &answer);
+            *lock(&self.begun) = held.begun.map(|(timeline, _)| timeline);
         }
         answer
     }
 
     /// Where a session of frames may begin, as the keeper has it; the replica is opened again where this host was started anew.
-    pub(super) fn resume(&self, hello: &Hello) -> Result<(Held, Position), Farewell> {
+    pub(super) fn resume(&self, hello: &Hello) -> Result<Resumed, Farewell> {
         let unknown = |text: String| Farewell::new(Code::TimelineUnknown, text);
         let (Some(group), Some(timeline)) = (hello.group, hello.timeline) else {
             return Err(Farewell::new(Code::Malformed, "frames are of a group and a timeline"));
@@ -243,7 +257,7 @@ impl Seat {
         let mut held = lock(&self.held);
         if let Some(held) = held.as_ref() {
             return match held.begun {
-                Some((begun, at)) if begun == timeline => Ok((held.clone(), Position::whole(at))),
+                Some((begun, at)) if begun == timeline => Ok(Resumed::Held(held.clone(), Position::whole(at))),
                 Some(_) => Err(Farewell::new(Code::TimelineClosed, "another timeline is written now")),
                 None => Err(unknown("the timeline is not begun yet".into())),
             };
@@ -251,16 +265,30 @@ impl Seat {
         let mut new = self.hold().map_err(|problem| unknown(problem.message))?;
         let near = Arc::new(RemoteNear::new(Arc::clone(&self.way) as _));
         let resumed = new.keeper.resume(group, timeline, Some(hello.durable_seen), near);
-        let at = resumed.map_err(|problem| match problem.code.as_str() {
-            "not-following" => Farewell::new(Code::TimelineClosed, problem.message),
-            "broken" => Farewell::new(Code::Broken, problem.message),
-            _ => unknown(problem.message),
-        })?;
+        let at = match resumed {
+            Ok(at) => at,
+            Err(problem) => {
+                // What is there without the witness of who heard it acknowledged: the loss is his to know.
+                let found = new.keeper.find(&Find::default()).ok().flatten().map(|found| found.durable);
+                let lost = found.filter(|durable| problem.code == "damaged" && *durable < hello.durable_seen);
+                new.keeper.let_go();
+                return match (lost, problem.code.as_str()) {
+                    (Some(at), _) => {
+                        let lost = at.next()..=hello.durable_seen;
+                        Ok(Resumed::Lost { have: Position::whole(at), lost })
+                    }
+                    (None, "not-following") => Err(Farewell::new(Code::TimelineClosed, problem.message)),
+                    (None, "broken") => Err(Farewell::new(Code::Torn, problem.message)),
+                    (None, _) => Err(unknown(problem.message)),
+                };
+            }
+        };
         new.begun = Some((timeline, at));
+        *lock(&self.begun) = Some(timeline);
         // Without its control socket it is kept all the same.
         let _ = new.keeper.serve();
         *held = Some(new.clone());
-        Ok((new, Position::whole(at)))
+        Ok(Resumed::Held(new, Position::whole(at)))
     }
 
     /// A connection of the timeline's frames.
@@ -269,6 +297,12 @@ impl Seat {
             tokio::spawn(accepted.opened.refuse(Farewell::new(Code::Malformed, "frames are of a timeline")));
             return;
         };
+        if lock(&self.begun).is_some_and(|begun| begun != timeline) {
+            // A proxy that still has some of it: who writes now is not disturbed.
+            let why = Farewell::new(Code::TimelineClosed, "another timeline is written now");
+            tokio::spawn(accepted.opened.refuse(why));
+            return;
+        }
         let mut way = lock(&self.way.0);
         let mut message = ToFrames::Accepted(Box::new(accepted));
         if let Some((of, task)) = way.as_ref().filter(|(of, _)| *of == timeline) {
@@ -345,6 +379,7 @@ impl Seat {
         self.reads.end();
         drop(lock(&self.idle).take());
         let held = lock(&self.held).take();
+        *lock(&self.begun) = None;
         // Nobody is left to take frames either where nothing was held.
         *lock(&self.way.0) = None;
         held.iter().for_each(|held| self.let_go_of(held));

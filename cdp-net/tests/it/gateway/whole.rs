@@ -19,6 +19,7 @@ fn protect(provider: &Provider, place: &Place, ticket: Bytes) -> Protection {
         peers: Peers::new([provider.identity("host").fingerprint()]),
         tenant: String::new(),
         name: "machine".into(),
+        spool: None,
         memory_bytes: 1 << 30,
         silence_ms: 10_000,
         connections: 2,
