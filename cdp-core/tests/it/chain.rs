@@ -52,7 +52,7 @@ fn converge(world: &mut World, rate: u64) -> Told {
     for (at, group) in world.groups.iter().enumerate().filter(|(_, group)| !done(group)) {
         let world = group.host.any_world();
         let said = world.filter.status(world.both());
-        panic!("group {at} did not converge: {said:#?} durable there {}", group.replica.durable());
+        panic!("group {at} did not converge: durable there {}: {said:?}", group.replica.durable());
     }
     assert!(converged);
     let (mut ops, mut forks) = (0, 0);

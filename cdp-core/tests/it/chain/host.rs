@@ -233,6 +233,7 @@ impl Part for Host {
             In::ConnectFailed(dial) => end.handle_connect_failed(now, dial, "no way there"),
             In::Message(conn, message) => end.handle_message(now, conn, message),
             In::Sent(conn, bytes) => end.handle_sent(now, conn, bytes),
+            In::Heard(conn) => end.handle_heard(now, conn),
             In::Gone(conn) => end.handle_disconnected(now, conn, "closed"),
             In::Accepted(..) => unreachable!("a source end accepts nobody"),
         }

@@ -7,8 +7,9 @@ use cdp_core::types::MonoTime;
 pub const MS: u64 = 1_000_000;
 pub const S: u64 = 1_000 * MS;
 
-/// Bytes of frames that a part may grant, at most: any frame is shorter.
-pub const WINDOW: u64 = 300_000;
+/// Bytes of frames that a part holds, at most: the longest write of a guest here, and two frames. A frame that ends within a write
+/// goes only with all of that write.
+pub const WINDOW: u64 = (256 << 10) + 2 * FRAME;
 /// No frame is longer, with its head.
 pub const FRAME: u64 = 290_000;
 
@@ -27,6 +28,8 @@ pub enum In {
     Accepted(ConnId, Box<Hello>),
     Message(ConnId, Message),
     Sent(ConnId, u64),
+    /// A part of a long message came.
+    Heard(ConnId),
     Gone(ConnId),
 }
 

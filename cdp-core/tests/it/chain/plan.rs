@@ -122,7 +122,7 @@ impl Plan {
 fn disks(rng: &mut Rng) -> Vec<u64> {
     let count = [1, 1, 1, 2, 2, 3, 5, 8][rng.below(8) as usize];
     // Some are so large that queues fill.
-    let most = if rng.one_in(10) { 1024 } else { 48 };
+    let most = if rng.one_in(10) { 512 } else { 48 };
     (0..count).map(|_| rng.between(1, most)).collect()
 }
 

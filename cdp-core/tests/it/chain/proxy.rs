@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// Bytes of frames that are kept, at most.
-const HELD: u64 = 400_000;
+const HELD: u64 = WINDOW + 50_000;
 
 pub struct Proxy {
     rng: Rng,
@@ -175,6 +175,7 @@ impl Part for Proxy {
             In::Accepted(conn, hello) => relay.handle_accepted(now, conn, *hello),
             In::Message(conn, message) => relay.handle_message(now, hop, conn, message),
             In::Sent(conn, bytes) => relay.handle_sent(now, hop, conn, bytes),
+            In::Heard(conn) => relay.handle_heard(now, hop, conn),
             In::Gone(conn) => relay.handle_disconnected(now, hop, conn, "closed"),
         }
     }

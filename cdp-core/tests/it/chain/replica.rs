@@ -109,7 +109,7 @@ impl ReplicaHost {
             flying: BTreeMap::new(),
             end: target(group, timeline, 0),
             timeline,
-            have: Position::default(),
+            have: Position::whole(Lsn::ZERO),
             waiting: VecDeque::new(),
             pending: VecDeque::new(),
             pending_bytes: 0,
@@ -169,7 +169,7 @@ impl ReplicaHost {
         let there = opened.manifest.timelines.iter().find(|timeline| timeline.state == TimelineState::Open);
         self.timeline = there.expect("one is open").id;
         let span = opened.snapshot().span(self.timeline);
-        self.have = span.map_or(Position::default(), |_| Position::whole(durable));
+        self.have = span.map_or(Position::whole(Lsn::ZERO), |_| Position::whole(durable));
         self.writer = writer(opened, &mut self.rng);
         self.end = target(self.group, self.timeline, self.attempt);
         (self.whole, self.closing, self.opening) = (durable, false, None);
@@ -205,7 +205,7 @@ impl ReplicaHost {
         let (parent, fork) = (self.timeline, self.durable());
         let generation = self.writer.open_timeline(info(timeline, number, Some(parent), fork));
         self.opening = Some((timeline, generation));
-        (self.timeline, self.have) = (timeline, Position::default());
+        (self.timeline, self.have) = (timeline, Position::whole(Lsn::ZERO));
         self.pending.clear();
         self.pending_bytes = 0;
         let left: Vec<Out> = std::iter::from_fn(|| self.poll(now)).collect();
@@ -295,6 +295,7 @@ impl Part for ReplicaHost {
             In::Accepted(conn, hello) => end.handle_accepted(now, conn, *hello),
             In::Message(conn, message) => end.handle_message(now, conn, message),
             In::Sent(conn, bytes) => end.handle_sent(now, conn, bytes),
+            In::Heard(conn) => end.handle_heard(now, conn),
             In::Gone(conn) => end.handle_disconnected(now, conn, "closed"),
             In::Connected(..) | In::ConnectFailed(_) => unreachable!("a target end dials nobody"),
         }

@@ -11,6 +11,9 @@ use cdp_core::link::source::{ConnId, Dial};
 use cdp_core::types::{MonoTime, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A long message is heard of so often while it comes.
+const HEARD_NS: u64 = 200 * MS;
+
 /// One group's way from its guests to its journal.
 pub struct Group {
     pub host: Host,
@@ -25,6 +28,7 @@ struct Pipe {
     group: usize,
     hop: usize,
     /// By who sends: above, below.
+    free_at: [u64; 2],
     arrives: [u64; 2],
     /// Swallows everything until it breaks.
     dead: bool,
@@ -34,7 +38,6 @@ struct Pipe {
 /// One hop, which all groups share.
 struct Hop {
     plan: HopPlan,
-    free_at: [u64; 2],
     dark_until: u64,
 }
 
@@ -42,6 +45,7 @@ enum Event {
     Connect { group: usize, hop: usize, dial: Dial },
     Deliver { conn: ConnId, by: Side, message: Message },
     Sent { conn: ConnId, by: Side, bytes: u64 },
+    Heard { conn: ConnId, by: Side },
     Gone(ConnId),
     Heal(usize),
     Fault(Fault),
@@ -89,7 +93,7 @@ impl World {
         }
         let parts = groups.len() * width;
         let group = |(host, proxies, replica)| Group { host, proxies, replica, life: 0 };
-        let hops = plan.hops.iter().map(|plan| Hop { plan: *plan, free_at: [0; 2], dark_until: 0 }).collect();
+        let hops = plan.hops.iter().map(|plan| Hop { plan: *plan, dark_until: 0 }).collect();
         let mut world = Self {
             now,
             rng: Rng::new(rng.next()),
@@ -244,13 +248,21 @@ impl World {
         });
         let Some(hop) = self.pipes.get(&conn).map(|pipe| pipe.hop) else { return };
         let way = self.way(hop);
-        let Some(pipe) = self.pipes.get_mut(&conn) else { return };
         let direction = usize::from(by == Side::Below);
+        // Who sends at the same time shares the hop.
+        let now = self.now;
+        let busy = |pipe: &&Pipe| pipe.hop == hop && pipe.free_at[direction] > now;
+        let others = self.pipes.iter().filter(|(id, pipe)| **id != conn && busy(pipe)).count() as u64;
+        let Some(pipe) = self.pipes.get_mut(&conn) else { return };
         let bytes = message.queued_bytes();
-        let hop = &mut self.hops[hop];
-        let sent = hop.free_at[direction].max(self.now) + (bytes + 16) * S / hop.plan.bytes_per_second;
+        let took = (bytes + 16) * S * (others + 1) / self.hops[hop].plan.bytes_per_second;
+        let begun = pipe.free_at[direction].max(now);
+        let sent = begun + took;
         let arrives = (sent + way).max(pipe.arrives[direction] + 1);
-        (hop.free_at[direction], pipe.arrives[direction]) = (sent, arrives);
+        (pipe.free_at[direction], pipe.arrives[direction]) = (sent, arrives);
+        for at in 1..=took / HEARD_NS {
+            self.at(begun + way + at * HEARD_NS, Event::Heard { conn, by });
+        }
         if bytes > 0 {
             self.at(sent, Event::Sent { conn, by, bytes });
         }
@@ -274,7 +286,7 @@ impl World {
                 let input = if reaches {
                     self.next_conn += 1;
                     let conn = ConnId(self.next_conn);
-                    let pipe = Pipe { group, hop, arrives: [self.now; 2], dead: false, greeted: false };
+                    let pipe = Pipe { group, hop, free_at: [self.now; 2], arrives: [self.now; 2], dead: false, greeted: false };
                     self.pipes.insert(conn, pipe);
                     In::Connected(conn, dial)
                 } else {
@@ -289,6 +301,12 @@ impl World {
                     Side::Above => self.tell(above, Side::Below, In::Sent(conn, bytes)),
                     Side::Below => self.tell(above + 1, Side::Above, In::Sent(conn, bytes)),
                 }
+            }
+            Event::Heard { conn, by } => {
+                let Some(pipe) = self.pipes.get(&conn).filter(|pipe| !pipe.dead) else { return };
+                let above = pipe.group * self.width + pipe.hop;
+                let (part, from) = if by == Side::Above { (above + 1, Side::Above) } else { (above, Side::Below) };
+                self.tell(part, from, In::Heard(conn));
             }
             Event::Deliver { conn, by, message } => {
                 let Some(pipe) = self.pipes.get_mut(&conn).filter(|pipe| !pipe.dead) else { return };

@@ -66,13 +66,13 @@ impl World {
         }
     }
 
-    /// The replica is what the source is, and the filter knows.
+    /// The replica is what the source is, and the filter knows. Records that only tell the time are always under way.
     pub fn is_converged(&self) -> bool {
         let status = self.filter.status(self.both());
         self.ops.is_empty()
             && status.state == State::Protecting
             && status.dirty_bytes == 0
-            && status.queued_bytes == 0
+            && self.filter.is_whole()
             && status.restorable >= self.last_change()
     }
 }
