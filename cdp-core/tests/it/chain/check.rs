@@ -2,8 +2,10 @@
 
 use super::world::Group;
 use crate::capture::disk::{Tags, tags_of};
+use crate::capture::model;
 use crate::capture::rng::Rng;
 use crate::capture::world::History;
+use cdp_core::frame::Part;
 use cdp_core::journal::PointsMode;
 use cdp_core::replica::{Replica, ReplicaView};
 use cdp_core::types::{Lsn, SECTOR, Timeline};
@@ -38,13 +40,13 @@ pub fn look(group: &Group, rng: &mut Rng) -> u64 {
         if now.options.points == PointsMode::EveryWrite {
             check_whole(branch, history);
         }
-        looked += check_moments(&replica, history, &lsns);
+        looked += check_moments(&replica, history, (branch.frontier().lsn, &lsns));
     }
     if let Some(world) = group.host.world().filter(|_| !group.host.forking) {
         let said = world.filter.status(world.both()).restorable;
         let branch = replica.catalogue().branch(world.options.timeline);
-        // Right after a fork nothing of the timeline is there.
-        let known = branch.is_some_and(|branch| said <= branch.fork || branch.is_restorable(said));
+        // Where nothing of the timeline can be restored yet it says what lies before.
+        let known = branch.is_some_and(|branch| said < world.filter.first_lsn() || branch.is_restorable(said));
         assert!(known || said == Lsn::ZERO, "the filter says that {said} can be restored: {branch:?}");
     }
     looked
@@ -59,19 +61,30 @@ fn check_whole(branch: &cdp_core::replica::catalogue::Branch, history: &History)
     let mut pieces: Vec<(Lsn, Lsn)> = ranges.chain(branch.gaps().iter().map(|gap| (gap.from, gap.to))).collect();
     pieces.sort_unstable();
     for (from, to) in pieces {
-        assert!(next.is_none_or(|next| from <= next), "between {next:?} and {from} nothing is said: {branch:?}");
+        let events = history.frames.iter().flat_map(|frame| &frame.parts).filter(|part| part.note.is_some());
+        let near = |part: &&Part| part.lsn >= from.min(next.unwrap_or(from)) && part.lsn <= to.next();
+        let said = || events.clone().filter(near).map(|part| (part.lsn, part.note.clone())).collect::<Vec<_>>();
+        let follows = next.is_none_or(|next| from <= next);
+        assert!(follows, "between {next:?} and {from} nothing is said: {:?}, {:?}", said(), branch.frontier());
         assert!(from >= first || from <= end);
         next = Some(to.next());
     }
     assert!(next.is_none_or(|next| next > end), "{end} is durable, and what can be restored ends before {next:?}");
 }
 
-fn check_moments(replica: &Replica, history: &History, lsns: &[Lsn]) -> u64 {
+fn check_moments(replica: &Replica, history: &History, (durable, lsns): (Lsn, &[Lsn])) -> u64 {
+    // A record that is not durable yet may begin a window before it. What is durable and settled may end within a frame.
+    let mut there = history.frames.clone();
+    there.retain_mut(|frame| {
+        frame.parts.retain(|part| part.lsn <= durable);
+        !frame.parts.is_empty()
+    });
+    let windows = model::windows(&there);
     let expected = history.at(lsns);
     for (lsn, expected) in lsns.iter().zip(&expected) {
-        let window = history.windows.iter().find(|(from, end)| from <= lsn && lsn < end);
+        let window = windows.iter().find(|(from, end)| from <= lsn && lsn < end);
         assert!(window.is_none(), "{lsn} can be restored and lies in {window:?}");
-        assert!(*lsn <= history.made, "{lsn} can be restored and was never made");
+        assert!(*lsn <= history.made(), "{lsn} can be restored and was never made");
         compare(replica, history.timeline, *lsn, expected);
     }
     lsns.len() as u64

@@ -254,9 +254,7 @@ impl Part for Host {
         if let Some(out) = self.left.pop_front() {
             return Some(out);
         }
-        if self.world().is_none() {
-            return None;
-        }
+        self.world()?;
         loop {
             if self.forking && !std::mem::replace(&mut self.asked, true) {
                 return Some(Out::Begin);

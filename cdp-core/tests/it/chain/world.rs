@@ -42,19 +42,46 @@ struct Hop {
 }
 
 enum Event {
-    Connect { group: usize, hop: usize, dial: Dial },
-    Deliver { conn: ConnId, by: Side, message: Message },
-    Sent { conn: ConnId, by: Side, bytes: u64 },
-    Heard { conn: ConnId, by: Side },
+    Connect {
+        group: usize,
+        hop: usize,
+        dial: Dial,
+    },
+    Deliver {
+        conn: ConnId,
+        by: Side,
+        message: Message,
+    },
+    Sent {
+        conn: ConnId,
+        by: Side,
+        bytes: u64,
+    },
+    Heard {
+        conn: ConnId,
+        by: Side,
+    },
     Gone(ConnId),
     Heal(usize),
     Fault(Fault),
     /// A host's machine is there again.
     Start(usize),
     /// An order to the replica: open this timeline.
-    Begin { group: usize, life: u64, timeline: Timeline },
-    Begun { group: usize, life: u64, timeline: Timeline, begun: Begun },
-    ProxyBack { hop: usize, keeps: bool },
+    Begin {
+        group: usize,
+        life: u64,
+        timeline: Timeline,
+    },
+    Begun {
+        group: usize,
+        life: u64,
+        timeline: Timeline,
+        begun: Begun,
+    },
+    ProxyBack {
+        hop: usize,
+        keeps: bool,
+    },
     ReplicaBack(usize),
     Look(usize),
 }
@@ -286,7 +313,14 @@ impl World {
                 let input = if reaches {
                     self.next_conn += 1;
                     let conn = ConnId(self.next_conn);
-                    let pipe = Pipe { group, hop, free_at: [self.now; 2], arrives: [self.now; 2], dead: false, greeted: false };
+                    let pipe = Pipe {
+                        group,
+                        hop,
+                        free_at: [self.now; 2],
+                        arrives: [self.now; 2],
+                        dead: false,
+                        greeted: false,
+                    };
                     self.pipes.insert(conn, pipe);
                     In::Connected(conn, dial)
                 } else {
@@ -396,7 +430,9 @@ impl World {
         if self.groups[group].life != life {
             return;
         }
-        self.note([6, group as u64, begun.fork.0, 0], || format!("group {group} goes on on {timeline} after {begun:?}"));
+        self.note([6, group as u64, begun.fork.0, 0], || {
+            format!("group {group} goes on on {timeline} after {begun:?}")
+        });
         let now = self.now;
         let host = &mut self.groups[group].host;
         if matches!(host.life, Life::Down(_)) {
@@ -493,7 +529,7 @@ impl World {
         }
     }
 
-    /// No more faults and no more ops; what is down comes back. Gives when the last fault is over.
+    /// No more faults and no more ops; what is down comes back.
     pub fn heal(&mut self) {
         self.calm = true;
         for group in &mut self.groups {
@@ -533,7 +569,6 @@ fn other(side: Side) -> Side {
 /// Whether a last word is one that can come where nobody does anything wrong.
 fn is_fair(farewell: &Farewell) -> bool {
     use Code::{Broken, Busy, Done, Silent, Stopping, Superseded, TimelineClosed, TimelineUnknown, Unreachable};
-    let fair =
-        [Superseded, Busy, Stopping, Unreachable, Silent, Broken, Done, TimelineClosed, TimelineUnknown];
+    let fair = [Superseded, Busy, Stopping, Unreachable, Silent, Broken, Done, TimelineClosed, TimelineUnknown];
     fair.contains(&farewell.code) || farewell.text.starts_with("a data connection of no session")
 }

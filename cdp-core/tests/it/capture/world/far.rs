@@ -8,10 +8,8 @@ pub struct History {
     pub start: Vec<Tags>,
     pub changes: Vec<Change>,
     pub lsn_after_call: Vec<Lsn>,
-    /// LSNs that no record lets be restored.
-    pub windows: Vec<(Lsn, Lsn)>,
-    /// What the records alone say can be restored, at most.
-    pub made: Lsn,
+    /// Every record of it.
+    pub frames: Vec<RawFrame>,
 }
 
 impl World {
@@ -61,8 +59,7 @@ impl World {
             start: self.start_content.clone(),
             changes: self.changes.clone(),
             lsn_after_call: self.lsn_after_call.clone(),
-            windows: model::windows(&self.frames),
-            made: self.frames.last().map_or(Lsn::ZERO, |frame| frame.last_lsn()),
+            frames: self.frames.clone(),
         }
     }
 
@@ -78,6 +75,11 @@ impl World {
 }
 
 impl History {
+    /// The last LSN that was made.
+    pub fn made(&self) -> Lsn {
+        self.frames.last().map_or(Lsn::ZERO, |frame| frame.last_lsn())
+    }
+
     /// What the disks were at these LSNs, which ascend.
     pub fn at(&self, lsns: &[Lsn]) -> Vec<Vec<Tags>> {
         let mut state = self.start.clone();
