@@ -47,7 +47,8 @@ pub struct RelayOptions {
     pub above: TargetOptions,
     /// The end towards the replica; `start`, `origin` and `durable` come from what is kept and what the source says.
     pub below: SourceOptions,
-    /// Bytes of frames that are kept, at most: what the spool can hold. One frame may be beyond.
+    /// Bytes of frames that are kept, at most: what the spool can hold. One frame may be beyond. Less than the longest write and two
+    /// frames and nothing may move any more: a frame that ends within a write is let go of only when all of that write is durable.
     pub held_bytes_max: u64,
     /// Of these, bytes that the source may send before it hears of room again. So much memory may be taken beside the spool's.
     pub window_bytes: u64,

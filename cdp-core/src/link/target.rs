@@ -56,7 +56,8 @@ pub struct Terms {
     pub durable: Lsn,
     /// What was acknowledged as durable and is lost.
     pub lost: Option<RangeInclusive<Lsn>>,
-    /// Bytes of frames and seeds that it can take: see [`TargetEnd::grant`].
+    /// Bytes of frames and seeds that it can take: see [`TargetEnd::grant`]. Where it never takes more than this, that is more than
+    /// the longest write and two frames: a part of a write does not become durable alone.
     pub room_bytes: u64,
     /// Whether it takes everything.
     pub room: FarRoom,

@@ -324,9 +324,11 @@ impl Branch {
             Some(to) if !self.bracketed && from > to.next() => self.reach(from.prev(), event.stamp),
             _ => self.cut(from),
         }
+        let goes_on = self.bracketed;
         self.close_bracket(event);
         self.in_period = false;
-        let from = self.gaps.last().map_or(from, |gap| from.max(gap.to.next()));
+        // Inside another bracket nothing between them is restorable either, such as the record of a gap that begins behind itself.
+        let from = self.gaps.last().map_or(from, |gap| if goes_on { gap.to.next() } else { from.max(gap.to.next()) });
         let (to, to_time) = (event.lsn, event.stamp.time);
         self.gaps.push(Gap { from, to, from_time, to_time, reason, open: true });
         self.bracketed = true;

@@ -2,11 +2,11 @@
 //!
 //! Each run is a function of its seed. `CDP_SEEDS=N` runs N seeds of each kind, `CDP_SEED=X` one of them.
 
-mod crash;
-mod disk;
-mod model;
-mod rng;
-mod world;
+pub mod crash;
+pub mod disk;
+pub mod model;
+pub mod rng;
+pub mod world;
 
 use cdp_core::capture::*;
 use cdp_core::types::*;
@@ -15,7 +15,7 @@ use disk::SimDisk;
 use rng::Rng;
 use world::{Hostility, MS, S, World, spec};
 
-const PEACE: Hostility = Hostility {
+pub const PEACE: Hostility = Hostility {
     clients: 6,
     op_fails_one_in: 0,
     log_fails_one_in: 0,
@@ -29,6 +29,7 @@ const PEACE: Hostility = Hostility {
     forks_one_in: 0,
     detaches: false,
     periods: false,
+    far: false,
 };
 
 fn first_world(seed: u64, hostility: Hostility) -> World {
@@ -92,6 +93,7 @@ fn hostility_of(seed: u64) -> Hostility {
         forks_one_in: 0,
         detaches: false,
         periods: maybe(2) > 0,
+        far: false,
     }
 }
 

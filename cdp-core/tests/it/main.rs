@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "modules of a test binary share their items")]
 
 mod capture;
+mod chain;
 mod journal;
 mod resync;
 mod session;

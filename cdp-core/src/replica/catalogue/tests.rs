@@ -62,6 +62,18 @@ fn nothing_is_restorable_before_the_end_of_seeding_is_durable() {
     assert!(branch.is_restorable(Lsn(17)) && !branch.is_restorable(Lsn(9)) && !branch.is_restorable(Lsn(26)));
 }
 
+/// A write failed, and while it was read again the queue was full: the gap's own record lies between both brackets.
+#[test]
+fn a_gap_that_begins_inside_a_resync_leaves_no_lsn_of_which_nothing_is_said() {
+    let mut branch = seeded(1);
+    branch.handle(resync_begin(21, 20, ResyncReason::WriteFailed));
+    branch.handle(event(25, RecordKind::GapBegin, Some(Note::GapBegin { from: Lsn(26), reason: GapReason::Overload })));
+    branch.handle(resync_end(30));
+    branch.advance(Lsn(31), stamp(1, 310));
+    assert_eq!(ranges(&branch), [(10, 19), (30, 31)]);
+    assert_eq!(gaps(&branch), [(20, 24, "resync"), (25, 29, "overload")]);
+}
+
 #[test]
 fn a_gap_and_its_resync_are_closed_to_all() {
     let mut branch = seeded(1);

@@ -27,6 +27,32 @@ pub struct Left {
 
 /// Ends a world at once, checks that the log left behind covers every difference, and says what is left.
 pub fn crash(mut world: World, end: End) -> Left {
+    fall(&mut world, end);
+    let frames = &world.frames[..world.taken];
+    // Both are forks that a replica may choose: all that is durable, or all that can be restored.
+    let durable = model::whole(frames).max(world.applied_through);
+    let restorable = if frames.is_empty() { durable } else { model::restorable(frames) };
+    let log = log_of(&world);
+    check_cover(&world, &at(&world, restorable), log.as_ref());
+    check_cover(&world, &at(&world, durable), log.as_ref());
+    let fork = if world.rng.one_in(2) { restorable } else { durable };
+    left(world, fork)
+}
+
+/// The log that the next start believes, if there is one.
+fn log_of(world: &World) -> Option<LogContents> {
+    LogContents::read(&world.log_file, world.options.group).ok().filter(|log| log.generation >= world.least)
+}
+
+/// What is left of a world that fell, where the replica goes on from `fork`.
+pub fn left(world: World, fork: Lsn) -> Left {
+    let (base, log) = (at(&world, fork), log_of(&world));
+    check_cover(&world, &base, log.as_ref());
+    Left { base, fork, log, world }
+}
+
+/// Ends a world at once: its disks and its log are what is found next.
+pub fn fall(world: &mut World, end: End) {
     world.check();
     for (_, op) in std::mem::take(&mut world.ops) {
         if op.running {
@@ -41,23 +67,13 @@ pub fn crash(mut world: World, end: End) -> Left {
     }
     world.disks.iter_mut().for_each(|disk| disk.running.clear());
     world.disks.iter_mut().for_each(SimDisk::reopen);
-    tear_log(&mut world);
-    let frames = &world.frames[..world.taken];
-    // Both are forks that a replica may choose: all that is durable, or all that can be restored.
-    let durable = model::whole(frames).max(world.applied_through);
-    let restorable = if frames.is_empty() { durable } else { model::restorable(frames) };
-    let log = LogContents::read(&world.log_file, world.options.group).ok().filter(|log| log.generation >= world.least);
-    for fork in [restorable, durable] {
-        check_cover(&world, &at(&world, fork), log.as_ref());
-    }
-    let fork = if world.rng.one_in(2) { restorable } else { durable };
-    Left { base: at(&world, fork), fork, log, world }
+    tear_log(world);
 }
 
 /// The replica at an LSN.
 fn at(world: &World, lsn: Lsn) -> Vec<Tags> {
     let mut disks = world.base.clone();
-    model::apply(&mut disks, &world.frames[..world.taken], (Lsn::ZERO, lsn), &world.left_out, index);
+    model::apply(&mut disks, &world.frames, (Lsn::ZERO, lsn), &world.left_out, index);
     disks
 }
 
@@ -93,13 +109,19 @@ fn tear_log(world: &mut World) {
 
 impl Left {
     /// The machine comes back: a new filter on a new timeline.
-    pub fn restart(self, hostility: Hostility) -> World {
-        let Self { world: mut old, base, fork, log } = self;
+    pub fn restart(mut self, hostility: Hostility) -> World {
+        let timeline = Timeline::new(self.world.rng.identity()).expect("not 0");
+        let parent = self.world.options.timeline;
+        self.restart_on(hostility, timeline, parent)
+    }
+
+    /// The same, on a timeline that the replica has opened already.
+    pub fn restart_on(self, hostility: Hostility, timeline: Timeline, parent: Timeline) -> World {
+        let Self { world: old, base, fork, log } = self;
         let epoch = old.frames.last().map_or(ClockEpoch(1), |frame| frame.epoch);
         let given = old.frames.last().map_or(old.forked_at, |frame| frame.last_lsn());
-        let timeline = Timeline::new(old.rng.identity()).expect("not 0");
         let above = old.filter.first_lsn();
-        let start = Start::Unclean { parent: old.options.timeline, fork, above, epoch, log };
+        let start = Start::Unclean { parent, fork, above, epoch, log };
         let options = FilterOptions { timeline, start, log_generation_least: old.least, ..old.options };
         let mut world = World::new(old.rng, hostility, old.disks, base, options);
         (world.log_file, world.least, world.told) = (old.log_file, old.least, old.least);

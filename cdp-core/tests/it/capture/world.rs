@@ -15,6 +15,8 @@ pub const MS: u64 = 1_000_000;
 pub const S: u64 = 1_000_000_000;
 
 mod change;
+mod far;
+pub use far::History;
 mod fork;
 mod guest;
 mod host;
@@ -43,6 +45,8 @@ pub struct Hostility {
     pub detaches: bool,
     /// The policy is per-point, or becomes it, and a proxy leaves out what it may.
     pub periods: bool,
+    /// The replica is elsewhere: whoever has the world takes the frames to it and says what is durable there.
+    pub far: bool,
 }
 
 #[derive(Debug)]
@@ -103,7 +107,7 @@ enum Went {
 pub struct World {
     pub rng: Rng,
     pub now: u64,
-    wall_offset: u64,
+    pub wall_offset: u64,
     queue: BTreeMap<(u64, u64), Ev>,
     sequence: u64,
     pub hostility: Hostility,
@@ -135,7 +139,7 @@ pub struct World {
     pub base: Vec<Tags>,
     pub applied: Vec<Tags>,
     pub applied_through: Lsn,
-    start_content: Vec<Tags>,
+    pub start_content: Vec<Tags>,
     start_sizes: Vec<usize>,
     /// Disks that are not complete where the records begin.
     hidden: BTreeSet<usize>,
@@ -153,7 +157,7 @@ pub struct World {
     pub left: BTreeSet<usize>,
     pub changes: Vec<Change>,
     change_of_op: BTreeMap<u64, usize>,
-    lsn_after_call: Vec<Lsn>,
+    pub lsn_after_call: Vec<Lsn>,
     gone: VecDeque<(u64, Went)>,
     counted: [u64; 3],
     pub events: Vec<Event>,
@@ -238,7 +242,9 @@ impl World {
         };
         world.covered = world.disks.iter().map(|disk| vec![false; disk.content.len()]).collect();
         world.called();
-        world.later(MS, Ev::ReplicaTakes);
+        if !hostility.far {
+            world.later(MS, Ev::ReplicaTakes);
+        }
         for client in 0..hostility.clients {
             world.later(MS, Ev::Client(client));
         }
@@ -253,7 +259,7 @@ impl World {
         if hostility.disks_change {
             world.later(S, Ev::Change);
         }
-        if world.options.keeps_ranges {
+        if world.options.keeps_ranges && !hostility.far {
             world.later(MS, Ev::ProxyStores);
         }
         if hostility.forks_one_in > 0 {
@@ -362,7 +368,9 @@ impl World {
             Ev::Detach => self.detach_or_attach(),
             Ev::Room => {
                 let room = if self.calm { 3 } else { self.rng.below(4) };
-                self.filter.set_room([Room::Lost, Room::NoSpace, Room::Ok, Room::Ok][room as usize]);
+                if !self.hostility.far {
+                    self.filter.set_room([Room::Lost, Room::NoSpace, Room::Ok, Room::Ok][room as usize]);
+                }
                 if self.hostility.periods {
                     let every = self.rng.one_in(4);
                     self.filter

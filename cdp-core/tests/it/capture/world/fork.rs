@@ -48,6 +48,12 @@ impl World {
         if at == Lsn::ZERO && forgets {
             return;
         }
+        let timeline = Timeline::new(self.rng.identity()).expect("not 0");
+        self.fork_at(timeline, at, if forgets { Fork::Acknowledged } else { Fork::Lent });
+    }
+
+    /// The replica has opened another timeline, which forks from this one at `at`.
+    pub fn fork_at(&mut self, timeline: Timeline, at: Lsn, lost: Fork) {
         let known = self.known_at(at);
         let specs: Vec<DiskSpec> = known
             .iter()
@@ -55,8 +61,6 @@ impl World {
             .filter(|(_, size)| **size > 0)
             .map(|(disk, size)| spec(disk, *size as u64 * SECTOR))
             .collect();
-        let timeline = Timeline::new(self.rng.identity()).expect("not 0");
-        let lost = if forgets { Fork::Acknowledged } else { Fork::Lent };
         self.rebase(at, known);
         self.options.timeline = timeline;
         let first = self.filter.fork(self.both(), timeline, at, lost, &specs).expect("a good fork");

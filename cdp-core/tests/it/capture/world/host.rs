@@ -96,7 +96,8 @@ impl World {
         let range = first as usize..end as usize;
         let content = self.disks[disk].content[range.clone()].to_vec();
         // The base lies below all records: it must not cover what was applied on top of it. No moment before is shown.
-        for (at, tag) in range.zip(content) {
+        // Where the replica is elsewhere, disks begin as zeros, as its do: nothing is copied.
+        for (at, tag) in range.zip(content).filter(|_| !self.hostility.far) {
             if !self.covered[disk][at] {
                 self.applied[disk][at] = tag;
                 self.base[disk][at] = tag;
@@ -190,7 +191,7 @@ impl World {
         (0..self.hostility.clients).for_each(|client| self.later(MS, Ev::Client(client)));
     }
 
-    fn last_change(&self) -> Lsn {
+    pub(super) fn last_change(&self) -> Lsn {
         self.changes.iter().filter_map(|change| change.lsn).max().unwrap_or(Lsn::ZERO)
     }
 

@@ -1,0 +1,122 @@
+//! Whole chains in virtual time: guests and filter, source end, proxies, target end, journal. All machines are the real ones; disks,
+//! network, clocks and people are simulated, and everything follows from a seed.
+//!
+//! `CDP_CHAIN_SEEDS=N` is how many seeds are run, from `CDP_CHAIN_FIRST` on. One seed again, with everything that happens in it:
+//! `CDP_CHAIN_SEED=1234 cargo test --release -p cdp-core --features sim --test it chain::replay -- --nocapture`.
+
+mod check;
+mod host;
+mod part;
+mod plan;
+mod proxy;
+mod replica;
+mod world;
+
+use part::S;
+use plan::Plan;
+use world::World;
+
+/// What a seed came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Told {
+    trace: u64,
+    looks: u64,
+    ops: u64,
+    forks: u64,
+    /// From the last fault to the end, in milliseconds, and how long that may take.
+    took_ms: u64,
+    may_take_ms: u64,
+}
+
+fn run(seed: u64) -> Told {
+    let plan = Plan::of(seed);
+    let (active, rate) = (plan.active_ns, plan.hops.iter().map(|hop| hop.bytes_per_second).min().expect("a hop"));
+    let mut world = plan.build(seed);
+    let end = world.now + active;
+    world.run(end, |_| false);
+    world.heal();
+    let there = world.run(end + 30 * S, |world| world.mending == 0);
+    assert!(there, "what was down did not come back");
+    converge(&mut world, rate)
+}
+
+/// What differs is made equal, and everything is durable.
+fn converge(world: &mut World, rate: u64) -> Told {
+    let healed = world.now;
+    let status = |group: &world::Group| group.host.world().map(|world| world.filter.status(world.both()));
+    let left: u64 = world.groups.iter().filter_map(status).map(|status| status.dirty_bytes + status.queued_bytes).sum();
+    let may_take = 2 * left * S / rate + 5 * S;
+    let done = |group: &world::Group| group.host.world().is_some_and(|world| world.is_converged());
+    let converged = world.run(healed + 4 * may_take + 60 * S, |world| world.groups.iter().all(done));
+    if let Some((at, group)) = world.groups.iter().enumerate().find(|(_, group)| !done(group)) {
+        let world = group.host.any_world();
+        let said = world.filter.status(world.both());
+        panic!("group {at} did not converge: durable there {}: {said:?}", group.replica.durable());
+    }
+    assert!(converged);
+    let (mut ops, mut forks) = (0, 0);
+    for group in &world.groups {
+        check::look(group, &mut world.rng);
+        let host = group.host.any_world();
+        let replica = group.replica.look();
+        let lsn = host.filter.status(host.both()).restorable;
+        let source: Vec<_> = host.disks.iter().map(|disk| disk.content.clone()).collect();
+        check::compare(&replica, host.options.timeline, lsn, &source);
+        let histories = group.host.histories.iter().map(|history| history.changes.len() as u64).sum::<u64>();
+        ops += host.changes.len() as u64 + histories;
+        forks += u64::from(group.host.forks);
+    }
+    let took_ms = (world.now - healed) / 1_000_000;
+    Told { trace: world.trace, looks: world.looks, ops, forks, took_ms, may_take_ms: may_take / 1_000_000 }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+#[test]
+fn whatever_breaks_what_is_durable_can_be_restored_and_the_replica_becomes_the_source() {
+    let first = number("CDP_CHAIN_FIRST").unwrap_or(0);
+    let seeds = number("CDP_CHAIN_SEEDS").unwrap_or(200);
+    let (mut sum, mut late) = (Told::default(), 0);
+    let (mut failed, most) = (Vec::new(), number("CDP_CHAIN_FAILURES").unwrap_or(1) as usize);
+    for seed in first..first + seeds {
+        match std::panic::catch_unwind(|| run(seed)) {
+            Ok(told) => {
+                sum.trace = sum.trace.rotate_left(1) ^ told.trace;
+                (sum.looks, sum.ops, sum.forks) = (sum.looks + told.looks, sum.ops + told.ops, sum.forks + told.forks);
+                sum.took_ms = sum.took_ms.max(told.took_ms);
+                if told.took_ms > told.may_take_ms {
+                    late += 1;
+                    println!("CDP_CHAIN_SEED={seed} is late: {told:?}");
+                }
+            }
+            Err(_) => {
+                println!("failed with CDP_CHAIN_SEED={seed}");
+                failed.push(seed);
+                if failed.len() >= most {
+                    break;
+                }
+            }
+        }
+    }
+    println!("{seeds} seeds: {sum:?}, {late} late");
+    assert!(failed.is_empty(), "failed: {failed:?}");
+    assert_eq!(late, 0, "the replica became the source too late");
+}
+
+#[test]
+fn replay() {
+    let seed = number("CDP_CHAIN_SEED").unwrap_or(7);
+    println!("{:?}", run(seed));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in 0..8 {
+        let (one, other) = (run(seed), run(seed));
+        assert_eq!(one, other);
+        println!("seed {seed}: trace {:016x}", one.trace);
+    }
+    assert_ne!(run(1).trace, run(2).trace);
+}

@@ -1,0 +1,176 @@
+//! What a seed makes of a world: how it is built, and what goes wrong in it.
+
+use super::host::Host;
+use super::part::{MS, S};
+use super::proxy::Proxy;
+use super::replica::ReplicaHost;
+use crate::capture::PEACE;
+use crate::capture::crash::End;
+use crate::capture::disk::SimDisk;
+use crate::capture::rng::Rng;
+use crate::capture::world::{self, Hostility};
+use cdp_core::capture::{FilterOptions, QUEUE_BYTES_MIN, Start};
+use cdp_core::journal::PointsMode;
+use cdp_core::types::{GroupId, SECTOR, Timeline};
+
+/// How a hop is.
+#[derive(Clone, Copy, Debug)]
+pub struct HopPlan {
+    pub delay_ns: u64,
+    pub jitter_ns: u64,
+    pub bytes_per_second: u64,
+}
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// A hop's connections break, or one of them.
+    Cut { hop: usize, one: bool },
+    /// A hop swallows everything for a while.
+    Dark { hop: usize, ns: u64 },
+    /// The filter's machine ends.
+    Host { group: usize, end: End },
+    /// A proxy ends, and comes back with or without what its disk kept.
+    Proxy { hop: usize, keeps: bool },
+    /// The replica's host loses power.
+    Replica { group: usize },
+    /// A write or sync of the journal fails: the one after so many.
+    ReplicaWrite { group: usize, after: u64 },
+    /// There is no room for another segment.
+    ReplicaFull { group: usize, ns: u64 },
+    /// A proxy's disk fails.
+    ProxyDisk { hop: usize, ns: u64, reads: bool },
+}
+
+pub struct Plan {
+    pub hops: Vec<HopPlan>,
+    pub faults: Vec<(u64, Fault)>,
+    pub looks: Vec<(u64, usize)>,
+    pub active_ns: u64,
+    /// Of each group, the sizes of its disks in sectors.
+    pub disks: Vec<Vec<u64>>,
+    pub hostility: Hostility,
+    pub connections: u16,
+}
+
+fn proxies(rng: &mut Rng) -> usize {
+    [0, 1, 1, 1, 1, 2, 2, 3][rng.below(8) as usize]
+}
+
+impl Plan {
+    pub fn of(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x0c4a_17f3);
+        let groups = [1, 1, 1, 1, 2, 3][rng.below(6) as usize];
+        let (source_side, target_side) = (proxies(&mut rng), proxies(&mut rng));
+        let hops = source_side + target_side + 1;
+        let mut plan = Self {
+            hops: (0..hops).map(|hop| HopPlan::of(&mut rng, hop == source_side)).collect(),
+            faults: Vec::new(),
+            looks: Vec::new(),
+            active_ns: rng.between(1, 5) * S,
+            disks: (0..groups).map(|_| disks(&mut rng)).collect(),
+            hostility: hostility(&mut rng),
+            connections: rng.below(3) as u16,
+        };
+        let count = [0, 1, 1, 2, 2, 3, 4, 6][rng.below(8) as usize];
+        for _ in 0..count {
+            let after = rng.between(1, plan.active_ns);
+            let fault = Fault::of(&mut rng, groups, hops);
+            plan.faults.push((after, fault));
+        }
+        let look = (rng.between(1, plan.active_ns * 2), rng.below(groups as u64) as usize);
+        plan.looks.push(look);
+        plan
+    }
+
+    /// The world as it begins.
+    pub fn build(self, seed: u64) -> super::world::World {
+        let mut rng = Rng::new(seed);
+        let groups = (0..self.disks.len()).map(|group| self.group(group, seed, &mut rng)).collect();
+        super::world::World::new(self, groups, rng)
+    }
+
+    fn group(&self, group: usize, seed: u64, rng: &mut Rng) -> (Host, Vec<Proxy>, ReplicaHost) {
+        let id = GroupId::new(rng.identity()).expect("not 0");
+        let timeline = Timeline::new(rng.identity()).expect("not 0");
+        let sizes: Vec<u64> = self.disks[group].iter().map(|sectors| sectors * SECTOR).collect();
+        let disk = |size: &u64| {
+            let mut disk = SimDisk::new(*size, &mut Rng::new(seed));
+            disk.put(0, &vec![0; (*size / SECTOR) as usize]);
+            disk
+        };
+        let disks: Vec<SimDisk> = sizes.iter().map(disk).collect();
+        let base = disks.iter().map(|disk| vec![0; disk.content.len()]).collect();
+        let specs = sizes.iter().enumerate().map(|(at, size)| world::spec(at, *size)).collect();
+        let per_point = self.hostility.periods;
+        let options = FilterOptions {
+            rpo_ns: S,
+            queue_bytes_max: QUEUE_BYTES_MIN,
+            hot_ns_min: S / 5,
+            keeps_ranges: seed.is_multiple_of(3),
+            points: if per_point { PointsMode::PerPoint } else { PointsMode::EveryWrite },
+            ..FilterOptions::new(id, timeline, Start::First, specs)
+        };
+        let world = world::World::new(Rng::new(rng.next()), self.hostility, disks, base, options);
+        let host = Host::new(world, self.hostility, self.connections, rng.next());
+        let proxies = (1..self.hops.len()).map(|_| Proxy::new(id, timeline, Rng::new(rng.next()))).collect();
+        let replica = ReplicaHost::new(id, timeline, &sizes, Rng::new(rng.next()));
+        (host, proxies, replica)
+    }
+}
+
+fn disks(rng: &mut Rng) -> Vec<u64> {
+    let count = [1, 1, 1, 2, 2, 3, 5, 8][rng.below(8) as usize];
+    // Some are so large that queues fill.
+    let most = if rng.one_in(10) { 512 } else { 48 };
+    (0..count).map(|_| rng.between(1, most)).collect()
+}
+
+fn hostility(rng: &mut Rng) -> Hostility {
+    let mut maybe = |one_in: u64, of: u64| if rng.one_in(of) { one_in } else { 0 };
+    Hostility {
+        far: true,
+        clients: 1 + maybe(2, 2) + maybe(4, 4),
+        op_fails_one_in: maybe(25, 4),
+        log_fails_one_in: maybe(12, 4),
+        reread_fails_one_in: maybe(8, 4),
+        flush_fails_one_in: maybe(10, 6),
+        clock_steps: maybe(1, 3) > 0,
+        detaches: maybe(1, 8) > 0,
+        periods: maybe(1, 4) > 0,
+        ..PEACE
+    }
+}
+
+impl HopPlan {
+    fn of(rng: &mut Rng, is_wide: bool) -> Self {
+        let (delay_ns, jitter_ns) = if is_wide { (rng.below(60 * MS), rng.below(30 * MS)) } else { (MS / 5, MS) };
+        let slow = [60_000, 300_000, 2_000_000, 20_000_000];
+        let bytes_per_second = if is_wide { slow[rng.below(4) as usize] } else { 50_000_000 };
+        Self { delay_ns, jitter_ns, bytes_per_second }
+    }
+}
+
+impl Fault {
+    fn of(rng: &mut Rng, groups: usize, hops: usize) -> Self {
+        let hop = rng.below(hops as u64) as usize;
+        let group = rng.below(groups as u64) as usize;
+        // A proxy is named by the hop below it.
+        let proxy = 1 + rng.below(hops.max(2) as u64 - 1) as usize;
+        let most = [20, 400, 4_000][rng.below(3) as usize];
+        let ns = rng.between(1, most) * MS;
+        match rng.below(if hops > 1 { 14 } else { 10 }) {
+            0 => Self::Cut { hop, one: true },
+            1 => Self::Cut { hop, one: false },
+            2 | 3 => Self::Dark { hop, ns },
+            4 => Self::Host { group, end: End::Kill },
+            5 => Self::Host { group, end: End::PowerCut },
+            6 | 7 => Self::Replica { group },
+            8 => Self::ReplicaWrite { group, after: rng.between(1, 60) },
+            9 => Self::ReplicaFull { group, ns },
+            10 | 11 => Self::Proxy { hop: proxy, keeps: true },
+            12 => Self::Proxy { hop: proxy, keeps: false },
+            _ => Self::ProxyDisk { hop: proxy, ns, reads: rng.one_in(2) },
+        }
+    }
+}
