@@ -38,6 +38,16 @@ pub enum Mistake {
     GoEarly,
     /// Completions of ops above the cut are let through.
     AboveLetThrough,
+    /// Ops that overlap one in flight go to the disk at once.
+    OverlapsPass,
+    /// No record says that writes are only tracked from now on.
+    GapUnsaid,
+    /// A resync counts as over while something is still to be read.
+    ResyncEndsEarly,
+    /// A write that failed at the source is not read again.
+    FailureForgotten,
+    /// A relay says of what its disk has that it is durable.
+    StoredIsDurable,
     /// A member of a consistency set keeps what it was cut at, whatever the taker was told.
     KeepUnchecked,
 }

@@ -48,6 +48,8 @@ pub struct Options {
     pub zstd: bool,
     /// The hardest level of zstd that is chosen.
     pub level_max: i32,
+    /// Nothing is left out: what the far side has is not known, and it may be a part of anything.
+    pub whole: bool,
 }
 
 impl Options {
@@ -55,7 +57,17 @@ impl Options {
     #[must_use]
     pub fn new(group: GroupId, timeline: Timeline) -> Self {
         let (window_bytes, window_ns, inside_bytes_max) = (16 << 20, 15_000_000_000, 64 << 20);
-        Self { group, timeline, have: None, window_bytes, window_ns, inside_bytes_max, zstd: true, level_max: 19 }
+        Self {
+            group,
+            timeline,
+            have: None,
+            window_bytes,
+            window_ns,
+            inside_bytes_max,
+            zstd: true,
+            level_max: 19,
+            whole: false,
+        }
     }
 }
 
@@ -234,7 +246,9 @@ impl Prepare {
             self.open.get_or_insert_with(|| Window { items: Vec::new(), bytes: 0, since: now, place, settled });
         window.bytes += bytes;
         window.items.push(Item { head, frame });
-        let waits = !(ends || unknown) && self.place.in_period && window.bytes < self.options.window_bytes;
+        let waits = !(ends || unknown || self.options.whole)
+            && self.place.in_period
+            && window.bytes < self.options.window_bytes;
         // A window that waits for more where no more is taken would wait for ever.
         if !waits || self.is_full() {
             self.flush();
@@ -257,6 +271,15 @@ impl Prepare {
     /// Up to where the far side has them: see [`Options::have`].
     pub fn set_have(&mut self, have: Option<Position>) {
         self.options.have = have;
+    }
+
+    /// Whether nothing is left out: see [`Options::whole`].
+    pub fn set_whole(&mut self, whole: bool) {
+        if whole && !self.options.whole {
+            // What was gathered for the sake of leaving something out goes on.
+            self.flush();
+        }
+        self.options.whole = whole;
     }
 
     /// Bytes of a window from now on: see [`Options::window_bytes`].
@@ -300,7 +323,16 @@ impl Prepare {
             false => Compression::None,
         };
         let keep = self.options.have.map_or(Lsn::ZERO, |have| have.lsn);
-        Some(Work { number, items, place, settled, keep, compression, zstd: self.options.zstd })
+        Some(Work {
+            number,
+            items,
+            place,
+            settled,
+            keep,
+            compression,
+            zstd: self.options.zstd,
+            whole: self.options.whole,
+        })
     }
 
     /// Work is back; in any order.

@@ -21,6 +21,7 @@ use super::spool::{Spool, SpoolEvent};
 use super::target::{TargetEffect, TargetEnd, TargetOptions, TargetStatus, Terms};
 use crate::frame::{EncodedFrame, FrameInfo};
 use crate::journal::{Effect, EffectId, Outcome};
+use crate::mistakes::{self, Mistake};
 use crate::types::{Lsn, MonoTime, Position, SessionId};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -486,6 +487,9 @@ impl Relay {
 
     /// What the next hop says to be durable.
     fn durable(&self) -> Lsn {
+        if mistakes::is(Mistake::StoredIsDurable) {
+            return self.kept.stored();
+        }
         self.below.as_ref().map_or(Lsn::ZERO, |below| below.acked().durable)
     }
 

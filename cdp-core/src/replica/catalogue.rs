@@ -324,14 +324,33 @@ impl Branch {
             Some(to) if !self.bracketed && from > to.next() => self.reach(from.prev(), event.stamp),
             _ => self.cut(from),
         }
-        let goes_on = self.bracketed;
         self.close_bracket(event);
         self.in_period = false;
-        // Inside another bracket nothing between them is restorable either, such as the record of a gap that begins behind itself.
-        let from = self.gaps.last().map_or(from, |gap| if goes_on { gap.to.next() } else { from.max(gap.to.next()) });
+        let from = self.bracket_from(from, from_time, event.lsn);
         let (to, to_time) = (event.lsn, event.stamp.time);
         self.gaps.push(Gap { from, to, from_time, to_time, reason, open: true });
         self.bracketed = true;
+    }
+
+    /// Where the bracket begins in the list that a record opened at `lsn`: what earlier ones take away is theirs, and what they do not
+    /// reach of it is made theirs, so that nothing lies between them of which nothing is said.
+    fn bracket_from(&mut self, from: Lsn, from_time: WallTime, lsn: Lsn) -> Lsn {
+        let begin = match self.gaps.last() {
+            // The one that was open reaches up to the record.
+            _ if self.bracketed => lsn,
+            Some(gap) if gap.to >= from => gap.to.next(),
+            _ => from,
+        };
+        let touched = self.gaps.partition_point(|gap| gap.to < from);
+        let mut next = begin;
+        for gap in self.gaps[touched..].iter_mut().rev() {
+            gap.to = next.prev();
+            next = gap.from;
+        }
+        if let Some(gap) = self.gaps.get_mut(touched).filter(|gap| gap.from > from) {
+            (gap.from, gap.from_time) = (from, from_time);
+        }
+        begin
     }
 
     /// Nothing from `from` on is restorable.

@@ -46,6 +46,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -194,12 +195,14 @@ struct Shared {
     pool: Pool,
     /// Timelines that have a task; bounded by their shares.
     relays: Mutex<BTreeMap<RelayKey, Known>>,
-    /// Keys of data connections without TLS, by session: one for each relay.
-    keys: Mutex<BTreeMap<SessionId, DataKey>>,
+    /// Keys of data connections without TLS, by session, and whose each is: one for each relay.
+    keys: Mutex<BTreeMap<SessionId, (RelayKey, DataKey)>>,
     /// Sessions of calls that may come beside those that are there.
     calls: Arc<tokio::sync::Semaphore>,
     /// Told something when the proxy ends.
     ending: watch::Sender<()>,
+    /// Nothing new is taken any more. Set with `relays` locked.
+    is_draining: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -229,7 +232,7 @@ impl Gate for Doorkeeper {
     fn admit(&self, preamble: &Preamble, _: SocketAddr, _: SocketAddr) -> Result<Admission, Farewell> {
         match preamble {
             Preamble::Plain { session, .. } => {
-                let key = lock(&self.0.keys).get(session).cloned();
+                let key = lock(&self.0.keys).get(session).map(|(_, key)| key.clone());
                 key.map(Admission::Plain).ok_or_else(|| Farewell::new(Code::Unexpected, "there is no such session"))
             }
             _ => {
@@ -288,6 +291,7 @@ impl Proxy {
             keys: Mutex::default(),
             calls: Arc::new(tokio::sync::Semaphore::new(CALLS_MAX)),
             ending: watch::channel(()).0,
+            is_draining: AtomicBool::new(false),
         });
         shared.set_ways(&to, &ticket);
         let _context = runtime.enter();
@@ -350,6 +354,7 @@ impl Proxy {
         let until = Instant::now() + within;
         let tell = |what: fn() -> ToRelay| {
             let relays = lock(&self.shared.relays);
+            self.shared.is_draining.store(true, Ordering::Relaxed);
             // One that has ended has nothing left.
             relays.values().for_each(|known| drop(known.queue.send(what())));
         };
@@ -437,8 +442,8 @@ impl Shared {
     fn key_of(&self, accepted: &Accepted) -> Result<RelayKey, Farewell> {
         let hello = &accepted.hello;
         let holder = self.tickets.as_ref().map(|tickets| tickets.holder(accepted)).transpose()?.flatten();
-        if hello.group.is_none() && holder.as_ref().is_some_and(|holder| holder.group.is_some()) {
-            // Here nobody knows which group has this name.
+        if hello.purpose == Purpose::Calls && holder.as_ref().is_some_and(|holder| holder.group.is_some()) {
+            // Calls name their group by its name, and here nobody knows which one has it.
             let text = "a ticket for one group is for a replica host that stands directly behind the gateway";
             return Err(Farewell::new(Code::TicketInvalid, text));
         }
@@ -448,8 +453,12 @@ impl Shared {
                 let known = self.peers.who(&peer);
                 known.ok_or_else(|| Farewell::new(Code::Unauthorized, "this certificate is not let in"))?.tenant
             }
-            // A data connection: its MAC proves whose session it is of.
-            None => None,
+            // A data connection: its MAC proves of which session it is, and that one's peer was asked.
+            None => {
+                let known = lock(&self.keys).get(&hello.session).map(|(key, _)| key.clone());
+                let key = known.filter(|key| key.group == hello.name && key.timeline == hello.timeline);
+                return key.ok_or_else(|| Farewell::new(Code::Unexpected, "there is no such session"));
+            }
         };
         let named = if hello.tenant.is_empty() { LOCAL } else { &hello.tenant };
         let tenant = match &own {
@@ -491,6 +500,9 @@ impl Shared {
             return refuse(accepted, Code::Malformed, "frames need a group and a timeline".into());
         };
         let mut relays = lock(&self.relays);
+        if self.is_draining.load(Ordering::Relaxed) {
+            return refuse(accepted, Code::Stopping, "this proxy ends".into());
+        }
         let told = ToRelay::Accepted(Box::new(accepted));
         let Some(ToRelay::Accepted(accepted)) = (match relays.get(&key) {
             Some(known) => known.queue.send(told).err().map(|error| error.0),
@@ -520,7 +532,7 @@ impl Shared {
         timeline: Timeline,
         found: Option<cdp_core::link::spool::Recovered>,
     ) -> Result<UnboundedSender<ToRelay>, String> {
-        let share = self.shares.take(timeline).map_err(|error| error.to_string())?;
+        let share = self.shares.take().map_err(|error| error.to_string())?;
         let place = match &self.disk {
             Some(disk) => {
                 let place = disk.place().ok_or("no more timelines can have a place in the cache")?;
@@ -559,8 +571,11 @@ impl Shared {
                 for found in recovery.found {
                     let (of, timeline) = (found.group, found.timeline);
                     let key = RelayKey { tenant: tenant.clone(), group: group.clone(), timeline: Some(timeline) };
-                    let begun = self.begin(&mut lock(&self.relays), key, of, timeline, Some(found));
-                    begun.map_err(io::Error::other)?;
+                    if let Err(why) = self.begin(&mut lock(&self.relays), key, of, timeline, Some(found)) {
+                        let text =
+                            format!("{}: what {directory} has of timeline {timeline} stays there: {why}", self.name);
+                        self.notes.say(&text);
+                    }
                 }
             }
         }

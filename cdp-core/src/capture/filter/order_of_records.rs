@@ -4,6 +4,7 @@ use super::{Bracket, Doubt, Filter, Gap, Life, Window};
 use crate::capture::options::MarkError;
 use crate::capture::output::Event;
 use crate::frame::{Mark, Note, Part, PointKinds, RecordKind, ResyncReason};
+use crate::mistakes::{self, Mistake};
 use crate::set::{Place, Refusal, SetPoint};
 use crate::types::{DiskId, Lsn, MonoTime, NAME_MAX, Now, SET_LABEL_MAX, WallTime};
 
@@ -142,7 +143,9 @@ impl Filter {
         self.end_period(now);
         let from = self.last_lsn.next().next();
         let reason = self.gap_reason();
-        self.control(now, RecordKind::GapBegin, None, Note::GapBegin { from, reason });
+        if !mistakes::is(Mistake::GapUnsaid) {
+            self.control(now, RecordKind::GapBegin, None, Note::GapBegin { from, reason });
+        }
         self.gap = Some(Gap { from, reason });
         self.counters.gaps += 1;
         self.shut_window(from);
@@ -184,7 +187,8 @@ impl Filter {
     pub(super) fn try_close_bracket(&mut self, now: Now) {
         let Some(Bracket { bytes_read, bytes_changed, .. }) = self.bracket else { return };
         let tracked = self.order.tracked_count() > 0;
-        if self.gap.is_some() || self.seeding || tracked || !self.is_mended() {
+        let mended = self.is_mended() || mistakes::is(Mistake::ResyncEndsEarly);
+        if self.gap.is_some() || self.seeding || tracked || !mended {
             return;
         }
         self.bracket = None;

@@ -31,6 +31,8 @@ pub struct Work {
     pub(super) compression: Compression,
     /// The far side takes compressed chunks.
     pub(super) zstd: bool,
+    /// Nothing is left out.
+    pub(super) whole: bool,
 }
 
 /// What became of a [`Work`].
@@ -74,7 +76,7 @@ impl Work {
         }
         let said = Said { ends: &ends };
         let may_coalesce = self.place.in_period || parts.iter().any(|part: &Part| part.kind == RecordKind::PeriodBegin);
-        if may_coalesce {
+        if may_coalesce && !self.whole {
             (stats.records_coalesced, stats.bytes_coalesced) = coalesce(&mut parts, self.place, self.keep);
         }
         stats.bytes_zero = parts.iter_mut().map(drop_zeros).sum();

@@ -92,6 +92,30 @@ fn a_gap_and_its_resync_are_closed_to_all() {
     assert_eq!(branch.points().iter().map(|point| point.mark.label.as_str()).collect::<Vec<_>>(), ["before"]);
 }
 
+/// Brackets that begin within others, or before them: of every LSN something is said.
+#[test]
+fn between_two_brackets_nothing_is_left_out() {
+    let gap = |lsn, from| {
+        event(lsn, RecordKind::GapBegin, Some(Note::GapBegin { from: Lsn(from), reason: GapReason::Overload }))
+    };
+    let mut branch = seeded(1);
+    branch.handle(resync_begin(20, 20, ResyncReason::WriteFailed));
+    // Begins behind its own record.
+    branch.handle(gap(25, 26));
+    // What failed had been written before that.
+    branch.handle(resync_begin(30, 18, ResyncReason::Gap));
+    branch.handle(resync_end(40));
+    branch.advance(Lsn(45), stamp(1, 450));
+    assert_eq!(ranges(&branch).last(), Some(&(40, 45)));
+    assert_eq!(gaps(&branch), [(18, 24, "resync"), (25, 29, "overload"), (30, 39, "resync")]);
+    // A range between two of them that is taken away is the later one's.
+    branch.handle(resync_begin(50, 35, ResyncReason::WriteFailed));
+    branch.handle(resync_end(55));
+    branch.advance(Lsn(60), stamp(1, 600));
+    let expected = [(18, 24, "resync"), (25, 29, "overload"), (30, 39, "resync"), (40, 54, "resync")];
+    assert_eq!((gaps(&branch), ranges(&branch).last()), (expected.to_vec(), Some(&(55, 60))));
+}
+
 #[test]
 fn a_failed_write_takes_back_what_followed_it() {
     let mut branch = seeded(1);

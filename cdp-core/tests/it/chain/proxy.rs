@@ -172,7 +172,7 @@ impl Part for Proxy {
         match input {
             In::Connected(conn, dial) => relay.handle_connected(now, conn, dial),
             In::ConnectFailed(dial) => relay.handle_connect_failed(now, dial, "no way there"),
-            In::Accepted(conn, hello) => relay.handle_accepted(now, conn, *hello),
+            In::Accepted(conn, hello) => relay.handle_accepted(now, conn, *hello, None),
             In::Message(conn, message) => relay.handle_message(now, hop, conn, message),
             In::Sent(conn, bytes) => relay.handle_sent(now, hop, conn, bytes),
             In::Heard(conn) => relay.handle_heard(now, hop, conn),

@@ -9,7 +9,8 @@ use crate::capture::rng::Rng;
 use cdp_core::link::message::{Code, Farewell, Message};
 use cdp_core::link::source::{ConnId, Dial};
 use cdp_core::types::{MonoTime, Timeline};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
 /// A long message is heard of so often while it comes.
 const HEARD_NS: u64 = 200 * MS;
@@ -28,7 +29,6 @@ struct Pipe {
     group: usize,
     hop: usize,
     /// By who sends: above, below.
-    free_at: [u64; 2],
     arrives: [u64; 2],
     /// Swallows everything until it breaks.
     dead: bool,
@@ -39,6 +39,23 @@ struct Pipe {
 struct Hop {
     plan: HopPlan,
     dark_until: u64,
+    /// By who sends: above, below.
+    lines: [Line; 2],
+}
+
+/// One direction of a hop: connections take turns, a message each.
+#[derive(Default)]
+struct Line {
+    is_busy: bool,
+    /// Whose turn it was.
+    turn: Option<ConnId>,
+    waiting: BTreeMap<ConnId, VecDeque<Item>>,
+}
+
+enum Item {
+    Message(Message),
+    /// The sender closed it.
+    End,
 }
 
 enum Event {
@@ -62,6 +79,11 @@ enum Event {
         by: Side,
     },
     Gone(ConnId),
+    /// A line has room for the next message.
+    Free {
+        hop: usize,
+        direction: usize,
+    },
     Heal(usize),
     Fault(Fault),
     /// A host's machine is there again.
@@ -120,7 +142,7 @@ impl World {
         }
         let parts = groups.len() * width;
         let group = |(host, proxies, replica)| Group { host, proxies, replica, life: 0 };
-        let hops = plan.hops.iter().map(|plan| Hop { plan: *plan, dark_until: 0 }).collect();
+        let hops = plan.hops.iter().map(|plan| Hop { plan: *plan, dark_until: 0, lines: Default::default() }).collect();
         let mut world = Self {
             now,
             rng: Rng::new(rng.next()),
@@ -245,10 +267,7 @@ impl World {
                     assert!(is_fair(&farewell), "part {part} complains: {farewell}");
                     self.send(part, conn, by, farewell.message());
                 }
-                if let Some(pipe) = self.pipes.get(&conn) {
-                    let time = pipe.arrives[usize::from(by == Side::Below)].max(self.now) + 1;
-                    self.at(time, Event::Gone(conn));
-                }
+                self.wait(conn, by, Item::End);
             }
             Out::Begin => self.order_begin(group),
         }
@@ -273,27 +292,52 @@ impl World {
         self.note([part as u64, 4 + values[0] * 16, values[1], values[2]], || {
             format!("{part} > {} {}", conn.0, text(&message))
         });
+        self.wait(conn, by, Item::Message(message));
+    }
+
+    fn wait(&mut self, conn: ConnId, by: Side, item: Item) {
         let Some(hop) = self.pipes.get(&conn).map(|pipe| pipe.hop) else { return };
-        let way = self.way(hop);
         let direction = usize::from(by == Side::Below);
-        // Who sends at the same time shares the hop.
-        let now = self.now;
-        let busy = |pipe: &&Pipe| pipe.hop == hop && pipe.free_at[direction] > now;
-        let others = self.pipes.iter().filter(|(id, pipe)| **id != conn && busy(pipe)).count() as u64;
-        let Some(pipe) = self.pipes.get_mut(&conn) else { return };
-        let bytes = message.queued_bytes();
-        let took = (bytes + 16) * S * (others + 1) / self.hops[hop].plan.bytes_per_second;
-        let begun = pipe.free_at[direction].max(now);
-        let sent = begun + took;
-        let arrives = (sent + way).max(pipe.arrives[direction] + 1);
-        (pipe.free_at[direction], pipe.arrives[direction]) = (sent, arrives);
-        for at in 1..=took / HEARD_NS {
-            self.at(begun + way + at * HEARD_NS, Event::Heard { conn, by });
+        self.hops[hop].lines[direction].waiting.entry(conn).or_default().push_back(item);
+        self.serve(hop, direction);
+    }
+
+    /// The next message of a line, if it is free.
+    fn serve(&mut self, hop: usize, direction: usize) {
+        let by = if direction == 0 { Side::Above } else { Side::Below };
+        while !self.hops[hop].lines[direction].is_busy {
+            let line = &mut self.hops[hop].lines[direction];
+            let after = line.turn.and_then(|turn| line.waiting.range((Bound::Excluded(turn), Bound::Unbounded)).next());
+            let Some(conn) = after.or_else(|| line.waiting.iter().next()).map(|(conn, _)| *conn) else { return };
+            line.turn = Some(conn);
+            let Some(queue) = line.waiting.get_mut(&conn) else { return };
+            let item = queue.pop_front();
+            if queue.is_empty() {
+                line.waiting.remove(&conn);
+            }
+            let way = self.way(hop);
+            let Some(pipe) = self.pipes.get_mut(&conn) else { continue };
+            let (now, arrives) = (self.now, &mut pipe.arrives[direction]);
+            let Some(Item::Message(message)) = item else {
+                let gone = now.max(*arrives) + 1;
+                self.at(gone, Event::Gone(conn));
+                continue;
+            };
+            let bytes = message.queued_bytes();
+            let took = (bytes + 16) * S / self.hops[hop].plan.bytes_per_second;
+            let sent = now + took;
+            *arrives = (sent + way).max(*arrives + 1);
+            let delivered = *arrives;
+            for at in 1..=took / HEARD_NS {
+                self.at(now + way + at * HEARD_NS, Event::Heard { conn, by });
+            }
+            if bytes > 0 {
+                self.at(sent, Event::Sent { conn, by, bytes });
+            }
+            self.at(delivered, Event::Deliver { conn, by, message });
+            self.hops[hop].lines[direction].is_busy = true;
+            self.at(sent, Event::Free { hop, direction });
         }
-        if bytes > 0 {
-            self.at(sent, Event::Sent { conn, by, bytes });
-        }
-        self.at(arrives, Event::Deliver { conn, by, message });
     }
 
     fn is_up(&self, part: usize) -> bool {
@@ -313,14 +357,7 @@ impl World {
                 let input = if reaches {
                     self.next_conn += 1;
                     let conn = ConnId(self.next_conn);
-                    let pipe = Pipe {
-                        group,
-                        hop,
-                        free_at: [self.now; 2],
-                        arrives: [self.now; 2],
-                        dead: false,
-                        greeted: false,
-                    };
+                    let pipe = Pipe { group, hop, arrives: [self.now; 2], dead: false, greeted: false };
                     self.pipes.insert(conn, pipe);
                     In::Connected(conn, dial)
                 } else {
@@ -356,6 +393,10 @@ impl World {
                 }
             }
             Event::Gone(conn) => self.break_pipe(conn),
+            Event::Free { hop, direction } => {
+                self.hops[hop].lines[direction].is_busy = false;
+                self.serve(hop, direction);
+            }
             Event::Heal(hop) => {
                 self.mending -= 1;
                 if self.hops[hop].dark_until <= self.now {
@@ -395,6 +436,9 @@ impl World {
     /// Who closed is told nothing new; the other end finds it closed.
     fn break_pipe(&mut self, conn: ConnId) {
         if let Some(pipe) = self.pipes.remove(&conn) {
+            for line in &mut self.hops[pipe.hop].lines {
+                line.waiting.remove(&conn);
+            }
             let above = pipe.group * self.width + pipe.hop;
             self.tell(above, Side::Below, In::Gone(conn));
             self.tell(above + 1, Side::Above, In::Gone(conn));

@@ -57,8 +57,10 @@ pub(super) enum Command {
 struct End {
     end: SourceEnd,
     hub: Hub,
-    /// Which address is tried.
+    /// Which address is tried, how often one was since the last session that held, and how many of them refused for good.
     at: usize,
+    tries: usize,
+    refusals: usize,
 }
 
 /// What waits for an answer.
@@ -137,16 +139,18 @@ fn source(options: &FarOptions, of: Option<(GroupId, Timeline)>, start: Position
 impl End {
     fn new(identity: &Arc<Identity>, options: SourceOptions) -> Self {
         let hub = Hub::new(Arc::clone(identity), ConnectionOptions::default());
-        Self { end: SourceEnd::new(mono(), options), hub, at: 0 }
+        Self { end: SourceEnd::new(mono(), options), hub, at: 0, tries: 0, refusals: 0 }
     }
 
     /// Whoever is spoken to is left, and looked for from the beginning of the list.
     fn leave(&mut self) {
-        self.at = 0;
+        (self.at, self.tries, self.refusals) = (0, 0, 0);
         for conn in self.hub.connections() {
             self.hub.close(conn, Some(Farewell::new(Code::Done, "this filter turns to another place")));
             self.end.handle_disconnected(mono(), conn, "it is none of the places any more");
         }
+        // One that was refused for good rests.
+        self.end.dial(mono());
     }
 
     fn happened(&mut self, happened: Happened) {
@@ -154,7 +158,6 @@ impl End {
         match happened {
             Happened::Connected { dial, conn } => self.end.handle_connected(now, conn, dial),
             Happened::NotConnected { dial, error } => {
-                self.at += 1;
                 self.end.handle_connect_failed(now, dial, &error.to_string());
             }
             Happened::Message { conn, message } => self.end.handle_message(now, conn, message),
@@ -444,6 +447,11 @@ impl Task {
             let Some(effect) = end.end.poll() else { return };
             match effect {
                 SourceEffect::Connect { dial, session, plain } => {
+                    if dial.index == 0 {
+                        // Whatever became of the try before, nobody let this filter in: the next one of the list may.
+                        end.at += usize::from(end.tries > 0);
+                        end.tries += 1;
+                    }
                     let address = &self.options.to[end.at % self.options.to.len()];
                     let ticket = self.options.ticket.clone();
                     let guard = plain.map_or(Guard::Tls { ticket }, |key| Guard::Plain { session, key });
@@ -468,13 +476,21 @@ impl Task {
                     lock(&self.shared.state).road.why = Some(format!("it refuses: {farewell}"));
                     match class {
                         Class::Never if farewell.code == Code::Torn => self.shared.breaks(farewell.to_string()),
+                        Class::Never if end.refusals + 1 < self.options.to.len() => {
+                            end.refusals += 1;
+                            end.end.dial(mono());
+                        }
                         Class::Never => self.shared.fail(format!("the other side refuses for good: {farewell}")),
-                        _ => end.at += 1,
+                        Class::Retry | Class::Elsewhere => {}
                     }
                 }
-                SourceEffect::Up { .. } if of_frames => self.up(),
+                SourceEffect::Up { .. } if of_frames => {
+                    (end.tries, end.refusals) = (0, 0);
+                    self.up();
+                }
                 SourceEffect::Down { .. } if of_frames => self.down(),
                 SourceEffect::Up { .. } => {
+                    (end.tries, end.refusals) = (0, 0);
                     let address = self.options.to[end.at % self.options.to.len()].clone();
                     lock(&self.shared.state).road = Road { address, is_up: true, why: None };
                 }

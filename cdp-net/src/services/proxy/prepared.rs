@@ -7,7 +7,7 @@ use cdp_core::link::message::Features;
 use cdp_core::link::prepare::{Done, Options, Prepare, PrepareError, Stats};
 use cdp_core::link::relay::{RelayBounds, RelayStatus, Run};
 use cdp_core::link::source::SourceStatus;
-use cdp_core::types::{GroupId, Lsn, MonoTime, Position, Timeline};
+use cdp_core::types::{GroupId, MonoTime, Position, Timeline};
 use std::collections::VecDeque;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -27,8 +27,10 @@ pub(super) struct Prepared {
     /// Of preparations that ended.
     before: Stats,
     looked: u64,
-    /// Where the far side stood, once it has said so.
+    /// Where the far side stood, and whether it has said so and nothing was lost since. Else nothing is left out: it may have a part of
+    /// anything.
     have: Option<Position>,
+    known: bool,
     zstd: bool,
 }
 
@@ -51,8 +53,8 @@ impl Prepared {
             waiting: VecDeque::new(),
             before: Stats::default(),
             looked: 0,
-            // Until it is known nothing is left out: the far side may have a part of it.
-            have: Some(Position::whole(Lsn(u64::MAX))),
+            have: None,
+            known: false,
             zstd,
         };
         prepared.prepare = prepared.fresh();
@@ -65,7 +67,7 @@ impl Prepared {
             Mode::Raw | Mode::Pass => 0,
         };
         let usual = Options::new(self.of.0, self.of.1);
-        Prepare::new(Options { have: self.have, zstd: self.zstd, level_max, ..usual })
+        Prepare::new(Options { have: self.have, zstd: self.zstd, level_max, whole: !self.known, ..usual })
     }
 
     /// A frame came.
@@ -80,6 +82,7 @@ impl Prepared {
     /// What is inside is not wanted any more.
     pub(super) fn forget(&mut self) {
         self.before.add(&self.prepare.stats());
+        self.known = false;
         self.prepare = self.fresh();
         // Work of the old one that comes back goes nowhere.
         (self.to_done, self.done) = unbounded_channel();
@@ -121,13 +124,20 @@ impl Prepared {
 
     /// A session below holds. Whether the far side takes what is made here; else all of it is to be made anew.
     pub(super) fn up(&mut self, below: &SourceStatus) -> bool {
-        self.have = below.have;
+        (self.have, self.known) = (below.have, true);
         self.prepare.set_have(self.have);
+        self.prepare.set_whole(false);
         let zstd = self.mode != Mode::Raw && below.features.has(Features::ZSTD);
         let fits = zstd || !self.zstd;
         self.zstd = zstd;
         self.prepare.set_zstd(zstd);
         fits
+    }
+
+    /// The session below does not hold any more: how much of what was sent is there the next one will say.
+    pub(super) fn down(&mut self) {
+        self.known = false;
+        self.prepare.set_whole(true);
     }
 
     /// Looked at now and then: how crowded the cores are, what waits to be sent, and how much may be gathered.

@@ -3,35 +3,53 @@
 
 use cdp_core::capture::{Budget, BudgetError};
 use cdp_core::link::relay::{RelayBounds, RelayStatus};
-use cdp_core::types::{GroupId, Timeline};
+use cdp_core::types::GroupId;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Length of a file of a spool, in bytes.
 pub(super) const FILE_BYTES: u64 = 16 << 20;
 /// Read ahead of a spool at most, in bytes.
 const AHEAD_MAX: u64 = 16 << 20;
+/// The least share of memory where there is no disk, and the least of disk: the longest write and two frames have room in what is held.
+const MEMORY_MIN: u64 = 64 << 20;
+const DISK_MIN: u64 = 80 << 20;
 /// Credit of a source at most, in bytes: more fills no line that there is.
 const WINDOW_MAX: u64 = 64 << 20;
 
 /// See the module's text. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Shares(Arc<Mutex<(Budget, Option<Budget>)>>);
+pub(super) struct Shares(Arc<Mutex<Budgets>>);
+
+#[derive(Debug)]
+struct Budgets {
+    memory: Budget,
+    disk: Option<Budget>,
+    /// Accounts so far: each share has one of its own, so that one that is given back late takes nothing from another.
+    accounts: u128,
+}
 
 /// One relay's share; given back when it goes.
 #[derive(Debug)]
 pub(super) struct Share {
     shares: Shares,
-    /// The account of a timeline: two of a group may be there at once.
     account: GroupId,
+}
+
+impl Share {
+    /// A name that no other relay has.
+    pub(super) fn account(&self) -> GroupId {
+        self.account
+    }
 }
 
 impl Shares {
     /// So many bytes of memory, and of disk; 0: none is used.
     pub(super) fn new(memory: u64, disk: u64) -> Self {
-        Self(Arc::new(Mutex::new((Budget::new(memory), (disk > 0).then(|| Budget::new(disk))))))
+        let disk = (disk > 0).then(|| Budget::new(disk));
+        Self(Arc::new(Mutex::new(Budgets { memory: Budget::new(memory), disk, accounts: 0 })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, (Budget, Option<Budget>)> {
+    fn lock(&self) -> MutexGuard<'_, Budgets> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -39,18 +57,29 @@ impl Shares {
     ///
     /// # Errors
     /// When there are too many for what there is.
-    pub(super) fn take(&self, timeline: Timeline) -> Result<Share, BudgetError> {
-        // Identities are never all zeros.
-        let account = GroupId::new(*timeline.bytes()).ok_or(BudgetError::TooManyGroups)?;
+    pub(super) fn take(&self) -> Result<Share, BudgetError> {
         let mut held = self.lock();
-        held.0.set(account, 1)?;
-        if let Some(disk) = &mut held.1
+        held.accounts += 1;
+        let account = GroupId::new(held.accounts.to_be_bytes()).ok_or(BudgetError::TooManyGroups)?;
+        held.memory.set(account, 1)?;
+        let share = Share { shares: self.clone(), account };
+        if let Some(disk) = &mut held.disk
             && let Err(error) = disk.set(account, 1)
         {
-            held.0.remove(account);
+            held.memory.remove(account);
             return Err(error);
         }
-        Ok(Share { shares: self.clone(), account })
+        // What is less than this holds a long write up for ever.
+        let least = |budget: &Budget, least: u64| {
+            let share = budget.portion(account).map_or(0, |portion| portion.share);
+            if share < least { Err(BudgetError::ShareTooSmall { total: budget.total(), share }) } else { Ok(()) }
+        };
+        let fits = match &held.disk {
+            Some(disk) => least(disk, DISK_MIN),
+            None => least(&held.memory, MEMORY_MIN),
+        };
+        drop(held);
+        fits.map(|()| share)
     }
 }
 
@@ -58,14 +87,15 @@ impl Share {
     /// What holds from now on for a relay that stands like this; to be asked for again every few milliseconds while it is busy.
     pub(super) fn bounds(&self, status: &RelayStatus) -> RelayBounds {
         let mut held = self.shares.lock();
-        let memory = held.0.lend(self.account, status.memory_bytes + status.waiting_bytes);
-        let disk = held.1.as_mut().map_or(0, |disk| disk.lend(self.account, status.disk_bytes.max(status.held_bytes)));
+        let memory = held.memory.lend(self.account, status.memory_bytes + status.waiting_bytes);
+        let disk =
+            held.disk.as_mut().map_or(0, |disk| disk.lend(self.account, status.disk_bytes.max(status.held_bytes)));
         drop(held);
         let window = (memory / 4).min(WINDOW_MAX);
         let (spool, disk) = (memory - window, disk / FILE_BYTES * FILE_BYTES);
         RelayBounds {
             // Files at both ends of what is held are not full.
-            held_bytes_max: disk.saturating_sub(2 * FILE_BYTES).max(spool / 2),
+            held_bytes_max: disk.saturating_sub(2 * FILE_BYTES).max(spool / 4 * 3),
             window_bytes: window,
             memory_bytes: spool,
             ahead_bytes: (spool / 4).min(AHEAD_MAX),
@@ -77,8 +107,8 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         let mut held = self.shares.lock();
-        held.0.remove(self.account);
-        if let Some(disk) = &mut held.1 {
+        held.memory.remove(self.account);
+        if let Some(disk) = &mut held.disk {
             disk.remove(self.account);
         }
     }
@@ -91,7 +121,7 @@ mod tests {
     #[test]
     fn one_alone_has_nearly_all_and_gives_it_back() {
         let shares = Shares::new(256 << 20, 1 << 30);
-        let [first, second] = [1, 2].map(|n| shares.take(Timeline::new([n; 16]).unwrap()).unwrap());
+        let [first, second] = [(); 2].map(|()| shares.take().unwrap());
         let mut status = RelayStatus::default();
         for _ in 0..20 {
             let bounds = first.bounds(&status);

@@ -11,6 +11,7 @@ use crate::link::dial::Guard;
 use crate::link::hub::{Happened, Hub};
 use crate::random;
 use cdp_core::frame::FrameInfo;
+use cdp_core::link::farewell::Class;
 use cdp_core::link::message::{Code, DATA_CONNECTIONS_MAX, DataKey, Farewell, Features, Message};
 use cdp_core::link::relay::{Hop, Relay, RelayBounds, RelayEffect, RelayEvent, RelayOptions};
 use cdp_core::link::source::{ConnId, SourceOptions};
@@ -34,8 +35,13 @@ const BUSY_NS: u64 = 20_000_000;
 const IDLE_NS: u64 = 1_000_000_000;
 /// A relay that has nothing and hears from nobody ends after so long; its source begins another.
 const REST_NS: u64 = 60_000_000_000;
+/// A next hop that refuses for good is asked again after so long.
+const REFUSED_RETRY_NS: u64 = 5_000_000_000;
 /// What the next hop refuses for good is kept for so long, in case that somebody changes its mind.
 const REFUSED_NS: u64 = 600_000_000_000;
+
+/// Sessions above whose keys are kept: the one that holds, and one before it.
+const KEYS_MAX: usize = 2;
 
 /// What a task begins with.
 pub(super) struct Begin {
@@ -65,8 +71,9 @@ struct Task {
     bounds: RelayBounds,
     prepared: Option<Prepared>,
     stand: Arc<Stand>,
-    /// Which of the next hops is tried.
+    /// Which of the next hops is tried, and how often one was since the last session that held.
     at: usize,
+    tries: usize,
     traffic: Now,
     /// Frames and seeds that wait for their turn: what the end below gave, which is bounded by its queue.
     outgoing: VecDeque<(ConnId, Message)>,
@@ -75,7 +82,10 @@ struct Task {
     /// Since when nobody above is there and nothing is kept, and since when the next hop refuses.
     resting: Option<MonoTime>,
     refused: Option<MonoTime>,
-    key_of: Option<SessionId>,
+    /// The end below rests, and is dialled again then.
+    redial: Option<MonoTime>,
+    /// Sessions that asked for plain data connections, the newest last: their keys are known to the door.
+    keys: VecDeque<SessionId>,
     /// Somebody came.
     has_begun: bool,
     is_draining: bool,
@@ -137,7 +147,8 @@ pub(super) async fn run(shared: Arc<Shared>, begin: Begin, mut queue: UnboundedR
             break;
         }
         let prepare = task.prepared.as_ref().and_then(Prepared::next_deadline);
-        let due = [task.relay.next_deadline(), prepare].into_iter().flatten().fold(task.look, MonoTime::min);
+        let due =
+            [task.relay.next_deadline(), prepare, task.redial].into_iter().flatten().fold(task.look, MonoTime::min);
         tokio::select! {
             told = queue.recv() => match told {
                 Some(ToRelay::Accepted(accepted)) => task.accepted(*accepted),
@@ -213,13 +224,15 @@ impl Task {
             prepared,
             stand,
             at: 0,
+            tries: 0,
             traffic: Now { encrypt: true, limiter: None },
             outgoing: VecDeque::new(),
             turn: None,
             look: now,
             resting: None,
             refused: None,
-            key_of: None,
+            redial: None,
+            keys: VecDeque::new(),
             has_begun: false,
             is_draining: false,
             is_retired: false,
@@ -237,18 +250,32 @@ impl Task {
         let hello = *accepted.hello;
         let key = (hello.plain && hello.connection == 0).then(|| DataKey(seed()));
         if let Some(key) = &key {
-            self.forget_key();
-            lock(&self.shared.keys).insert(hello.session, key.clone());
-            self.key_of = Some(hello.session);
+            let mut keys = lock(&self.shared.keys);
+            // The session's name is its source's choice: nobody takes another's.
+            if keys.get(&hello.session).is_some_and(|(of, _)| *of != self.key) {
+                drop(keys);
+                let farewell = Farewell::new(Code::Unexpected, "another session has this name");
+                drop(tokio::spawn(accepted.opened.refuse(farewell)));
+                return;
+            }
+            keys.insert(hello.session, (self.key.clone(), key.clone()));
+            drop(keys);
+            self.keys.push_back(hello.session);
+            // One more than can be: that of the session before, whose end is not seen yet.
+            while self.keys.len() > KEYS_MAX {
+                let oldest = self.keys.pop_front();
+                self.forget_keys(oldest);
+            }
         }
         let conn = self.above.add(accepted.opened);
         (self.resting, self.has_begun) = (None, true);
         self.relay.handle_accepted(mono(), conn, hello, key);
     }
 
-    fn forget_key(&mut self) {
-        if let Some(session) = self.key_of.take() {
-            lock(&self.shared.keys).remove(&session);
+    fn forget_keys(&self, sessions: impl IntoIterator<Item = SessionId>) {
+        let mut keys = lock(&self.shared.keys);
+        for session in sessions {
+            keys.remove(&session);
         }
     }
 
@@ -257,9 +284,6 @@ impl Task {
         match happened {
             Happened::Connected { dial, conn } => self.relay.handle_connected(now, conn, dial),
             Happened::NotConnected { dial, error } => {
-                if dial.index == 0 {
-                    self.at += 1;
-                }
                 self.relay.handle_connect_failed(now, dial, &error.to_string());
             }
             Happened::Message { conn, message } => self.relay.handle_message(now, hop, conn, message),
@@ -325,6 +349,11 @@ impl Task {
     }
 
     fn connect(&mut self, dial: cdp_core::link::source::Dial, session: SessionId, plain: Option<DataKey>) {
+        if dial.index == 0 {
+            // Whatever became of the try before, nobody let this relay in: the next one of the list may.
+            self.at += usize::from(self.tries > 0);
+            self.tries += 1;
+        }
         let ways = self.shared.ways();
         let way = &ways[self.at % ways.len()];
         if dial.index == 0 {
@@ -346,13 +375,13 @@ impl Task {
     fn send_outgoing(&mut self) {
         while self.turn.is_none() {
             let Some((conn, message)) = self.outgoing.pop_front() else { return };
-            match (&self.traffic.limiter, self.group) {
-                (Some(limiter), Some(group)) => {
+            match (&self.traffic.limiter, self.share.as_ref().map(Share::account)) {
+                (Some(limiter), Some(account)) => {
                     let (limiter, bytes) = (Arc::clone(limiter), message.queued_bytes().min(REQUEST_MAX));
                     self.outgoing.push_front((conn, message));
                     self.turn = Some(Box::pin(async move {
                         // One that cannot even ask is not held up by it.
-                        let _ = limiter.take(group, bytes).await;
+                        let _ = limiter.take(account, bytes).await;
                     }));
                 }
                 _ => self.below.send(conn, message),
@@ -379,6 +408,10 @@ impl Task {
     fn timers(&mut self) {
         let now = mono();
         self.relay.handle_timer(now);
+        if self.redial.is_some_and(|at| at <= now) {
+            self.redial = None;
+            self.relay.dial(now);
+        }
         if self.look <= now {
             self.look(now);
         }
@@ -423,9 +456,10 @@ impl Task {
     fn event(&mut self, now: MonoTime, event: RelayEvent) {
         match event {
             RelayEvent::Up(Hop::Above) => {}
-            RelayEvent::Down(Hop::Above, _) => self.forget_key(),
+            // Keys stay until newer ones come: which session ended is not said, and a key without its session opens nothing.
+            RelayEvent::Down(Hop::Above, _) => {}
             RelayEvent::Up(Hop::Below) => {
-                self.refused = None;
+                (self.refused, self.redial, self.tries) = (None, None, 0);
                 let status = self.relay.status(now).below;
                 let fits = self.prepared.as_mut().is_none_or(|prepared| prepared.up(&status));
                 if !fits {
@@ -436,15 +470,26 @@ impl Task {
                 }
             }
             RelayEvent::Down(Hop::Below, why) => {
+                if let Some(prepared) = &mut self.prepared {
+                    prepared.down();
+                }
                 self.outgoing.clear();
                 self.turn = None;
+                if let (Some(limiter), Some(share)) = (&self.traffic.limiter, &self.share) {
+                    limiter.leave(share.account());
+                }
                 if self.group.is_some() {
                     self.say(&format!("lost the next hop: {why}"));
                 }
             }
             RelayEvent::Refused(why) => {
-                self.at += 1;
-                self.refused.get_or_insert(now);
+                if why.code.class() == Class::Never && why.code != Code::Superseded {
+                    self.refused.get_or_insert(now);
+                    // Another one of the list may let it in, or somebody has changed something meanwhile.
+                    self.redial = Some(now.after(REFUSED_RETRY_NS));
+                } else {
+                    self.refused = None;
+                }
                 self.say(&format!("is refused by the next hop: {why}"));
             }
             RelayEvent::Lost(lost) => self.say(&format!(
@@ -491,7 +536,7 @@ impl Task {
 
     async fn stop(mut self) {
         let now = mono();
-        self.forget_key();
+        self.forget_keys(self.keys.iter().copied());
         self.relay.stop(now);
         while let Some(effect) = self.relay.poll(now) {
             match effect {

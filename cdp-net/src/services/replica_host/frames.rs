@@ -20,6 +20,7 @@ use cdp_core::link::target::{TargetEffect, TargetEnd, TargetOptions, Terms};
 use cdp_core::types::{Lsn, Position, SessionId, Timeline};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use tokio::sync::mpsc::{UnboundedReceiver, WeakUnboundedSender};
 
@@ -43,6 +44,8 @@ struct Task {
     room: FarRoom,
     /// Sessions so far; the seeds of the one that holds go to this thread.
     sessions: u64,
+    /// The one that holds, for the thread of its seeds; 0: none does.
+    current: Arc<AtomicU64>,
     key: Option<SessionId>,
     copier: Option<std::sync::mpsc::Sender<EncodedFrame>>,
     seed_bytes: VecDeque<u64>,
@@ -80,6 +83,7 @@ pub(super) async fn run(
         durable: Lsn::ZERO,
         room: FarRoom::Ok,
         sessions: 0,
+        current: Arc::default(),
         key: None,
         copier: None,
         seed_bytes: VecDeque::new(),
@@ -238,9 +242,14 @@ impl Task {
         self.traffic.linked(true);
         let Some(held) = self.held.clone() else { return };
         let (copier, seeds) = std::sync::mpsc::channel::<EncodedFrame>();
-        let (session, queue) = (self.sessions, self.queue.clone());
+        let (session, queue, current) = (self.sessions, self.queue.clone(), Arc::clone(&self.current));
+        current.store(session, Ordering::Relaxed);
         let copying = move || {
             for (number, frame) in (1..).zip(seeds) {
+                // What is still here of a session that is over belongs to a copy that is begun anew.
+                if current.load(Ordering::Relaxed) != session {
+                    return;
+                }
                 // What does not verify, or is of a copy that was given up, is taken and passed over: the copy is judged at its end.
                 if let Ok(Some(seed)) = seeds::read(&frame) {
                     held.calls.copy(seed.disk, number, |copy| match seed.piece {
@@ -266,6 +275,7 @@ impl Task {
     }
 
     fn down(&mut self) {
+        self.current.store(0, Ordering::Relaxed);
         self.copier = None;
         self.traffic.linked(false);
         self.traffic.seeded(self.seed_bytes.drain(..).sum());
@@ -273,13 +283,14 @@ impl Task {
             lock(&self.shared.keys).remove(&session);
         }
         if let Some(held) = self.held.clone() {
-            // What was under way begins again in the next session; ending it may wait for the media.
-            tokio::task::spawn_blocking(move || held.calls.end());
+            // What was under way begins again in the next session, which must not find it; ending it may wait for the media.
+            tokio::task::block_in_place(|| held.calls.end());
         }
     }
 
     /// The group is let go of.
     fn closed(mut self) {
+        self.down();
         self.end.close(Farewell::new(Code::Stopping, "the replica host ends"));
         while let Some(effect) = self.end.poll() {
             if let TargetEffect::Close { conn, farewell } = effect {
