@@ -43,13 +43,23 @@ impl Part {
     }
 }
 
+/// Whether these gaps are all due: one, of the activity log, for each kill of the filter; and at most one for each kill of the replica
+/// host, whose journal may end within a write of several frames: that timeline cannot go on, and the filter begins another.
+pub(crate) fn check_gaps(points: &Value, filter_kills: usize, host_kills: usize) {
+    let gaps = points["gaps"].as_array().unwrap();
+    let count = |cause: &str| gaps.iter().filter(|gap| gap["cause"] == cause).count();
+    let (unclean, torn) = (count("unclean-stop"), count("lent-lost"));
+    println!("gaps: {unclean} for {filter_kills} kills of the filter, {torn} for {host_kills} of the replica host");
+    assert!(unclean == filter_kills && torn <= host_kills && unclean + torn == gaps.len(), "{points}");
+}
+
 /// Where the parts run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sites {
     /// Where everybody of a site is found, by part.
     pub(crate) address: [Ipv4Addr; 6],
     /// Network namespaces of the two sites.
-    pub(crate) namespaces: Option<[&'static str; 2]>,
+    pub(crate) namespaces: Option<[String; 2]>,
     /// With cables that can be cut before and behind the gateway.
     pub(crate) cables: bool,
 }
@@ -117,7 +127,8 @@ impl Chain {
 
     fn toml(&self, part: Part, disks: &[&Path]) -> String {
         let name = part.name();
-        let mut text = format!("state = \"{name}\"\ndrain = \"60s\"\n");
+        let drain = if part == Part::Filter { 60 } else { 1 };
+        let mut text = format!("state = \"{name}\"\ndrain = \"{drain}s\"\n");
         let peers: &[(&str, &str)] = match part {
             Part::Filter => &[("first", "*"), ("second", "*")],
             Part::First | Part::Second => &[("filter", "*"), ("reader", "*"), ("target", "*")],
@@ -174,9 +185,9 @@ impl Chain {
 
     /// A command as it is given at one of the two sites.
     pub(crate) fn at_site(&self, here: bool, plain: Command) -> Command {
-        let Some(namespaces) = self.sites.namespaces else { return plain };
+        let Some(namespaces) = &self.sites.namespaces else { return plain };
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", namespaces[usize::from(!here)]]);
+        command.args(["netns", "exec", &namespaces[usize::from(!here)]]);
         command.arg(plain.get_program()).args(plain.get_args());
         command
     }
@@ -190,14 +201,17 @@ impl Chain {
         self.running[part as usize].as_ref().unwrap().signal(signal);
     }
 
-    /// SIGTERM: it ends well, with nothing left, if it runs.
+    /// SIGTERM: it ends well, if it runs. Who writes the order or keeps it has nothing left then; a proxy may have what came to the
+    /// replica by another one, or what a new timeline made void.
     pub(crate) fn stop(&mut self, part: Part) {
         let Some(mut running) = self.running[part as usize].take() else { return };
         let (status, last) = running.stop();
         let events = running.events();
         assert_eq!((status, last["event"].as_str()), (0, Some("stopped")), "{part:?}: {events:?}");
         let drained = events.iter().find(|event| event["event"] == "drained");
-        assert_eq!(drained.unwrap()["left_bytes"], 0, "{part:?}: {events:?}");
+        if matches!(part, Part::Filter | Part::Host) {
+            assert_eq!(drained.unwrap()["left_bytes"], 0, "{part:?}: {events:?}");
+        }
     }
 
     /// What a part has said, for whoever looks why something failed.

@@ -1,11 +1,12 @@
 //! Each part in turn is killed, stopped and continued; cables are cut and fall silent; a proxy is lost for good.
 
 use crate::Dice;
-use crate::chain::{Chain, PARTS, Part, Sites};
+use crate::chain::{Chain, PARTS, Part, Sites, check_gaps};
 use crate::support::{Place, cdp, hash, installed, restore, times, wait_for};
 use crate::wan::{Wan, Weather};
 use crate::writers::{LOADED, Load, Writers};
 use rustix::process::Signal;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -236,11 +237,13 @@ fn whichever_process_is_killed_stopped_or_cut_off_nothing_is_lost_and_no_gap_is_
     restore(&replica, "latest", &output).done();
     equal(&output);
     for (label, source) in &marks {
-        restore(&replica, &format!("label:{label}"), &output).done();
+        let (at, to) = (format!("label:{label}"), output.join("data.img"));
+        let [verb, flag, disk, name, into, force] =
+            ["restore", "--at", "--disk", "data", "--output", "--force"].map(OsStr::new);
+        cdp(&[verb, replica.as_os_str(), flag, OsStr::new(&at), disk, name, into, to.as_os_str(), force]).done();
         assert_eq!(hash(&output.join("data.img")), *source, "{label}");
     }
     let points = cdp(&["points".as_ref(), replica.as_os_str()]).done();
-    let causes: Vec<_> = points["gaps"].as_array().unwrap().iter().map(|gap| gap["cause"].as_str().unwrap()).collect();
-    assert_eq!(causes, vec!["unclean-stop"; kills_of_filter], "{points}");
+    check_gaps(&points, kills_of_filter, rounds as usize);
     assert_eq!(cdp(&["verify".as_ref(), replica.as_os_str()]).done()["ok"], true);
 }

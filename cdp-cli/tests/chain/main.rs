@@ -5,9 +5,12 @@
 //! says `CDP_CHAIN_ROUNDS`, and with which dice `CDP_CHAIN_SEED`.
 
 mod chain;
+mod database;
 #[path = "../kill/dice.rs"]
 mod dice;
 mod faults;
+mod namespaces;
+mod postgres;
 
 #[path = "../it/support/mod.rs"]
 #[expect(
