@@ -280,7 +280,7 @@ impl Chain {
     }
 
     /// A command on the group as somebody has it who is where the source proxies are: through the whole chain.
-    pub(crate) fn from_afar(&self, verb: &str, more: &[&OsStr]) -> Answer {
+    pub(crate) fn read_afar(&self, verb: &str, more: &[&OsStr]) -> Answer {
         let proxy = if self.running[Part::First as usize].is_some() { Part::First } else { Part::Second };
         let url = format!("cdp://{}/{GROUP}", self.sites.of(proxy));
         let peer = self.fingerprint(proxy.name());
@@ -295,7 +295,7 @@ impl Chain {
         let output = self.file(output);
         std::fs::create_dir_all(&output).unwrap();
         let more = ["--at".as_ref(), at.as_ref(), "--output".as_ref(), output.as_os_str(), "--force".as_ref()];
-        self.from_afar("restore", &more).done();
+        self.read_afar("restore", &more).done();
         output
     }
 }

@@ -203,7 +203,7 @@ fn whichever_process_is_killed_stopped_or_cut_off_nothing_is_lost_and_no_gap_is_
     for round in 0..rounds {
         for (number, fault) in FAULTS.into_iter().enumerate() {
             // Later rounds go on beyond the time after which a silent side is taken for dead.
-            let length = if round == 0 { 1_000 } else { 200 + dice.below(9_000) };
+            let length = if round == 0 { 500 } else { 200 + dice.below(9_000) };
             drill.suffer(round as usize * FAULTS.len() + number, fault, Duration::from_millis(length));
         }
     }

@@ -85,7 +85,7 @@ fn two_sites_with_a_network_of_their_own_each_end_equal() {
     chain.wait_durable();
     writers.check(&std::fs::read(&source).unwrap());
     assert_eq!(hash(&chain.restore("latest", "restored").join("data.img")), hash(&source));
-    assert_eq!(chain.from_afar("points", &[]).done()["gaps"], serde_json::json!([]));
+    assert_eq!(chain.read_afar("points", &[]).done()["gaps"], serde_json::json!([]));
     chain.stop(Part::Filter);
     for part in PARTS {
         chain.stop(part);
