@@ -196,7 +196,7 @@ fn fio_on(more: &[&str]) -> Command {
 }
 
 #[test]
-fn whichever_process_is_killed_stopped_or_cut_off_nothing_is_lost_and_no_gap_is_made() {
+fn whichever_process_is_killed_stopped_or_cut_off_nothing_is_lost_and_each_gap_is_due() {
     let (rounds, seed) = (times("CDP_CHAIN_ROUNDS", 1), times("CDP_CHAIN_SEED", 1));
     println!("CDP_CHAIN_ROUNDS={rounds} CDP_CHAIN_SEED={seed}");
     let (mut drill, mut dice) = (Drill::start(seed), Dice::new(seed));
