@@ -10,6 +10,7 @@ use cdp_net::nbd::{Client, ClientError, ClientOptions, Uri};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// All writers' slots together, in bytes.
 pub(crate) const LOADED: usize = WRITERS * REGION;
@@ -107,12 +108,17 @@ impl Writers {
 
     /// Writes until told to stop, or until the server is gone.
     pub(crate) fn begin(&mut self, uri: &Uri) -> Load {
+        self.begin_paced(uri, Duration::ZERO)
+    }
+
+    /// The same, with so long a rest after every few writes.
+    pub(crate) fn begin_paced(&mut self, uri: &Uri, rest: Duration) -> Load {
         let (gate, stop) = (Arc::new(RwLock::new(())), Arc::new(AtomicBool::new(false)));
         let threads = std::mem::take(&mut self.writers).into_iter().map(|mut writer| {
             let (uri, gate, stop) = (uri.clone(), Arc::clone(&gate), Arc::clone(&stop));
             std::thread::spawn(move || {
                 // The server is killed while it is spoken to: that is what this is for.
-                let _ = writer.run(&uri, &gate, &stop);
+                let _ = writer.run(&uri, &gate, &stop, rest);
                 writer
             })
         });
@@ -150,13 +156,14 @@ impl Writers {
 }
 
 impl Writer {
-    fn run(&mut self, uri: &Uri, gate: &RwLock<()>, stop: &AtomicBool) -> Result<(), ClientError> {
+    fn run(&mut self, uri: &Uri, gate: &RwLock<()>, stop: &AtomicBool, rest: Duration) -> Result<(), ClientError> {
         let mut client = Client::connect(uri, &ClientOptions::default())?;
         while !stop.load(Ordering::SeqCst) {
             let open = gate.read().unwrap();
             let result = self.batch(&mut client);
             drop(open);
             result?;
+            std::thread::sleep(rest);
         }
         client.disconnect()
     }

@@ -1,6 +1,7 @@
 //! `cdp protect` and `cdp mount` while they run: their events, their end, and never a process left behind.
 
 use super::{PATIENCE, command};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
@@ -158,7 +159,7 @@ impl Running {
     /// From here on no system call fails that did not fail by itself: whoever traces the command is ended.
     pub(crate) fn let_calls_pass(&self) {
         let tracer = tracer_of(format!("/proc/{}", self.child.id()).as_ref()).expect("somebody makes calls fail");
-        rustix::process::kill_process(tracer, rustix::process::Signal::KILL).unwrap();
+        rustix::process::kill_process(tracer, Signal::KILL).unwrap();
     }
 
     /// `cdp mount` of a replica, served on a unix socket.
@@ -219,16 +220,14 @@ impl Running {
         super::wait_for(said, || lock(&self.heard.0).stderr.contains(said));
     }
 
-    /// Has it read its configuration again.
-    pub(crate) fn hang_up(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Ends it as people do; gives its exit status and its last event.
     pub(crate) fn stop(&mut self) -> (i32, Value) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
         self.end()
     }
 

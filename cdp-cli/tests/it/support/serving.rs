@@ -1,6 +1,7 @@
 //! `cdp serve` of a replica host while it runs.
 
 use super::{Place, Running, command};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -53,7 +54,7 @@ impl Serving {
     /// Has it read its file again; what came of it.
     pub(crate) fn reload(&self, event: &str) -> Value {
         let heard = self.running.events().len();
-        self.running.hang_up();
+        self.running.signal(Signal::HUP);
         self.running.wait_event_after(heard, event, |found| found["event"] == event)
     }
 
