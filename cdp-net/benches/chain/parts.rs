@@ -1,6 +1,6 @@
 //! The parts of a chain as processes: started, asked how they stand, and what they cost.
 
-use super::image::{Pool, directory};
+use super::image::{Pool, directory, program};
 use super::serve::PART;
 use cdp_net::nbd::Uri;
 use std::ffi::OsString;
@@ -88,9 +88,11 @@ impl Part {
     /// In a network namespace, or where this process is.
     pub(crate) fn start_in(namespace: Option<&str>, root: &Path, words: &[&str], run: Run) -> Result<Self, Failure> {
         std::fs::create_dir_all(root)?;
-        let entered = namespace.into_iter().flat_map(|name| ["ip", "netns", "exec", name].map(str::to_owned));
+        let ip = || program("ip").ok_or("there is no program ip");
+        let entered = namespace.map(|name| Ok::<_, Failure>([ip()?, "netns".into(), "exec".into(), name.into()]));
         // Each of these becomes the next one: the process stays the same.
-        let mut line: Vec<OsString> = entered.chain(run.words()).map(OsString::from).collect();
+        let entered = entered.transpose()?.into_iter().flatten().map(OsString::from);
+        let mut line: Vec<OsString> = entered.chain(run.words().into_iter().map(OsString::from)).collect();
         line.push(std::env::current_exe()?.into());
         let (kind, rest) = words.split_first().ok_or("a part has a kind")?;
         let mut command = Command::new(&line[0]);
@@ -141,14 +143,23 @@ impl Part {
     }
 }
 
-/// Seconds of processor time that the threads of a process have used, as far as they have not ended.
+/// Seconds of processor time that a process has used, its threads that have ended too.
 pub(crate) fn cpu(process: u32) -> f64 {
-    let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
-    let time = |thread: std::fs::DirEntry| {
-        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    threads.filter_map(time).sum::<u64>() as f64 / 1e9
+    ticks(process, 11)
+}
+
+/// The same of all children of this process that have ended and were waited for.
+pub(crate) fn cpu_of_children() -> f64 {
+    ticks(std::process::id(), 13)
+}
+
+/// Two numbers of a process's `stat` together, in seconds: those so far behind its name, which may hold blanks.
+fn ticks(process: u32, skipped: usize) -> f64 {
+    /// A second, for programs, on every architecture of Linux that we know.
+    const TICKS: f64 = 100.0;
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let fields = text.rsplit(')').next().into_iter().flat_map(str::split_whitespace);
+    fields.skip(skipped).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / TICKS
 }
 
 impl Drop for Part {

@@ -2,7 +2,7 @@
 
 use super::image::program;
 use super::parts::Sides;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -48,12 +48,12 @@ impl Line {
         Sides { source: SOURCE, target: TARGET, target_ip }
     }
 
-    /// Bytes that the source's side has sent, with the heads of all packets.
+    /// Bytes that the source's side has sent, with the heads of all packets, as the shaper counted them.
     pub(crate) fn sent(&self) -> Result<u64, Failure> {
         let [(namespace, device, _), _] = ENDS;
-        let file = format!("/sys/class/net/{device}/statistics/tx_bytes");
-        let said = Command::new("ip").args(["netns", "exec", namespace, "cat", &file]).output()?;
-        Ok(String::from_utf8(said.stdout)?.trim().parse()?)
+        let said = tool("tc", &["-n", namespace, "-s", "-j", "qdisc", "show", "dev", device])?;
+        let shaper: serde_json::Value = serde_json::from_str(&said)?;
+        Ok(shaper[0]["bytes"].as_u64().ok_or("tc counts no bytes")?)
     }
 }
 
@@ -85,15 +85,16 @@ fn make(bits_per_s: u64) -> Result<(), Failure> {
 fn remove() {
     for (namespace, ..) in ENDS {
         // What is not there need not go.
-        let _ = Command::new("ip").args(["netns", "del", namespace]).stderr(Stdio::null()).status();
+        let _ = tool("ip", &["netns", "del", namespace]);
     }
 }
 
-fn tool(name: &str, words: &[&str]) -> Result<(), Failure> {
+/// What it says.
+fn tool(name: &str, words: &[&str]) -> Result<String, Failure> {
     let path = program(name).ok_or_else(|| format!("there is no program {name}"))?;
     let said = Command::new(path).args(words).output()?;
     if said.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8(said.stdout)?);
     }
     Err(format!("{name} {}: {}", words.join(" "), String::from_utf8_lossy(&said.stderr).trim()).into())
 }

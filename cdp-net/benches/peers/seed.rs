@@ -4,7 +4,7 @@ use super::Plan;
 use super::figure::{Figure, Reach, median};
 use super::image::{self, MIB, program, settle};
 use super::others::{EXPORT, Goes, Kind, Served, StorageDaemon, empty};
-use super::parts::{Hop, Place};
+use super::parts::{Hop, Place, cpu_of_children};
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
@@ -96,7 +96,7 @@ fn compare(place: &Place, plan: &Plan, image: &Path, bytes: u64) -> Result<(), F
 /// `None`: a program is not there.
 fn nbdcopy(kind: Kind, image: &Path, copy: &Path) -> Result<Option<Copied>, Failure> {
     let (Some(nbdcopy), Some(served)) = (program("nbdcopy"), Served::start(kind, copy)?) else { return Ok(None) };
-    let (of_server, of_children) = (served.cpu(), children());
+    let (of_server, of_children) = (served.cpu(), cpu_of_children());
     let begin = Instant::now();
     let mut command = Command::new(nbdcopy);
     // That the copy is empty is known to it, as it is to ours.
@@ -106,7 +106,7 @@ fn nbdcopy(kind: Kind, image: &Path, copy: &Path) -> Result<Option<Copied>, Fail
     }
     File::open(copy)?.sync_all()?;
     let time = begin.elapsed();
-    Ok(Some(Copied { time, cpu: [children() - of_children, served.cpu() - of_server] }))
+    Ok(Some(Copied { time, cpu: [cpu_of_children() - of_children, served.cpu() - of_server] }))
 }
 
 /// `None`: a program is not there.
@@ -121,16 +121,6 @@ fn mirror(image: &Path, copy: &Path) -> Result<Option<Copied>, Failure> {
     File::open(copy)?.sync_all()?;
     let time = begin.elapsed();
     Ok(Some(Copied { time, cpu: [daemon.cpu() - before[0], served.cpu() - before[1]] }))
-}
-
-/// Seconds of processor time of all children that have ended and were waited for.
-fn children() -> f64 {
-    /// Of Linux, for programs, on every architecture that we know.
-    const TICKS: f64 = 100.0;
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // Behind the name, which may hold blanks: `cutime` and `cstime` are the 16th and 17th of all fields, and the 3rd comes first.
-    let fields = text.rsplit(')').next().into_iter().flat_map(str::split_whitespace);
-    fields.skip(13).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / TICKS
 }
 
 /// A peer that is quick because it copies something else is none.
