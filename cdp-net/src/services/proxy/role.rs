@@ -79,21 +79,10 @@ impl<C> Running<C> {
     }
 
     fn report(&self) -> Report {
-        let mut groups: BTreeMap<(String, String), GroupReport> = BTreeMap::new();
-        for (key, standing) in self.proxy.standings() {
-            let names = (key.tenant.clone(), key.group.clone());
-            let of = GroupReport { tenant: key.tenant_below(), group: key.group, ..GroupReport::default() };
-            add(groups.entry(names).or_insert(of), &standing);
-        }
         let stats = self.proxy.door();
         let door =
             DoorReport { let_in: stats.let_in, refused: stats.refused, dawdled: stats.dawdled, errors: stats.errors };
-        Report {
-            groups: groups.into_values().collect(),
-            held_max: self.held_max,
-            door: Some(door),
-            tenants: Vec::new(),
-        }
+        Report { groups: self.proxy.groups(), held_max: self.held_max, door: Some(door), tenants: Vec::new() }
     }
 }
 
@@ -111,6 +100,20 @@ fn add(group: &mut GroupReport, standing: &Standing) {
     group.compressed_bytes += stats.bytes_in.saturating_sub(sent);
     group.held.memory += status.memory_bytes + status.waiting_bytes;
     group.held.disk += status.disk_bytes;
+}
+
+impl Proxy {
+    /// How its groups stand.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupReport> {
+        let mut groups: BTreeMap<(String, String), GroupReport> = BTreeMap::new();
+        for (key, standing) in self.standings() {
+            let names = (key.tenant.clone(), key.group.clone());
+            let of = GroupReport { tenant: key.tenant_below(), group: key.group, ..GroupReport::default() };
+            add(groups.entry(names).or_insert(of), &standing);
+        }
+        groups.into_values().collect()
+    }
 }
 
 impl Role for SourceProxy {
