@@ -1,0 +1,113 @@
+//! `latency*`: what a guest waits longer because it is replicated, at rates that are far from the limit; with the far side there, cut off,
+//! and catching up.
+
+use super::Plan;
+use super::figure::{Figure, Reach};
+use super::image::settle;
+use super::load;
+use super::parts::{Chain, Made, Part, Place, Run, USUAL, text};
+use super::wan::Wan;
+use cdp_net::nbd::Uri;
+
+type Failure = Box<dyn std::error::Error>;
+
+const RATES: [u64; 2] = [5_000, 20_000];
+/// Quantiles, their names, and what may be added, in microseconds.
+const QUANTILES: [(f64, &str, f64); 3] = [(0.5, "p50", 5.0), (0.99, "p99", 50.0), (0.999, "p99.9", 1000.0)];
+/// The server's core, and the client's.
+const SERVER: u8 = 0;
+const CLIENT: u8 = 1;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Steady,
+    Cut,
+    CatchUp,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Kind; 3] = [Self::Steady, Self::Cut, Self::CatchUp];
+
+    pub(crate) fn id(self) -> &'static str {
+        match self {
+            Self::Steady => "latency",
+            Self::Cut => "latency-cut",
+            Self::CatchUp => "latency-catchup",
+        }
+    }
+}
+
+/// Microseconds at each quantile.
+fn quantiles(mut took: Vec<u64>) -> [f64; 3] {
+    took.sort_unstable();
+    QUANTILES.map(|(part, ..)| {
+        let at = ((took.len() as f64 * part) as usize).min(took.len().saturating_sub(1));
+        took.get(at).copied().unwrap_or(0) as f64 / 1000.0
+    })
+}
+
+pub(crate) fn run(place: &Place, plan: &Plan, kind: Kind) -> Result<(), Failure> {
+    // This process is the client.
+    let pinned = std::process::Command::new("taskset")
+        .args(["--all-tasks", "--cpu-list", "--pid", &CLIENT.to_string(), &std::process::id().to_string()])
+        .stdout(std::process::Stdio::null())
+        .status()?;
+    if !pinned.success() {
+        return Err("taskset does not pin this process".into());
+    }
+    for rate in RATES {
+        let mut added = [Vec::new(), Vec::new(), Vec::new()];
+        for round in 0..plan.rounds {
+            let off = plain(place, plan, rate)?;
+            let on = replicated(place, plan, kind, rate)?;
+            eprintln!("  {} {rate} {round}: off {off:.1?} us, on {on:.1?} us", kind.id());
+            (0..3).for_each(|at| added[at].push(on[at] - off[at]));
+        }
+        for ((_, name, most), added) in QUANTILES.iter().zip(&added) {
+            let id = format!("{}-{rate}-{name}", kind.id());
+            let figure = Figure {
+                id: &id,
+                unit: "us",
+                ours: added,
+                limit: Some(*most),
+                reach: Reach::AtMost(1.0),
+                conditions: &[],
+                conditions_hold: true,
+            };
+            println!("{figure}");
+        }
+    }
+    Ok(())
+}
+
+/// The same server on the same file, with nothing captured.
+fn plain(place: &Place, plan: &Plan, rate: u64) -> Result<[f64; 3], Failure> {
+    let socket = place.root.join("plain.sock");
+    let words = ["plain", text(&place.source)?, text(&socket)?];
+    let mut server = Part::start(&place.root, &words, Run::Pinned(SERVER))?;
+    server.line()?;
+    settle();
+    let took = load::open(&Uri::unix(&socket), rate, plan.paced, &place.pool)?;
+    server.stop()?;
+    Ok(quantiles(took))
+}
+
+fn replicated(place: &Place, plan: &Plan, kind: Kind, rate: u64) -> Result<[f64; 3], Failure> {
+    let made = Made { filter: Run::Pinned(SERVER), others: Run::Idle, ..USUAL };
+    let mut wan = None;
+    let mut chain = Chain::start(place, made, |at| wan.insert(Wan::start(at)).address())?;
+    let wan = wan.ok_or("there is a line")?;
+    settle();
+    if kind != Kind::Steady {
+        wan.cut();
+    }
+    if kind == Kind::CatchUp {
+        load::open(&chain.uri, rate, plan.paced, &place.pool)?;
+        wan.mend();
+    }
+    let took = load::open(&chain.uri, rate, plan.paced, &place.pool)?;
+    wan.mend();
+    chain.wait_durable()?;
+    chain.stop()?;
+    Ok(quantiles(took))
+}
