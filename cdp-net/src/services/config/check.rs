@@ -205,7 +205,8 @@ fn members(place: &str, set: &SetConfig, away: BTreeSet<&String>, listens: bool)
     let mut missing = away.clone();
     for member in &set.members {
         if !away.contains(&member.group) {
-            let text = format!("member {member} is not cdp://HOST:PORT/GROUP with a group of the set that is not served here");
+            let text =
+                format!("member {member} is not cdp://HOST:PORT/GROUP with a group of the set that is not served here");
             return wrong(place, text);
         }
         if !missing.remove(&member.group) {

@@ -83,7 +83,10 @@ fn what_cannot_be_meant_is_said_with_its_place() {
         (filter(&format!("{group}{SET}members = [\"cdp://h:2\"]\n")), "is not cdp://HOST:PORT/GROUP"),
         (filter(&format!("{group}{SET}members = [\"cdp://h:2/g\"]\n")), "that is not served here"),
         (filter(&format!("{group}{SET}members = [\"cdp://h:2/x\", \"cdp://h:3/x\"]\n")), "two members are"),
-        (filter(&format!("{group}{SET}members = [\"cdp://h:2/x\"]\n").replace("\"x\"]", "\"x\", \"y\"]")), "is the group \"y\""),
+        (
+            filter(&format!("{group}{SET}members = [\"cdp://h:2/x\"]\n").replace("\"x\"]", "\"x\", \"y\"]")),
+            "is the group \"y\"",
+        ),
         (with("[source-proxy]\nlisten = \"127.0.0.1:1\"\nto = []\n"), "source-proxy.to"),
         (with("[source-proxy]\nlisten = \"127.0.0.1:1\"\nto = [\"cdp://h:1\"]\nlevel = 99\n"), "source-proxy.level"),
         (with("[gateway]\nlisten = \"127.0.0.1:1\"\nticket-key = \"k\"\nto = {}\n"), "gateway.to"),

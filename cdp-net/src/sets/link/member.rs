@@ -160,8 +160,10 @@ fn judged(present: &Present, asked: &Call) -> (Answer, Option<Order>) {
     }
     let joined = match join_of(&asked.header) {
         Some(set) if set == present.set => Ok(present.group),
-        Some(_) => Err("this group is in another consistency set here: name and groups of the set must be the same in \
-                        the files of all its filters"),
+        Some(_) => {
+            Err("this group is in another consistency set here: name and groups of the set must be the same in \
+                        the files of all its filters")
+        }
         None => Err("it is not said which consistency set is meant"),
     };
     let status = if joined.is_ok() { CallStatus::Done } else { CallStatus::Refused };
@@ -177,14 +179,8 @@ async fn converse(
 ) {
     let new = || {
         let features = Features::ALL;
-        let options = TargetOptions {
-            group: None,
-            timeline: None,
-            features,
-            connections: 0,
-            silence_ms: SILENCE_MS,
-            attempt: 0,
-        };
+        let options =
+            TargetOptions { group: None, timeline: None, features, connections: 0, silence_ms: SILENCE_MS, attempt: 0 };
         (TargetEnd::new(options), Hub::new(Arc::clone(&own), ConnectionOptions::default()))
     };
     let (mut end, mut hub) = new();

@@ -16,6 +16,7 @@ use cdp_core::link::message::{Answer, CallStatus, Features};
 use cdp_core::link::source::{SourceEffect, SourceEnd, SourceOptions};
 use cdp_core::set::Order;
 use cdp_core::types::{GroupId, Lsn, Position, SetId};
+use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -128,9 +129,7 @@ fn standing(answer: &Answer) -> Standing {
     match (answer.status, joined_of(&answer.header)) {
         (CallStatus::Done, Some(Ok(group))) => Standing::There(group),
         (CallStatus::Refused, Some(Err(why))) => Standing::Away(why),
-        (CallStatus::TimedOut | CallStatus::Unreachable, _) => {
-            Standing::Away("it does not answer in time".to_owned())
-        }
+        (CallStatus::TimedOut | CallStatus::Unreachable, _) => Standing::Away("it does not answer in time".to_owned()),
         _ => Standing::Away("what answers there is no member of a consistency set".to_owned()),
     }
 }
@@ -194,8 +193,10 @@ async fn converse(
             happened = hub.next() => match happened {
                 Happened::Connected { dial, conn } => end.handle_connected(mono(), conn, dial),
                 Happened::NotConnected { dial, error } => {
-                    *lock(&shared.standing) = Standing::Away(error.to_string());
-                    end.handle_connect_failed(mono(), dial, &error.to_string());
+                    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+                    let why = format!("{error}{cause}");
+                    end.handle_connect_failed(mono(), dial, &why);
+                    *lock(&shared.standing) = Standing::Away(why);
                 }
                 Happened::Message { conn, message } => end.handle_message(mono(), conn, message),
                 Happened::Heard { conn } => end.handle_heard(mono(), conn),

@@ -90,7 +90,7 @@ fn who_is_not_listed_or_means_another_set_is_told_so_and_comes_in_later() {
     attendance.leave("disk");
     wait_for("its leave", || matches!(member.standing(), Standing::Away(_)));
     drop(attendance);
-    wait_for("nobody there", || away(&member, "refused"));
+    wait_for("nobody there", || away(&member, "Connection refused"));
 }
 
 /// A member speaks for its own group and for no other.
@@ -126,6 +126,7 @@ fn nobody_speaks_for_the_group_of_another() {
     wait_for("some cuts", || ended.lock().unwrap().len() > 5);
     drop(taking);
     assert!(*heard.lock().unwrap() > 3, "it was asked, and has said something each time");
-    let not_heard = |end: &Ended| matches!(&end.verdict, Verdict::Missed(Miss::NotPrepared(who)) if who.contains(&second));
+    let not_heard =
+        |end: &Ended| matches!(&end.verdict, Verdict::Missed(Miss::NotPrepared(who)) if who.contains(&second));
     assert!(ended.lock().unwrap().iter().all(not_heard), "{:?}", ended.lock().unwrap());
 }

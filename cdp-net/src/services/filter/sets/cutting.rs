@@ -114,7 +114,9 @@ impl Cutting {
                 Standing::Away(why) => {
                     let (name, place) = (&self.config.name, &far.place);
                     if self.away.is_there() {
-                        context.notes.say(&format!("set {name}: no common points are cut while {place} is away: {why}"));
+                        context
+                            .notes
+                            .say(&format!("set {name}: no common points are cut while {place} is away: {why}"));
                     }
                     self.rest();
                     return Ok(());
