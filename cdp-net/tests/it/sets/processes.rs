@@ -162,7 +162,7 @@ impl Scene {
             let identity = Identity::open_or_make(&path(name), name).unwrap();
             format!("[[peer]]\nname = \"{name}\"\nfingerprint = \"{}\"\n", identity.fingerprint())
         };
-        let names = ["host", "taker", "member"].map(|name| path(name));
+        let names = ["host", "taker", "member"].map(path);
         let [host, taker, member] = ["host", "taker", "member"].map(print);
         let head = |state: &Path, peers: &str| format!("state = {state:?}\n{peers}");
         let tenant = "tenant = \"acme\"\n";

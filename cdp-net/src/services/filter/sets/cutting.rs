@@ -88,10 +88,8 @@ impl Cutting {
 
     /// Whether it is this very set, of these very protections.
     pub(super) fn is_of(&self, config: &SetConfig, members: &Members) -> bool {
-        let same = |(known, member): (&(String, Weak<Protection>), &(String, Arc<Protection>))| {
-            known.1.upgrade().is_some_and(|known| Arc::ptr_eq(&known, &member.1))
-        };
-        self.config == *config && self.members.len() == members.len() && self.members.iter().zip(members).all(same)
+        let known = self.members.iter().map(|(_, member)| member.as_ptr());
+        self.config == *config && known.eq(members.iter().map(|(_, member)| Arc::as_ptr(member)))
     }
 
     /// No cut is taken, and nobody here withholds anything.
