@@ -3,6 +3,7 @@
 //! It knows each member by a way to it, which may lose what it is given and never waits; its reports come in by [`Reports`]. Members of the same
 //! process are reached by a direct call of [`Protection::set_order`](crate::protect::Protection::set_order), those of others by `link`.
 
+pub mod joining;
 #[cfg(feature = "services")]
 pub mod link;
 pub mod words;

@@ -17,6 +17,7 @@ mod remote;
 mod retention;
 mod sealed;
 mod serve;
+mod sets;
 mod shorten;
 mod sources;
 mod statuses;

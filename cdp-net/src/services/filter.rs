@@ -11,9 +11,12 @@ mod sets;
 use self::group::Group;
 use self::sets::Sets;
 use super::config::{Config, FilterConfig, FilterGroup, SetConfig};
-use super::role::{Context, Drained, Held, Report, Role, RoleError};
+use super::role::{Context, DoorReport, Drained, Held, Report, Role, RoleError};
+use crate::link::listener::AcceptStats;
 use crate::protect::SharedBudget;
+use crate::sets::link::member::Attendance;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -47,6 +50,8 @@ struct Shared {
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
     config: Mutex<(FilterConfig, Vec<SetConfig>)>,
     sets: Mutex<Sets>,
+    /// Where the filters of other hosts find the groups of their sets, if anywhere.
+    attendance: Option<Arc<Attendance>>,
     stop: AtomicBool,
 }
 
@@ -91,10 +96,14 @@ impl Shared {
                 }
                 group.look();
             }
-            let sets = lock(&self.config).1.clone();
-            lock(&self.sets).look(&sets, &groups, &self.context.notes);
+            self.look_at_sets(&groups);
             crate::threads::pause(&self.stop, LOOK);
         }
+    }
+
+    fn look_at_sets(&self, groups: &[Arc<Group>]) {
+        let config = lock(&self.config).clone();
+        lock(&self.sets).look(&config, groups, self.attendance.as_ref(), &self.context);
     }
 
     fn end(&self) {
@@ -103,21 +112,29 @@ impl Shared {
     }
 }
 
+/// Listens for those who take the cuts of sets with groups of other hosts.
+fn attendance(listen: SocketAddr, context: &Context) -> Result<Arc<Attendance>, RoleError> {
+    let (own, peers) = (Arc::clone(&context.identity), context.peers.pinned());
+    let listening = context.runtime.block_on(Attendance::listen(&listen.to_string(), own, peers));
+    let attendance = listening.map_err(|error| {
+        RoleError::new(format!("filter.listen: cannot listen at {listen}: {error}"))
+            .hint("end what listens there, or name another address")
+    })?;
+    context.notes.say(&format!("filter: listens at {}", attendance.address()));
+    Ok(Arc::new(attendance))
+}
+
 impl Role for Filter {
     fn start(config: &Config, context: &Context) -> Result<Self, RoleError> {
         let filter = table(config)?;
-        if filter.listen.is_some() || config.sets.iter().any(|set| !set.members.is_empty()) {
-            context.notes.say(
-                "filter: this build cuts common points of a set's groups only where this process serves all of them; \
-                 `filter.listen` and `members` are not used",
-            );
-        }
+        let attendance = filter.listen.map(|listen| attendance(listen, context)).transpose()?;
         let shared = Arc::new(Shared {
             context: context.clone(),
             memory: SharedBudget::new(filter.spool.memory.0),
             groups: Mutex::default(),
             config: Mutex::new((filter.clone(), config.sets.clone())),
             sets: Mutex::default(),
+            attendance,
             stop: AtomicBool::new(false),
         });
         let (first, any) = shared.add(filter, filter.groups.clone());
@@ -165,7 +182,7 @@ impl Role for Filter {
         }
         let gone: Vec<_> = out.iter().filter_map(|group| lock(&self.shared.groups).remove(&group.name)).collect();
         // Common points are not cut over what is about to end.
-        lock(&self.shared.sets).look(&config.sets, &self.shared.groups(), &self.shared.context.notes);
+        self.shared.look_at_sets(&self.shared.groups());
         std::thread::scope(|scope| {
             for group in &gone {
                 scope.spawn(|| group.close(TAKEN_OUT));
@@ -191,7 +208,11 @@ impl Role for Filter {
         let groups = self.shared.groups().iter().map(|group| group.report()).collect();
         let spool = lock(&self.shared.config).0.spool.clone();
         let held_max = Held { memory: spool.memory.0, disk: spool.disk.0 };
-        Report { groups, held_max, ..Report::default() }
+        let door = self.shared.attendance.as_ref().map(|attendance| {
+            let AcceptStats { let_in, refused, dawdled, errors, .. } = attendance.stats();
+            DoorReport { let_in, refused, dawdled, errors }
+        });
+        Report { groups, held_max, door, ..Report::default() }
     }
 }
 

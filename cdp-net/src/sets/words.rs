@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// The kind of the calls.
 pub const CALL: u16 = 32;
-const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 1;
 
 /// The most bytes of a header; what is said takes about 400.
 pub const WORDS_MAX: usize = 4096;
@@ -36,7 +36,8 @@ struct Words {
     recorded: Option<bool>,
 }
 
-fn id(text: &str) -> Option<[u8; 16]> {
+/// An identity in hexadecimal digits.
+pub(super) fn id(text: &str) -> Option<[u8; 16]> {
     if text.len() != 32 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }

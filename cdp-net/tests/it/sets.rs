@@ -123,6 +123,8 @@ fn join(side: &Side, set: SetId, give: &cdp_net::sets::Reports) -> (GroupId, Way
 
 #[cfg(feature = "services")]
 mod linked;
+#[cfg(feature = "services")]
+mod processes;
 
 /// What a test's taker and members have to live as long as it.
 type Kept = Box<dyn std::any::Any>;

@@ -1,6 +1,6 @@
 //! What a configuration must hold beside being TOML.
 
-use super::{Config, ConfigError, FilterConfig, FilterGroup};
+use super::{Config, ConfigError, FilterConfig, FilterGroup, SetConfig};
 use crate::services::url::CdpUrl;
 use cdp_core::capture::QUEUE_BYTES_MIN;
 use cdp_core::link::message::DATA_CONNECTIONS_MAX;
@@ -194,8 +194,38 @@ fn sets(config: &Config) -> Result<(), ConfigError> {
         if !set.groups.iter().any(|group| here(group)) {
             return wrong(place, "none of its groups is one of this file's [filter]");
         }
+        let away: BTreeSet<_> = set.groups.iter().filter(|group| !here(group)).collect();
+        members(&place, set, away, config.filter.as_ref().is_some_and(|filter| filter.listen.is_some()))?;
     }
     Ok(())
+}
+
+/// Each group of another host has one place, or this host waits for who takes the cuts.
+fn members(place: &str, set: &SetConfig, away: BTreeSet<&String>, listens: bool) -> Result<(), ConfigError> {
+    let mut missing = away.clone();
+    for member in &set.members {
+        if !away.contains(&member.group) {
+            let text =
+                format!("member {member} is not cdp://HOST:PORT/GROUP with a group of the set that is not served here");
+            return wrong(place, text);
+        }
+        if !missing.remove(&member.group) {
+            return wrong(place, format!("two members are the group {:?}", member.group));
+        }
+    }
+    match missing.first() {
+        Some(group) if !set.members.is_empty() => {
+            wrong(place, format!("none of its members is the group {group:?}, and this [filter] does not serve it"))
+        }
+        Some(group) if !listens => wrong(
+            place,
+            format!(
+                "the group {group:?} is another filter's: name it in `members` (cdp://HOST:PORT/GROUP), or set filter.listen, where \
+                 the filter that takes the cuts finds this one"
+            ),
+        ),
+        _ => Ok(()),
+    }
 }
 
 fn hops(place: &str, hops: &[CdpUrl]) -> Result<(), ConfigError> {

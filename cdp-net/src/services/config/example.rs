@@ -34,6 +34,14 @@ listen = "nbd://127.0.0.1:10809"
 [[filter.group.disk]]
 name = "root"
 source = "web.img"
+
+# A consistency set: groups that are restored together, whose common points this filter cuts. It finds those of other hosts
+# where their filters listen for it (`listen = "HOST:PORT"` in [filter]); their files have the same set without `members`.
+# [[set]]
+# name = "shop"
+# groups = ["web", "db"]
+# every = "15s"
+# members = ["cdp://10.0.0.2:10821/db"]
 "#;
 
 const SOURCE_PROXY: &str = r#"

@@ -57,7 +57,8 @@ pub struct SetConfig {
     /// How often a common moment is cut.
     #[serde(default = "every")]
     pub every: Span,
-    /// Where the groups of other hosts are asked: the filters that serve them. One file has it: the one that takes the cuts.
+    /// Where the groups of other hosts are: `cdp://HOST:PORT/GROUP` of each, with the address that its filter has as `listen`. One file has it:
+    /// that of the filter that takes the cuts. The others have the set without it.
     #[serde(default)]
     pub members: Vec<CdpUrl>,
 }
@@ -84,7 +85,7 @@ pub struct FilterConfig {
     /// Data connections for each group.
     #[serde(default = "one")]
     pub connections: u16,
-    /// Where the filters of a consistency set talk to each other; left out: this one takes part in none with other hosts.
+    /// Where the filters that take the cuts of consistency sets find the groups of this one; left out: no other host's filter takes cuts of them.
     pub listen: Option<SocketAddr>,
     /// The groups.
     #[serde(rename = "group")]

@@ -57,6 +57,7 @@ fn paths_are_from_the_files_directory_on() {
 
 #[test]
 fn what_cannot_be_meant_is_said_with_its_place() {
+    const SET: &str = "[[set]]\nname = \"s\"\ngroups = [\"g\", \"x\"]\n";
     let host = "[replica-host]\nlisten = \"127.0.0.1:1\"\ndirectory = \"d\"\n";
     let filter = |more: &str| with(&format!("[filter]\nto = [\"cdp://h:1\"]\n{more}"));
     let group =
@@ -78,6 +79,14 @@ fn what_cannot_be_meant_is_said_with_its_place() {
         (filter(group).replace("cdp://h:1", "cdp://h:1/group"), "names a group"),
         (filter(&format!("{group}[[set]]\nname = \"s\"\ngroups = [\"g\"]\n")), "at least two"),
         (filter(&format!("{group}[[set]]\nname = \"s\"\ngroups = [\"x\", \"y\"]\n")), "none of its groups"),
+        (filter(&format!("{group}{SET}")), "or set filter.listen"),
+        (filter(&format!("{group}{SET}members = [\"cdp://h:2\"]\n")), "is not cdp://HOST:PORT/GROUP"),
+        (filter(&format!("{group}{SET}members = [\"cdp://h:2/g\"]\n")), "that is not served here"),
+        (filter(&format!("{group}{SET}members = [\"cdp://h:2/x\", \"cdp://h:3/x\"]\n")), "two members are"),
+        (
+            filter(&format!("{group}{SET}members = [\"cdp://h:2/x\"]\n").replace("\"x\"]", "\"x\", \"y\"]")),
+            "is the group \"y\"",
+        ),
         (with("[source-proxy]\nlisten = \"127.0.0.1:1\"\nto = []\n"), "source-proxy.to"),
         (with("[source-proxy]\nlisten = \"127.0.0.1:1\"\nto = [\"cdp://h:1\"]\nlevel = 99\n"), "source-proxy.level"),
         (with("[gateway]\nlisten = \"127.0.0.1:1\"\nticket-key = \"k\"\nto = {}\n"), "gateway.to"),

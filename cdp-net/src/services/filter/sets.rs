@@ -1,92 +1,43 @@
-//! The common points of a file's consistency sets, where all groups of a set are served here.
+//! The common points of a file's consistency sets: those whose cuts this filter takes, and those that the filter of another host takes.
+//!
+//! A set whose groups are all served here, or whose file names the others as `members`, is cut from here. Of any other set
+//! the groups that are served here wait for the filter that takes its cuts, at `filter.listen`.
 
+mod attending;
+mod cutting;
+
+use self::attending::Attending;
+use self::cutting::{Cutting, Members};
 use super::group::Group;
-use crate::protect::{Protection, SetOptions};
-use crate::services::config::SetConfig;
-use crate::services::role::Notes;
-use crate::sets::{Taking, Way, reports};
+use crate::services::config::{FilterConfig, SetConfig};
+use crate::services::role::Context;
+use crate::sets::link::member::Attendance;
 use cdp_core::replica::digest::hash;
-use cdp_core::set::{Ended, Verdict};
-use cdp_core::types::{GroupId, SetId};
+use cdp_core::types::SetId;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 /// The sets of a file, by their names. As many as it names.
 #[derive(Default)]
 pub(super) struct Sets {
     cutting: BTreeMap<String, Cutting>,
+    /// The groups that others take the cuts of, by their names.
+    attending: BTreeMap<String, Attending>,
     /// Of these it was told why they are not cut.
     told: BTreeSet<String>,
     ended: bool,
 }
 
-/// A set whose cuts are taken.
-struct Cutting {
-    config: SetConfig,
-    members: Vec<Weak<Protection>>,
-    /// Dropped first, so that nothing is ordered any more.
-    taking: Option<Taking>,
-}
-
-impl Drop for Cutting {
-    fn drop(&mut self) {
-        self.taking = None;
-        self.members.iter().filter_map(Weak::upgrade).for_each(|member| member.leave_set());
+/// What the set is called by its members: the same at every start and in the files of all its filters, and another one for every other set of
+/// groups.
+fn identity(config: &SetConfig) -> SetId {
+    let groups: BTreeSet<_> = config.groups.iter().collect();
+    let mut text = config.name.as_bytes().to_vec();
+    // No name has a zero in it.
+    for group in groups {
+        text.push(0);
+        text.extend_from_slice(group.as_bytes());
     }
-}
-
-impl Cutting {
-    /// Whether it is this very set, of these very protections.
-    fn is_of(&self, config: &SetConfig, members: &[Arc<Protection>]) -> bool {
-        let same = |(known, member): (&Weak<Protection>, &Arc<Protection>)| {
-            known.upgrade().is_some_and(|known| Arc::ptr_eq(&known, member))
-        };
-        self.config == *config && self.members.len() == members.len() && self.members.iter().zip(members).all(same)
-    }
-
-    fn start(config: &SetConfig, members: &[Arc<Protection>], notes: &Notes) -> Result<Self, String> {
-        let set = identity(&config.name, members);
-        let (give, inbox) = reports();
-        let mut ways: BTreeMap<GroupId, Way> = BTreeMap::new();
-        for member in members {
-            let (give, order_to) = (give.clone(), Arc::downgrade(member));
-            let reports = Box::new(move |report| give.give(report));
-            member.join_set(SetOptions { set, name: config.name.clone(), reports });
-            let way: Way =
-                Box::new(move |order| order_to.upgrade().into_iter().for_each(|member| member.set_order(order)));
-            ways.insert(member.group(), way);
-        }
-        // Made before what may fail: dropping it lets the members go.
-        let mut cutting =
-            Self { config: config.clone(), members: members.iter().map(Arc::downgrade).collect(), taking: None };
-        let (name, notes, told) = (config.name.clone(), notes.clone(), std::sync::Mutex::new(false));
-        // The first of a row of misses is told, and that it is over.
-        let ended = move |end: Ended| {
-            let mut missed = told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            match end.verdict {
-                Verdict::Missed(why) if !*missed => {
-                    notes.say(&format!("set {name}: the cut {} is no common point: {why:?}", end.cut.number));
-                    *missed = true;
-                }
-                Verdict::Common(_) if *missed => {
-                    notes.say(&format!("set {name}: common points are cut again"));
-                    *missed = false;
-                }
-                _ => {}
-            }
-        };
-        let taking = Taking::start(set, ways, config.every.0, (give, inbox), ended);
-        cutting.taking = Some(taking.map_err(|error| error.to_string())?);
-        Ok(cutting)
-    }
-}
-
-/// What the set is called by its members: the same at every start, and another one for every other set of groups.
-fn identity(name: &str, members: &[Arc<Protection>]) -> SetId {
-    let groups: BTreeSet<_> = members.iter().map(|member| member.group()).collect();
-    let mut text = name.as_bytes().to_vec();
-    text.push(0);
-    groups.iter().for_each(|group| text.extend_from_slice(group.bytes()));
     let digest = hash(&text);
     let mut id = [0; 16];
     id.copy_from_slice(&digest[..16]);
@@ -98,44 +49,76 @@ fn identity(name: &str, members: &[Arc<Protection>]) -> SetId {
 
 impl Sets {
     /// Begins, ends and changes what the file, and what runs, have changed.
-    pub(super) fn look(&mut self, sets: &[SetConfig], groups: &[Arc<Group>], notes: &Notes) {
+    pub(super) fn look(
+        &mut self,
+        (filter, sets): &(FilterConfig, Vec<SetConfig>),
+        groups: &[Arc<Group>],
+        attendance: Option<&Arc<Attendance>>,
+        context: &Context,
+    ) {
         if self.ended {
             return;
         }
         self.cutting.retain(|name, _| sets.iter().any(|set| set.name == *name));
         let mut taken: BTreeSet<&str> = BTreeSet::new();
+        let mut attended = BTreeSet::new();
         for set in sets {
-            let found: Vec<_> =
-                set.groups.iter().map(|name| groups.iter().find(|group| group.name() == name)).collect();
-            let why = if found.iter().any(Option::is_none) {
-                Some("not all of its groups are this filter's: common points with other hosts are not cut")
-            } else if set.groups.iter().any(|group| !taken.insert(group)) {
-                Some("a group of it is in another set already, and a group is in one set at a time")
-            } else {
-                None
-            };
-            if let Some(why) = why {
+            let is_here = |name: &String| filter.groups.iter().any(|group| group.name == *name);
+            let here = set.groups.iter().filter(|name| is_here(name)).count();
+            // All names count, so that of two sets with a group the same one is cut at each look.
+            let twice = set.groups.iter().filter(|group| !taken.insert(group)).count() > 0;
+            if twice {
                 self.cutting.remove(&set.name);
-                if self.told.insert(set.name.clone()) {
-                    notes.say(&format!("set {}: {why}", set.name));
+                let why = "a group of it is in another set already, and a group is in one set at a time";
+                self.tell(&set.name, why, context);
+                continue;
+            }
+            let member = |name: &String| groups.iter().find(|group| group.name() == name)?.protection();
+            let members: Members = set.groups.iter().filter_map(|name| Some((name.clone(), member(name)?))).collect();
+            if here < set.groups.len() && set.members.is_empty() {
+                self.cutting.remove(&set.name);
+                // Without a place to be found at there is no such set in a file, unless it was changed: a restart takes that.
+                let Some(attendance) = attendance else {
+                    let why = "others take its cuts, and this filter was started without `filter.listen`: restart it";
+                    self.tell(&set.name, why, context);
+                    continue;
+                };
+                for (name, protection) in members {
+                    attended.insert(name.clone());
+                    if !self.attending.get(&name).is_some_and(|known| known.is_of(set, &protection)) {
+                        // The one before lets go first.
+                        self.attending.remove(&name);
+                        let begun = Attending::begin(set, &name, &protection, attendance, context);
+                        self.attending.insert(name, begun);
+                    }
                 }
                 continue;
             }
-            let members: Vec<_> = found.into_iter().flatten().filter_map(|group| group.protection()).collect();
-            let runs = self.cutting.get(&set.name).is_some_and(|cutting| cutting.is_of(set, &members));
-            if runs {
-                continue;
-            }
-            self.cutting.remove(&set.name);
+            // Whoever took the cuts of these before has no say any more.
+            set.groups.iter().for_each(|name| drop(self.attending.remove(name)));
             // One that has not begun has no moments yet: it is looked again.
-            if members.len() < set.groups.len() {
+            if members.len() < here {
+                self.cutting.remove(&set.name);
                 continue;
             }
-            match Cutting::start(set, &members, notes) {
-                Ok(cutting) => drop(self.cutting.insert(set.name.clone(), cutting)),
-                Err(why) if self.told.insert(set.name.clone()) => notes.say(&format!("set {}: {why}", set.name)),
-                Err(_) => {}
+            if !self.cutting.get(&set.name).is_some_and(|cutting| cutting.is_of(set, &members)) {
+                // The one before lets go first.
+                self.cutting.remove(&set.name);
+                self.cutting.insert(set.name.clone(), Cutting::new(set, &members, context));
             }
+            if let Some(cutting) = self.cutting.get_mut(&set.name)
+                && let Err(why) = cutting.look(context)
+            {
+                self.tell(&set.name, &why, context);
+            }
+        }
+        self.attending.retain(|name, _| attended.contains(name));
+    }
+
+    /// Tells once why a set is not cut.
+    fn tell(&mut self, name: &str, why: &str, context: &Context) {
+        if self.told.insert(name.to_owned()) {
+            context.notes.say(&format!("set {name}: {why}"));
         }
     }
 
@@ -143,5 +126,6 @@ impl Sets {
     pub(super) fn end(&mut self) {
         self.ended = true;
         self.cutting.clear();
+        self.attending.clear();
     }
 }
