@@ -9,6 +9,7 @@ mod disks_crash;
 mod distance;
 mod drivers;
 mod every_lsn;
+#[cfg(feature = "services")]
 mod filter_role;
 #[cfg(feature = "services")]
 mod forks;
