@@ -13,7 +13,6 @@
 //! alone.
 
 mod limits;
-mod pace;
 mod relay;
 
 pub use relay::PIECE_BYTES;

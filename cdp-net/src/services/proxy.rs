@@ -283,7 +283,7 @@ impl Proxy {
             connections: connections.max(1),
             ways: Mutex::default(),
             tickets,
-            traffic: Traffic::new(runtime.clone(), rules),
+            traffic: Traffic::new(rules),
             shares: Shares::new(memory_bytes, disk_bytes),
             disk,
             pool: Pool::start()?,

@@ -28,8 +28,9 @@ pub struct Group {
 struct Pipe {
     group: usize,
     hop: usize,
-    /// By who sends: above, below.
+    /// By who sends: above, below: when its last message arrives, and when the other end was last told that one is coming.
     arrives: [u64; 2],
+    heard: [u64; 2],
     /// Swallows everything until it breaks.
     dead: bool,
     greeted: bool,
@@ -43,19 +44,33 @@ struct Hop {
     lines: [Line; 2],
 }
 
-/// One direction of a hop: connections take turns, a message each.
+/// Connections of a hop take turns, so many bytes each.
+const TURN: u64 = 4096;
+
+/// One direction of a hop.
 #[derive(Default)]
 struct Line {
     is_busy: bool,
     /// Whose turn it was.
     turn: Option<ConnId>,
-    waiting: BTreeMap<ConnId, VecDeque<Item>>,
+    /// With what of the first one is not sent yet, in bytes.
+    waiting: BTreeMap<ConnId, (u64, VecDeque<Item>)>,
 }
 
 enum Item {
     Message(Message),
     /// The sender closed it.
     End,
+}
+
+impl Item {
+    /// Bytes of it on the line.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Message(message) => message.queued_bytes() + 16,
+            Self::End => 0,
+        }
+    }
 }
 
 enum Event {
@@ -298,7 +313,11 @@ impl World {
     fn wait(&mut self, conn: ConnId, by: Side, item: Item) {
         let Some(hop) = self.pipes.get(&conn).map(|pipe| pipe.hop) else { return };
         let direction = usize::from(by == Side::Below);
-        self.hops[hop].lines[direction].waiting.entry(conn).or_default().push_back(item);
+        let (left, queue) = self.hops[hop].lines[direction].waiting.entry(conn).or_default();
+        if queue.is_empty() {
+            *left = item.bytes();
+        }
+        queue.push_back(item);
         self.serve(hop, direction);
     }
 
@@ -310,31 +329,40 @@ impl World {
             let after = line.turn.and_then(|turn| line.waiting.range((Bound::Excluded(turn), Bound::Unbounded)).next());
             let Some(conn) = after.or_else(|| line.waiting.iter().next()).map(|(conn, _)| *conn) else { return };
             line.turn = Some(conn);
-            let Some(queue) = line.waiting.get_mut(&conn) else { return };
-            let item = queue.pop_front();
+            let Some((left, queue)) = line.waiting.get_mut(&conn) else { return };
+            let piece = (*left).min(TURN);
+            *left -= piece;
+            let item = if *left == 0 { queue.pop_front() } else { None };
+            if item.is_some() {
+                *left = queue.front().map_or(0, Item::bytes);
+            }
             if queue.is_empty() {
                 line.waiting.remove(&conn);
             }
-            let way = self.way(hop);
+            let (now, way) = (self.now, self.way(hop));
+            let sent = now + piece * S / self.hops[hop].plan.bytes_per_second;
             let Some(pipe) = self.pipes.get_mut(&conn) else { continue };
-            let (now, arrives) = (self.now, &mut pipe.arrives[direction]);
-            let Some(Item::Message(message)) = item else {
-                let gone = now.max(*arrives) + 1;
-                self.at(gone, Event::Gone(conn));
-                continue;
-            };
-            let bytes = message.queued_bytes();
-            let took = (bytes + 16) * S / self.hops[hop].plan.bytes_per_second;
-            let sent = now + took;
-            *arrives = (sent + way).max(*arrives + 1);
-            let delivered = *arrives;
-            for at in 1..=took / HEARD_NS {
-                self.at(now + way + at * HEARD_NS, Event::Heard { conn, by });
+            match item {
+                Some(Item::End) => {
+                    let gone = now.max(pipe.arrives[direction]) + 1;
+                    self.at(gone, Event::Gone(conn));
+                    continue;
+                }
+                Some(Item::Message(message)) => {
+                    pipe.arrives[direction] = (sent + way).max(pipe.arrives[direction] + 1);
+                    let (arrives, bytes) = (pipe.arrives[direction], message.queued_bytes());
+                    if bytes > 0 {
+                        self.at(sent, Event::Sent { conn, by, bytes });
+                    }
+                    self.at(arrives, Event::Deliver { conn, by, message });
+                }
+                // Of a long message the other end hears now and then.
+                None if pipe.heard[direction] + HEARD_NS <= now => {
+                    pipe.heard[direction] = now;
+                    self.at(sent + way, Event::Heard { conn, by });
+                }
+                None => {}
             }
-            if bytes > 0 {
-                self.at(sent, Event::Sent { conn, by, bytes });
-            }
-            self.at(delivered, Event::Deliver { conn, by, message });
             self.hops[hop].lines[direction].is_busy = true;
             self.at(sent, Event::Free { hop, direction });
         }
@@ -357,7 +385,8 @@ impl World {
                 let input = if reaches {
                     self.next_conn += 1;
                     let conn = ConnId(self.next_conn);
-                    let pipe = Pipe { group, hop, arrives: [self.now; 2], dead: false, greeted: false };
+                    let pipe =
+                        Pipe { group, hop, arrives: [self.now; 2], heard: [self.now; 2], dead: false, greeted: false };
                     self.pipes.insert(conn, pipe);
                     In::Connected(conn, dial)
                 } else {

@@ -1,6 +1,6 @@
 //! What a tenant may have at a gateway: connections at once and bytes a second, of all its tickets together and of each.
 
-use super::pace::{Member, Pace};
+use crate::services::pace::{Member, Pace};
 use crate::services::role::TenantReport;
 use cdp_core::link::message::{Code, Farewell};
 use cdp_core::policy::throttle::RateTooLow;

@@ -1,9 +1,9 @@
 //! One connection through a gateway: dialled on, and copied both ways until it ends.
 
 use super::limits::{Place, Traffic};
-use super::pace::Member;
 use crate::link::listener::{Slot, refuse_within};
 use crate::link::stream::prepare;
+use crate::services::pace::Member;
 use bytes::BytesMut;
 use cdp_core::link::message::{Code, Farewell};
 use std::io;

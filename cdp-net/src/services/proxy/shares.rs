@@ -35,13 +35,6 @@ pub(super) struct Share {
     account: GroupId,
 }
 
-impl Share {
-    /// A name that no other relay has.
-    pub(super) fn account(&self) -> GroupId {
-        self.account
-    }
-}
-
 impl Shares {
     /// So many bytes of memory, and of disk; 0: none is used.
     pub(super) fn new(memory: u64, disk: u64) -> Self {

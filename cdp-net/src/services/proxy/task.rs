@@ -10,6 +10,7 @@ use crate::link::connection::ConnectionOptions;
 use crate::link::dial::Guard;
 use crate::link::hub::{Happened, Hub};
 use crate::random;
+use crate::services::pace::{Member, Pace};
 use cdp_core::frame::FrameInfo;
 use cdp_core::link::farewell::Class;
 use cdp_core::link::message::{Code, DATA_CONNECTIONS_MAX, DataKey, Farewell, Features, Message};
@@ -56,8 +57,11 @@ pub(super) struct Begin {
     pub(super) stand: Arc<Stand>,
 }
 
-/// A frame's turn under a limit.
-type Turn = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// A frame's turn under a limit; the place among those who share it comes back.
+type Turn = Pin<Box<dyn Future<Output = Limited> + Send>>;
+
+/// A limit, and this relay's part of it.
+type Limited = (Arc<Pace>, Member);
 
 struct Task {
     shared: Arc<Shared>,
@@ -78,6 +82,8 @@ struct Task {
     /// Frames and seeds that wait for their turn: what the end below gave, which is bounded by its queue.
     outgoing: VecDeque<(ConnId, Message)>,
     turn: Option<Turn>,
+    /// While no frame waits for its turn.
+    limited: Option<Limited>,
     look: MonoTime,
     /// Since when nobody above is there and nothing is kept, and since when the next hop refuses.
     resting: Option<MonoTime>,
@@ -130,7 +136,7 @@ async fn prepared(prepared: Option<&mut Prepared>) -> cdp_core::link::prepare::D
     }
 }
 
-async fn granted(turn: Option<&mut Turn>) {
+async fn granted(turn: Option<&mut Turn>) -> Limited {
     match turn {
         Some(turn) => turn.await,
         None => std::future::pending().await,
@@ -163,7 +169,7 @@ pub(super) async fn run(shared: Arc<Shared>, begin: Begin, mut queue: UnboundedR
             happened = task.below.next() => task.happened(Hop::Below, happened),
             (id, outcome) = completed(task.place.as_mut()) => task.relay.disk_completed(mono(), id, outcome),
             done = prepared(task.prepared.as_mut()) => task.done(done),
-            () = granted(task.turn.as_mut()) => task.granted(),
+            limited = granted(task.turn.as_mut()) => task.granted(limited),
             () = wait(due) => task.timers(),
         }
     }
@@ -225,9 +231,10 @@ impl Task {
             stand,
             at: 0,
             tries: 0,
-            traffic: Now { encrypt: true, limiter: None },
+            traffic: Now { encrypt: true, pace: None },
             outgoing: VecDeque::new(),
             turn: None,
+            limited: None,
             look: now,
             resting: None,
             refused: None,
@@ -323,7 +330,7 @@ impl Task {
             RelayEffect::Connect { dial, session, plain } => self.connect(dial, session, plain),
             RelayEffect::Send { hop: Hop::Above, conn, message } => self.above.send(conn, message),
             RelayEffect::Send { hop: Hop::Below, conn, message } => {
-                let waits = self.traffic.limiter.is_some() || !self.outgoing.is_empty();
+                let waits = self.traffic.pace.is_some() || !self.outgoing.is_empty();
                 if waits && matches!(message, Message::Frame(..) | Message::Seed(..)) {
                     self.outgoing.push_back((conn, message));
                 } else {
@@ -375,22 +382,25 @@ impl Task {
     fn send_outgoing(&mut self) {
         while self.turn.is_none() {
             let Some((conn, message)) = self.outgoing.pop_front() else { return };
-            match (&self.traffic.limiter, self.share.as_ref().map(Share::account)) {
-                (Some(limiter), Some(account)) => {
-                    let (limiter, bytes) = (Arc::clone(limiter), message.queued_bytes().min(REQUEST_MAX));
+            match self.traffic.pace.clone() {
+                Some(pace) => {
+                    let bytes = message.queued_bytes().min(REQUEST_MAX);
                     self.outgoing.push_front((conn, message));
+                    let of_it = self.limited.take().filter(|(of, _)| Arc::ptr_eq(of, &pace));
+                    let (pace, mut member) = of_it.unwrap_or_else(|| (Arc::clone(&pace), pace.join()));
                     self.turn = Some(Box::pin(async move {
                         // One that cannot even ask is not held up by it.
-                        let _ = limiter.take(account, bytes).await;
+                        let _ = member.take(bytes).await;
+                        (pace, member)
                     }));
                 }
-                _ => self.below.send(conn, message),
+                None => self.below.send(conn, message),
             }
         }
     }
 
-    fn granted(&mut self) {
-        self.turn = None;
+    fn granted(&mut self, limited: Limited) {
+        (self.turn, self.limited) = (None, Some(limited));
         if let Some((conn, message)) = self.outgoing.pop_front() {
             self.below.send(conn, message);
         }
@@ -429,7 +439,7 @@ impl Task {
         }
         let ways = self.shared.ways();
         if status.below.up {
-            self.traffic.limiter = ways[self.at % ways.len()].traffic(&self.shared.traffic).limiter;
+            self.traffic.pace = ways[self.at % ways.len()].traffic(&self.shared.traffic).pace;
         }
         if let Some(prepared) = &mut self.prepared {
             prepared.look(&self.shared.pool, &status, &self.bounds);
@@ -475,9 +485,6 @@ impl Task {
                 }
                 self.outgoing.clear();
                 self.turn = None;
-                if let (Some(limiter), Some(share)) = (&self.traffic.limiter, &self.share) {
-                    limiter.leave(share.account());
-                }
                 if self.group.is_some() {
                     self.say(&format!("lost the next hop: {why}"));
                 }
@@ -564,7 +571,7 @@ impl super::Way {
     fn traffic(&self, rules: &super::traffic::Traffic) -> Now {
         match self.addresses {
             Some((own, far)) => rules.decide(own, far, !self.ticket.is_empty()),
-            None => Now { encrypt: true, limiter: None },
+            None => Now { encrypt: true, pace: None },
         }
     }
 }

@@ -2,15 +2,13 @@
 
 use crate::clock::wall;
 use crate::services::config::{self, Config};
-use crate::services::limiter::Limiter;
+use crate::services::pace::Pace;
 use crate::sys::local_time::utc_offset_s;
-use cdp_core::policy::throttle::RateTooLow;
 use cdp_core::policy::traffic::{Flow, Limit, LocalTime, Range, Rule, Rules, Traffic as Decided, Window};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
-use tokio::runtime::Handle;
 
 /// A rule of a file that cannot be meant.
 #[derive(Debug, Error)]
@@ -23,7 +21,6 @@ pub struct RuleError {
 /// See the module's text. Clones share it; a new file changes it for all.
 #[derive(Clone, Debug)]
 pub(super) struct Traffic {
-    runtime: Handle,
     held: Arc<Mutex<Held>>,
 }
 
@@ -31,7 +28,7 @@ pub(super) struct Traffic {
 struct Held {
     rules: Rules,
     /// By the rule's name, so that a new file with the same rule goes on with what was granted. As many as there are rules.
-    limiters: BTreeMap<String, Arc<Limiter>>,
+    paces: BTreeMap<String, Arc<Pace>>,
 }
 
 /// The rules of a file.
@@ -68,12 +65,12 @@ pub(super) struct Now {
     /// TLS for frames; without it they go plain, with a MAC.
     pub(super) encrypt: bool,
     /// Frames wait for it.
-    pub(super) limiter: Option<Arc<Limiter>>,
+    pub(super) pace: Option<Arc<Pace>>,
 }
 
 impl Traffic {
-    pub(super) fn new(runtime: Handle, rules: Rules) -> Self {
-        let traffic = Self { runtime, held: Arc::default() };
+    pub(super) fn new(rules: Rules) -> Self {
+        let traffic = Self { held: Arc::default() };
         traffic.set(rules);
         traffic
     }
@@ -81,7 +78,7 @@ impl Traffic {
     /// Other rules from now on. Flows ask anew every few seconds.
     pub(super) fn set(&self, rules: Rules) {
         let mut held = self.lock();
-        held.limiters.retain(|name, _| rules.as_slice().iter().any(|rule| rule.name == *name && rule.limit.is_some()));
+        held.paces.retain(|name, _| rules.as_slice().iter().any(|rule| rule.name == *name && rule.limit.is_some()));
         held.rules = rules;
     }
 
@@ -97,22 +94,23 @@ impl Traffic {
         let decision = held.rules.decide(Flow { source, target, gateway }, local);
         let Decided { encrypt, limit } = decision.traffic;
         let name = decision.limit.and_then(|rule| Some(held.rules.as_slice().get(rule)?.name.clone()));
-        let limiter = match (limit, name) {
-            (Some(rate), Some(name)) => self.limiter(&mut held, name, rate).ok(),
+        let pace = match (limit, name) {
+            (Some(rate), Some(name)) => pace(&mut held, name, rate),
             _ => None,
         };
-        Now { encrypt, limiter }
+        Now { encrypt, pace }
     }
+}
 
-    fn limiter(&self, held: &mut Held, name: String, rate: u64) -> Result<Arc<Limiter>, RateTooLow> {
-        if let Some(limiter) = held.limiters.get(&name) {
-            limiter.set_rate(rate)?;
-            return Ok(Arc::clone(limiter));
-        }
-        let limiter = Limiter::start(&self.runtime, rate)?;
-        held.limiters.insert(name, Arc::clone(&limiter));
-        Ok(limiter)
+/// None where the rate is too low for any: such a rule is refused where it is read.
+fn pace(held: &mut Held, name: String, rate: u64) -> Option<Arc<Pace>> {
+    if let Some(pace) = held.paces.get(&name) {
+        pace.set_rate(Some(rate)).ok()?;
+        return Some(Arc::clone(pace));
     }
+    let pace = Arc::new(Pace::new(Some(rate)).ok()?);
+    held.paces.insert(name, Arc::clone(&pace));
+    Some(pace)
 }
 
 /// Which of our addresses a connection to `address` (HOST:PORT) would have, and the other side's; none where the name is not known or
@@ -129,11 +127,11 @@ pub(super) fn addresses(address: &str) -> Option<(IpAddr, IpAddr)> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn what_stays_in_private_networks_goes_plain_unless_a_rule_or_a_gateway_says_otherwise() {
+    #[test]
+    fn what_stays_in_private_networks_goes_plain_unless_a_rule_or_a_gateway_says_otherwise() {
         let (own, far) = addresses("127.0.0.1:9").unwrap();
         assert_eq!((own, far), ([127, 0, 0, 1].into(), [127, 0, 0, 1].into()));
-        let traffic = Traffic::new(Handle::current(), Rules::default());
+        let traffic = Traffic::new(Rules::default());
         assert!(!traffic.decide(own, far, false).encrypt);
         assert!(traffic.decide(own, far, true).encrypt);
         let file = "state = \"s\"\n[[peer]]\nname = \"a\"\nfingerprint = \"sha256:".to_owned()
@@ -142,8 +140,8 @@ mod tests {
             + "[replica-host]\nlisten = \"127.0.0.1:0\"\ndirectory = \"d\"\n";
         traffic.set(read(&Config::parse(&file).unwrap()).unwrap());
         let now = traffic.decide(own, far, false);
-        assert!(now.encrypt && now.limiter.is_some());
-        let again = traffic.decide(own, far, false).limiter.unwrap();
-        assert!(Arc::ptr_eq(&again, &now.limiter.unwrap()), "the limit is shared");
+        assert!(now.encrypt && now.pace.is_some());
+        let again = traffic.decide(own, far, false).pace.unwrap();
+        assert!(Arc::ptr_eq(&again, &now.pace.unwrap()), "the limit is shared");
     }
 }

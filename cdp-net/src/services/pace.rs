@@ -1,4 +1,4 @@
-//! A limit that several connections share, for tasks that wait for their turn.
+//! A limit that several connections or groups share, for tasks that wait for their turn.
 //!
 //! Whose turn it is decides [`Throttle`]. Of those who wait one leads: it sleeps until the next turn and wakes whoever has it. So a
 //! turn costs one timer, however many wait.
@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot};
 
 /// A limit of bytes a second that its members share equally.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     state: Mutex<State>,
     /// Held by whoever sleeps for all.
     lead: tokio::sync::Mutex<()>,
@@ -49,7 +49,7 @@ impl State {
 
 /// One who shares a limit. Dropped, it leaves its share to the others.
 #[derive(Debug)]
-pub(super) struct Member {
+pub(crate) struct Member {
     pace: Arc<Pace>,
     name: GroupId,
 }
@@ -68,7 +68,7 @@ impl Drop for Waits<'_> {
 
 impl Pace {
     /// So many bytes a second, and not less than [`RATE_MIN`]; none: no limit.
-    pub(super) fn new(rate: Option<u64>) -> Result<Self, RateTooLow> {
+    pub(crate) fn new(rate: Option<u64>) -> Result<Self, RateTooLow> {
         let state = Mutex::new(State::new(mono(), rate.map(|rate| rate.max(RATE_MIN)))?);
         Ok(Self { state, lead: tokio::sync::Mutex::default(), changed: Notify::new() })
     }
@@ -78,7 +78,7 @@ impl Pace {
     }
 
     /// Another rate from now on.
-    pub(super) fn set_rate(&self, rate: Option<u64>) -> Result<(), RateTooLow> {
+    pub(crate) fn set_rate(&self, rate: Option<u64>) -> Result<(), RateTooLow> {
         let now = mono();
         let mut state = self.lock();
         state.throttle.set_rate(now, rate.map(|rate| rate.max(RATE_MIN)))?;
@@ -89,7 +89,7 @@ impl Pace {
     }
 
     /// One more who shares it.
-    pub(super) fn join(self: &Arc<Self>) -> Member {
+    pub(crate) fn join(self: &Arc<Self>) -> Member {
         let mut state = self.lock();
         let name = state.free.pop_first().or_else(|| {
             state.named += 1;
@@ -128,7 +128,7 @@ impl Member {
     ///
     /// # Errors
     /// When that is too much at once, or the members are too many.
-    pub(super) async fn take(&mut self, bytes: u64) -> Result<(), TakeError> {
+    pub(crate) async fn take(&mut self, bytes: u64) -> Result<(), TakeError> {
         let turn = {
             let (mut state, now) = (self.pace.lock(), mono());
             match state.throttle.take(now, self.name, bytes)? {
