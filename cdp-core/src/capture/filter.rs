@@ -146,6 +146,8 @@ pub struct Filter {
     awaiting: Option<(Lsn, MonoTime)>,
     /// What is dirty without an op of its own is compared only when the replica has everything up to here.
     compare_floor: Lsn,
+    /// Ops up to this LSN may have run beside others that passed: which of the two the disk ends up with, no record says.
+    overtaken: Lsn,
     gap: Option<Gap>,
     bracket: Option<Bracket>,
     window: Option<Window>,
@@ -259,6 +261,7 @@ impl Filter {
             restorable_made: None,
             awaiting: None,
             compare_floor: Lsn::ZERO,
+            overtaken: Lsn::ZERO,
             gap: None,
             bracket: None,
             window: None,

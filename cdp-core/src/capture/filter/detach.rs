@@ -48,6 +48,7 @@ impl Filter {
         self.stuck_at = MonoTime(u64::MAX);
         self.doubt_everything();
         self.compare_floor = self.last_lsn;
+        self.overtaken = self.last_lsn;
         // Disks that are being copied too: the copy may have read what an op that passed changed later.
         for at in (0..self.disks.len()).filter(|at| !self.changes.is_gone(*at)) {
             self.mend.mark(at, Extent::new(0, self.disks[at].size));

@@ -104,6 +104,14 @@ impl Filter {
         lsn
     }
 
+    /// What a recorded op left at the source is not known, and it still counts as running: no frame says that its LSN is settled.
+    fn read_again(&mut self, now: Now, disk: usize, extent: Extent) {
+        let oldest = self.order.oldest_lsn().unwrap_or(self.last_lsn.next());
+        self.open_bracket(now, oldest, ResyncReason::WriteFailed);
+        self.mend.fail(disk, extent);
+        self.kicked = true;
+    }
+
     /// An op that went is done at the source, well or not. Lets go those that waited for it. Gives its LSN, which a member of a consistency set goes
     /// by: the largest there is for an op that passed without one.
     ///
@@ -112,6 +120,7 @@ impl Filter {
     pub fn complete(&mut self, now: Now, ticket: Ticket, result: Result<(), Failed>) -> Result<Lsn, NotOpen> {
         let op = self.order.running(ticket).ok_or(NotOpen)?;
         match result {
+            Ok(()) if op.recorded && op.lsn <= self.overtaken => self.read_again(now, op.disk, op.extent),
             Ok(()) if op.recorded => {
                 if !self.mend.is_clean() {
                     self.mend.supersede(op.disk, op.extent);
@@ -124,10 +133,7 @@ impl Filter {
                 self.counters.ops_failed += 1;
                 if mistakes::is(Mistake::FailureForgotten) {
                 } else if op.recorded {
-                    // While it still counts as running, no frame says that its LSN is settled.
-                    let oldest = self.order.oldest_lsn().unwrap_or(self.last_lsn.next());
-                    self.open_bracket(now, oldest, ResyncReason::WriteFailed);
-                    self.mend.fail(op.disk, op.extent);
+                    self.read_again(now, op.disk, op.extent);
                 } else {
                     self.mend.mark(op.disk, op.extent);
                 }

@@ -183,3 +183,26 @@ fn events_that_nobody_fetches_are_bounded() {
     let failed = rig.events.iter().filter(|event| matches!(event, Event::FlushFailed { .. })).count();
     assert!((1000..=1024).contains(&failed), "{failed}");
 }
+
+/// A recorded write and one that passed run side by side: which of them the disk ends up with, no record says.
+#[test]
+fn what_an_op_that_passed_may_have_overtaken_is_read_again() {
+    let mut rig = Rig::protecting();
+    let recorded = rig.go(write(0, 4096));
+    rig.filter.detach(rig.now());
+    rig.drain();
+    let passed = submit(&mut rig, write(0, 4096));
+    assert!(matches!(passed, Submitted::Go(_)), "nothing is waited for");
+    rig.complete(passed.ticket(), Ok(()));
+    rig.durable();
+    assert!(rig.filter.attach(rig.now()));
+    rig.drain();
+    reread_all(&mut rig);
+    rig.complete(recorded, Ok(()));
+    rig.pass(20 * MS);
+    let read = reread_all(&mut rig);
+    assert!(read.iter().any(|extent| extent.contains(&Extent::new(0, 4096))), "{read:?}");
+    rig.pass(60 * MS);
+    rig.durable();
+    assert_eq!(rig.filter.state(), State::Protecting);
+}
