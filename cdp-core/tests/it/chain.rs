@@ -77,7 +77,7 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn whatever_breaks_what_is_durable_can_be_restored_and_the_replica_becomes_the_source() {
     let first = number("CDP_CHAIN_FIRST").unwrap_or(0);
-    let seeds = number("CDP_CHAIN_SEEDS").unwrap_or(200);
+    let seeds = number("CDP_CHAIN_SEEDS").unwrap_or(if cfg!(debug_assertions) { 60 } else { 200 });
     let (mut sum, mut late) = (Told::default(), 0);
     let (mut failed, most) = (Vec::new(), number("CDP_CHAIN_FAILURES").unwrap_or(1) as usize);
     for seed in first..first + seeds {
