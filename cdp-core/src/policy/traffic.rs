@@ -16,9 +16,9 @@ pub use window::{LocalTime, Window, WindowError};
 use super::throttle::RATE_MIN;
 use crate::types::NAME_MAX;
 use crate::when::format_bytes;
+use core::net::IpAddr;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
 use thiserror::Error;
 
 /// The most rules of a set.
