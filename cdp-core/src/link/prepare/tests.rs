@@ -215,6 +215,27 @@ fn a_record_of_which_the_far_side_has_a_part_stays() {
     }
 }
 
+/// While it is not known what the far side has, it may have a part of anything.
+#[test]
+fn nothing_is_left_out_while_the_far_side_is_not_known() {
+    let mut source = Source::new();
+    let mut prepare = Prepare::new(Options { whole: true, ..options() });
+    source.begin_period();
+    let mut writes = 0;
+    for fill in 1..=5 {
+        prepare.push(at(1), frame(&mut source, fill)).unwrap();
+        let out = run_all(&mut prepare, at(1));
+        writes += raw_parts(&out).iter().filter(|part| part.kind == RecordKind::Write).count();
+    }
+    assert_eq!((writes, prepare.stats().records_coalesced), (5, 0));
+    // Known again, and lost in the midst of a window: what was gathered goes on at once.
+    prepare.set_whole(false);
+    prepare.push(at(2), frame(&mut source, 6)).unwrap();
+    assert!(prepare.poll(at(2)).is_none(), "a window waits");
+    prepare.set_whole(true);
+    assert!(prepare.poll(at(2)).is_some());
+}
+
 #[test]
 fn a_full_window_is_no_backlog_and_many_that_wait_are() {
     let mut prepare = Prepare::new(Options { inside_bytes_max: 256 << 20, ..options() });

@@ -55,7 +55,6 @@ impl Shares {
         held.accounts += 1;
         let account = GroupId::new(held.accounts.to_be_bytes()).ok_or(BudgetError::TooManyGroups)?;
         held.memory.set(account, 1)?;
-        let share = Share { shares: self.clone(), account };
         if let Some(disk) = &mut held.disk
             && let Err(error) = disk.set(account, 1)
         {
@@ -72,6 +71,8 @@ impl Shares {
             None => least(&held.memory, MEMORY_MIN),
         };
         drop(held);
+        // One that does not fit gives back what it was given as it goes.
+        let share = Share { shares: self.clone(), account };
         fits.map(|()| share)
     }
 }
@@ -128,5 +129,26 @@ mod tests {
         drop(first);
         let status = RelayStatus { memory_bytes: 100 << 20, ..RelayStatus::default() };
         assert!(second.bounds(&status).memory_bytes > 100 << 20);
+    }
+
+    /// A share that is given back late, as by a relay that ends, takes nothing from the one of the relay that came after it.
+    #[test]
+    fn a_share_that_goes_takes_nothing_from_another() {
+        let shares = Shares::new(1 << 30, 0);
+        let (old, new) = (shares.take().unwrap(), shares.take().unwrap());
+        drop(old);
+        assert!(new.bounds(&RelayStatus::default()).window_bytes > 0);
+    }
+
+    /// With less than the longest write takes, nothing would ever move.
+    #[test]
+    fn who_would_get_too_little_is_refused_and_takes_nothing() {
+        for (memory, disk, most) in [(256 << 20, 0, 4), (1 << 30, 400 << 20, 5), (16 << 20, 1 << 30, 4)] {
+            let shares = Shares::new(memory, disk);
+            let taken: Vec<_> = std::iter::from_fn(|| shares.take().ok()).take(100).collect();
+            assert_eq!(taken.len(), most, "{memory} {disk}");
+            drop(taken);
+            assert!(shares.take().is_ok(), "what was refused is kept");
+        }
     }
 }
