@@ -304,3 +304,29 @@ fn a_moment_is_read_through_proxies_one_of_which_is_started_anew() {
     assert!(replica.verify(&mut |_, _| true).unwrap().ok);
     stop(protection);
 }
+
+/// The first of each list does not let them in, for good: the second one does.
+#[test]
+fn who_is_refused_by_one_turns_to_the_next() {
+    let chain = Chain::new();
+    let mut model = chain.place.make_source("disk", 9);
+    let target = chain.target(any(), chain.host_at);
+    let strange_target = chain.proxy("target", "strange-target", any(), &[("host", "*")], &[chain.host_at], Mode::Pass);
+    let source = chain.source("first", any(), &[strange_target.address(), target.address()]);
+    let strange_source = chain.proxy(
+        "source",
+        "strange-source",
+        any(),
+        &[("target", "*")],
+        &[target.address()],
+        Mode::Compress { level: 3 },
+    );
+    let protection = chain.protect(&[strange_source.address(), source.address()]);
+    wait_for("the first copy", || protection.status().state == Filtering::Protecting);
+    write(&protection, &mut model, 8192, noise(1, 64 << 10));
+    stop(protection);
+    assert_eq!(source.stop(Duration::from_secs(20)), 0);
+    drop((source, strange_source, target, strange_target));
+    let (replica, _place) = chain.load();
+    assert!(restored(&replica, &When::Latest, "disk") == model);
+}
