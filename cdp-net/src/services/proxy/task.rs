@@ -492,8 +492,9 @@ impl Task {
             RelayEvent::Refused(why) => {
                 if why.code.class() == Class::Never && why.code != Code::Superseded {
                     self.refused.get_or_insert(now);
-                    // Another one of the list may let it in, or somebody has changed something meanwhile.
-                    self.redial = Some(now.after(REFUSED_RETRY_NS));
+                    // Another one of the list may let it in, at once; or somebody has changed something meanwhile.
+                    let untried = self.tries < self.shared.ways().len();
+                    self.redial = Some(now.after(if untried { 0 } else { REFUSED_RETRY_NS }));
                 } else {
                     self.refused = None;
                 }
