@@ -1,53 +1,31 @@
 //! The reading commands with `cdp://HOST:PORT/GROUP` say what they say with the directory.
 
-use crate::support::{Answer, Guest, Place, Running, Scene, command, hash, mark};
-use cdp_net::keeper::KeeperOptions;
-use cdp_net::link::identity::Identity;
-use cdp_net::link::listener::AcceptOptions;
-use cdp_net::services::config::Peer;
-use cdp_net::services::peers::PeerBook;
-use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
+use crate::support::{Answer, Guest, Host, Place, Running, Scene, command, hash, identity, mark};
 use serde_json::Value;
 use std::path::Path;
-use std::sync::Arc;
-use tokio::runtime::Runtime;
 
 const DISK: usize = 4 << 20;
 
 /// A replica host beside `cdp protect`, which keeps the replica of the group `machine`.
-struct Host {
+struct Far {
+    _host: Host,
     scene: Scene,
-    runtime: Runtime,
-    host: Option<ReplicaHost>,
     url: String,
     state: String,
     peer: String,
 }
 
-impl Host {
+impl Far {
     fn begin(seed: u64) -> Self {
-        let (place, runtime) = (Place::new(), Runtime::new().unwrap());
+        let place = Place::new();
         let replica = place.path("replicas/acme/machine");
         std::fs::create_dir_all(replica.parent().unwrap()).unwrap();
-        let identity = |name: &str| Arc::new(Identity::open_or_make(&place.path(name), name).unwrap());
-        let (host, reader) = (identity("host"), identity("state"));
-        let fingerprint = reader.fingerprint().to_string();
-        let peer = Peer { name: "reader".into(), fingerprint, tenant: "acme".into() };
-        let options = ReplicaHostOptions {
-            listen: "127.0.0.1:0".into(),
-            directory: place.path("replicas"),
-            peers: PeerBook::new(&[peer]),
-            tickets: None,
-            groups_max: 4,
-            keeper: KeeperOptions::default(),
-            accept: AcceptOptions::default(),
-        };
-        let peer = host.fingerprint().to_string();
-        let host = runtime.block_on(ReplicaHost::start(host, options)).unwrap();
-        let url = format!("cdp://{}/machine", host.address());
+        let host = Host::start(place.root(), &[("state", "acme")]);
+        let peer = identity(place.root(), "host").fingerprint().to_string();
+        let url = format!("cdp://{}/machine", host.address);
         let state = place.path("state").to_str().unwrap().to_owned();
         let scene = Scene::begin_with(place, replica, &[], seed, DISK);
-        Self { scene, runtime, host: Some(host), url, state, peer }
+        Self { scene, _host: host, url, state, peer }
     }
 
     fn far<'a>(&'a self, line: &[&'a str]) -> Vec<&'a str> {
@@ -72,13 +50,6 @@ impl Host {
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        let host = self.host.take().unwrap();
-        self.runtime.block_on(host.stop());
-    }
-}
-
 fn lines(line: &[&str]) -> (i32, Vec<Value>) {
     let output = command(line).output().unwrap();
     let status = Answer::of(&output).status;
@@ -88,7 +59,7 @@ fn lines(line: &[&str]) -> (i32, Vec<Value>) {
 
 #[test]
 fn what_is_said_of_a_replica_is_the_same_from_afar() {
-    let mut host = Host::begin(501);
+    let mut host = Far::begin(501);
     host.scene.marked("one");
     host.scene.marked("two");
     let marked = lines(&host.far(&["mark", "--label", "afar"]));
@@ -127,7 +98,7 @@ fn what_is_said_of_a_replica_is_the_same_from_afar() {
 
 #[test]
 fn a_moment_is_restored_compared_and_served_from_afar() {
-    let mut host = Host::begin(502);
+    let mut host = Far::begin(502);
     let one = host.scene.marked("one");
     let two = host.scene.marked("two");
     let out = host.scene.place.path("out.img");

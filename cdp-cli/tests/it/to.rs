@@ -1,38 +1,26 @@
 //! `cdp protect --to`: a process of its own, and a replica host in this one.
 
-use crate::support::{Guest, Place, Running, cdp, command, mark, restore, wait_for};
-use cdp_net::keeper::KeeperOptions;
-use cdp_net::link::identity::Identity;
-use cdp_net::link::listener::AcceptOptions;
-use cdp_net::services::config::Peer;
-use cdp_net::services::peers::PeerBook;
-use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
+use crate::support::{Guest, Host, Place, Running, cdp, command, identity, mark, restore};
 use serde_json::Value;
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::runtime::Runtime;
 
 const DISK: usize = 16 << 20;
 
 /// A replica host, and a disk that somebody protects.
 struct Site {
     place: Place,
-    runtime: Runtime,
-    host: Option<ReplicaHost>,
-    address: SocketAddr,
+    host: Host,
     source: PathBuf,
 }
 
 impl Site {
     fn new(seed: u64) -> Self {
-        let (place, runtime) = (Place::new(), Runtime::new().unwrap());
+        let place = Place::new();
+        let host = Host::start(place.root(), &[("state", "acme")]);
         let source = place.source("disk.img", seed, DISK);
-        let mut site = Self { place, runtime, host: None, address: ([127, 0, 0, 1], 0).into(), source };
-        site.start_host("state");
-        site
+        Self { place, host, source }
     }
 
     fn state(&self) -> PathBuf {
@@ -43,44 +31,10 @@ impl Site {
         self.place.path("replicas/acme/machine")
     }
 
-    fn identity(&self, name: &str) -> Arc<Identity> {
-        Arc::new(Identity::open_or_make(&self.place.path(name), name).unwrap())
-    }
-
-    /// Lets in who has the identity of this directory.
-    fn start_host(&mut self, listed: &str) {
-        let options = ReplicaHostOptions {
-            listen: self.address.to_string(),
-            directory: self.place.path("replicas"),
-            peers: PeerBook::new(&[Peer {
-                name: "filter".into(),
-                fingerprint: self.identity(listed).fingerprint().to_string(),
-                tenant: "acme".into(),
-            }]),
-            tickets: None,
-            groups_max: 10,
-            keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
-            accept: AcceptOptions::default(),
-        };
-        let mut host = None;
-        // The one before lets go of its port when its tasks have ended.
-        wait_for("the port", || {
-            host = self.runtime.block_on(ReplicaHost::start(self.identity("host"), options.clone())).ok();
-            host.is_some()
-        });
-        self.address = host.as_ref().unwrap().address();
-        self.host = host;
-    }
-
-    fn stop_host(&mut self) {
-        let host = self.host.take().unwrap();
-        self.runtime.block_on(host.stop());
-    }
-
     fn try_protect(&self, more: &[&str]) -> Result<Running, (i32, Value)> {
         let mut arguments: Vec<OsString> = vec!["protect".into(), self.source.clone().into()];
-        let to = format!("cdp://{}/machine", self.address);
-        let (state, peer) = (self.state(), self.identity("host").fingerprint().to_string());
+        let to = format!("cdp://{}/machine", self.host.address);
+        let (state, peer) = (self.state(), identity(self.place.root(), "host").fingerprint().to_string());
         arguments.extend(["--to".into(), to.into(), "--state".into(), state.into(), "--peer".into(), peer.into()]);
         arguments.extend(["--listen".into(), self.place.socket("disk").into()]);
         arguments.extend(more.iter().map(OsString::from));
@@ -121,7 +75,7 @@ fn what_a_guest_wrote_is_at_the_other_site_after_a_kill_too() {
     assert_eq!((status["remote"]["linked"].as_bool(), status["remote"]["problem"].as_str()), (Some(true), None));
     // What only the replica can answer is answered there.
     let elsewhere = cdp(&["points".as_ref(), site.state().as_os_str()]).failed(4, "replica-elsewhere");
-    assert!(elsewhere["hint"].as_str().unwrap().contains(&site.address.to_string()), "{elsewhere}");
+    assert!(elsewhere["hint"].as_str().unwrap().contains(&site.host.address.to_string()), "{elsewhere}");
     guest.work(50);
     let model = guest.model.clone();
     drop(guest);
@@ -140,7 +94,7 @@ fn what_a_guest_wrote_is_at_the_other_site_after_a_kill_too() {
     let model = second_guest.model.clone();
     drop(second_guest);
     second.stop_clean();
-    site.stop_host();
+    site.host.stop();
     site.check("latest", &model);
     site.check("monday", &at_monday);
     site.check(&format!("lsn:{}", point["at"]["lsn"]), &at_monday);
@@ -155,7 +109,7 @@ fn what_a_guest_wrote_is_at_the_other_site_after_a_kill_too() {
 fn an_end_without_the_replica_host_takes_as_long_as_it_may() {
     let mut site = Site::new(10);
     let mut running = site.try_protect(&["--drain", "1s"]).unwrap_or_else(|end| panic!("{end:?}")).protecting();
-    site.stop_host();
+    site.host.stop();
     let mut guest = site.guest(&running, 11);
     guest.work(20);
     let model = guest.model.clone();
@@ -166,10 +120,10 @@ fn an_end_without_the_replica_host_takes_as_long_as_it_may() {
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     assert_eq!((status, stopped["drained"].as_bool()), (1, Some(false)), "{stopped}");
     assert!(stopped["hot_bytes"].as_u64() > Some(0), "{stopped}");
-    site.start_host("state");
+    site.host.again();
     let mut running = site.protect().protecting();
     running.stop_clean();
-    site.stop_host();
+    site.host.stop();
     site.check("latest", &model);
 }
 
@@ -178,7 +132,7 @@ fn an_end_without_the_replica_host_takes_as_long_as_it_may() {
 fn a_replica_host_that_is_away_keeps_no_guest_from_its_disk() {
     let mut site = Site::new(4);
     site.protect().protecting().stop_clean();
-    site.stop_host();
+    site.host.stop();
     let mut running = site.protect();
     let reason = |event: &Value| event["reason"].as_str().is_some_and(|why| why.contains("served and not protected"));
     let told = running.wait_event("why", reason);
@@ -195,7 +149,7 @@ fn a_replica_host_that_is_away_keeps_no_guest_from_its_disk() {
     let mut running = site.protect();
     let mut guest = site.guest(&running, 6);
     guest.work(30);
-    site.start_host("state");
+    site.host.again();
     let found = opened(&running);
     assert_eq!(found["compared"], "everything");
     guest.work(30);
@@ -204,23 +158,25 @@ fn a_replica_host_that_is_away_keeps_no_guest_from_its_disk() {
     let model = guest.model.clone();
     drop(guest);
     running.stop_clean();
-    site.stop_host();
+    site.host.stop();
     site.check("latest", &model);
 }
 
 #[test]
 fn who_is_not_listed_is_told_what_to_list() {
     let mut site = Site::new(7);
-    site.stop_host();
-    site.start_host("somebody-else");
+    site.host.stop();
+    let listed = std::mem::replace(&mut site.host.listed, vec![("somebody-else", "acme")]);
+    site.host.again();
     let running = site.protect();
-    let own = site.identity("state").fingerprint().to_string();
+    let own = identity(site.place.root(), "state").fingerprint().to_string();
     let told = running.wait_event("why", |event| event["reason"].as_str().is_some_and(|why| why.contains(&own)));
     assert!(told["reason"].as_str().unwrap().contains("[[peer]]"), "{told}");
     assert!(!site.place.path("replicas").exists());
     // Once it is listed the protection begins.
-    site.stop_host();
-    site.start_host("state");
+    site.host.stop();
+    site.host.listed = listed;
+    site.host.again();
     let mut running = running.protecting();
     running.stop_clean();
 }
@@ -230,7 +186,7 @@ fn what_cannot_be_meant_is_refused() {
     let site = Site::new(8);
     let source = site.source.to_str().unwrap();
     let state = site.state();
-    let (state, peer) = (state.to_str().unwrap(), site.identity("host").fingerprint().to_string());
+    let (state, peer) = (state.to_str().unwrap(), identity(site.place.root(), "host").fingerprint().to_string());
     let base = ["protect", source, "--to", "cdp://127.0.0.1:1"];
     let run = |more: &[&str]| cdp(&base.iter().chain(more).collect::<Vec<_>>());
     assert_eq!(run(&["--peer", &peer]).status, 2, "without --state");
@@ -246,7 +202,7 @@ fn what_cannot_be_meant_is_refused() {
     // The replica is of a disk of another name: nobody is served yet, and it is an error as where the replica is here.
     site.protect().protecting().stop_clean();
     let other = site.place.source("other.img", 9, DISK);
-    let to = format!("cdp://{}/machine", site.address);
+    let to = format!("cdp://{}/machine", site.host.address);
     let listen = site.place.socket("other");
     let given =
         ["protect", other.to_str().unwrap(), "--to", &to, "--state", state, "--peer", &peer, "--listen", &listen];

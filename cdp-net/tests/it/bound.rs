@@ -1,6 +1,6 @@
 //! The journal's bound, where a guest writes quicker than history can be merged.
 
-use crate::protect::noise;
+use crate::kit::noise;
 use cdp_core::capture::{State, Status};
 use cdp_core::types::Lsn;
 use cdp_net::owner::PolicyChange;

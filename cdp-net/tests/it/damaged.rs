@@ -1,7 +1,7 @@
 //! What `verify` calls good of a damaged replica is what can be restored, disk by disk and moment by moment.
 
 use crate::dice::Dice;
-use crate::protect::{self, Place, label, noise, seeded, wait_for};
+use crate::kit::{Place, label, noise, restored as restored_at, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::capture::State;
 use cdp_core::frame::{Compression, Encoder, Part, Payload, RawFrame, RecordKind};
@@ -422,7 +422,7 @@ fn of_kept_moments_too_what_is_called_good_is_what_restores() {
     place.make_source("disk", 96);
     let options = ProtectOptions { segment_bytes: 1 << 20, ..place.options(&["disk"]) };
     let protector = Protector::start(&options, |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     for piece in 0..30u64 {
         let (at, data) = ((piece * 7 % 12) << 20, noise(piece, 1 << 20));
         protector.exports()[0].device.write(at, Bytes::from(data), false).unwrap();
@@ -547,7 +547,7 @@ fn a_base_that_goes_under_its_owner_ends_neither_the_protection_nor_the_history_
     place.make_source("data", 32);
     let options = ProtectOptions { segment_bytes: 1 << 20, ..place.options(&["root", "data"]) };
     let protector = Protector::start(&options, |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     let (host, local) = (Arc::clone(protector.host()), Connection::local());
     let write = |piece: u64| {
         for export in protector.exports() {
@@ -557,7 +557,7 @@ fn a_base_that_goes_under_its_owner_ends_neither_the_protection_nor_the_history_
     (0..4).for_each(write);
     protector.mark(&label("first")).unwrap();
     let first = When::Label(label("first"));
-    let held = protect::restored(&host.replica(), &first, "data");
+    let held = restored_at(&host.replica(), &first, "data");
     (4..16).for_each(write);
     protector.mark(&label("second")).unwrap();
 
@@ -574,12 +574,12 @@ fn a_base_that_goes_under_its_owner_ends_neither_the_protection_nor_the_history_
     write(16);
     protector.mark(&label("third")).unwrap();
     assert_eq!((protector.status().state, protector.failure()), (State::Protecting, None));
-    assert!(protect::restored(&host.replica(), &first, "data") == held);
+    assert!(restored_at(&host.replica(), &first, "data") == held);
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
     drop(host);
     let idle = place.load();
-    assert!(protect::restored(&idle, &first, "data") == held);
-    protect::restored(&idle, &When::Label(label("third")), "data");
+    assert!(restored_at(&idle, &first, "data") == held);
+    restored_at(&idle, &When::Label(label("third")), "data");
     drop(idle);
 
     // One that goes while it is merged into: what is merged is not taken out of the journal.

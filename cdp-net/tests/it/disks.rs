@@ -1,6 +1,6 @@
 //! Disks that join, grow, are cut and leave while guests write, and between two starts.
 
-use crate::protect::{Place, label, noise, restored, seeded, wait_for};
+use crate::kit::{Place, label, noise, restored, seeded, wait_for, write_to};
 use bytes::Bytes;
 use cdp_core::replica::Replica;
 use cdp_core::trust::KeyHolder;
@@ -58,11 +58,6 @@ fn device(protector: &Protector, name: &str) -> Arc<dyn Device> {
     Arc::clone(&exports.iter().find(|export| export.name == name).unwrap().device)
 }
 
-fn write(device: &dyn Device, model: &mut [u8], offset: u64, data: Vec<u8>) {
-    model[offset as usize..offset as usize + data.len()].copy_from_slice(&data);
-    device.write(offset, Bytes::from(data), false).unwrap();
-}
-
 fn at(lsn: Lsn) -> When {
     When::Lsn { timeline: None, lsn }
 }
@@ -88,7 +83,7 @@ fn a_disk_joins_and_leaves_while_every_moment_of_the_other_stays() {
     let mut one = place.make_source("one", 1);
     let mut two = place.make_source("two", 2);
     let protector = Protector::start(&place.options(&["one"]), |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     let first = device(&protector, "one");
     let joined = AtomicBool::new(false);
     let mut history = Vec::new();
@@ -101,7 +96,7 @@ fn a_disk_joins_and_leaves_while_every_moment_of_the_other_stays() {
         });
         let mut round = 0;
         while round < 400 || !is_complete(&place, "two") {
-            write(first.as_ref(), &mut one, round % 4000 * 4096, noise(round, 4096));
+            write_to(first.as_ref(), &mut one, round % 4000 * 4096, noise(round, 4096));
             history.push((protector.status().lsn, one.clone()));
             if history.len() > 24 {
                 history.remove(12);
@@ -109,7 +104,7 @@ fn a_disk_joins_and_leaves_while_every_moment_of_the_other_stays() {
             // Its guests need not wait for the copy.
             if joined.load(Ordering::Acquire) {
                 let second = device(&protector, "two");
-                write(second.as_ref(), &mut two, round * 7919 % 5000 * 4096, noise(round + 9, 8192));
+                write_to(second.as_ref(), &mut two, round * 7919 % 5000 * 4096, noise(round + 9, 8192));
                 second.trim(20 * MIB, 64 << 10, false).unwrap();
                 two[(20 * MIB) as usize..(20 * MIB) as usize + (64 << 10)].fill(0);
             }
@@ -121,7 +116,7 @@ fn a_disk_joins_and_leaves_while_every_moment_of_the_other_stays() {
     protector.mark(&label("both")).unwrap();
     for round in 0..10 {
         let second = device(&protector, "two");
-        write(second.as_ref(), &mut two, round * 4096, noise(round, 512));
+        write_to(second.as_ref(), &mut two, round * 4096, noise(round, 512));
         of_two.push((protector.status().lsn, two.clone()));
     }
     let second = device(&protector, "two");
@@ -131,7 +126,7 @@ fn a_disk_joins_and_leaves_while_every_moment_of_the_other_stays() {
     assert!(second.read(0, &mut [0; 512]).is_err());
     let last = remove(&place, "one").unwrap_err();
     assert_eq!((last.class, last.code.as_str()), (ProblemClass::Refused, "last-disk"));
-    write(first.as_ref(), &mut one, 0, noise(77, 4096));
+    write_to(first.as_ref(), &mut one, 0, noise(77, 4096));
     protector.mark(&label("alone")).unwrap();
     drop((first, second));
     stop(protector);
@@ -161,7 +156,7 @@ fn a_disk_grows_and_is_cut_while_it_is_written() {
     let place = Place::new();
     let mut model = place.make_source("disk", 3);
     let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     let disk = device(&protector, "disk");
     // An image that has grown is not cut by a size that lies between.
     set_len(&place.source("disk"), DISK + MIB);
@@ -188,14 +183,14 @@ fn a_disk_grows_and_is_cut_while_it_is_written() {
         });
         let mut round = 0;
         while !done.load(Ordering::Acquire) || round < 50 {
-            write(disk.as_ref(), &mut model, round % 900 * 4096, noise(round, 4096));
+            write_to(disk.as_ref(), &mut model, round % 900 * 4096, noise(round, 4096));
             round += 1;
         }
         growing.join().unwrap()
     });
     assert_eq!((grown.verb, grown.disk.size, disk.size()), (DiskVerb::Grown, larger, larger));
     let when_grown = (protector.status().lsn, model.clone());
-    write(disk.as_ref(), &mut model, larger - 4096, noise(6, 4096));
+    write_to(disk.as_ref(), &mut model, larger - 4096, noise(6, 4096));
     let large = (protector.status().lsn, model.clone());
     let refused = resize(&place, "disk", Some(DISK), false).unwrap_err();
     assert_eq!((refused.class, refused.code.as_str()), (ProblemClass::Refused, "data-would-be-lost"));
@@ -205,7 +200,7 @@ fn a_disk_grows_and_is_cut_while_it_is_written() {
     assert!(disk.write(DISK, Bytes::from(vec![1; 512]), false).is_err());
     assert_eq!(std::fs::metadata(place.source("disk")).unwrap().len(), DISK);
     model.truncate(DISK as usize);
-    write(disk.as_ref(), &mut model, 0, noise(7, 512));
+    write_to(disk.as_ref(), &mut model, 0, noise(7, 512));
     let short = (protector.status().lsn, model.clone());
     // Where nothing is nothing has to be forced.
     set_len(&place.source("disk"), DISK + MIB);
@@ -232,7 +227,7 @@ fn a_source_that_grew_between_two_starts_is_found_and_one_that_was_cut_is_refuse
     let place = Place::new();
     let mut model = place.make_source("disk", 4);
     let first = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&first);
+    seeded(first.protection());
     first.mark(&label("small")).unwrap();
     stop(first);
     let small = model.clone();
@@ -243,15 +238,15 @@ fn a_source_that_grew_between_two_starts_is_found_and_one_that_was_cut_is_refuse
     model[DISK as usize + 4096..][..8192].copy_from_slice(&noise(1, 8192));
     // As after a crash: nothing of the second start says how it ended.
     let second = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&second);
-    write(device(&second, "disk").as_ref(), &mut model, DISK + MIB - 512, noise(2, 512));
+    seeded(second.protection());
+    write_to(device(&second, "disk").as_ref(), &mut model, DISK + MIB - 512, noise(2, 512));
     second.mark(&label("large")).unwrap();
     // And as if it had ended before the new size was written down: the record says it.
     second.host().edit(Box::new(|manifest| manifest.disks[0].size = DISK)).unwrap();
     drop(second);
     let third = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
     assert_eq!(third.host().replica().manifest().disks[0].size, DISK + MIB);
-    seeded(&third);
+    seeded(third.protection());
     third.mark(&label("again")).unwrap();
     stop(third);
     let replica = place.load();
@@ -265,7 +260,7 @@ fn a_source_that_grew_between_two_starts_is_found_and_one_that_was_cut_is_refuse
     assert_eq!(resize(&place, "disk", Some(DISK), false).unwrap_err().code, "data-would-be-lost");
     assert_eq!(resize(&place, "disk", Some(DISK), true).unwrap().lsn, None);
     let last = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&last);
+    seeded(last.protection());
     last.mark(&label("cut")).unwrap();
     wait_for("the new size in the manifest", || {
         last.host().replica().manifest().disks[0].size == DISK && last.host().replica().manifest().resizing.is_empty()
@@ -284,10 +279,10 @@ fn a_copy_that_a_crash_ends_begins_anew_and_takes_nothing_from_the_others() {
     let two = noise(6, 400 << 20);
     std::fs::write(place.source("two"), &two).unwrap();
     let first = Protector::start(&place.options(&["one"]), |_| {}).unwrap();
-    seeded(&first);
+    seeded(first.protection());
     add(&place, "two").unwrap();
     device(&first, "two").write(8192, Bytes::from(noise(7, 4096)), false).unwrap();
-    write(device(&first, "one").as_ref(), &mut one, 4096, noise(8, 4096));
+    write_to(device(&first, "one").as_ref(), &mut one, 4096, noise(8, 4096));
     first.mark(&label("during")).unwrap();
     assert!(!is_complete(&place, "two"));
     drop(first);
@@ -297,7 +292,7 @@ fn a_copy_that_a_crash_ends_begins_anew_and_takes_nothing_from_the_others() {
     let moment = replica.resolve(&When::Label(label("during"))).unwrap();
     assert_eq!(replica.nearest_with_disk("two", &moment).after, None, "it never was complete");
     let second = Protector::start(&place.options(&["one", "two"]), |_| {}).unwrap();
-    seeded(&second);
+    seeded(second.protection());
     wait_for("the second copy", || is_complete(&place, "two"));
     second.mark(&label("complete")).unwrap();
     stop(second);
@@ -325,7 +320,7 @@ fn what_is_changed_while_nobody_protects_is_recorded_by_the_next_start() {
     let two = place.make_source("two", 10);
     let three = place.make_source("three", 11);
     let first = Protector::start(&place.options(&["one", "two"]), |_| {}).unwrap();
-    seeded(&first);
+    seeded(first.protection());
     first.mark(&label("before")).unwrap();
     stop(first);
     assert_eq!(add(&place, "one").unwrap_err().code, "disk-exists");
@@ -361,7 +356,7 @@ fn of_two_changes_at_once_the_second_sees_what_the_first_did() {
     let place = Place::new();
     ["one", "two", "three", "four"].iter().for_each(|name| drop(place.make_source(name, 14)));
     let first = Protector::start(&place.options(&["one", "two"]), |_| {}).unwrap();
-    seeded(&first);
+    seeded(first.protection());
     stop(first);
     let storage = Arc::new(cdp_core::media::Disk::open(place.replica()).unwrap());
     let host = Host::idle(storage, &KeyHolder::default()).unwrap();
@@ -413,7 +408,7 @@ fn a_new_group_is_copied_before_it_changes() {
         assert_eq!(refused.unwrap_err().code, "seeding");
     }
     gate.open();
-    seeded(&protector);
+    seeded(protector.protection());
     add(&place, "two").unwrap();
     wait_for("the copy", || is_complete(&place, "two"));
     stop(protector);

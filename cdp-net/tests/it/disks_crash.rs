@@ -1,6 +1,6 @@
 //! Crashes while disks join, grow, are cut and leave: every moment that was acknowledged has the disks that it had.
 
-use crate::protect::{Place, noise, seeded, wait_for};
+use crate::kit::{Place, noise, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::replica::Replica;
 use cdp_core::when::When;
@@ -110,7 +110,7 @@ fn set_len(path: &Path, size: u64) {
 }
 
 fn content(replica: &Replica, when: &When, name: &str) -> Vec<u8> {
-    crate::protect::restored(replica, when, name)
+    crate::kit::restored(replica, when, name)
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn acknowledged_moments_survive_crashes_in_the_midst_of_changes() {
     for round in 0..rounds {
         let given: Vec<_> = names.iter().map(String::as_str).collect();
         let protector = Protector::start(&place.options(&given), |_| {}).unwrap();
-        seeded(&protector);
+        seeded(protector.protection());
         let mut dice = Dice(round + 7);
         let until = Duration::from_millis(30 + dice.below(700));
         let client = ControlClient::connect(&place.replica()).unwrap();
@@ -147,7 +147,7 @@ fn acknowledged_moments_survive_crashes_in_the_midst_of_changes() {
     }
     let given: Vec<_> = names.iter().map(String::as_str).collect();
     let last = Protector::start(&place.options(&given), |_| {}).unwrap();
-    seeded(&last);
+    seeded(last.protection());
     wait_for("every copy", || last.host().status().unwrap().disks.iter().all(|disk| !disk.incomplete));
     last.mark(&"end".parse().unwrap()).unwrap();
     assert!(last.stop(Duration::from_secs(20), &|| false).drained);

@@ -6,7 +6,7 @@
 use crate::dice::Dice;
 use crate::held::{Access, Gate, Held};
 use crate::history::{self, Disks};
-use crate::protect::{Place, label, seeded, wait_for};
+use crate::kit::{Place, label, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::journal::{Looked, look};
 use cdp_core::media::{Disk, Storage};
@@ -59,7 +59,7 @@ impl Story {
 
     fn start(&self) -> Protector {
         let protector = Protector::start(&self.options, |_| {}).unwrap();
-        seeded(&protector);
+        seeded(protector.protection());
         protector
     }
 
@@ -308,7 +308,7 @@ fn a_time_behind_a_write_that_was_in_flight_is_not_restorable() {
     let gate = Gate::new();
     let wrap = |_, inner| Held::over(inner, &gate, |access| access == Access::Write(0));
     let first = Protector::start_over(&story.options, wrap, |_| {}).unwrap();
-    seeded(&first);
+    seeded(first.protection());
     story.ops(&first, 10);
     let settled = first.mark(&label("settled")).unwrap();
     gate.close();

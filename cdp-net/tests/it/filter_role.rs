@@ -1,87 +1,40 @@
 //! The filter's role in this process: its disks over NBD, its replicas at a host over TLS.
 
-use crate::protect::{Place, label, noise, restored, wait_for};
+use crate::kit::{Host, Place, identity, label, noise, restored, wait_for};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::Replica;
 use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
 use cdp_net::host::load_idle;
-use cdp_net::keeper::KeeperOptions;
-use cdp_net::link::identity::Identity;
-use cdp_net::link::listener::AcceptOptions;
 use cdp_net::nbd::{Client, ClientOptions, Uri};
 use cdp_net::owner::{ControlClient, Request};
 use cdp_net::report::{At, Points, State, Status};
 use cdp_net::services::config::Config;
-use cdp_net::services::config::Peer;
 use cdp_net::services::filter::Filter;
 use cdp_net::services::peers::PeerBook;
-use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
 use cdp_net::services::role::{Context, GroupReport, Notes, Role, RoleError};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::runtime::Runtime;
 
 /// A filter's machine and a replica host.
 struct Site {
     place: Place,
-    runtime: Runtime,
-    host: Option<ReplicaHost>,
-    address: SocketAddr,
+    host: Host,
     notes: Arc<Mutex<Vec<String>>>,
 }
 
 impl Site {
     fn new() -> Self {
-        let (place, runtime) = (Place::new(), Runtime::new().unwrap());
-        let mut site = Self { place, runtime, host: None, address: ([127, 0, 0, 1], 0).into(), notes: Arc::default() };
-        site.start_host();
-        site
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.place.directory.path().join(name)
-    }
-
-    fn identity(&self, name: &str) -> Arc<Identity> {
-        Arc::new(Identity::open_or_make(&self.path(name), name).unwrap())
-    }
-
-    fn start_host(&mut self) {
-        let options = ReplicaHostOptions {
-            listen: self.address.to_string(),
-            directory: self.path("replicas"),
-            peers: PeerBook::new(&[Peer {
-                name: "filter".into(),
-                fingerprint: self.identity("state").fingerprint().to_string(),
-                tenant: "acme".into(),
-            }]),
-            tickets: None,
-            groups_max: 10,
-            keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
-            accept: AcceptOptions::default(),
-        };
-        let mut host = None;
-        // The one before lets go of its port when its tasks have ended.
-        wait_for("the port", || {
-            host = self.runtime.block_on(ReplicaHost::start(self.identity("host"), options.clone())).ok();
-            host.is_some()
-        });
-        self.address = host.as_ref().unwrap().address();
-        self.host = host;
-    }
-
-    fn stop_host(&mut self) {
-        let host = self.host.take().unwrap();
-        self.runtime.block_on(host.stop());
+        let place = Place::new();
+        let host = Host::start(place.directory.path(), &[("state", "acme")]);
+        Self { place, host, notes: Arc::default() }
     }
 
     /// A file with these groups, each `NAME DISK...`, and more text.
     fn config(&self, groups: &[&[&str]], more: &str) -> Config {
-        let (state, to) = (self.path("state"), self.address);
-        let host = self.identity("host").fingerprint();
+        let (state, to) = (self.place.path("state"), self.host.address);
+        let host = identity(self.place.directory.path(), "host").fingerprint();
         let mut text = format!(
             "state = {state:?}\n[[peer]]\nname = \"host\"\nfingerprint = \"{host}\"\n{more}\n[filter]\nto = [\"cdp://{to}\"]\n\
              spool = {{ memory = \"256MiB\" }}\n"
@@ -98,14 +51,14 @@ impl Site {
     }
 
     fn uri(&self, group: &str, disk: &str) -> Uri {
-        format!("nbd+unix:///{disk}?socket={}", self.path(&format!("{group}.sock")).display()).parse().unwrap()
+        format!("nbd+unix:///{disk}?socket={}", self.place.path(&format!("{group}.sock")).display()).parse().unwrap()
     }
 
     fn start(&self, config: &Config) -> Result<Filter, RoleError> {
         let notes = Arc::clone(&self.notes);
         let context = Context {
-            runtime: self.runtime.handle().clone(),
-            identity: self.identity("state"),
+            runtime: self.host.runtime.handle().clone(),
+            identity: identity(self.place.directory.path(), "state"),
             peers: PeerBook::new(&config.peers),
             state: config.state.clone(),
             notes: Notes::new(move |note| notes.lock().unwrap().push(note.to_owned())),
@@ -125,15 +78,13 @@ impl Site {
     }
 
     fn control(&self, group: &str) -> ControlClient {
-        ControlClient::connect(&self.path("state").join("filter").join(group)).unwrap()
+        ControlClient::connect(&self.place.path("state").join("filter").join(group)).unwrap()
     }
 
     /// The replica of a group, once nobody keeps it.
     fn replica(&mut self, group: &str) -> Replica {
-        if self.host.is_some() {
-            self.stop_host();
-        }
-        let storage: Arc<dyn Storage> = Arc::new(Disk::open(self.path("replicas/acme").join(group)).unwrap());
+        self.host.stop();
+        let storage: Arc<dyn Storage> = Arc::new(Disk::open(self.place.path("replicas/acme").join(group)).unwrap());
         load_idle(&storage, &KeyHolder::default()).unwrap()
     }
 }
@@ -170,7 +121,7 @@ fn what_guests_of_two_groups_write_is_at_the_replica_host() {
     let status: Status = control.call(&Request::Status).unwrap();
     assert_eq!((status.group.as_str(), status.state), ("web", State::Protecting));
     let remote = status.remote.unwrap();
-    assert_eq!((remote.address, remote.linked, remote.problem), (site.address.to_string(), true, None));
+    assert_eq!((remote.address, remote.linked, remote.problem), (site.host.address.to_string(), true, None));
     assert!(status.disks[0].uri.as_ref().is_some_and(|uri| uri.contains("web.sock")), "{:?}", status.disks);
     let refused = control.call::<serde_json::Value>(&Request::Compact).unwrap_err().to_string();
     assert!(refused.contains("kept at another site"), "{refused}");
@@ -201,7 +152,7 @@ fn a_replica_host_that_is_away_at_the_start_keeps_no_guest_from_its_disk() {
     let filter = site.start(&config).unwrap();
     protecting(&filter, "machine");
     drain(filter);
-    site.stop_host();
+    site.host.stop();
     let filter = site.start(&config).unwrap();
     let report = group(&filter, "machine");
     assert_eq!((report.state, report.linked, report.rpo), ("tracking", Some(false), None));
@@ -224,7 +175,7 @@ fn a_replica_host_that_is_away_at_the_start_keeps_no_guest_from_its_disk() {
     drop(filter);
     let filter = site.start(&config).unwrap();
     let mut client = Client::connect(&site.uri("machine", ""), &ClientOptions::default()).unwrap();
-    site.start_host();
+    site.host.again();
     let mut seed = 10;
     wait_for("the protection to begin", || {
         seed += 1;
@@ -313,7 +264,7 @@ fn a_set_of_groups_has_common_points() {
     protecting(&filter, "b");
     // The owner of each replica tells what can be restored there.
     let common = |name: &str| -> Vec<String> {
-        let mut owner = ControlClient::connect(&site.path("replicas/acme").join(name)).unwrap();
+        let mut owner = ControlClient::connect(&site.place.path("replicas/acme").join(name)).unwrap();
         let points: Points = owner.call(&Request::Points { since: None, until: None, limit: None }).unwrap();
         let set = points.points.into_iter().filter(|point| point.set_consistent);
         set.filter_map(|point| point.label).rev().collect()
@@ -330,7 +281,7 @@ fn a_set_of_groups_has_common_points() {
 fn a_new_place_in_the_file_is_gone_to_under_running_guests() {
     let mut site = Site::new();
     let mut model = site.place.make_source("disk", 1);
-    let wan = crate::wan::network::Wan::start(site.address);
+    let wan = crate::wan::network::Wan::start(site.host.address);
     let mut config = site.config(&[&["machine", "disk"]], "");
     let set = |config: &mut Config, address: SocketAddr| {
         config.filter.as_mut().unwrap().to = vec![format!("cdp://{address}").parse().unwrap()];
@@ -338,9 +289,9 @@ fn a_new_place_in_the_file_is_gone_to_under_running_guests() {
     set(&mut config, wan.address());
     let filter = site.start(&config).unwrap();
     protecting(&filter, "machine");
-    set(&mut config, site.address);
+    set(&mut config, site.host.address);
     assert_eq!(filter.reload(&config).unwrap(), Vec::<String>::new());
-    let said = format!("{} does not take records any more: {} does now", wan.address(), site.address);
+    let said = format!("{} does not take records any more: {} does now", wan.address(), site.host.address);
     wait_for("the other place", || site.said(&said));
     // Nothing goes the way that the file does not name.
     drop(wan);
@@ -356,15 +307,15 @@ fn a_new_place_in_the_file_is_gone_to_under_running_guests() {
 fn the_next_of_the_list_is_taken_and_both_are_named() {
     let mut site = Site::new();
     let model = site.place.make_source("disk", 1);
-    let wan = crate::wan::network::Wan::start(site.address);
+    let wan = crate::wan::network::Wan::start(site.host.address);
     let mut config = site.config(&[&["machine", "disk"]], "");
-    let hops = [wan.address(), site.address].map(|address| format!("cdp://{address}").parse().unwrap());
+    let hops = [wan.address(), site.host.address].map(|address| format!("cdp://{address}").parse().unwrap());
     config.filter.as_mut().unwrap().to = hops.to_vec();
     let filter = site.start(&config).unwrap();
     protecting(&filter, "machine");
     let first = wan.address();
     drop(wan);
-    let said = format!("{first} does not take records any more: {} does now", site.address);
+    let said = format!("{first} does not take records any more: {} does now", site.host.address);
     wait_for("the other one", || site.said(&said));
     wait_for("its session", || group(&filter, "machine").linked == Some(true));
     drain(filter);

@@ -1,13 +1,11 @@
 //! A replica at another site that cannot go on with the order of its filter: a new timeline is begun under running guests.
 
-use crate::distance::{Sites, seeded, stop, write};
-use crate::protect::{label, noise, restored, wait_for};
+use crate::kit::{Sites, label, noise, restored, seeded, settled, stop, wait_for, write};
 use crate::wan::network::{Wan, Weather};
-use cdp_core::capture::State as Filtering;
 use cdp_core::frame::ResyncReason;
 use cdp_core::replica::catalogue::LossReason;
 use cdp_core::when::When;
-use cdp_net::protect::{Notice, Protection};
+use cdp_net::protect::Notice;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -17,15 +15,6 @@ fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
-/// Everything is durable, and nothing is compared any more.
-fn settled(protection: &Protection) {
-    let lsn = protection.status().lsn;
-    wait_for("everything to be restorable", || {
-        let status = protection.status();
-        status.state == Filtering::Protecting && status.restorable >= lsn
-    });
-}
-
 #[test]
 fn a_replica_that_lost_what_it_acknowledged_is_compared_and_goes_on_by_itself() {
     let mut sites = Sites::new();
@@ -33,23 +22,23 @@ fn a_replica_that_lost_what_it_acknowledged_is_compared_and_goes_on_by_itself() 
     let notices = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&notices);
     let protection = sites
-        .protect_over(sites.far_options(sites.address), "disk", move |notice| told.lock().unwrap().push(notice))
+        .protect_over(sites.far_options(sites.host.address), "disk", move |notice| told.lock().unwrap().push(notice))
         .unwrap();
     seeded(&protection);
     write(&protection, &mut model, 4096, noise(5, 300 << 10));
     let before = protection.mark(&label("before")).unwrap();
     let at_before = model.clone();
-    sites.stop_host();
+    sites.host.stop();
     let old = sites.place.directory.path().join("old");
     copy(&sites.replicas(), &old);
-    sites.start_host();
+    sites.host.again();
     write(&protection, &mut model, 2 << 20, noise(6, 300 << 10));
     let lost = protection.mark(&label("lost")).unwrap();
-    sites.stop_host();
+    sites.host.stop();
     std::fs::remove_dir_all(sites.replicas()).unwrap();
     std::fs::rename(&old, sites.replicas()).unwrap();
     write(&protection, &mut model, 7 << 20, noise(7, 8192));
-    sites.start_host();
+    sites.host.again();
     write(&protection, &mut model, 9 << 20, noise(8, 8192));
     wait_for("a new timeline", || protection.status().counters.forks == 1);
     write(&protection, &mut model, 10 << 20, noise(9, 8192));
@@ -68,7 +57,7 @@ fn a_replica_that_lost_what_it_acknowledged_is_compared_and_goes_on_by_itself() 
     let [Notice::AcknowledgedLost { from, to }] = alarms[..] else { panic!("{alarms:?}") };
     assert!(before < from && from <= lost && lost <= to, "{from} to {to}, and {lost} is among them");
     stop(protection);
-    let replica = sites.load();
+    let (replica, _place) = sites.load();
     assert_eq!(replica.manifest().timelines.len(), 2);
     assert!(restored(&replica, &When::Latest, "disk") == model);
     assert!(restored(&replica, &When::Label(label("after")), "disk") == at_after);
@@ -84,7 +73,7 @@ fn a_replica_that_lost_what_it_acknowledged_is_compared_and_goes_on_by_itself() 
 fn a_write_of_which_a_part_came_when_the_host_crashed_ends_the_timeline_and_nothing_else() {
     let mut sites = Sites::new();
     let mut model = sites.place.make_source("disk", 2);
-    let wan = Wan::start(sites.address);
+    let wan = Wan::start(sites.host.address);
     let protection = sites.protect(wan.address(), "disk").unwrap();
     seeded(&protection);
     protection.mark(&label("before")).unwrap();
@@ -95,8 +84,8 @@ fn a_write_of_which_a_part_came_when_the_host_crashed_ends_the_timeline_and_noth
         // In the middle of it, as far as that can be told from here.
         std::thread::sleep(Duration::from_millis(600));
         wan.cut();
-        sites.stop_host();
-        sites.start_host();
+        sites.host.stop();
+        sites.host.again();
         wan.mend();
         wan.set(Weather::default());
         settled(&protection);
@@ -109,7 +98,7 @@ fn a_write_of_which_a_part_came_when_the_host_crashed_ends_the_timeline_and_noth
     assert_eq!((protection.failure(), status.counters.gaps), (None, 0));
     stop(protection);
     drop(wan);
-    let replica = sites.load();
+    let (replica, _place) = sites.load();
     assert!(restored(&replica, &When::Latest, "disk") == model);
     assert!(restored(&replica, &When::Label(label("before")), "disk") == at_before);
 }

@@ -4,12 +4,12 @@ mod flood;
 mod relaying;
 mod whole;
 
+use crate::kit::{any, host_options, identity, replicas};
 use bytes::Bytes;
 use cdp_core::link::message::{Code, Farewell, Features, Hello, Message, Purpose};
 use cdp_core::trust::ticket::{Ticket, TicketKey};
 use cdp_core::types::{GroupId, Position, SessionId, WallTime};
 use cdp_net::clock::wall;
-use cdp_net::keeper::KeeperOptions;
 use cdp_net::link::connection::{ConnectionOptions, Opened};
 use cdp_net::link::dial::{DIAL_WITHIN, DialError, Guard, dial};
 use cdp_net::link::hub::{Happened, Hub};
@@ -24,7 +24,6 @@ use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
 use cdp_net::services::role::{Context, Notes, Role, TenantReport};
 use cdp_net::services::tickets::KeyFile;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -81,7 +80,7 @@ impl Provider {
     }
 
     fn identity(&self, name: &str) -> Arc<Identity> {
-        identity(&self.directory, name)
+        identity(self.directory.path(), name)
     }
 
     /// The newest key of the gateway.
@@ -165,27 +164,13 @@ impl Drop for Provider {
     }
 }
 
-fn identity(directory: &TempDir, name: &str) -> Arc<Identity> {
-    Arc::new(Identity::open_or_make(&directory.path().join(name), name).unwrap())
-}
-
-fn replicas(directory: &TempDir) -> PathBuf {
-    directory.path().join("replicas")
-}
-
 /// A replica host that lets nobody in but by tickets that lead to `target-1`.
 async fn host(directory: &TempDir, accept: AcceptOptions) -> ReplicaHost {
     let judge = Judge::read(&directory.path().join("ticket.key")).unwrap();
-    let options = ReplicaHostOptions {
-        listen: "127.0.0.1:0".into(),
-        directory: replicas(directory),
-        peers: Default::default(),
-        tickets: Some(BehindGateway::new(judge, Some("target-1".into()))),
-        groups_max: 10,
-        keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
-        accept,
-    };
-    ReplicaHost::start(identity(directory, "host"), options).await.unwrap()
+    let tickets = Some(BehindGateway::new(judge, Some("target-1".into())));
+    let root = directory.path();
+    let options = ReplicaHostOptions { tickets, accept, ..host_options(root, any(), PeerBook::default()) };
+    ReplicaHost::start(identity(root, "host"), options).await.unwrap()
 }
 
 /// A provider with a replica host right behind its gateway.

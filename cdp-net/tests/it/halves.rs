@@ -1,12 +1,11 @@
 //! The two halves with nothing between them but what a link carries: calls as JSON, frames that are packed, pieces of first copies.
 //! The filter's side has a directory of its own for its state.
 
-use crate::protect::{DISK, Place, label, noise, restored, wait_for};
+use crate::kit::{DISK, Place, label, noise, restored, seeded, wait_for, write_to};
 use bytes::Bytes;
-use cdp_core::capture::{Room, State as Filtering};
+use cdp_core::capture::Room;
 use cdp_core::frame::{Compression, EncodedFrame, Encoder};
 use cdp_core::link::message::{Answer, Call, CallStatus};
-use cdp_core::media::{Disk, Storage};
 use cdp_core::types::{BLOCK, DiskId, GroupId, Lsn, Timeline};
 use cdp_core::when::When;
 use cdp_net::far::{
@@ -15,10 +14,9 @@ use cdp_net::far::{
 };
 use cdp_net::keeper::{Calls, Home, Keeper, KeeperOptions};
 use cdp_net::owner::{ControlClient, Owner, OwnerError, Request};
-use cdp_net::protect::{Compared, GivenSources, Protection, ProtectionOptions, SourceOptions, State};
+use cdp_net::protect::{Compared, Protection};
 use cdp_net::report::{self, DiskChanged};
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::Duration;
@@ -253,43 +251,24 @@ struct Chain {
     far: Arc<Cable>,
 }
 
-fn state_of(place: &Place) -> PathBuf {
-    place.directory.path().join("filter")
-}
-
 fn start(place: &Place, names: &[&str]) -> Chain {
-    let source = |name: &&str| SourceOptions { name: (*name).to_owned(), path: place.source(name) };
-    let sources: Vec<_> = names.iter().map(source).collect();
-    let options = ProtectionOptions {
-        sources: sources.clone(),
-        name: Some("machine".into()),
-        policy: Default::default(),
-        trust_source: false,
-        full_check: false,
-        queue_bytes: 64 << 20,
-        reread_threads: 3,
-    };
-    let storage: Arc<dyn Storage> = Arc::new(Disk::create(state_of(place)).unwrap());
-    let state = State { storage, owner: Some(Owner::acquire(&state_of(place)).unwrap()) };
     let keeper = Keeper::new(Home::acquire(&place.replica()).unwrap(), KeeperOptions::default());
     let cable = Cable::new(Arc::clone(&keeper));
     let far: Arc<dyn Far> = Arc::new(Remote::new(Arc::clone(&cable) as _));
-    let given = GivenSources::open(&sources).unwrap();
-    let protection = Protection::start(&options, given, state, &far, |_| {}).unwrap();
+    let protection = place.protect(&place.options_for_far(names), &far, |_| {}).unwrap();
     keeper.serve().unwrap();
     Chain { protection, far: cable }
 }
 
 impl Chain {
     fn seeded(&self) {
-        wait_for("the first copy", || self.protection.status().state == Filtering::Protecting);
+        seeded(&self.protection);
     }
 
     fn write(&self, name: &str, model: &mut [u8], offset: usize, data: Vec<u8>) {
-        model[offset..offset + data.len()].copy_from_slice(&data);
         let exports = self.protection.exports();
         let export = exports.iter().find(|export| export.name == name).unwrap();
-        export.device.write(offset as u64, Bytes::from(data), false).unwrap();
+        write_to(export.device.as_ref(), model, offset as u64, data);
     }
 
     fn stop(self) {
@@ -312,7 +291,7 @@ fn a_replica_at_the_other_end_holds_what_the_filter_wrote_through_stops_and_cras
     let place = Place::new();
     let mut model = place.make_source("disk", 1);
     let first = start(&place, &["disk"]);
-    assert!(matches!(Owner::acquire(&state_of(&place)), Err(OwnerError::Owned { .. })));
+    assert!(matches!(Owner::acquire(&place.state()), Err(OwnerError::Owned { .. })));
     first.seeded();
     let timeline = first.protection.opened().timeline;
     first.write("disk", &mut model, 4096, noise(5, 300 << 10));
@@ -327,7 +306,7 @@ fn a_replica_at_the_other_end_holds_what_the_filter_wrote_through_stops_and_cras
     drop(client);
     first.stop();
     assert!(!place.replica().join("state/activity.log").exists(), "the log is where the filter is");
-    assert!(state_of(&place).join("state/activity.log").exists());
+    assert!(place.state().join("state/activity.log").exists());
 
     let second = start(&place, &["disk"]);
     let opened = second.protection.opened();
@@ -447,7 +426,7 @@ fn the_log_of_another_replica_is_not_believed() {
     first.seeded();
     first.protection.mark(&label("one")).unwrap();
     first.stop();
-    let log = state_of(&place).join("state/activity.log");
+    let log = place.state().join("state/activity.log");
     let stale = std::fs::read(&log).unwrap();
     std::fs::remove_dir_all(place.replica()).unwrap();
     let second = start(&place, &["disk"]);

@@ -1,18 +1,14 @@
 //! What a proxy has stored, a filter without room need not keep: until that proxy is lost.
 
-mod proxy;
-
-use self::proxy::{Proxy, Ways};
-use crate::distance::{Sites, seeded, stop, write};
-use crate::protect::{noise, restored, wait_for};
+use crate::kit::{Sites, any, far_options, noise, restored, seeded, settled, stop, wait_for, write};
 use crate::wan::network::Wan;
 use cdp_core::capture::State as Filtering;
 use cdp_core::frame::ResyncReason;
 use cdp_core::replica::catalogue::LossReason;
 use cdp_core::when::When;
-use cdp_net::link::pin::Peers;
 use cdp_net::protect::{Notice, Protection};
 use cdp_net::services::far_link::FarOptions;
+use cdp_net::services::proxy::{Mode, Proxy};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
@@ -30,26 +26,22 @@ struct Line {
     model: Vec<u8>,
 }
 
-fn proxy(sites: &Sites, wan: &Wan, listen: SocketAddr) -> Proxy {
-    let (filter, host) = (sites.identity("filter"), sites.identity("host"));
-    let (peers_above, peers_below) = (Peers::new([filter.fingerprint()]), Peers::new([host.fingerprint()]));
-    // To each side it is who the other one is.
-    let ways = Ways { above: host, below: filter, peers_above, peers_below, next: wan.address(), held_bytes: 64 << 20 };
-    Proxy::start(ways, listen)
+/// One that has nothing of what others kept.
+fn proxy(sites: &Sites, wan: &Wan, cache: &str, listen: SocketAddr) -> Proxy {
+    sites.proxy("proxy", cache, listen, &[("filter", "*"), ("host", "*")], &[wan.address()], Mode::Pass)
 }
 
 /// A proxy has stored what the filter has no room for, and nobody behind it has anything of that.
 fn lent() -> Line {
-    let mut sites = Sites::new();
+    let mut sites = Sites::listing(&[("proxy", "acme")]);
     sites.queue_bytes = 8 << 20;
     let mut model = sites.place.make_source("disk", 1);
-    let wan = Wan::start(sites.address);
-    let any = ([127, 0, 0, 1], 0).into();
-    let first = proxy(&sites, &wan, any);
+    let wan = Wan::start(sites.host.address);
+    let first = proxy(&sites, &wan, "first", any());
     // Nobody is there yet.
-    let second = TcpListener::bind(any).unwrap().local_addr().unwrap();
-    let to = vec![first.address.to_string(), second.to_string()];
-    let far = FarOptions { to, memory_bytes: 12 << 20, ..sites.far_options(first.address) };
+    let second = TcpListener::bind(any()).unwrap().local_addr().unwrap();
+    let straight = far_options(&[first.address(), second], &sites.identity("proxy"));
+    let far = FarOptions { memory_bytes: 12 << 20, ..straight };
     let alarms = Arc::new(Mutex::new(Vec::new()));
     let for_notices = Arc::clone(&alarms);
     let notices = move |notice: Notice| {
@@ -76,26 +68,16 @@ fn lent() -> Line {
     Line { sites, wan, proxy: Some(first), second, protection, alarms, model }
 }
 
-impl Line {
-    fn settled(&self) {
-        let lsn = self.protection.status().lsn;
-        wait_for("everything to be restorable", || {
-            let status = self.protection.status();
-            status.state == Filtering::Protecting && status.restorable >= lsn
-        });
-    }
-}
-
 #[test]
 fn what_a_proxy_stored_makes_room_at_the_filter_and_becomes_durable_from_there() {
     let line = lent();
     line.wan.mend();
-    line.settled();
+    settled(&line.protection);
     let status = line.protection.status();
     assert_eq!((status.counters.gaps, status.counters.forks, status.lent), (0, 0, None), "{status:?}");
     stop(line.protection);
     drop((line.proxy, line.wan));
-    assert!(restored(&line.sites.load(), &When::Latest, "disk") == line.model);
+    assert!(restored(&line.sites.load().0, &When::Latest, "disk") == line.model);
 }
 
 #[test]
@@ -104,11 +86,11 @@ fn what_was_lent_to_a_proxy_that_is_lost_is_read_again_and_nothing_else_is() {
     let read = line.protection.status().counters.bytes_reread;
     // With all that it had.
     line.proxy = None;
-    line.proxy = Some(proxy(&line.sites, &line.wan, line.second));
+    line.proxy = Some(proxy(&line.sites, &line.wan, "second", line.second));
     line.wan.mend();
     wait_for("a new timeline", || line.protection.status().counters.forks == 1);
     write(&line.protection, &mut line.model, 20 * MIB, noise(99, MIB));
-    line.settled();
+    settled(&line.protection);
     let status = line.protection.status();
     assert_eq!((status.counters.gaps, status.lent), (0, None), "{status:?}");
     let read = status.counters.bytes_reread - read;
@@ -116,7 +98,7 @@ fn what_was_lent_to_a_proxy_that_is_lost_is_read_again_and_nothing_else_is() {
     assert!(line.alarms.lock().unwrap().is_empty(), "nothing was lost that was acknowledged as durable");
     stop(line.protection);
     drop((line.proxy, line.wan));
-    let replica = line.sites.load();
+    let (replica, _place) = line.sites.load();
     assert!(restored(&replica, &When::Latest, "disk") == line.model);
     let why = LossReason::Resync(ResyncReason::LentLost);
     let gaps = replica.catalogue().trunk().unwrap().gaps();

@@ -1,6 +1,6 @@
 //! The journal's index is merged while disks are protected, and nothing but time depends on it.
 
-use super::protect::{Place, label, noise, restored, seeded, wait_for};
+use crate::kit::{Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::journal::{Manifest, read_manifest, segment_name};
 use cdp_core::media::{Disk, Storage};
@@ -28,7 +28,7 @@ fn start(place: &Place) -> Protector {
 fn start_with(place: &Place, notices: impl Fn(Notice) + Send + 'static) -> Protector {
     let options = ProtectOptions { segment_bytes: 1 << 20, ..place.options(&["disk"]) };
     let protector = Protector::start(&options, notices).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     protector
 }
 

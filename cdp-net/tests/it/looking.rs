@@ -1,6 +1,6 @@
 //! A replica that nobody protects, whose owner reads everything in it for hours.
 
-use crate::protect::{Place, label, seeded};
+use crate::kit::{Place, label, seeded};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
@@ -17,7 +17,7 @@ fn who_asks_while_everything_is_read_is_answered_and_changes_nothing() {
     let place = Place::new();
     place.make_source("disk", 31);
     let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     protector.mark(&label("kept")).unwrap();
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
     let (replica, key) = (place.replica(), KeyHolder::default());

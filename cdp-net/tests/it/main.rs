@@ -19,6 +19,7 @@ mod halves;
 mod held;
 mod history;
 mod idle;
+mod kit;
 #[cfg(feature = "services")]
 mod lending;
 mod levels;

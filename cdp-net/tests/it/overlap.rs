@@ -10,7 +10,7 @@ use self::clients::Counter;
 use self::shaky::{Mood, Shaky};
 use crate::dice::{Dice, count};
 use crate::history::{self, Disks};
-use crate::protect::{Place, label, wait_for};
+use crate::kit::{Place, label, wait_for};
 use cdp_core::capture::State;
 use cdp_core::types::Lsn;
 use cdp_core::when::When;

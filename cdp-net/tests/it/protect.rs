@@ -1,112 +1,22 @@
 //! A protected disk in one process: what is restored is what was there.
 
-use bytes::Bytes;
+use crate::kit::{DISK, Place, label, noise, restored, seeded, wait_for, write_to};
 use cdp_core::capture::{Detached, Stuck};
 use cdp_core::journal::{Looked, look};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::{JOURNAL_DIRECTORY, Replica};
-use cdp_core::trust::KeyHolder;
 use cdp_core::types::{Lsn, WallTime};
-use cdp_core::when::{Label, When};
-use cdp_net::device::Device;
+use cdp_core::when::When;
 use cdp_net::drive::Choice;
-use cdp_net::host::{document, load_idle};
+use cdp_net::host::document;
 use cdp_net::owner::{ControlClient, Request};
-use cdp_net::protect::{Compared, ProtectOptions, Protector, SourceOptions};
+use cdp_net::protect::{Compared, ProtectOptions, Protector};
 use cdp_net::reading::not_answered;
 use cdp_net::report::{At, ProblemClass, State};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-pub(crate) const DISK: usize = 24 << 20;
-
-pub(crate) struct Place {
-    pub(crate) directory: tempfile::TempDir,
-}
-
-impl Place {
-    pub(crate) fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
-    }
-
-    pub(crate) fn source(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    pub(crate) fn replica(&self) -> PathBuf {
-        self.directory.path().join("replica")
-    }
-
-    pub(crate) fn make_source(&self, name: &str, seed: u64) -> Vec<u8> {
-        let mut content = noise(seed, DISK);
-        // Holes and zeros, as disks have them.
-        content[5 << 20..11 << 20].fill(0);
-        std::fs::write(self.source(name), &content).unwrap();
-        content
-    }
-
-    pub(crate) fn options(&self, names: &[&str]) -> ProtectOptions {
-        let source = |name: &&str| SourceOptions { name: (*name).to_owned(), path: self.source(name) };
-        ProtectOptions::new(names.iter().map(source).collect(), self.replica())
-    }
-
-    /// The replica as a reader without an owner sees it.
-    pub(crate) fn load(&self) -> Replica {
-        let storage: Arc<dyn Storage> = Arc::new(Disk::open(self.replica()).unwrap());
-        load_idle(&storage, &KeyHolder::default()).unwrap()
-    }
-}
-
-pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited too long for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-pub(crate) fn label(text: &str) -> Label {
-    text.parse().unwrap()
-}
-
-/// The whole disk at an LSN, read through a view.
-pub(crate) fn restored(replica: &Replica, when: &When, name: &str) -> Vec<u8> {
-    let moment = replica.resolve(when).unwrap();
-    let view = replica.view(moment.timeline, moment.lsn).unwrap();
-    let disk = view.disks().iter().find(|disk| disk.name == name).unwrap().clone();
-    let mut content = vec![0; disk.size as usize];
-    let mut buffer = vec![0; 1 << 20];
-    view.walk(&disk, &mut buffer, |offset, bytes| {
-        content[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
-        Ok::<_, cdp_core::journal::ReadError>(())
-    })
-    .unwrap();
-    content
-}
-
-pub(crate) fn seeded(protector: &Protector) {
-    wait_for("the first copy", || protector.status().state == cdp_core::capture::State::Protecting);
-}
-
-fn write(device: &dyn Device, model: &mut [u8], offset: usize, data: Vec<u8>) {
-    model[offset..offset + data.len()].copy_from_slice(&data);
-    device.write(offset as u64, Bytes::from(data), false).unwrap();
-}
+use std::time::Duration;
 
 #[test]
 fn a_mark_brings_back_what_was_there() {
@@ -137,7 +47,7 @@ fn mark_and_restore(driver: Choice) -> &'static str {
     let protector = Protector::start(&options, |_| {}).unwrap();
     let driver = protector.driver();
     let device = Arc::clone(&protector.exports()[0].device);
-    seeded(&protector);
+    seeded(protector.protection());
     let mut marks = Vec::new();
     for round in 0..5u64 {
         for write_number in 0..40u64 {
@@ -145,7 +55,7 @@ fn mark_and_restore(driver: Choice) -> &'static str {
                 (noise(round * 100 + write_number, 8)[0] as usize * 71 + write_number as usize * 13) % 40_000 * 512;
             let length = ((write_number as usize * 7) % 300 + 1) * 512;
             let length = length.min(DISK - at);
-            write(device.as_ref(), &mut model, at, noise(round * 1000 + write_number, length));
+            write_to(device.as_ref(), &mut model, at as u64, noise(round * 1000 + write_number, length));
         }
         device.trim(3 << 20, 64 << 10, false).unwrap();
         model[3 << 20..(3 << 20) + (64 << 10)].fill(0);
@@ -171,7 +81,7 @@ fn of_two_who_give_the_same_label_at_once_one_gets_it() {
     let place = Place::new();
     place.make_source("disk", 9);
     let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     for round in 0..5 {
         let name = label(&format!("round {round}"));
         let together = std::sync::Barrier::new(2);
@@ -202,14 +112,14 @@ fn a_clean_stop_is_resumed_on_the_same_timeline_without_reading_the_source() {
     let place = Place::new();
     let mut model = place.make_source("disk", 2);
     let first = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&first);
+    seeded(first.protection());
     let timeline = first.opened().timeline;
-    write(first.exports()[0].device.as_ref(), &mut model, 4096, noise(5, 8192));
+    write_to(first.exports()[0].device.as_ref(), &mut model, 4096, noise(5, 8192));
     assert!(first.stop(Duration::from_secs(20), &|| false).drained);
     let second = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
     assert_eq!((second.opened().timeline, second.opened().clean), (timeline, true));
     assert_eq!(second.opened().compared, Compared::Nothing);
-    write(second.exports()[0].device.as_ref(), &mut model, 1 << 20, noise(6, 512));
+    write_to(second.exports()[0].device.as_ref(), &mut model, 1 << 20, noise(6, 512));
     second.mark(&label("after")).unwrap();
     assert_eq!(second.status().counters.bytes_reread, 0);
     assert!(second.stop(Duration::from_secs(20), &|| false).drained);
@@ -222,14 +132,14 @@ fn a_source_that_somebody_else_changed_is_found_and_copied() {
     let place = Place::new();
     place.make_source("disk", 3);
     let first = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&first);
+    seeded(first.protection());
     assert!(first.stop(Duration::from_secs(20), &|| false).drained);
     let mut changed = std::fs::read(place.source("disk")).unwrap();
     changed[9 << 20..(9 << 20) + 512].fill(0xee);
     std::fs::write(place.source("disk"), &changed).unwrap();
     let second = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
     assert_eq!(second.opened().compared, Compared::Everything);
-    seeded(&second);
+    seeded(second.protection());
     let counters = second.status().counters;
     assert_eq!(counters.bytes_reread, DISK as u64);
     // One extent of the activity log at most is recorded for the one sector that differs.
@@ -243,19 +153,19 @@ fn a_dropped_protector_leaves_what_a_crash_leaves_and_is_made_whole() {
     let place = Place::new();
     let mut model = place.make_source("disk", 4);
     let first = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&first);
+    seeded(first.protection());
     let timeline = first.opened().timeline;
     let device = Arc::clone(&first.exports()[0].device);
-    write(device.as_ref(), &mut model, 0, noise(7, 4096));
+    write_to(device.as_ref(), &mut model, 0, noise(7, 4096));
     let kept = first.mark(&label("kept")).unwrap();
     let at_mark = model.clone();
-    write(device.as_ref(), &mut model, 8 << 20, noise(8, 300 << 10));
+    write_to(device.as_ref(), &mut model, 8 << 20, noise(8, 300 << 10));
     drop(device);
     drop(first);
     let second = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
     assert_eq!((second.opened().clean, second.opened().compared), (false, Compared::ActivityLog));
     assert_ne!(second.opened().timeline, timeline);
-    seeded(&second);
+    seeded(second.protection());
     let read = second.status().counters.bytes_reread;
     assert!(read > 0 && read < DISK as u64, "{read} bytes were read: the hot extents, not the disk");
     assert!(second.stop(Duration::from_secs(20), &|| false).drained);
@@ -277,12 +187,12 @@ fn two_disks_are_restored_to_the_same_lsn() {
     let place = Place::new();
     let mut models = [place.make_source("one", 5), place.make_source("two", 6)];
     let protector = Protector::start(&place.options(&["one", "two"]), |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     let devices: Vec<_> = protector.exports().iter().map(|export| Arc::clone(&export.device)).collect();
     let mut history = Vec::new();
     for step in 0..30usize {
         let which = step % 2;
-        write(devices[which].as_ref(), &mut models[which], step * 4096, noise(step as u64, 4096));
+        write_to(devices[which].as_ref(), &mut models[which], step as u64 * 4096, noise(step as u64, 4096));
         history.push((protector.status().lsn, models.clone()));
     }
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
@@ -299,8 +209,8 @@ fn the_journal_reads_the_same_under_its_owner() {
     let place = Place::new();
     let mut model = place.make_source("disk", 8);
     let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&protector);
-    write(protector.exports()[0].device.as_ref(), &mut model, 0, noise(9, 64 << 10));
+    seeded(protector.protection());
+    write_to(protector.exports()[0].device.as_ref(), &mut model, 0, noise(9, 64 << 10));
     let lsn = protector.mark(&label("now")).unwrap();
     let storage: Arc<dyn Storage> = Arc::new(Disk::open(place.replica()).unwrap());
     let Looked { manifest, snapshot, damage, .. } = look(storage.as_ref(), JOURNAL_DIRECTORY, None).unwrap();
@@ -321,7 +231,7 @@ fn a_thread_that_ends_takes_replication_out_of_the_guests_path_and_not_the_guest
     let failing = Arc::clone(&fail);
     let notices = move |_| assert!(!failing.load(Ordering::Relaxed), "a listener of the tests panics");
     let protector = Protector::start(&place.options(&["disk"]), notices).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     fail.store(true, Ordering::Relaxed);
     let device = Arc::clone(&protector.exports()[0].device);
     wait_for("the thread to end", || {
@@ -332,14 +242,14 @@ fn a_thread_that_ends_takes_replication_out_of_the_guests_path_and_not_the_guest
     assert_eq!(protector.status().detached, Some(Detached::Stuck(Stuck::Ended)));
     assert_eq!(protector.state(), State::Detached);
     wait_for("the reason", || protector.failure().is_some_and(|why| why.contains("cdp-events")));
-    write(device.as_ref(), &mut model, 1 << 20, noise(9, 64 << 10));
+    write_to(device.as_ref(), &mut model, 1 << 20, noise(9, 64 << 10));
     device.flush().unwrap();
     drop((protector, device));
     assert!(std::fs::read(place.source("disk")).unwrap() == model);
     // The next start believes nothing of what the log said.
     let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
     assert_eq!(protector.opened().compared, Compared::Everything);
-    seeded(&protector);
+    seeded(protector.protection());
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
     assert!(restored(&place.load(), &When::Latest, "disk") == model);
 }

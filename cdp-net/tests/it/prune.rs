@@ -1,6 +1,6 @@
 //! What retention would do, and what it does when it is asked for.
 
-use super::protect::{Place, label, noise, restored, seeded, wait_for};
+use crate::kit::{Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::media::Disk;
 use cdp_core::trust::KeyHolder;
@@ -42,7 +42,7 @@ fn pruning_does_what_a_dry_run_said() {
     // What is durable is noted every two seconds, and nothing is merged meanwhile.
     options.policy.window_ms = Some(32_000);
     let protector = Protector::start(&options, |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     for piece in 0..40u64 {
         let data = noise(700 + piece, (1 << 20) - (piece as usize % 3) * 100_000 / 4096 * 4096);
         protector.exports()[0].device.write((piece % 20) << 20, Bytes::from(data), false).unwrap();
@@ -103,7 +103,7 @@ fn a_window_that_is_shortened_ends_what_is_older_at_once() {
     let mut options = place.options(&["disk"]);
     options.policy.window_ms = Some(3_600_000);
     let protector = Protector::start(&options, |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     let host = protector.host();
     // They all go to one segment, and the merge ends inside it.
     let begun = Instant::now();

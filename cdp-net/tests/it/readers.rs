@@ -1,6 +1,6 @@
 //! What is read stays whole while it is read, also where the reader is the owner and does what others ask for.
 
-use super::protect::{DISK, Place, label, noise, restored, seeded, wait_for};
+use crate::kit::{DISK, Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::journal::{KeptInfo, Manifest, ReadError, StampedMoment, read_manifest};
 use cdp_core::media::{Disk, Storage};
@@ -28,7 +28,7 @@ fn written(place: &Place, seed: u64) -> [Vec<u8>; 3] {
     // Small ones: with what is merged first they go first.
     let options = ProtectOptions { segment_bytes: MIB as u64, ..place.options(&["disk"]) };
     let protector = Protector::start(&options, |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     // Before the first of them all over, more than a merge does in one piece; then to one place each: what is kept for who reads a
     // moment before is little.
     let models = [("seen", 0..20), ("later", 21..22), ("end", 22..23)].map(|(name, places)| {
@@ -267,7 +267,7 @@ fn who_reads_everything_and_never_ends_keeps_no_journal_from_its_bound() {
     let policy = PolicyChange { max_bytes: Some(bound), ..PolicyChange::default() };
     let options = ProtectOptions { segment_bytes: MIB as u64, ..place.options(&["disk"]) };
     let protector = Protector::start(&options, |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     protector.mark(&label("begun")).unwrap();
     let replica = place.replica();
     let mut everything = ControlClient::connect(&replica).unwrap();
@@ -297,7 +297,7 @@ fn a_merge_that_waits_keeps_nothing_else_waiting() {
     let place = Place::new();
     place.make_source("disk", 7006);
     let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     protector.mark(&label("begun")).unwrap();
     let replica = place.replica();
     let mut everything = ControlClient::connect(&replica).unwrap();

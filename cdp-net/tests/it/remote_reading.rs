@@ -1,153 +1,62 @@
 //! A replica at another site is read as one in a directory is, while protection goes on, whatever the line between does.
 
-use crate::protect::{DISK, Place, label, noise, wait_for};
+use crate::kit::{DISK, Sites, label, noise, seeded, stop, wait_for, write};
 use crate::wan::network::{Wan, Weather};
 use bytes::Bytes;
-use cdp_core::capture::State as Filtering;
-use cdp_core::media::{Disk, Storage};
 use cdp_core::trust::KeyHolder;
 use cdp_core::types::{DiskId, Extent};
 use cdp_core::when::When;
 use cdp_net::device::Device;
 use cdp_net::diff::{Difference, Of, Raw, differences, differences_with, digests};
-use cdp_net::far::{self, CallKind, Far, NO_VIEW, OpenView, ReadName, Remote, ViewRange, WriteHow, WriteView};
-use cdp_net::keeper::KeeperOptions;
-use cdp_net::link::identity::Identity;
-use cdp_net::link::listener::AcceptOptions;
+use cdp_net::far::{self, CallKind, NO_VIEW, OpenView, ReadName, ViewRange, WriteHow, WriteView};
 use cdp_net::link::pin::Peers;
 use cdp_net::moment::MomentDisks;
 use cdp_net::mount::ViewDevice;
 use cdp_net::nbd::{Address, Client, ClientOptions, Export, Server, ServerOptions};
-use cdp_net::owner::{Access, ControlClient, Owner, PolicyChange, Request};
-use cdp_net::protect::{GivenSources, Protection, ProtectionOptions, SourceOptions, State};
+use cdp_net::owner::{Access, ControlClient, PolicyChange, Request};
+use cdp_net::protect::Protection;
 use cdp_net::reading::ReadingTwo;
 use cdp_net::report::{At, Points, Policy, Problem, Status};
 use cdp_net::restore::{RestoreOptions, restore};
-use cdp_net::services::config::Peer;
-use cdp_net::services::far_link::{FarLink, FarOptions};
-use cdp_net::services::peers::PeerBook;
+use cdp_net::services::far_link::FarLink;
 use cdp_net::services::remote_reading::{RemoteOptions, RemoteReplica, RemoteSessionDevice, RemoteView};
-use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
 use cdp_net::services::url::CdpUrl;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Runtime;
 
-/// Two sites and a third one that reads, with identities of their own.
-struct Sites {
-    place: Place,
-    runtime: Runtime,
-    host: Option<ReplicaHost>,
-    address: SocketAddr,
+/// Two sites and a third one that reads; somebody else's filter knows the host, too.
+fn three_sites() -> Sites {
+    Sites::listing(&[("filter", "acme"), ("reader", "acme"), ("stranger", "other")])
 }
 
-impl Sites {
-    fn new() -> Self {
-        let (place, runtime) = (Place::new(), Runtime::new().unwrap());
-        let mut sites = Self { place, runtime, host: None, address: ([127, 0, 0, 1], 0).into() };
-        sites.start_host();
-        sites
-    }
-
-    fn identity(&self, name: &str) -> Arc<Identity> {
-        Arc::new(Identity::open_or_make(&self.place.directory.path().join(name), name).unwrap())
-    }
-
-    fn replica(&self) -> PathBuf {
-        self.place.directory.path().join("replicas/acme/machine")
-    }
-
-    fn start_host(&mut self) {
-        let peer = |(name, tenant): (&str, &str)| Peer {
-            name: name.into(),
-            fingerprint: self.identity(name).fingerprint().to_string(),
-            tenant: tenant.into(),
-        };
-        let options = ReplicaHostOptions {
-            listen: self.address.to_string(),
-            directory: self.place.directory.path().join("replicas"),
-            peers: PeerBook::new(&[("filter", "acme"), ("reader", "acme"), ("stranger", "other")].map(peer)),
-            tickets: None,
-            groups_max: 10,
-            keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
-            accept: AcceptOptions::default(),
-        };
-        // The one before lets go of its port when its tasks have ended.
-        let mut started = Err(std::io::ErrorKind::AddrInUse.into());
-        wait_for("the replica host", || {
-            started = self.runtime.block_on(ReplicaHost::start(self.identity("host"), options.clone()));
-            !matches!(&started, Err(error) if error.kind() == std::io::ErrorKind::AddrInUse)
-        });
-        let host = started.unwrap();
-        self.address = host.address();
-        self.host = Some(host);
-    }
-
-    fn stop_host(&mut self) {
-        let host = self.host.take().unwrap();
-        self.runtime.block_on(host.stop());
-    }
-
-    fn link(&self, name: &str) -> Arc<FarLink> {
-        let options = FarOptions {
-            to: vec![self.address.to_string()],
-            peers: Peers::new([self.identity("host").fingerprint()]),
-            tenant: String::new(),
-            name: "machine".into(),
-            spool: None,
-            memory_bytes: 1 << 30,
-            silence_ms: 1_500,
-            connections: 0,
-            ticket: Bytes::new(),
-        };
-        FarLink::start(self.identity(name), options).unwrap()
-    }
-
-    fn protect(&self) -> Protection {
-        let far: Arc<dyn Far> = Arc::new(Remote::new(self.link("filter")));
-        let sources = vec![SourceOptions { name: "disk".into(), path: self.place.source("disk") }];
-        let options = ProtectionOptions {
-            sources: sources.clone(),
-            name: Some("machine".into()),
-            policy: Default::default(),
-            trust_source: false,
-            full_check: false,
-            queue_bytes: 64 << 20,
-            reread_threads: 3,
-        };
-        let directory = self.place.directory.path().join("state");
-        let storage: Arc<dyn Storage> = Arc::new(Disk::create(&directory).unwrap());
-        let state = State { storage, owner: Some(Owner::acquire(&directory).unwrap()) };
-        let protection =
-            Protection::start(&options, GivenSources::open(&sources).unwrap(), state, &far, |_| {}).unwrap();
-        wait_for("the first copy", || protection.status().state == Filtering::Protecting);
-        protection
-    }
-
-    fn url(&self, address: SocketAddr, group: &str) -> CdpUrl {
-        format!("cdp://{address}/{group}").parse().unwrap()
-    }
-
-    fn reader(&self, who: &str, url: CdpUrl) -> Arc<RemoteReplica> {
-        let peers = Peers::new([self.identity("host").fingerprint()]);
-        let options = RemoteOptions { url, tenant: String::new(), peers, ticket: Bytes::new() };
-        RemoteReplica::open(self.identity(who), options).unwrap()
-    }
-
-    fn read(&self) -> Arc<RemoteReplica> {
-        self.reader("reader", self.url(self.address, "machine"))
-    }
-
-    fn owner(&self) -> ControlClient {
-        ControlClient::connect(&self.replica()).unwrap()
-    }
+fn replica_of(sites: &Sites) -> PathBuf {
+    sites.replicas().join("acme/machine")
 }
 
-fn write(protection: &Protection, model: &mut [u8], offset: usize, data: Vec<u8>) {
-    model[offset..offset + data.len()].copy_from_slice(&data);
-    protection.exports()[0].device.write(offset as u64, Bytes::from(data), false).unwrap();
+fn protect(sites: &Sites) -> Protection {
+    let protection = sites.protect(sites.host.address, "disk").unwrap();
+    seeded(&protection);
+    protection
+}
+
+fn url(address: SocketAddr, group: &str) -> CdpUrl {
+    format!("cdp://{address}/{group}").parse().unwrap()
+}
+
+fn reader(sites: &Sites, who: &str, url: CdpUrl) -> Arc<RemoteReplica> {
+    let peers = Peers::new([sites.identity("host").fingerprint()]);
+    let options = RemoteOptions { url, tenant: String::new(), peers, ticket: Bytes::new() };
+    RemoteReplica::open(sites.identity(who), options).unwrap()
+}
+
+fn read(sites: &Sites) -> Arc<RemoteReplica> {
+    reader(sites, "reader", url(sites.host.address, "machine"))
+}
+
+fn owner(sites: &Sites) -> ControlClient {
+    ControlClient::connect(&replica_of(sites)).unwrap()
 }
 
 fn when(text: &str) -> When {
@@ -188,24 +97,19 @@ fn marked(sites: &Sites, protection: &Protection) -> [Vec<u8>; 2] {
     [one, model]
 }
 
-fn stop(protection: Protection) {
-    let summary = protection.stop(Duration::from_secs(20), &|| false);
-    assert!(summary.drained && summary.manifest_stored, "{summary:?}");
-}
-
 #[test]
 fn what_is_read_from_afar_is_what_is_read_here() {
-    let sites = Sites::new();
+    let sites = three_sites();
     sites.place.make_source("disk", 1);
-    let protection = sites.protect();
+    let protection = protect(&sites);
     let [one, two] = marked(&sites, &protection);
-    let replica = sites.read();
+    let replica = read(&sites);
     let at: At = replica.request(&Request::Mark { label: label("afar"), app_consistent: false }).unwrap();
     assert!(at.point.is_some());
     let again = replica.request::<At>(&Request::Mark { label: label("afar"), app_consistent: false }).unwrap_err();
     assert_eq!(again.code, "label-taken");
     let ask = Request::Points { since: None, until: Some(when("label:afar")), limit: Some(100) };
-    let [far, here]: [Points; 2] = [replica.request(&ask).unwrap(), sites.owner().call(&ask).unwrap()];
+    let [far, here]: [Points; 2] = [replica.request(&ask).unwrap(), owner(&sites).call(&ask).unwrap()];
     assert_eq!(far, here);
     assert!(["one", "two", "afar"].iter().all(|name| far.points.iter().any(|p| p.label.as_deref() == Some(name))));
     let mut of_writer = two.clone();
@@ -217,8 +121,8 @@ fn what_is_read_from_afar_is_what_is_read_here() {
     assert!(std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&output).unwrap()) * 512 < DISK as u64);
     let key = KeyHolder::default();
     let moments = ["label:one", "label:two"].map(when);
-    let access = Access::Client(sites.owner());
-    let reading = ReadingTwo::open(&sites.replica(), access, moments.each_ref(), None, &key).unwrap();
+    let access = Access::Client(owner(&sites));
+    let reading = ReadingTwo::open(&replica_of(&sites), access, moments.each_ref(), None, &key).unwrap();
     let local = reading.views().unwrap();
     let (mut far, mut here): (Vec<Difference>, Vec<Difference>) = Default::default();
     replica.differences([&views[0], &views[1]], None, &mut |_, _| true, &mut |found| far.push(found)).unwrap();
@@ -242,20 +146,20 @@ fn what_is_read_from_afar_is_what_is_read_here() {
         })
         .unwrap();
     assert!(verified.ok && verified.bytes > 0 && !verified.good.is_empty(), "{verified:?}");
-    let status: Status = sites.owner().call(&Request::Status).unwrap();
+    let status: Status = owner(&sites).call(&Request::Status).unwrap();
     assert_eq!(status.pins, 2 + 2, "of both readers");
     drop(views);
-    wait_for("pins to go with what was read", || sites.owner().call::<Status>(&Request::Status).unwrap().pins == 2);
+    wait_for("pins to go with what was read", || owner(&sites).call::<Status>(&Request::Status).unwrap().pins == 2);
     stop(protection);
 }
 
 #[test]
 fn a_moment_and_a_session_are_served_over_nbd() {
-    let sites = Sites::new();
+    let sites = three_sites();
     sites.place.make_source("disk", 2);
-    let protection = sites.protect();
+    let protection = protect(&sites);
     let [one, _] = marked(&sites, &protection);
-    let replica = sites.read();
+    let replica = read(&sites);
     let serve = |device: Arc<dyn Device>| {
         let address = Address::Unix(sites.place.directory.path().join("nbd.sock"));
         let server = Server::start(ServerOptions::new(address, vec![Export::new("disk", device)])).unwrap();
@@ -314,13 +218,13 @@ fn a_moment_and_a_session_are_served_over_nbd() {
 
 #[test]
 fn a_restore_outlasts_a_line_that_is_cut_and_a_host_that_is_started_anew() {
-    let mut sites = Sites::new();
+    let mut sites = three_sites();
     sites.place.make_source("disk", 3);
-    let protection = sites.protect();
+    let protection = protect(&sites);
     let [one, two] = marked(&sites, &protection);
-    let wan = Wan::start(sites.address);
+    let wan = Wan::start(sites.host.address);
     wan.set(Weather { delay: Duration::from_millis(20), rate: 60 << 20, loss_ppm: 0 });
-    let replica = sites.reader("reader", sites.url(wan.address(), "machine"));
+    let replica = reader(&sites, "reader", url(wan.address(), "machine"));
     for (round, (name, model)) in
         [("label:one", &one), ("label:two", &two), ("label:one", &one)].into_iter().enumerate()
     {
@@ -335,8 +239,8 @@ fn a_restore_outlasts_a_line_that_is_cut_and_a_host_that_is_started_anew() {
                     0 => wan.cut(),
                     1 => wan.silence(),
                     _ => {
-                        sites.stop_host();
-                        sites.start_host();
+                        sites.host.stop();
+                        sites.host.again();
                     }
                 }
                 if round < 2 {
@@ -356,16 +260,16 @@ fn a_restore_outlasts_a_line_that_is_cut_and_a_host_that_is_started_anew() {
 /// The host itself answers while no filter writes, and gives way to one that comes.
 #[test]
 fn a_filter_comes_to_its_replica_while_that_is_read() {
-    let sites = Sites::new();
+    let sites = three_sites();
     let mut model = sites.place.make_source("disk", 4);
-    let protection = sites.protect();
+    let protection = protect(&sites);
     write(&protection, &mut model, 4096, noise(1, 4096));
     protection.mark(&label("one")).unwrap();
     stop(protection);
     let mut sites = sites;
-    sites.stop_host();
-    sites.start_host();
-    let replica = sites.read();
+    sites.host.stop();
+    sites.host.again();
+    let replica = read(&sites);
     assert_eq!(
         replica.request::<Points>(&Request::Points { since: None, until: None, limit: None }).unwrap().group,
         "machine"
@@ -377,7 +281,7 @@ fn a_filter_comes_to_its_replica_while_that_is_read() {
     device.write(0, Bytes::from(noise(9, 4096)), true).unwrap();
     assert!(content(&view) == model);
     let at_one = model.clone();
-    let protection = sites.protect();
+    let protection = protect(&sites);
     write(&protection, &mut model, 1 << 20, noise(2, 4096));
     protection.mark(&label("two")).unwrap();
     assert!(content(&view) == at_one, "{nobody}");
@@ -391,29 +295,29 @@ fn a_filter_comes_to_its_replica_while_that_is_read() {
 
 #[test]
 fn whose_group_it_is_not_reads_nothing_of_it() {
-    let sites = Sites::new();
+    let sites = three_sites();
     sites.place.make_source("disk", 5);
-    let protection = sites.protect();
+    let protection = protect(&sites);
     marked(&sites, &protection);
     // The same name is another tenant's own group, and that one has none.
-    let other = sites.reader("stranger", sites.url(sites.address, "machine"));
+    let other = reader(&sites, "stranger", url(sites.host.address, "machine"));
     assert_eq!(other.request::<Status>(&Request::Status).unwrap_err().code, "no-replica");
     assert_eq!(other.view(order("latest")).unwrap_err().code, "no-replica");
-    let none = sites.reader("reader", sites.url(sites.address, "nothing"));
+    let none = reader(&sites, "reader", url(sites.host.address, "nothing"));
     assert_eq!(none.verify(&mut |_, _| true).unwrap_err().code, "no-replica");
     assert!(!sites.place.directory.path().join("replicas/acme/nothing").exists());
     let peers = Peers::new([sites.identity("host").fingerprint()]);
-    let url = sites.url(sites.address, "machine");
+    let url = url(sites.host.address, "machine");
     let options = RemoteOptions { url: url.clone(), tenant: "acme".into(), peers, ticket: Bytes::new() };
     let spoken = RemoteReplica::open(sites.identity("stranger"), options).unwrap();
     let refused = spoken.request::<Status>(&Request::Status).unwrap_err();
     assert!(refused.message.contains("speaks for \"other\", not for \"acme\""), "{refused}");
-    let unknown = sites.reader("unknown", url).request::<Status>(&Request::Status).unwrap_err();
+    let unknown = reader(&sites, "unknown", url).request::<Status>(&Request::Status).unwrap_err();
     assert!(unknown.code == far::UNREACHABLE && unknown.hint.is_some(), "{unknown:?}");
     let wrong = PolicyChange { quota: Some(0), ..PolicyChange::default() };
-    let refused = sites.read().request::<Policy>(&Request::Policy { change: wrong }).unwrap_err();
+    let refused = read(&sites).request::<Policy>(&Request::Policy { change: wrong }).unwrap_err();
     assert_eq!(refused.code, "not-from-afar");
-    let pinned = sites.read().request::<serde_json::Value>(&Request::PinAll).unwrap_err();
+    let pinned = read(&sites).request::<serde_json::Value>(&Request::PinAll).unwrap_err();
     assert_eq!(pinned.code, "not-from-afar");
     stop(protection);
 }
@@ -421,11 +325,11 @@ fn whose_group_it_is_not_reads_nothing_of_it() {
 /// What comes twice, or late, is done once; what nobody opened, and what lies outside, is refused; what is open has a bound.
 #[test]
 fn calls_have_bounds_and_are_done_once() {
-    let sites = Sites::new();
+    let sites = three_sites();
     sites.place.make_source("disk", 6);
-    let protection = sites.protect();
+    let protection = protect(&sites);
     marked(&sites, &protection);
-    let link = sites.link("reader");
+    let link = FarLink::start(sites.identity("reader"), sites.far_options(sites.host.address)).unwrap();
     let disk = DiskId::new(1).unwrap();
     let order = OpenView { writable: true, session: Some("lab".into()), ..order("label:one") };
     let view = order.view;
@@ -464,7 +368,7 @@ fn calls_have_bounds_and_are_done_once() {
     let nothing = ViewRange { view: ReadName::draw(), disk, range: Extent::new(0, 512) };
     let unknown = far::ask::<()>(link.as_ref(), CallKind::ReadView, &nothing).unwrap_err();
     assert_eq!(unknown.code, NO_VIEW);
-    let replica = sites.read();
+    let replica = read(&sites);
     let open = || replica.view(OpenView { writable: false, session: None, ..order.clone() });
     let views: Vec<_> = (0..15).map(|_| open().unwrap()).collect();
     assert_eq!(open().unwrap_err().code, "busy");
@@ -476,18 +380,18 @@ fn calls_have_bounds_and_are_done_once() {
 /// What was written and not flushed may be lost with the host: that is said, and nothing is pretended.
 #[test]
 fn a_session_does_not_go_on_as_if_nothing_was_lost() {
-    let mut sites = Sites::new();
+    let mut sites = three_sites();
     sites.place.make_source("disk", 7);
-    let protection = sites.protect();
+    let protection = protect(&sites);
     let [one, _] = marked(&sites, &protection);
-    let replica = sites.read();
+    let replica = read(&sites);
     let order = OpenView { writable: true, session: Some("lab".into()), ..order("label:one") };
     let view = replica.view(order.clone()).unwrap();
     let device = RemoteSessionDevice::new(Arc::clone(&view), view.disks()[0].clone());
     let data = noise(8, 4096);
     device.write(0, Bytes::from(data.clone()), true).unwrap();
-    sites.stop_host();
-    sites.start_host();
+    sites.host.stop();
+    sites.host.again();
     for error in [device.write(0, Bytes::from(vec![0; 512]), true), device.flush(), device.read(0, &mut [0; 512])] {
         assert!(error.unwrap_err().to_string().contains("not flushed is lost"));
     }

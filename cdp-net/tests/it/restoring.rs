@@ -1,6 +1,6 @@
 //! What a restore does beside giving back the right bytes: it hears that it shall stop, and takes nobody's place by accident.
 
-use crate::protect::{Place, seeded};
+use crate::kit::{Place, seeded};
 use cdp_core::trust::KeyHolder;
 use cdp_core::when::When;
 use cdp_net::owner::Access;
@@ -17,7 +17,7 @@ const DISK: u64 = 1024 * MIB;
 fn empty_disk(place: &Place) -> Reading {
     std::fs::File::create(place.source("disk")).unwrap().set_len(DISK).unwrap();
     let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
     let access = Access::open(&place.replica(), Duration::from_secs(5)).unwrap();
     Reading::open(&place.replica(), access, &When::Latest, None, &KeyHolder::default()).unwrap()

@@ -1,6 +1,6 @@
 //! A wrapping key is rotated in every store of a replica, or the old one goes on opening it.
 
-use crate::protect::{Place, seeded};
+use crate::kit::{Place, seeded};
 use cdp_core::media::{Disk, Fault, Faults, Faulty, MediaErrorKind, Operation, Storage};
 use cdp_core::trust::{KeyHolder, WrappingKey};
 use cdp_net::host::{Host, rotate_key};
@@ -23,7 +23,7 @@ fn a_directory_that_cannot_be_listed_is_not_taken_for_an_empty_one() {
     place.make_source("disk", 21);
     let options = ProtectOptions { key: holder(1), ..place.options(&["disk"]) };
     let protector = Protector::start(&options, |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     assert!(protector.stop(Duration::from_secs(20), &|| false).drained);
     let owner = Owner::acquire(&place.replica()).unwrap();
     let disk: Arc<dyn Storage> = Arc::new(Disk::open(place.replica()).unwrap());

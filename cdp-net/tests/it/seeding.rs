@@ -2,7 +2,7 @@
 
 use crate::held::{Access, Gate, Held};
 use crate::history::{self, Disks};
-use crate::protect::{Place, label, noise, seeded, wait_for};
+use crate::kit::{Place, label, noise, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::capture::State;
 use cdp_net::protect::{ProtectOptions, Protector};
@@ -40,7 +40,7 @@ fn zeros_written_in_a_gap_of_the_seeding_reach_the_replica() {
     assert!(tracked >= 2, "{tracked} writes fell into the gap");
     wait_for("everything to be read again", || protector.status().dirty_bytes == 0);
     gate.open();
-    seeded(&protector);
+    seeded(protector.protection());
     let lsn = protector.mark(&label("end")).unwrap();
     assert!(protector.stop(Duration::from_secs(30), &|| false).drained);
     let replica = place.load();

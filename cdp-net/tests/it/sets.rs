@@ -1,6 +1,6 @@
 //! Consistency sets on real filters: a ledger over two groups, many cuts, and what is restored from each.
 
-use crate::protect::{noise, wait_for};
+use crate::kit::{noise, wait_for};
 use bytes::Bytes;
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::Replica;
@@ -38,7 +38,7 @@ impl Side {
         std::fs::write(&source, content).unwrap();
         let options = ProtectOptions::new(vec![SourceOptions { name: "disk".into(), path: source }], replica.clone());
         let protector = Arc::new(Protector::start(&options, |_| {}).unwrap());
-        crate::protect::seeded(&protector);
+        crate::kit::seeded(protector.protection());
         Self { _directory: directory, replica, protector }
     }
 

@@ -1,7 +1,6 @@
 //! What a filter does with what its replica at another site does not take: memory, then disk, then only which blocks changed.
 
-use crate::distance::{Sites, seeded, stop, write};
-use crate::protect::{noise, restored, wait_for};
+use crate::kit::{Sites, noise, restored, seeded, stop, wait_for, write};
 use crate::wan::network::Wan;
 use cdp_core::capture::State as Filtering;
 use cdp_core::frame::GapReason;
@@ -48,7 +47,7 @@ fn what_has_no_room_in_memory_goes_to_the_spool_and_comes_from_it_in_order() {
     // What a process before left there.
     std::fs::create_dir_all(&directory).unwrap();
     std::fs::write(directory.join(format!("{:032x}-{:016x}.spool", 7, 1)), b"old").unwrap();
-    let wan = Wan::start(sites.address);
+    let wan = Wan::start(sites.host.address);
     let far = options(&sites, &wan, directory.clone(), 256 << 20);
     let protection = sites.protect_over(far, "disk", |_| {}).unwrap();
     seeded(&protection);
@@ -67,14 +66,14 @@ fn what_has_no_room_in_memory_goes_to_the_spool_and_comes_from_it_in_order() {
     assert_eq!((status.counters.gaps, status.counters.forks), (0, 0));
     stop(protection);
     drop(wan);
-    assert!(restored(&sites.load(), &When::Latest, "disk") == model);
+    assert!(restored(&sites.load().0, &When::Latest, "disk") == model);
 }
 
 #[test]
 fn what_has_no_room_in_the_spool_either_is_tracked_and_read_again() {
     let (sites, directory) = sites();
     let mut model = sites.place.make_source("disk", 2);
-    let wan = Wan::start(sites.address);
+    let wan = Wan::start(sites.host.address);
     let protection = sites.protect_over(options(&sites, &wan, directory, 16 << 20), "disk", |_| {}).unwrap();
     seeded(&protection);
     wan.cut();
@@ -91,7 +90,7 @@ fn what_has_no_room_in_the_spool_either_is_tracked_and_read_again() {
     assert_eq!((status.counters.gaps, status.counters.forks), (1, 0), "nothing that was kept is lost: {status:?}");
     stop(protection);
     drop(wan);
-    assert!(restored(&sites.load(), &When::Latest, "disk") == model);
+    assert!(restored(&sites.load().0, &When::Latest, "disk") == model);
 }
 
 /// Two groups of one process, whose far sides are both away: the one that writes much takes what the other does not need, and no more.
@@ -101,7 +100,7 @@ fn a_noisy_group_does_not_push_the_others_into_tracking() {
     let start = |seed| {
         let sites = Sites::new();
         let model = sites.place.make_source("disk", seed);
-        let wan = Wan::start(sites.address);
+        let wan = Wan::start(sites.host.address);
         let far = FarOptions { memory_bytes: 80 << 20, ..sites.far_options(wan.address()) };
         let protection = sites.protect_over(far, "disk", |_| {}).unwrap();
         seeded(&protection);
@@ -129,5 +128,5 @@ fn a_noisy_group_does_not_push_the_others_into_tracking() {
     wait_for("the resync", || noisy.status().state == Filtering::Protecting);
     stop(noisy);
     drop(noisy_wan);
-    assert!(restored(&noisy_sites.load(), &When::Latest, "disk") == noisy_model);
+    assert!(restored(&noisy_sites.load().0, &When::Latest, "disk") == noisy_model);
 }

@@ -1,6 +1,6 @@
 //! The end of a protection does not wait for work that somebody asked for.
 
-use super::protect::{Place, label, noise, restored, seeded, wait_for};
+use crate::kit::{Place, label, noise, restored, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::when::When;
 use cdp_net::owner::{ControlClient, PinReply, PolicyChange, Request};
@@ -13,7 +13,7 @@ fn a_merge_that_was_asked_for_ends_with_its_owner_and_goes_on_with_the_next() {
     let place = Place::new();
     let mut model = place.make_source("disk", 81);
     let protector = Protector::start(&place.options(&["disk"]), |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     // Three pieces of a merge: one would be through before anybody looks at the end.
     for piece in 0..20 {
         let data = noise(900 + piece, 1 << 20);

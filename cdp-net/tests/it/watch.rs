@@ -1,6 +1,6 @@
 //! What an owner notes of the time it watches: over many short runs, and for points that come more often than arrivals.
 
-use super::protect::{Place, label, noise, seeded, wait_for};
+use crate::kit::{Place, label, noise, seeded, wait_for};
 use bytes::Bytes;
 use cdp_core::journal::Retention;
 use cdp_net::protect::{ProtectOptions, Protector};
@@ -11,7 +11,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 
 fn start(options: &ProtectOptions) -> Protector {
     let protector = Protector::start(options, |_| {}).unwrap();
-    seeded(&protector);
+    seeded(protector.protection());
     protector
 }
 

@@ -1,12 +1,18 @@
 //! What every test of the command needs: a place of its own, the command, and programs that may not be installed.
 
+#[path = "../../../../cdp-net/tests/kit/basics.rs"]
+mod basics;
 mod guest;
+#[path = "../../../../cdp-net/tests/kit/host.rs"]
+mod host;
 mod mounted;
 mod running;
 mod scene;
 mod serving;
 
+pub(crate) use basics::{PATIENCE, noise, wait_for};
 pub(crate) use guest::{Guest, client, raw, write_request};
+pub(crate) use host::{Host, identity};
 pub(crate) use mounted::Mounted;
 pub(crate) use running::{Inject, Running};
 pub(crate) use scene::Scene;
@@ -18,10 +24,6 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-/// How long anything may take before a test gives up: generous, because the machine may be busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Loops run this often, unless the environment asks for more.
 pub(crate) fn times(variable: &str, usual: u64) -> u64 {
@@ -36,6 +38,10 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn new() -> Self {
         Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.directory.path()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -55,19 +61,6 @@ impl Place {
     pub(crate) fn socket(&self, name: &str) -> String {
         format!("nbd+unix:///?socket={}", self.path(&format!("{name}.sock")).display())
     }
-}
-
-/// Bytes that do not compress.
-pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = vec![0; length];
-    for piece in bytes.chunks_mut(8) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        piece.copy_from_slice(&state.to_le_bytes()[..piece.len()]);
-    }
-    bytes
 }
 
 /// What a file holds, in short.
@@ -133,15 +126,6 @@ pub(crate) fn restore(replica: &Path, at: &str, output: &Path) -> Answer {
 /// `cdp mark`; whether the present can be marked is for the caller to know.
 pub(crate) fn mark(replica: &Path, label: &str) -> Value {
     cdp(&[OsStr::new("mark"), replica.as_os_str(), OsStr::new("--label"), OsStr::new(label)]).done()
-}
-
-/// Waits for what another process brings about.
-pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited too long for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Where programs are: those for file systems are not in everybody's path.

@@ -183,6 +183,6 @@ fn ten_thousand_connections_keep_nobody_out() {
     println!("host: {stats:?}, {} KiB more", resident().saturating_sub(before) >> 10);
     assert!(stats.refused + stats.dawdled >= (FLOOD - 128) as u64, "{stats:?}");
     drop(ends);
-    assert!(!replicas(&provider.directory).join("victim").exists());
+    assert!(!replicas(provider.directory.path()).join("victim").exists());
     provider.runtime.block_on(host.stop());
 }

@@ -1,45 +1,21 @@
 //! The whole way: a filter, a gateway, a replica host.
 
 use super::*;
-use crate::protect::{Place, label, noise, restored, wait_for};
-use cdp_core::capture::State as Filtering;
+use crate::kit::{Place, far_options, label, noise, restored, seeded, stop, wait_for, write};
 use cdp_core::journal::read_manifest;
 use cdp_core::link::message::{Answer, Call, CallStatus};
 use cdp_core::link::source::ConnId;
-use cdp_core::media::{Disk, Storage};
+use cdp_core::media::Disk;
 use cdp_core::when::When;
 use cdp_net::far::{CallKind, Far, Remote};
-use cdp_net::owner::Owner;
-use cdp_net::protect::{GivenSources, Protection, ProtectionOptions, SourceOptions, State};
+use cdp_net::protect::Protection;
 use cdp_net::services::far_link::{FarLink, FarOptions};
 
 fn protect(provider: &Provider, place: &Place, ticket: Bytes) -> Protection {
-    let options = FarOptions {
-        to: vec![provider.address.to_string()],
-        peers: Peers::new([provider.identity("host").fingerprint()]),
-        tenant: String::new(),
-        name: "machine".into(),
-        spool: None,
-        memory_bytes: 1 << 30,
-        silence_ms: 10_000,
-        connections: 2,
-        ticket,
-    };
+    let straight = far_options(&[provider.address], &provider.identity("host"));
+    let options = FarOptions { silence_ms: 10_000, connections: 2, ticket, ..straight };
     let far: Arc<dyn Far> = Arc::new(Remote::new(FarLink::start(provider.identity("filter"), options).unwrap()));
-    let sources = vec![SourceOptions { name: "disk".into(), path: place.source("disk") }];
-    let options = ProtectionOptions {
-        sources: sources.clone(),
-        name: Some("machine".into()),
-        policy: Default::default(),
-        trust_source: false,
-        full_check: false,
-        queue_bytes: 64 << 20,
-        reread_threads: 3,
-    };
-    let directory = place.directory.path().join("state");
-    let storage: Arc<dyn Storage> = Arc::new(Disk::create(&directory).unwrap());
-    let state = State { storage, owner: Some(Owner::acquire(&directory).unwrap()) };
-    Protection::start(&options, GivenSources::open(&sources).unwrap(), state, &far, |_| {}).unwrap()
+    place.protect(&place.options_for_far(&["disk"]), &far, |_| {}).unwrap()
 }
 
 /// How the replica of `machine` stands, asked with this ticket.
@@ -64,15 +40,13 @@ fn a_filter_reaches_its_replica_through_a_gateway() {
     let mut model = place.make_source("disk", 4);
     let ticket = provider.issue(&provider.ticket("acme", "filter"));
     let protection = protect(&provider, &place, ticket);
-    wait_for("the first copy", || protection.status().state == Filtering::Protecting);
-    let data = noise(5, 300 << 10);
-    model[4096..4096 + data.len()].copy_from_slice(&data);
-    protection.exports()[0].device.write(4096, data.into(), false).unwrap();
+    seeded(&protection);
+    write(&protection, &mut model, 4096, noise(5, 300 << 10));
     protection.mark(&label("written")).unwrap();
     let of = provider.tenant("acme");
     assert!(of.in_bytes > model.len() as u64 && of.out_bytes > 0 && of.connections >= 2, "{of:?}");
     // Who may ask about one group is told nothing of another one, by whatever name he asks.
-    let directory = replicas(&provider.directory).join("acme/machine");
+    let directory = replicas(provider.directory.path()).join("acme/machine");
     let group = read_manifest(&Disk::open(&directory).unwrap()).unwrap().group;
     let asked = |group| {
         let ticket = Ticket { group: Some(group), ..provider.ticket("acme", "filter") };
@@ -81,9 +55,7 @@ fn a_filter_reaches_its_replica_through_a_gateway() {
     let refused = asked(GroupId::new([5; 16]).unwrap());
     assert!(refused.status == CallStatus::Refused && refused.header.windows(11).any(|at| at == b"other-group"));
     assert_eq!(asked(group).status, CallStatus::Done);
-    let summary = protection.stop(Duration::from_secs(20), &|| false);
-    assert!(summary.drained && summary.manifest_stored, "{summary:?}");
-    drop(protection);
+    stop(protection);
     wait_for("the connections' end", || provider.tenant("acme").connections == 0);
     provider.runtime.block_on(host.stop());
     std::fs::rename(directory, place.replica()).unwrap();
@@ -139,7 +111,7 @@ fn a_ticket_lets_in_who_has_its_certificate_for_its_tenant_and_nobody_else() {
         provider.enter(gateway, "filter", &ticket, "", None).await.unwrap();
         provider.enter(gateway, "filter", &of_group, "acme", Some(only)).await.unwrap();
     });
-    assert!(!replicas(&provider.directory).join("other").exists());
+    assert!(!replicas(provider.directory.path()).join("other").exists());
     provider.runtime.block_on(host.stop());
 }
 

@@ -1,7 +1,7 @@
 //! The same with real processes: two filters as `cdp serve` runs them, each with a guest's disk, and a replica host.
 
 use super::{BLOCK, WRITERS, is_causal, p99};
-use crate::protect::wait_for;
+use crate::kit::wait_for;
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::Replica;
 use cdp_core::trust::KeyHolder;
