@@ -3,6 +3,7 @@
 use super::only::Only;
 use super::reads::{self, Reads};
 use super::traffic::Traffic;
+use super::turns::TenantTurns;
 use super::{Shared, frames, lock};
 use crate::far::{Acks, Begin, CallKind, Caller, Far, Find, Found, Origin, RemoteNear};
 use crate::host::Host;
@@ -83,6 +84,8 @@ pub(super) struct Seat {
     way: Arc<Way>,
     /// What is read of it from afar.
     pub(super) reads: Reads,
+    /// When calls are answered.
+    pub(super) turns: Arc<TenantTurns>,
     /// Answers while there is no keeper, and somebody reads.
     idle: Mutex<Option<Owning>>,
     /// Of the last task that has frames.
@@ -131,7 +134,7 @@ fn refused(call: &Call, problem: &Problem) -> Answer {
 }
 
 impl Seat {
-    pub(super) fn new(directory: PathBuf, options: KeeperOptions) -> Arc<Self> {
+    pub(super) fn new(directory: PathBuf, options: KeeperOptions, turns: Arc<TenantTurns>) -> Arc<Self> {
         Arc::new(Self {
             directory,
             options,
@@ -142,6 +145,7 @@ impl Seat {
             moment: Mutex::default(),
             stored: Mutex::default(),
             reads: Reads::default(),
+            turns,
             idle: Mutex::default(),
         })
     }

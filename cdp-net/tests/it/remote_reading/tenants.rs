@@ -1,0 +1,40 @@
+//! What one tenant asks keeps no other tenant waiting.
+
+use super::{Sites, marked, order, stop};
+use bytes::Bytes;
+use cdp_core::journal::MANIFEST_NAME;
+use cdp_core::link::message::Call;
+use cdp_net::far::CallKind;
+use cdp_net::owner::SOCKET_FILE;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+/// As many calls as sessions have, in as many sessions as would fill every thread of the host.
+#[test]
+fn a_tenant_whose_calls_are_never_answered_keeps_no_other_tenant_waiting() {
+    let sites = Sites::new();
+    sites.place.make_source("disk", 8);
+    // An owner that never says a word.
+    let directory = sites.place.directory.path().join("replicas/other/machine");
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join(MANIFEST_NAME), "").unwrap();
+    let owner = UnixListener::bind(directory.join(SOCKET_FILE)).unwrap();
+    let flood: Vec<_> = (0..3).map(|_| sites.link("stranger")).collect();
+    let header: Bytes = serde_json::to_vec(&order("latest")).unwrap().into();
+    let kind = CallKind::OpenView as u16;
+    let begin = |_| Call { kind, header: header.clone(), tail: Bytes::new() };
+    let waiting: Vec<_> = flood
+        .iter()
+        .flat_map(|link| (0..250).map(begin).map(|call| link.begin_call(call, Duration::from_secs(60))))
+        .collect();
+    let held = owner.accept().unwrap();
+    let protection = sites.protect();
+    let [one, two] = marked(&sites, &protection);
+    let replica = sites.read();
+    for (at, model) in [("label:one", &one), ("label:two", &two)] {
+        assert!(super::content(&replica.view(order(at)).unwrap()) == *model);
+    }
+    stop(protection);
+    assert!(waiting.iter().all(|answer| answer.try_recv().is_err()), "the flood is there to the end");
+    drop((held, owner));
+}
