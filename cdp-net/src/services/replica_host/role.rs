@@ -133,6 +133,7 @@ impl Role for ReplicaHostRole {
             groups: host.groups(),
             held_max: Held { memory: WINDOW.saturating_mul(self.config.groups_max.into()), disk: 0 },
             door: Some(DoorReport { let_in, refused, dawdled, errors }),
+            dropped_bytes: None,
             tenants: Vec::new(),
         }
     }

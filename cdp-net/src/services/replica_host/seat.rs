@@ -263,10 +263,12 @@ impl Seat {
             return match held.begun {
                 Some((begun, at)) if begun == timeline => Ok(Resumed::Held(held.clone(), Position::whole(at))),
                 Some(_) => Err(Farewell::new(Code::TimelineClosed, "another timeline is written now")),
-                None => Err(unknown("the timeline is not begun yet".into())),
+                // Its filter has found the replica, and says in a moment what it goes on with.
+                None => Err(Farewell::new(Code::Busy, "a filter begins, and has not said what")),
             };
         }
-        let mut new = self.hold().map_err(|problem| unknown(problem.message))?;
+        let shut = |text: String| Farewell::new(Code::Unreachable, text);
+        let mut new = self.hold().map_err(|problem| shut(problem.message))?;
         let near = Arc::new(RemoteNear::new(Arc::clone(&self.way) as _));
         let resumed = new.keeper.resume(group, timeline, Some(hello.durable_seen), near);
         let at = match resumed {
@@ -283,7 +285,9 @@ impl Seat {
                     }
                     (None, "not-following") => Err(Farewell::new(Code::TimelineClosed, problem.message)),
                     (None, "broken") => Err(Farewell::new(Code::Torn, problem.message)),
-                    (None, _) => Err(unknown(problem.message)),
+                    (None, "not-found") => Err(unknown(problem.message)),
+                    // What cannot be opened now is there all the same.
+                    (None, _) => Err(shut(problem.message)),
                 };
             }
         };
