@@ -69,6 +69,7 @@ use cdp_core::capture::Room;
 use cdp_core::frame::RawFrame;
 use cdp_core::types::{DiskId, Extent, Lsn};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Takes frames in their order; never waits. What was given and is not durable is bounded by the filter.
 pub type Frames = Box<dyn Fn(RawFrame) + Send>;
@@ -141,6 +142,10 @@ pub trait Far: Send + Sync {
     /// # Errors
     /// When that is not stored: it may be asked again.
     fn seeded(&self, seeded: &Seeded) -> Result<(), Problem>;
+
+    /// The protection is about to end: whoever asks something from here on waits for this time altogether, at most. One that answers
+    /// gets what it needs to write down how it ended.
+    fn patience(&self, patience: Duration);
 
     /// What it does by itself in the background ends, because the protection is about to; frames are still taken.
     fn quiesce(&self);

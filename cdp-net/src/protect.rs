@@ -239,10 +239,15 @@ impl Protection {
 }
 
 impl Shared {
-    /// Whatever goes on in the background ends.
+    /// Whatever goes on in the background ends, on both sides.
     fn stop_all(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop_here();
         self.far.quiesce();
+    }
+
+    /// The same of this side: waits for nobody.
+    fn stop_here(&self) {
+        self.stop.store(true, Ordering::Relaxed);
         self.sources.stop_copies();
     }
 

@@ -34,6 +34,9 @@ const FRAMES_PER_SEED: u32 = 4;
 const RETRY_NS: u64 = 100_000_000;
 /// A session that held so long was a good one: the next wait is the first one again.
 const STABLE_NS: u64 = 10_000_000_000;
+/// A shorter one in which something was acknowledged or answered counts as so few failures at most: faults that follow each other
+/// closely are not one long fault. Never none: who lets in and goes away each time is not dialled as often as may be.
+const USEFUL_FAILURES: u32 = 1;
 
 /// A connection: a name that its driver gives and never uses again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -544,6 +547,8 @@ impl SourceEnd {
         self.seeds.clear();
         if session.up_since().is_some_and(|since| now.since(since) >= STABLE_NS) {
             self.failures = 0;
+        } else if session.was_useful() {
+            self.failures = self.failures.min(USEFUL_FAILURES);
         }
         if session.is_up() {
             self.effects.push_back(SourceEffect::Down { why: why.clone() });

@@ -108,6 +108,10 @@ impl Far for Null {
         Ok(())
     }
 
+    fn patience(&self, patience: Duration) {
+        self.keeper.patience(patience);
+    }
+
     fn quiesce(&self) {
         self.keeper.quiesce();
     }

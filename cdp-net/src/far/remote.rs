@@ -12,6 +12,7 @@ use cdp_core::link::message::{Answer, Call};
 use cdp_core::replica::digest::hash;
 use cdp_core::types::{BLOCK, DiskId, Extent, Lsn};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// The filter's end of a link: calls, and what is not one.
 pub trait Wire: Caller {
@@ -21,8 +22,12 @@ pub trait Wire: Caller {
     /// Where it goes what is lent.
     fn lends(&self) -> Lends;
 
-    /// From now on acks are told to this one, and calls from the other end are answered by [`answer_near`] with it; none: to nobody.
+    /// From now on acks are told to this one, and calls from the other end are answered by [`answer_near`] with it; none: to nobody, and
+    /// whoever waits for an answer is told at once that there is none, until somebody looks for the replica again.
     fn listen(&self, near: Option<Arc<dyn Near>>);
+
+    /// As of [`Far::patience`].
+    fn patience(&self, patience: Duration);
 
     /// The number that the next seed will have in this session.
     fn next_seed(&self) -> u64;
@@ -162,6 +167,10 @@ impl Far for Remote {
 
     fn seeded(&self, seeded: &Seeded) -> Result<(), Problem> {
         self.ask(CallKind::Seeded, seeded)
+    }
+
+    fn patience(&self, patience: Duration) {
+        self.wire.patience(patience);
     }
 
     fn quiesce(&self) {

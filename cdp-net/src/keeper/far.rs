@@ -226,6 +226,10 @@ impl Far for Keeper {
         self.running()?.name_bases(&seeded.disks)
     }
 
+    fn patience(&self, _: Duration) {
+        // What is waited for in this process has bounds of its own.
+    }
+
     fn quiesce(&self) {
         if let Ok(running) = self.running() {
             running.stop.store(true, Ordering::Relaxed);

@@ -44,9 +44,11 @@ pub struct Summary {
 
 impl Protection {
     /// Ends the protection; guests' connections should have ended before. Waits at most `patience` until everything is
-    /// durable and the replica's files say that the stop was clean, or ten seconds for the latter; `hurry` ends the wait early.
+    /// durable and the replica's files say that the stop was clean, or ten seconds for the latter where the replica answers; `hurry`
+    /// ends the wait early.
     pub fn stop(&self, patience: Duration, hurry: &dyn Fn() -> bool) -> Summary {
         let (engine, far) = (&self.shared.engine, &self.shared.far);
+        far.patience(patience);
         // What ends asks for nothing more.
         let lacked = far.sums().lack;
         self.shared.draining.store(true, Ordering::Relaxed);
@@ -150,7 +152,8 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.shared.stop_all();
+        // The other side may be out of reach: it lets go of everything as it is.
+        self.shared.stop_here();
         // Without anybody who orders copies their thread ends.
         *self.shared.copies.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.shared.engine.end();

@@ -134,7 +134,7 @@ impl Config {
         }
         if let Some(host) = &mut self.replica_host {
             place(&mut host.directory);
-            host.key_file.iter_mut().for_each(place);
+            host.key_file.iter_mut().chain(&mut host.ticket_key).for_each(place);
         }
     }
 

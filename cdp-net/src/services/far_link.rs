@@ -31,6 +31,9 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 /// How long somebody who asks waits for the other end at most, the time to reach it included.
 const CALL_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long the other side has at an end, at least, if it is there: enough to write down how it ended.
+const CLOSE_LEAST: Duration = Duration::from_secs(10);
+
 /// Where a replica is, and how it is reached.
 #[derive(Clone, Debug)]
 pub struct FarOptions {
@@ -184,19 +187,11 @@ impl FarLink {
         let _ = self.shared.commands.send(Command::Stop { said });
     }
 
-    /// The protection ends: whoever asks something waits until then at most, and what is asked after is refused.
-    pub fn give_up_at(&self, at: Instant) {
-        lock(&self.shared.state).give_up = Some(at);
-    }
-
     fn ask(&self, call: Call) -> Answer {
         let silent = |status| Answer { kind: call.kind, status, header: Bytes::new(), tail: Bytes::new() };
         let (now, give_up) = (Instant::now(), lock(&self.shared.state).give_up);
         if give_up.is_some_and(|at| at <= now) {
-            let message = "the protection ends, and does not wait for the other side any more";
-            let problem = Problem::new(ProblemClass::Failed, "given-up", message);
-            let header = serde_json::to_vec(&problem).unwrap_or_default().into();
-            return Answer { header, ..silent(CallStatus::Refused) };
+            return given_up(call.kind);
         }
         let within = give_up.map_or(CALL_WITHIN, |at| (at - now).min(CALL_WITHIN));
         let answered = self.begin_call(call.clone(), within);
@@ -243,8 +238,20 @@ impl FarLink {
     }
 }
 
+/// The answer to what nobody is asked any more.
+fn given_up(kind: u16) -> Answer {
+    let message = "the protection ends, and does not wait for the other side any more";
+    let problem = Problem::new(ProblemClass::Failed, "given-up", message);
+    let header = serde_json::to_vec(&problem).unwrap_or_default().into();
+    Answer { kind, status: CallStatus::Refused, header, tail: Bytes::new() }
+}
+
 impl Caller for FarLink {
     fn call(&self, call: Call) -> Answer {
+        if CallKind::of(call.kind) == Some(CallKind::Find) {
+            // Another protection begins over this link.
+            lock(&self.shared.state).give_up = None;
+        }
         let answer = self.ask(call.clone());
         if answer.status == CallStatus::Done {
             match CallKind::of(call.kind) {
@@ -275,7 +282,19 @@ impl Wire for FarLink {
     }
 
     fn listen(&self, near: Option<Arc<dyn Near>>) {
+        let ends = near.is_none();
         *lock(&self.shared.near) = near;
+        if ends {
+            lock(&self.shared.state).give_up = Some(Instant::now());
+            // A task that has ended has let go of everybody.
+            let _ = self.shared.commands.send(Command::LetGo);
+        }
+    }
+
+    fn patience(&self, patience: Duration) {
+        let mut state = lock(&self.shared.state);
+        let least = if state.road.is_up { CLOSE_LEAST } else { Duration::ZERO };
+        state.give_up = Some(Instant::now() + patience.max(least));
     }
 
     fn next_seed(&self) -> u64 {

@@ -71,7 +71,11 @@ impl<'a> Page<'a, '_> {
         self.family("cdp_role_up", "1: the role works; 0: it has failed.", None, up)?;
         let limits = facts.roles.iter().flat_map(|role| held(vec![("role", role.name)], role.report.held_max));
         let text = "The most that all groups of a role may hold on their way.";
-        self.family("cdp_spool_limit", text, Some(Unit::Bytes), limits.filter(|(_, limit)| limit.is_some_gauge()))
+        self.family("cdp_spool_limit", text, Some(Unit::Bytes), limits.filter(|(_, limit)| limit.is_some_gauge()))?;
+        let dropped = facts.roles.iter().filter_map(|role| Some((role.name, role.report.dropped_bytes?)));
+        let dropped = dropped.map(|(role, bytes)| (vec![("role", role)], Value::Count(bytes)));
+        let text = "Bytes that were kept and dropped: no next hop will ever take them.";
+        self.family("cdp_spool_dropped", text, Some(Unit::Bytes), dropped)
     }
 
     /// One number of each group, where it has it.

@@ -46,7 +46,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -199,8 +199,10 @@ struct Shared {
     keys: Mutex<BTreeMap<SessionId, (RelayKey, DataKey)>>,
     /// Sessions of calls that may come beside those that are there.
     calls: Arc<tokio::sync::Semaphore>,
-    /// Told something when the proxy ends.
-    ending: watch::Sender<()>,
+    /// Bytes that were kept here and belonged to nobody any more.
+    dropped_bytes: AtomicU64,
+    /// Whether the proxy ends: who begins late is told too.
+    ending: watch::Sender<bool>,
     /// Nothing new is taken any more. Set with `relays` locked.
     is_draining: AtomicBool,
 }
@@ -290,7 +292,8 @@ impl Proxy {
             relays: Mutex::default(),
             keys: Mutex::default(),
             calls: Arc::new(tokio::sync::Semaphore::new(CALLS_MAX)),
-            ending: watch::channel(()).0,
+            dropped_bytes: AtomicU64::new(0),
+            ending: watch::channel(false).0,
             is_draining: AtomicBool::new(false),
         });
         shared.set_ways(&to, &ticket);
@@ -342,6 +345,12 @@ impl Proxy {
         self.standings().into_iter().filter_map(of).max()
     }
 
+    /// Bytes that were kept since the start and dropped, as no next hop will ever take them.
+    #[must_use]
+    pub fn dropped_bytes(&self) -> u64 {
+        self.shared.dropped_bytes.load(Ordering::Relaxed)
+    }
+
     fn standings(&self) -> Vec<(RelayKey, Standing)> {
         lock(&self.shared.relays).iter().map(|(key, known)| (key.clone(), known.stand.get())).collect()
     }
@@ -364,7 +373,7 @@ impl Proxy {
             std::thread::sleep(Duration::from_millis(10));
         }
         let left = self.standings().iter().map(|(_, standing)| standing.left_bytes()).sum();
-        self.shared.ending.send_replace(());
+        self.shared.ending.send_replace(true);
         let until = Instant::now() + Duration::from_secs(2);
         while !all(|standing| standing.has_ended) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(10));
@@ -378,7 +387,7 @@ impl Drop for Proxy {
         self.tasks.iter().for_each(JoinHandle::abort);
         let _context = self.runtime.enter();
         drop(lock(&self.listener).take());
-        self.shared.ending.send_replace(());
+        self.shared.ending.send_replace(true);
         lock(&self.shared.relays).clear();
     }
 }
@@ -477,6 +486,9 @@ impl Shared {
 
     /// A session of calls has a task of its own, as long as it holds.
     fn begin_calls(self: &Arc<Self>, key: RelayKey, accepted: Accepted) -> Result<(), Refused> {
+        if self.is_draining.load(Ordering::Relaxed) {
+            return Err(Box::new((accepted, Farewell::new(Code::Stopping, "this proxy ends"))));
+        }
         let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
             let farewell = Farewell::new(Code::Busy, format!("{CALLS_MAX} sessions of calls are open"));
             return Err(Box::new((accepted, farewell)));

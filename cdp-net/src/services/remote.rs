@@ -34,8 +34,6 @@ use std::time::{Duration, Instant};
 
 /// How long a start waits for the other side, before the disks are served without it.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the other side has at an end, at least, if it is there: enough to write down how it ended.
-const CLOSE_LEAST: Duration = Duration::from_secs(10);
 /// How often it is looked how the way to the other side stands.
 const LOOK: Duration = Duration::from_millis(100);
 /// Between two tries to begin, at first and at most: the other side says no, or went away in between.
@@ -246,19 +244,8 @@ impl RemoteProtection {
         self.inner.draining.store(true, Ordering::Relaxed);
         self.end_thread();
         match self.protection() {
-            Some(protection) => {
-                self.give_up_after(patience);
-                protection.stop(patience, hurry)
-            }
+            Some(protection) => protection.stop(patience, hurry),
             None => self.inner.never_begun(),
-        }
-    }
-
-    /// An end waits for an answer as long as it may; where somebody is there now, also for that to be written down.
-    fn give_up_after(&self, patience: Duration) {
-        let least = if self.road().is_up { CLOSE_LEAST } else { Duration::ZERO };
-        if let Some(link) = &self.inner.now().link {
-            link.give_up_at(Instant::now() + patience.max(least));
         }
     }
 

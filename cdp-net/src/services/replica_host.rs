@@ -11,9 +11,11 @@ mod reads;
 pub mod role;
 mod seat;
 mod traffic;
+mod turns;
 
 use self::only::Only;
 use self::seat::{Seat, SeatKey};
+use self::turns::Turns;
 use super::door::BehindGateway;
 use crate::clock::mono;
 use crate::keeper::KeeperOptions;
@@ -80,6 +82,7 @@ struct Shared {
     identity: Arc<Identity>,
     /// Groups that were named since the start; at most [`ReplicaHostOptions::groups_max`].
     seats: Mutex<BTreeMap<SeatKey, Arc<Seat>>>,
+    turns: Arc<Turns>,
     /// Keys of data connections without TLS, by session.
     keys: Mutex<BTreeMap<SessionId, DataKey>>,
     /// Told something when the host ends.
@@ -123,7 +126,8 @@ impl ReplicaHost {
         let (accept, listen) = (options.accept, options.listen.clone());
         let (seats, keys) = (Mutex::default(), Mutex::default());
         let (ending, _) = watch::channel(());
-        let shared = Arc::new(Shared { options, identity: Arc::clone(&identity), seats, keys, ending });
+        let (own, turns) = (Arc::clone(&identity), Turns::new());
+        let shared = Arc::new(Shared { options, identity: own, seats, turns, keys, ending });
         let gate = Arc::new(Doorkeeper { peers, shared: Arc::clone(&shared) });
         let (sender, accepted) = channel(ACCEPTED_MAX);
         let listener = Listener::listen(&listen, LinkDoor::new(identity, gate), accept, sender).await?;
@@ -232,8 +236,18 @@ impl Shared {
             return Err(Farewell::new(Code::Busy, format!("{} groups are kept here already", seats.len())));
         }
         let directory = self.options.directory.join(&key.tenant).join(&key.group);
-        let seat = seats.entry(key).or_insert_with(|| Seat::new(directory, self.options.keeper.clone()));
-        Ok((Arc::clone(seat), holder.as_ref().and_then(|holder| holder.group).map(Only::new)))
+        let seat = match seats.get(&key) {
+            Some(seat) => Arc::clone(seat),
+            None => {
+                let first = SeatKey { tenant: key.tenant.clone(), group: String::new() };
+                let mut others = seats.range(first..).take_while(|(other, _)| other.tenant == key.tenant);
+                let turns = others.next().map_or_else(|| self.turns.of_tenant(), |(_, seat)| Arc::clone(&seat.turns));
+                let seat = Seat::new(directory, self.options.keeper.clone(), turns);
+                seats.insert(key, Arc::clone(&seat));
+                seat
+            }
+        };
+        Ok((seat, holder.as_ref().and_then(|holder| holder.group).map(Only::new)))
     }
 }
 

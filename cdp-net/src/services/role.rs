@@ -123,6 +123,8 @@ pub struct Report {
     pub held_max: Held,
     /// Who came to where it listens; none: it does not.
     pub door: Option<DoorReport>,
+    /// Bytes that it kept since the start and dropped, as no next hop will ever take them; none: it drops nothing.
+    pub dropped_bytes: Option<u64>,
     /// What it relays for tenants without a look at groups (the gateway).
     pub tenants: Vec<TenantReport>,
 }

@@ -4,7 +4,10 @@ use crate::kit::{Sites, label, noise, restored, seeded, stop, wait_for, write};
 use crate::wan::network::{Wan, Weather};
 use cdp_core::capture::State as Filtering;
 use cdp_core::when::When;
+use cdp_net::far::{Far, Find, Remote};
 use cdp_net::protect::Compared;
+use cdp_net::services::far_link::FarLink;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[test]
@@ -107,6 +110,54 @@ fn a_cable_that_is_cut_and_a_host_that_is_started_anew_leave_no_gap() {
         assert!(restored(&replica, &When::Label(label(&name)), "disk") == model, "{name}");
     }
     assert_eq!(replica.manifest().timelines.len(), 1);
+}
+
+/// An end waits as long as it was told to, and a drop for nothing.
+#[test]
+fn a_protection_ends_in_time_where_the_other_side_never_answers() {
+    let sites = Sites::new();
+    let mut model = sites.place.make_source("disk", 6);
+    let wan = Wan::start(sites.host.address);
+    for dropped in [true, false] {
+        let protection = sites.protect(wan.address(), "disk").unwrap();
+        seeded(&protection);
+        wan.silence();
+        write(&protection, &mut model, 4096, noise(7, 300 << 10));
+        let (done, ended) = std::sync::mpsc::channel();
+        let ending = std::thread::spawn(move || {
+            if !dropped {
+                let summary = protection.stop(Duration::from_secs(1), &|| false);
+                assert!(!summary.drained && !summary.manifest_stored, "{summary:?}");
+            }
+            drop(protection);
+            done.send(()).unwrap();
+        });
+        wait_for("the end", || ended.try_recv().is_ok());
+        ending.join().unwrap();
+        wan.mend();
+    }
+}
+
+/// Whoever waits for an answer when it ends is told so, and not that it took too long; the next one asks again.
+#[test]
+fn an_end_lets_go_of_whoever_waits_for_an_answer() {
+    let sites = Sites::new();
+    let wan = Wan::start(sites.host.address);
+    let link = FarLink::start(sites.identity("filter"), sites.far_options(wan.address())).unwrap();
+    let far = Remote::new(Arc::clone(&link) as _);
+    wait_for("the other side", || link.road().is_up);
+    wan.silence();
+    let asked = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| far.group().unwrap_err());
+        std::thread::sleep(Duration::from_millis(100));
+        far.end();
+        asked.join().unwrap()
+    });
+    assert_eq!(asked.code, "given-up", "{asked}");
+    assert_eq!(far.group().unwrap_err().code, "given-up");
+    wan.mend();
+    far.find(&Find::default()).unwrap();
+    assert_ne!(far.group().unwrap_err().code, "given-up");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Through a gateway to a replica host: with a good ticket, with bad ones, and with harm in mind.
 
 mod flood;
+mod in_file;
 mod relaying;
 mod whole;
 

@@ -139,6 +139,8 @@ impl Wire for Cable {
         *self.near.lock().unwrap() = near;
     }
 
+    fn patience(&self, _: Duration) {}
+
     fn seed(&self, seed: &SeedBegin, begun: &SeedBegun, handle: SeedHandle) -> Box<dyn SeedWay> {
         assert_eq!(begun.position, 0);
         // What is left of an attempt that was given up is passed over, whatever it is.

@@ -18,6 +18,8 @@ mod gateway;
 mod halves;
 mod held;
 mod history;
+#[cfg(feature = "services")]
+mod hostile_calls;
 mod idle;
 mod kit;
 #[cfg(feature = "services")]

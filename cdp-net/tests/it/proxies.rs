@@ -152,6 +152,47 @@ fn a_moment_is_read_through_proxies_one_of_which_is_started_anew() {
     stop(protection);
 }
 
+/// A filter that starts anew goes on under another timeline, and what a proxy has of the one before belongs to nobody; what is refused for
+/// another reason stays with it.
+#[test]
+fn a_drain_drops_what_is_of_a_closed_timeline_and_nothing_else() {
+    let sites = chain();
+    let mut model = sites.place.make_source("disk", 11);
+    let target = target_proxy(&sites, any(), sites.host.address);
+    let far = Wan::start(target.address());
+    let source = source_proxy(&sites, "first", any(), &[far.address()]);
+    let second = source_proxy(&sites, "second", any(), &[target.address()]);
+    let protection = protect(&sites, &[source.address()]);
+    far.cut();
+    (0..8).for_each(|piece| write(&protection, &mut model, piece << 16, noise(piece as u64, 40 << 10)));
+    let written = protection.status().lsn;
+    wait_for("the cache", || source.stored("machine") >= Some(written));
+    // As by a crash; the next start takes another way and forks.
+    drop(protection);
+    let protection = protect(&sites, &[second.address()]);
+    // Nobody answers: it stays.
+    assert!(source.stop(Duration::from_millis(300)) > 0 && source.dropped_bytes() == 0);
+    drop(source);
+    // Nobody lets it in: it stays too.
+    let stranger = sites.proxy("target", "strange-target", any(), &[("host", "*")], &[sites.host.address], Mode::Pass);
+    let source = source_proxy(&sites, "first", any(), &[stranger.address()]);
+    assert!(source.stop(Duration::from_secs(2)) > 0 && source.dropped_bytes() == 0);
+    drop(source);
+    far.mend();
+    let source = source_proxy(&sites, "first", any(), &[far.address()]);
+    assert_eq!(source.stop(Duration::from_secs(20)), 0);
+    assert!(source.dropped_bytes() > 0);
+    drop(source);
+    let source = source_proxy(&sites, "first", any(), &[far.address()]);
+    assert_eq!((source.stop(Duration::from_secs(20)), source.dropped_bytes()), (0, 0), "it has come back");
+    write(&protection, &mut model, 1 << 20, noise(9, 8192));
+    stop(protection);
+    assert_eq!(second.stop(Duration::from_secs(20)), 0);
+    drop((source, second, stranger, target, far));
+    let (replica, _place) = sites.load();
+    assert!(restored(&replica, &When::Latest, "disk") == model);
+}
+
 /// The first of each list does not let them in, for good: the second one does.
 #[test]
 fn who_is_refused_by_one_turns_to_the_next() {

@@ -1,5 +1,7 @@
 //! A replica at another site is read as one in a directory is, while protection goes on, whatever the line between does.
 
+mod tenants;
+
 use crate::kit::{DISK, Sites, label, noise, seeded, stop, wait_for, write};
 use crate::wan::network::{Wan, Weather};
 use bytes::Bytes;

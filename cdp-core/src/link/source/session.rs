@@ -42,6 +42,8 @@ struct Up {
     data_key: Option<DataKey>,
     /// Where the other side stood: frames that end there or before are not sent.
     have: Option<Position>,
+    /// What the other side had whole.
+    began: Lsn,
     /// The other side stood here, or more was sent: it has no more than this.
     limit: Lsn,
     /// The key of the next frame.
@@ -52,6 +54,8 @@ struct Up {
     seeds: u64,
     since_seed: u32,
     ack: Option<Ack>,
+    /// The other side has taken or answered something.
+    useful: bool,
     clocks: Clocks,
     /// The data connections that are wanted and not there.
     data: BTreeMap<u16, Data>,
@@ -80,6 +84,10 @@ impl Session {
 
     pub(super) fn up_since(&self) -> Option<MonoTime> {
         self.up.as_ref().map(|up| up.since)
+    }
+
+    pub(super) fn was_useful(&self) -> bool {
+        self.up.as_ref().is_some_and(|up| up.useful)
     }
 
     pub(super) fn takes_seeds(&self) -> bool {
@@ -242,7 +250,8 @@ impl SourceEnd {
                 Ok(id) => self.effects.push_back(SourceEffect::Called { id, call }),
                 Err(why) => self.end(now, why, Ending::Ours),
             },
-            (Message::Answer(number, answer), Some(_)) if first => {
+            (Message::Answer(number, answer), Some(up)) if first => {
+                up.useful = true;
                 if let Some(id) = self.calls.answered(number) {
                     self.effects.push_back(SourceEffect::Answered { id, answer });
                 }
@@ -313,6 +322,7 @@ impl SourceEnd {
             silence_ns,
             data_key: welcome.data_key.clone(),
             have: welcome.have,
+            began: have.whole_lsn().max(welcome.durable).max(self.acked.durable),
             limit: have.whole_lsn().max(welcome.durable).max(self.acked.durable),
             cursor,
             credit: welcome.credit,
@@ -321,6 +331,7 @@ impl SourceEnd {
             seeds: 0,
             since_seed: 0,
             ack: None,
+            useful: false,
             clocks: Clocks::default(),
             data: (1..=welcome.connections).map(|index| (index, Data { at: Some(now) })).collect(),
         });
@@ -353,6 +364,8 @@ impl SourceEnd {
             let why = Farewell::new(Code::Malformed, text).with(limit.0, ack.received.0);
             return self.end(now, why, Ending::Ours);
         }
+        // The first one tells where it stood; what it says more than that came in this session.
+        up.useful |= ack.received > up.began || ack.durable > self.acked.durable || ack.seeds > before.seeds;
         up.ack = Some(ack);
         up.credit = ack.credit;
         let Ack { received, stored, room, seeds, .. } = ack;

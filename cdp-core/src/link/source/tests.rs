@@ -137,6 +137,47 @@ fn waits_between_attempts_double_up_to_their_bound_and_differ_by_chance() {
     assert!(rig.end.next_deadline().unwrap().since(rig.now) <= 100 * MS);
 }
 
+/// Short faults that follow each other are each a short one, as long as something comes through between them.
+#[test]
+fn a_short_session_in_which_something_came_through_makes_the_next_waits_short() {
+    let mut rig = Rig::new(options());
+    for _ in 0..8 {
+        let dial = rig.dialled();
+        rig.end.handle_connect_failed(rig.now, dial, "refused");
+    }
+    let call = || Call { kind: 4, header: bytes::Bytes::new(), tail: bytes::Bytes::new() };
+    let mut waits = Vec::new();
+    for lsn in 1..=6 {
+        // It begins where the other side stands.
+        let have = Some(Position::whole(Lsn(lsn - 1)));
+        let (conn, _) = rig.up_with(Welcome { have, durable: Lsn(lsn - 1), ..welcome() });
+        rig.offer(&frame(lsn - 1, [lsn], 512));
+        if lsn < 6 {
+            rig.hear(conn, Message::Ack(ack(lsn, lsn, 1 << 20)));
+        } else {
+            let id = rig.end.call(rig.now, call(), SECOND).unwrap();
+            rig.hear(conn, Message::Answer(id.0, empty(4, CallStatus::Done)));
+        }
+        rig.now = rig.now.after(SECOND);
+        rig.end.handle_disconnected(rig.now, conn, "reset");
+        rig.effects();
+        waits.push(rig.end.next_deadline().unwrap().since(rig.now));
+    }
+    // Never the first one: who goes away each time is not dialled as often as may be. And they differ.
+    assert!(waits.iter().all(|wait| (100 * MS..=200 * MS).contains(wait)), "{waits:?}");
+    assert!(waits.windows(2).any(|two| two[0] != two[1]), "{waits:?}");
+    // What the other side had before is nothing that came through.
+    let have = Some(Position::whole(Lsn(5)));
+    for failures in 2..5 {
+        let (conn, _) = rig.up_with(Welcome { have, durable: Lsn(5), ..welcome() });
+        rig.hear(conn, Message::Ack(ack(5, 5, 1 << 20)));
+        rig.end.handle_disconnected(rig.now, conn, "reset");
+        rig.effects();
+        let wait = rig.end.next_deadline().unwrap().since(rig.now);
+        assert!(wait >= (50 * MS) << failures, "{failures}: {wait}");
+    }
+}
+
 #[test]
 fn an_attempt_that_is_too_low_is_raised_and_one_that_was_beaten_rests() {
     let mut rig = Rig::new(options());

@@ -9,6 +9,7 @@ use cdp_core::types::{DISKS_MAX, NAME_MAX};
 use cdp_core::when::format_bytes;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The most peers, rules, sets and next hops of a file.
@@ -18,6 +19,14 @@ const EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 fn wrong<T>(place: impl Into<String>, what: impl Into<String>) -> Result<T, ConfigError> {
     Err(ConfigError::Value { place: place.into(), what: what.into() })
+}
+
+/// A place's name among a gateway's says something where its tickets are looked at only.
+fn route(place: &str, route: Option<&String>, key: Option<&PathBuf>) -> Result<(), ConfigError> {
+    if route.is_some() && key.is_none() {
+        return wrong(place, "it says which tickets are taken, and without `ticket-key` none is looked at");
+    }
+    Ok(())
 }
 
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
@@ -65,16 +74,14 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     }
     if let Some(proxy) = &config.target_proxy {
         hops("target-proxy.to", &proxy.to)?;
-        if proxy.route.is_some() && proxy.ticket_key.is_none() {
-            return wrong(
-                "target-proxy.route",
-                "it says which tickets are taken, and without `ticket-key` none is looked at",
-            );
-        }
+        route("target-proxy.route", proxy.route.as_ref(), proxy.ticket_key.as_ref())?;
         memory("target-proxy.cache.memory", proxy.cache.memory.0)?;
     }
-    if config.replica_host.as_ref().is_some_and(|host| host.groups_max == 0) {
-        return wrong("replica-host.groups-max", "0 would keep nothing");
+    if let Some(host) = &config.replica_host {
+        if host.groups_max == 0 {
+            return wrong("replica-host.groups-max", "0 would keep nothing");
+        }
+        route("replica-host.route", host.route.as_ref(), host.ticket_key.as_ref())?;
     }
     sets(config)
 }
@@ -101,7 +108,7 @@ fn peers(config: &Config) -> Result<(), ConfigError> {
     let links = config.filter.is_some()
         || config.source_proxy.is_some()
         || config.target_proxy.is_some()
-        || config.replica_host.is_some();
+        || config.replica_host.as_ref().is_some_and(|host| host.ticket_key.is_none());
     if links && config.peers.is_empty() {
         return wrong(
             "peer",

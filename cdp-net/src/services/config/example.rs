@@ -99,6 +99,9 @@ directory = "replicas"
 groups-max = 1000
 # quota = "2TiB"
 # key-file = "at-rest.key"
+# Directly behind a gateway, without a target proxy: whose tickets are believed, and by which name the gateway knows this host.
+# ticket-key = "ticket.key"
+# route = "host-1"
 "#;
 
 /// The roles that there are examples of.

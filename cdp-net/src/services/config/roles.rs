@@ -222,6 +222,10 @@ pub struct ReplicaHostConfig {
     pub quota: Option<Bytes>,
     /// Seals new replicas at rest, and opens those that are sealed.
     pub key_file: Option<PathBuf>,
+    /// What tickets are proved by, where it stands directly behind a gateway.
+    pub ticket_key: Option<PathBuf>,
+    /// Its name in the gateway's table `to`: only tickets with this route are taken; left out: those of every route.
+    pub route: Option<String>,
 }
 
 impl Default for Spool {

@@ -98,6 +98,7 @@ fn what_cannot_be_meant_is_said_with_its_place() {
             "gateway.rate-per-tenant",
         ),
         (with("[target-proxy]\nlisten = \"127.0.0.1:1\"\nto = [\"cdp://h:1\"]\nroute = \"a\"\n"), "target-proxy.route"),
+        (with(&format!("{host}route = \"a\"")), "replica-host.route"),
         (
             with("[gateway]\nlisten = \"127.0.0.1:1\"\nticket-key = \"k\"\nto = { a = \"h:1\" }\n")
                 + "[target-proxy]\nlisten = \"127.0.0.1:1\"\nto = [\"cdp://h:1\"]\n",

@@ -1,7 +1,7 @@
 //! The task that has the filter's ends of its links.
 
 use super::keep::Keep;
-use super::{FarOptions, Road, Shared, lock};
+use super::{FarOptions, Road, Shared, given_up, lock};
 use crate::clock::mono;
 use crate::far::{CallKind, Standing, answer_near};
 use crate::link::connection::ConnectionOptions;
@@ -49,6 +49,8 @@ pub(super) enum Command {
     Answered { id: CallId, answer: Answer },
     /// The other end is to be found there.
     Places(Vec<String>),
+    /// Whoever waits for an answer is told that there is none.
+    LetGo,
     /// Everything ends.
     Stop { said: SyncSender<()> },
 }
@@ -315,6 +317,7 @@ impl Task {
                 }
             }
             Command::Places(to) => self.set_places(to),
+            Command::LetGo => self.let_go(),
             Command::Stop { .. } => {}
         }
     }
@@ -344,6 +347,18 @@ impl Task {
         match self.calls.end.call(mono(), call.clone(), left.as_nanos() as u64) {
             Ok(id) => drop(self.asked.insert(id, Asked::Caller { call, until, reply })),
             Err(_) => self.later(call, until, reply),
+        }
+    }
+
+    fn let_go(&mut self) {
+        let asked = self.asked.extract_if(.., |_, asked| matches!(asked, Asked::Caller { .. }));
+        let asked = asked.filter_map(|(_, asked)| match asked {
+            Asked::Caller { call, reply, .. } => Some((call, reply)),
+            Asked::Standing => None,
+        });
+        for (call, reply) in asked.chain(self.waiting.drain(..).map(|(call, _, reply)| (call, reply))) {
+            // Who asked may have given up.
+            let _ = reply.send(given_up(call.kind));
         }
     }
 

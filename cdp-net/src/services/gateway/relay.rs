@@ -72,7 +72,17 @@ impl Moved {
 /// Carries a connection until one of its sides ends it, nothing goes for too long, or the gateway ends.
 pub(super) async fn run(let_in: Let, mut ending: watch::Receiver<bool>) {
     let Let { tcp, preamble, to, place, slot: _slot } = let_in;
-    let far = match timeout(CONNECT_WITHIN, connect(&to, &preamble)).await {
+    let dialled = tokio::select! {
+        biased;
+        // An error before it is dropped is a gateway that ends too.
+        () = async { drop(ending.wait_for(|ending| *ending).await) } => None,
+        dialled = timeout(CONNECT_WITHIN, connect(&to, &preamble)) => Some(dialled),
+    };
+    let Some(dialled) = dialled else {
+        // Another gateway may be there: whoever dialled does not wait here to find that out.
+        return refuse_within(tcp, Farewell::new(Code::Stopping, "this gateway ends")).await;
+    };
+    let far = match dialled {
         Ok(Ok(far)) => far,
         failed => {
             // Where it is is nobody's business.

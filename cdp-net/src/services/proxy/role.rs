@@ -82,7 +82,13 @@ impl<C> Running<C> {
         let stats = self.proxy.door();
         let door =
             DoorReport { let_in: stats.let_in, refused: stats.refused, dawdled: stats.dawdled, errors: stats.errors };
-        Report { groups: self.proxy.groups(), held_max: self.held_max, door: Some(door), tenants: Vec::new() }
+        Report {
+            groups: self.proxy.groups(),
+            held_max: self.held_max,
+            door: Some(door),
+            dropped_bytes: Some(self.proxy.dropped_bytes()),
+            tenants: Vec::new(),
+        }
     }
 }
 

@@ -20,10 +20,11 @@ use cdp_core::link::spool::{Spool, SpoolEvent, SpoolOptions};
 use cdp_core::link::target::TargetOptions;
 use cdp_core::policy::throttle::REQUEST_MAX;
 use cdp_core::types::{GroupId, Lsn, MonoTime, Position, SessionId, Timeline};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -88,6 +89,10 @@ struct Task {
     /// Since when nobody above is there and nothing is kept, and since when the next hop refuses.
     resting: Option<MonoTime>,
     refused: Option<MonoTime>,
+    /// What is kept belongs to a timeline that nobody goes on with: the next hop has said so.
+    is_nobodys: bool,
+    /// Next hops that do not know the timeline, of those that there are.
+    strangers: BTreeSet<String>,
     /// The end below rests, and is dialled again then.
     redial: Option<MonoTime>,
     /// Sessions that asked for plain data connections, the newest last: their keys are known to the door.
@@ -161,10 +166,12 @@ pub(super) async fn run(shared: Arc<Shared>, begin: Begin, mut queue: UnboundedR
                 Some(ToRelay::Drain) => {
                     task.is_draining = true;
                     task.relay.drain(mono());
+                    task.drop_nobodys(mono());
                 }
                 None => break,
             },
-            _ = ending.changed() => break,
+            // An error is a proxy that is gone.
+            () = async { drop(ending.wait_for(|ending| *ending).await) } => break,
             happened = task.above.next() => task.happened(Hop::Above, happened),
             happened = task.below.next() => task.happened(Hop::Below, happened),
             (id, outcome) = completed(task.place.as_mut()) => task.relay.disk_completed(mono(), id, outcome),
@@ -238,6 +245,8 @@ impl Task {
             look: now,
             resting: None,
             refused: None,
+            is_nobodys: false,
+            strangers: BTreeSet::new(),
             redial: None,
             keys: VecDeque::new(),
             has_begun: false,
@@ -453,14 +462,46 @@ impl Task {
         let since = |at: Option<MonoTime>, ns: u64| at.is_some_and(|at| now.since(at) >= ns);
         let is_refused = self.above.is_empty() && since(self.refused, REFUSED_NS);
         if !self.is_retired && self.share.is_some() && (since(self.resting, REST_NS) || is_refused) {
-            if !self.relay.is_drained() {
-                let bytes = status.held_bytes;
-                self.say(&format!("{bytes} bytes are dropped: the next hop has refused them for ten minutes"));
-            }
-            self.is_retired = true;
-            self.relay.retire();
-            self.look = now.after(BUSY_NS);
+            self.retire(now, "the next hop has refused them for ten minutes");
         }
+    }
+
+    /// Ends it with what is kept, if anything is.
+    fn retire(&mut self, now: MonoTime, why: &str) {
+        if !self.relay.is_drained() {
+            let status = self.relay.status(now);
+            let bytes = status.held_bytes + status.waiting_bytes;
+            self.shared.dropped_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.say(&format!("{bytes} bytes are dropped: {why}"));
+        }
+        self.is_retired = true;
+        self.relay.retire();
+        self.look = now.after(BUSY_NS);
+    }
+
+    /// At the end of the process nobody waits for what no next hop will ever take. What is refused for another reason stays.
+    fn drop_nobodys(&mut self, now: MonoTime) {
+        if self.is_draining && self.is_nobodys && !self.is_retired && self.share.is_some() {
+            self.retire(now, "their timeline is closed at the replica, or was never opened there");
+        }
+    }
+
+    /// Whether a refusal says that what is kept is nobody's. That a timeline is closed is known by who has the replica; that it is not
+    /// known has to be said at each place where the replica may be.
+    fn judge_refusal(&mut self, code: Code) {
+        let ways = self.shared.ways();
+        self.is_nobodys = match code {
+            Code::TimelineClosed => true,
+            Code::TimelineUnknown => {
+                self.strangers.retain(|known| ways.iter().any(|way| way.address == *known));
+                self.strangers.insert(ways[self.at % ways.len()].address.clone());
+                ways.iter().all(|way| self.strangers.contains(&way.address))
+            }
+            _ => {
+                self.strangers.clear();
+                false
+            }
+        };
     }
 
     fn event(&mut self, now: MonoTime, event: RelayEvent) {
@@ -470,6 +511,8 @@ impl Task {
             RelayEvent::Down(Hop::Above, _) => {}
             RelayEvent::Up(Hop::Below) => {
                 (self.refused, self.redial, self.tries) = (None, None, 0);
+                self.is_nobodys = false;
+                self.strangers.clear();
                 let status = self.relay.status(now).below;
                 let fits = self.prepared.as_mut().is_none_or(|prepared| prepared.up(&status));
                 if !fits {
@@ -499,6 +542,8 @@ impl Task {
                     self.refused = None;
                 }
                 self.say(&format!("is refused by the next hop: {why}"));
+                self.judge_refusal(why.code);
+                self.drop_nobodys(now);
             }
             RelayEvent::Lost(lost) => self.say(&format!(
                 "the replica lost what it had acknowledged, LSN {} to {}: the source is told",

@@ -47,9 +47,19 @@ pub(super) async fn run(shared: Arc<Shared>, seat: Arc<Seat>, only: Option<Only>
                 TargetEffect::Close { conn, farewell } => hub.close(conn, farewell),
                 TargetEffect::Called { id, call } => {
                     let (seat, only, answers) = (Arc::clone(&seat), Arc::clone(&only), answers.clone());
-                    tokio::task::spawn_blocking(move || {
-                        // The session may have ended meanwhile.
-                        let _ = answers.send((id, seat.answer_to(only.as_ref().as_ref(), &call)));
+                    // At most as many of these wait as a session may have calls.
+                    tokio::spawn(async move {
+                        // Nobody waits for what is not begun when its session ends.
+                        let turn = tokio::select! {
+                            turn = seat.turns.turn(&call) => turn,
+                            () = answers.closed() => None,
+                        };
+                        let Some(turn) = turn else { return };
+                        tokio::task::spawn_blocking(move || {
+                            // The session may have ended meanwhile.
+                            let _ = answers.send((id, seat.answer_to(only.as_ref().as_ref(), &call)));
+                            drop(turn);
+                        });
                     });
                 }
                 TargetEffect::Take(_) | TargetEffect::TakeSeed(_) | TargetEffect::Answered { .. } => {}

@@ -5,7 +5,9 @@ use super::{ReplicaHost, ReplicaHostOptions};
 use crate::keeper::KeeperOptions;
 use crate::link::listener::AcceptOptions;
 use crate::services::config::{Config, ReplicaHostConfig};
+use crate::services::door::{BehindGateway, Judge};
 use crate::services::role::{Context, DoorReport, Drained, Held, Report, Role, RoleError};
+use crate::services::tickets::TicketFileError;
 use cdp_core::trust::{KeyHolder, WrappingKey};
 use std::fs::{DirBuilder, File};
 use std::io::Read;
@@ -24,6 +26,8 @@ const CONNECTIONS_OF_GROUP: usize = 8;
 #[derive(Debug)]
 pub struct ReplicaHostRole {
     config: ReplicaHostConfig,
+    /// Of tickets.
+    judge: Option<Judge>,
     runtime: Handle,
     /// None once it is drained.
     host: Mutex<Option<ReplicaHost>>,
@@ -50,10 +54,20 @@ fn key_of(path: &Path) -> Result<WrappingKey, RoleError> {
     })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
+fn wrong_keys(error: TicketFileError) -> RoleError {
+    RoleError::new(format!("replica-host.ticket-key: {error}"))
+}
+
+fn judge_by(path: &Path) -> Result<Judge, RoleError> {
+    Judge::read(path).map_err(wrong_keys)
+}
+
 impl Role for ReplicaHostRole {
     fn start(config: &Config, context: &Context) -> Result<Self, RoleError> {
         let table = table(config)?;
         let key: KeyHolder = table.key_file.as_deref().map(key_of).transpose()?.into();
+        let judge = table.ticket_key.as_deref().map(judge_by).transpose()?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&table.directory);
         made.map_err(|error| RoleError::new(format!("cannot make {}: {error}", table.directory.display())))?;
         let groups_max = usize::try_from(table.groups_max).unwrap_or(usize::MAX);
@@ -63,7 +77,7 @@ impl Role for ReplicaHostRole {
             listen: table.listen.to_string(),
             directory: table.directory.clone(),
             peers: context.peers.clone(),
-            tickets: None,
+            tickets: judge.clone().map(|judge| BehindGateway::new(judge, table.route.clone())),
             groups_max,
             keeper: KeeperOptions {
                 key,
@@ -78,7 +92,7 @@ impl Role for ReplicaHostRole {
                 .hint("stop what listens there, or give another place in [replica-host] listen")
         })?;
         context.notes.say(&format!("replica-host: listens at {}", host.address()));
-        Ok(Self { config: table.clone(), runtime: context.runtime.clone(), host: Mutex::new(Some(host)) })
+        Ok(Self { config: table.clone(), judge, runtime: context.runtime.clone(), host: Mutex::new(Some(host)) })
     }
 
     fn name(&self) -> &'static str {
@@ -87,12 +101,17 @@ impl Role for ReplicaHostRole {
 
     fn reload(&self, config: &Config) -> Result<Vec<String>, RoleError> {
         let (new, old) = (table(config)?, &self.config);
+        if let (Some(judge), Some(path)) = (&self.judge, &new.ticket_key) {
+            judge.read_again(path).map_err(wrong_keys)?;
+        }
         let differs = [
             ("listen", new.listen != old.listen),
             ("directory", new.directory != old.directory),
             ("groups-max", new.groups_max != old.groups_max),
             ("quota", new.quota != old.quota),
             ("key-file", new.key_file != old.key_file),
+            ("ticket-key", new.ticket_key.is_some() != old.ticket_key.is_some()),
+            ("route", new.route != old.route),
         ];
         Ok(differs.iter().filter(|(_, differs)| *differs).map(|(name, _)| format!("replica-host.{name}")).collect())
     }
@@ -114,6 +133,7 @@ impl Role for ReplicaHostRole {
             groups: host.groups(),
             held_max: Held { memory: WINDOW.saturating_mul(self.config.groups_max.into()), disk: 0 },
             door: Some(DoorReport { let_in, refused, dawdled, errors }),
+            dropped_bytes: None,
             tenants: Vec::new(),
         }
     }

@@ -3,6 +3,7 @@
 use super::only::Only;
 use super::reads::{self, Reads};
 use super::traffic::Traffic;
+use super::turns::TenantTurns;
 use super::{Shared, frames, lock};
 use crate::far::{Acks, Begin, CallKind, Caller, Far, Find, Found, Origin, RemoteNear};
 use crate::host::Host;
@@ -83,6 +84,8 @@ pub(super) struct Seat {
     way: Arc<Way>,
     /// What is read of it from afar.
     pub(super) reads: Reads,
+    /// When calls are answered.
+    pub(super) turns: Arc<TenantTurns>,
     /// Answers while there is no keeper, and somebody reads.
     idle: Mutex<Option<Owning>>,
     /// Of the last task that has frames.
@@ -131,7 +134,7 @@ fn refused(call: &Call, problem: &Problem) -> Answer {
 }
 
 impl Seat {
-    pub(super) fn new(directory: PathBuf, options: KeeperOptions) -> Arc<Self> {
+    pub(super) fn new(directory: PathBuf, options: KeeperOptions, turns: Arc<TenantTurns>) -> Arc<Self> {
         Arc::new(Self {
             directory,
             options,
@@ -142,6 +145,7 @@ impl Seat {
             moment: Mutex::default(),
             stored: Mutex::default(),
             reads: Reads::default(),
+            turns,
             idle: Mutex::default(),
         })
     }
@@ -259,10 +263,12 @@ impl Seat {
             return match held.begun {
                 Some((begun, at)) if begun == timeline => Ok(Resumed::Held(held.clone(), Position::whole(at))),
                 Some(_) => Err(Farewell::new(Code::TimelineClosed, "another timeline is written now")),
-                None => Err(unknown("the timeline is not begun yet".into())),
+                // Its filter has found the replica, and says in a moment what it goes on with.
+                None => Err(Farewell::new(Code::Busy, "a filter begins, and has not said what")),
             };
         }
-        let mut new = self.hold().map_err(|problem| unknown(problem.message))?;
+        let shut = |text: String| Farewell::new(Code::Unreachable, text);
+        let mut new = self.hold().map_err(|problem| shut(problem.message))?;
         let near = Arc::new(RemoteNear::new(Arc::clone(&self.way) as _));
         let resumed = new.keeper.resume(group, timeline, Some(hello.durable_seen), near);
         let at = match resumed {
@@ -279,7 +285,9 @@ impl Seat {
                     }
                     (None, "not-following") => Err(Farewell::new(Code::TimelineClosed, problem.message)),
                     (None, "broken") => Err(Farewell::new(Code::Torn, problem.message)),
-                    (None, _) => Err(unknown(problem.message)),
+                    (None, "not-found") => Err(unknown(problem.message)),
+                    // What cannot be opened now is there all the same.
+                    (None, _) => Err(shut(problem.message)),
                 };
             }
         };

@@ -63,6 +63,26 @@ async fn there_and_back(tcp: &mut TcpStream, bytes: usize) {
     assert!(back == data, "what came back is not what was sent");
 }
 
+/// What is not through yet when the gateway ends is told so, and does not wait for a next hop that may never answer.
+#[test]
+fn who_is_on_his_way_in_when_the_gateway_ends_is_told_that_it_does() {
+    // Its queue is full: whoever dials it waits.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let to = socket.local_addr().unwrap().as_socket().unwrap();
+    let _queued = std::net::TcpStream::connect(to).unwrap();
+    let provider = Provider::new(to, "");
+    let ticket = provider.ticket("acme", "filter");
+    let gateway = provider.gateway();
+    std::thread::scope(|scope| {
+        let told = scope.spawn(|| provider.runtime.block_on(told(&provider, &ticket)));
+        provider.runtime.block_on(until("it to be let in", || provider.tenant("acme").connections == 1));
+        gateway.drain(Duration::from_secs(20));
+        assert_eq!(told.join().unwrap().code, Code::Stopping);
+    });
+}
+
 #[test]
 fn bytes_pass_both_ways_as_they_are_until_each_side_has_ended() {
     let provider = echoing("");
