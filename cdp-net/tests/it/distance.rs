@@ -116,7 +116,15 @@ impl Sites {
         name: &str,
         notices: impl Fn(Notice) + Send + 'static,
     ) -> Result<Protection, ProtectError> {
-        let link = FarLink::start(self.identity("filter"), options).unwrap();
+        self.protect_by(FarLink::start(self.identity("filter"), options).unwrap(), name, notices)
+    }
+
+    pub(crate) fn protect_by(
+        &self,
+        link: Arc<FarLink>,
+        name: &str,
+        notices: impl Fn(Notice) + Send + 'static,
+    ) -> Result<Protection, ProtectError> {
         let far: Arc<dyn Far> = Arc::new(Remote::new(link));
         let sources = vec![SourceOptions { name: name.to_owned(), path: self.place.source(name) }];
         let options = ProtectionOptions {
