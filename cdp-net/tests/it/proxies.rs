@@ -305,6 +305,59 @@ fn a_moment_is_read_through_proxies_one_of_which_is_started_anew() {
     stop(protection);
 }
 
+/// What refuses for good may let in after all: it is asked again, and nothing has to be started anew.
+#[test]
+fn a_refusal_for_good_stops_no_hop_for_ever() {
+    let chain = Chain::new();
+    let mut model = chain.place.make_source("disk", 10);
+    let stranger = chain.proxy("target", "target-cache", any(), &[("host", "*")], &[chain.host_at], Mode::Pass);
+    let at = stranger.address();
+    let source = chain.source("first", any(), &[at]);
+    let protection = std::thread::scope(|scope| {
+        let protection = scope.spawn(|| chain.protect(&[source.address()]));
+        // Refused meanwhile, whoever asks.
+        std::thread::sleep(Duration::from_millis(500));
+        drop(stranger);
+        let target = chain.target(at, chain.host_at);
+        (protection.join().unwrap(), target)
+    });
+    let (protection, target) = protection;
+    wait_for("the first copy", || protection.status().state == Filtering::Protecting);
+    // The same for frames that are on their way: the hop is another one for a while.
+    drop(target);
+    let stranger = chain.proxy("target", "target-cache", at, &[("host", "*")], &[chain.host_at], Mode::Pass);
+    write(&protection, &mut model, 8192, noise(1, 64 << 10));
+    let lsn = protection.status().lsn;
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(protection.status().durable < lsn);
+    drop(stranger);
+    let target = chain.target(at, chain.host_at);
+    wait_for("what was refused", || protection.status().durable >= lsn);
+    stop(protection);
+    drop((source, target));
+    let (replica, _place) = chain.load();
+    assert!(restored(&replica, &When::Latest, "disk") == model);
+}
+
+/// The directory of its group is a file: who comes is told, and turns to the next.
+#[test]
+fn a_proxy_that_cannot_make_the_directory_of_a_group_lets_nobody_wait() {
+    let chain = Chain::new();
+    let model = chain.place.make_source("disk", 12);
+    let target = chain.target(any(), chain.host_at);
+    std::fs::create_dir_all(chain.path("broken")).unwrap();
+    std::fs::write(chain.path("broken").join("local"), "a file").unwrap();
+    let broken = chain.source("broken", any(), &[target.address()]);
+    let source = chain.source("first", any(), &[target.address()]);
+    let protection = chain.protect(&[broken.address(), source.address()]);
+    wait_for("the first copy", || protection.status().state == Filtering::Protecting);
+    stop(protection);
+    assert_eq!((broken.stop(Duration::from_secs(5)), source.stop(Duration::from_secs(20))), (0, 0));
+    drop((broken, source, target));
+    let (replica, _place) = chain.load();
+    assert!(restored(&replica, &When::Latest, "disk") == model);
+}
+
 /// A filter that starts anew goes on under another timeline, and what a proxy has of the one before belongs to nobody; what is refused for
 /// another reason stays with it.
 #[test]
