@@ -178,6 +178,13 @@ impl FarLink {
         let _ = self.shared.commands.send(Command::Places(to));
     }
 
+    /// From now on the files of the spool take so much at most; where there is no spool there is none after. What is there beyond it
+    /// stays until it is durable.
+    pub fn set_spool_bytes(&self, bytes: u64) {
+        // A task that has ended keeps nothing.
+        let _ = self.shared.commands.send(Command::SpoolBytes(bytes));
+    }
+
     /// Nothing is sent or waited for any more: whoever asked something is told at once that nobody can be reached.
     pub fn abandon(&self) {
         lock(&self.shared.state).ended = true;

@@ -7,6 +7,8 @@
 
 mod group;
 mod sets;
+#[cfg(test)]
+mod tests;
 
 use self::group::Group;
 use self::sets::Sets;
@@ -188,6 +190,9 @@ impl Role for Filter {
                 scope.spawn(|| group.close(TAKEN_OUT));
             }
         });
+        // Those that stay give room to new ones first, or have that of those that went.
+        let spool_bytes = group::spool_bytes(&now);
+        self.shared.groups().iter().for_each(|group| group.set_spool_bytes(spool_bytes));
         // The places of those that went may be those of new ones.
         self.shared.add(&now, new);
         Ok(unchanged)

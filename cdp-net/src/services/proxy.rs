@@ -14,6 +14,7 @@
 mod disk;
 mod pool;
 mod prepared;
+mod refusals;
 mod role;
 mod shares;
 mod task;
@@ -546,12 +547,7 @@ impl Shared {
     ) -> Result<UnboundedSender<ToRelay>, String> {
         let share = self.shares.take().map_err(|error| error.to_string())?;
         let place = match &self.disk {
-            Some(disk) => {
-                let place = disk.place().ok_or("no more timelines can have a place in the cache")?;
-                let path = disk.root.join(key.directory());
-                std::fs::create_dir_all(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-                Some(place)
-            }
+            Some(disk) => Some(disk.place().ok_or("no more timelines can have a place in the cache")?),
             None => None,
         };
         let spool = found.map(|found| {

@@ -26,7 +26,7 @@ use cdp_core::types::Lsn;
 use cdp_core::when::Label;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -102,6 +102,8 @@ struct Inner {
     now: Mutex<Now>,
     /// Where the other side is.
     places: Mutex<Vec<String>>,
+    /// What files of the spool take at most, where there is one.
+    spool_bytes: AtomicU64,
     stop: AtomicBool,
     draining: AtomicBool,
     started: Instant,
@@ -156,6 +158,7 @@ impl RemoteProtection {
         let disks = given.files().map(early).collect::<std::io::Result<_>>().map_err(system("open the source"))?;
         let inner = Arc::new(Inner {
             places: Mutex::new(options.link.to.clone()),
+            spool_bytes: AtomicU64::new(options.link.spool.as_ref().map_or(0, |spool| spool.bytes)),
             options,
             storage,
             given,
@@ -209,6 +212,16 @@ impl RemoteProtection {
         self.inner.places.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&to);
         if let Some(link) = &self.inner.now().link {
             link.set_places(to);
+        }
+    }
+
+    /// From now on the files of its spool take so much at most, where it has one: see [`FarLink::set_spool_bytes`].
+    pub fn set_spool_bytes(&self, bytes: u64) {
+        // Under the lock under which a link begins: it is told, or begins with it.
+        let now = self.inner.now();
+        self.inner.spool_bytes.store(bytes, Ordering::Relaxed);
+        if let Some(link) = &now.link {
+            link.set_spool_bytes(bytes);
         }
     }
 
@@ -353,10 +366,14 @@ impl Inner {
 
     fn reach(&self) -> Result<Arc<FarLink>, ProtectError> {
         let to = self.places.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let options = FarOptions { to, ..self.options.link.clone() };
+        let mut options = FarOptions { to, ..self.options.link.clone() };
+        let mut now = self.now();
+        if let Some(spool) = &mut options.spool {
+            spool.bytes = self.spool_bytes.load(Ordering::Relaxed);
+        }
         let link = FarLink::start(Arc::clone(&self.options.identity), options);
         let link = link.map_err(system("start a thread"))?;
-        self.now().link = Some(Arc::clone(&link));
+        now.link = Some(Arc::clone(&link));
         Ok(link)
     }
 

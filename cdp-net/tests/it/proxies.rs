@@ -152,6 +152,57 @@ fn a_moment_is_read_through_proxies_one_of_which_is_started_anew() {
     stop(protection);
 }
 
+/// What refuses for good may let in after all: it is asked again, and nothing has to be started anew.
+#[test]
+fn a_refusal_for_good_stops_no_hop_for_ever() {
+    let sites = chain();
+    let mut model = sites.place.make_source("disk", 10);
+    let stranger = sites.proxy("target", "target-cache", any(), &[("host", "*")], &[sites.host.address], Mode::Pass);
+    let at = stranger.address();
+    let source = source_proxy(&sites, "first", any(), &[at]);
+    let protection = std::thread::scope(|scope| {
+        let protection = scope.spawn(|| protect(&sites, &[source.address()]));
+        // Refused meanwhile, whoever asks.
+        std::thread::sleep(Duration::from_millis(500));
+        drop(stranger);
+        let target = target_proxy(&sites, at, sites.host.address);
+        (protection.join().unwrap(), target)
+    });
+    let (protection, target) = protection;
+    // The same for frames that are on their way: the hop is another one for a while.
+    drop(target);
+    let stranger = sites.proxy("target", "target-cache", at, &[("host", "*")], &[sites.host.address], Mode::Pass);
+    write(&protection, &mut model, 8192, noise(1, 64 << 10));
+    let lsn = protection.status().lsn;
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(protection.status().durable < lsn);
+    drop(stranger);
+    let target = target_proxy(&sites, at, sites.host.address);
+    wait_for("what was refused", || protection.status().durable >= lsn);
+    stop(protection);
+    drop((source, target));
+    let (replica, _place) = sites.load();
+    assert!(restored(&replica, &When::Latest, "disk") == model);
+}
+
+/// The directory of its group is a file: who comes is told, and turns to the next.
+#[test]
+fn a_proxy_that_cannot_make_the_directory_of_a_group_lets_nobody_wait() {
+    let sites = chain();
+    let model = sites.place.make_source("disk", 12);
+    let target = target_proxy(&sites, any(), sites.host.address);
+    std::fs::create_dir_all(sites.place.path("broken")).unwrap();
+    std::fs::write(sites.place.path("broken").join("local"), "a file").unwrap();
+    let broken = source_proxy(&sites, "broken", any(), &[target.address()]);
+    let source = source_proxy(&sites, "first", any(), &[target.address()]);
+    let protection = protect(&sites, &[broken.address(), source.address()]);
+    stop(protection);
+    assert_eq!((broken.stop(Duration::from_secs(5)), source.stop(Duration::from_secs(20))), (0, 0));
+    drop((broken, source, target));
+    let (replica, _place) = sites.load();
+    assert!(restored(&replica, &When::Latest, "disk") == model);
+}
+
 /// A filter that starts anew goes on under another timeline, and what a proxy has of the one before belongs to nobody; what is refused for
 /// another reason stays with it.
 #[test]

@@ -6,8 +6,9 @@ use cdp_core::capture::State as Filtering;
 use cdp_core::frame::GapReason;
 use cdp_core::when::When;
 use cdp_net::protect::{Protection, SharedBudget};
-use cdp_net::services::far_link::{FarOptions, SpoolPlace};
+use cdp_net::services::far_link::{FarLink, FarOptions, SpoolPlace};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
@@ -91,6 +92,40 @@ fn what_has_no_room_in_the_spool_either_is_tracked_and_read_again() {
     stop(protection);
     drop(wan);
     assert!(restored(&sites.load().0, &When::Latest, "disk") == model);
+}
+
+/// As a new file with more groups says, or with fewer.
+#[test]
+fn a_spool_that_is_made_smaller_takes_no_more_than_that_and_one_that_grows_does() {
+    let (sites, directory) = sites();
+    let mut model = sites.place.make_source("disk", 5);
+    let wan = Wan::start(sites.host.address);
+    let link = FarLink::start(sites.identity("filter"), options(&sites, &wan, directory.clone(), 64 << 20)).unwrap();
+    let protection = sites.protect_by(Arc::clone(&link), "disk", |_| {}).unwrap();
+    seeded(&protection);
+    link.set_spool_bytes(16 << 20);
+    wan.cut();
+    let mut piece = 0;
+    wait_for("all room to be taken", || {
+        write(&protection, &mut model, (piece * 5 % 23) * MIB, noise(400 + piece as u64, MIB));
+        piece += 1;
+        protection.status().state == Filtering::Tracking
+    });
+    let taken: u64 = directory.read_dir().unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    assert!(taken <= 16 << 20, "{taken}");
+    wan.mend();
+    wait_for("the resync", || protection.status().state == Filtering::Protecting);
+    link.set_spool_bytes(256 << 20);
+    let gaps = protection.status().counters.gaps;
+    wan.cut();
+    write_in_steps(&protection, &mut model, 500, 64);
+    let status = protection.status();
+    assert_eq!((status.state, status.counters.gaps), (Filtering::Protecting, gaps), "{status:?}");
+    wan.mend();
+    stop(protection);
+    drop((wan, link));
+    let (replica, _place) = sites.load();
+    assert!(restored(&replica, &When::Latest, "disk") == model);
 }
 
 /// Two groups of one process, whose far sides are both away: the one that writes much takes what the other does not need, and no more.

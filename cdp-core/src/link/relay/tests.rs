@@ -201,6 +201,28 @@ fn what_does_not_meet_the_next_hop_is_forgotten_and_the_source_is_told_where_tha
     assert_eq!(welcomed(&effects).have, have);
 }
 
+/// The source has let go of what another proxy stored, and the next hop has not heard of that one: the first frame that goes below does not
+/// continue what is there. All three begin anew, and it is the source that decides.
+#[test]
+fn a_first_frame_that_is_out_of_order_below_makes_the_relay_begin_anew() {
+    let mut rig = Rig::new();
+    rig.hello(1, 0, 0);
+    let have = Some(Position::whole(Lsn::ZERO));
+    rig.up_below(Welcome { have, ..welcome() });
+    rig.hello(2, 0, 5);
+    let effects = rig.hear(Hop::Above, Message::Frame(1, frame(5, [6], 512)));
+    assert!(matches!(said(&effects, Hop::Below)[..], [Message::Frame(1, _)]), "{effects:?}");
+    let refused = rig.hear(Hop::Below, Message::Error(Farewell::new(Code::OutOfOrder, "no")));
+    assert_eq!(closed_above(&refused), None, "the next hop is asked first where it stands");
+    // What came is acknowledged meanwhile.
+    rig.now = rig.now.after(1_000_000);
+    rig.relay.handle_timer(rig.now);
+    rig.effects();
+    let (hello, effects) = rig.up_below(Welcome { have, ..welcome() });
+    assert_eq!((hello.oldest, closed_above(&effects)), (Position::whole(Lsn(5)), Some(Code::Broken)));
+    assert_eq!(welcomed(&rig.hello(3, 0, 5)).have, have);
+}
+
 #[test]
 fn a_relay_that_was_overtaken_begins_anew() {
     let mut rig = Rig::new();

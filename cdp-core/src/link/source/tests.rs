@@ -137,6 +137,26 @@ fn waits_between_attempts_double_up_to_their_bound_and_differ_by_chance() {
     assert!(rig.end.next_deadline().unwrap().since(rig.now) <= 100 * MS);
 }
 
+/// Where the other side says that the very first frame does not continue what it has, both ask each other again.
+#[test]
+fn a_first_frame_that_is_refused_as_out_of_order_begins_the_link_anew() {
+    let mut rig = Rig::new(options());
+    rig.offer(&frame(0, [1], 512));
+    rig.offer(&frame(1, [2], 512));
+    let (conn, effects) = rig.up_with(Welcome { have: Some(Position::whole(Lsn(1))), ..welcome() });
+    assert_eq!(sent(&effects).len(), 1);
+    let why = Farewell::new(Code::OutOfOrder, "a frame does not continue what is here").with(0, 1);
+    let effects = rig.hear(conn, Message::Error(why));
+    let is_end = |effect: &SourceEffect| matches!(effect, SourceEffect::Refused { .. } | SourceEffect::Broken { .. });
+    assert!(!effects.iter().any(is_end) && !rig.end.is_resting(), "{effects:?}");
+    let dial = rig.dialled();
+    let (conn, hello) = rig.connected(dial);
+    assert_eq!((hello.attempt, hello.oldest), (12, Position::whole(Lsn::ZERO)));
+    let again = Welcome { have: Some(Position::whole(Lsn::ZERO)), ..welcome() };
+    let keys: Vec<_> = sent(&rig.hear(conn, Message::Welcome(Box::new(again)))).iter().map(|sent| sent.2).collect();
+    assert_eq!(keys, [0, 1]);
+}
+
 /// Short faults that follow each other are each a short one, as long as something comes through between them.
 #[test]
 fn a_short_session_in_which_something_came_through_makes_the_next_waits_short() {

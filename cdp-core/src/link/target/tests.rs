@@ -189,6 +189,16 @@ fn what_is_there_is_passed_over_and_a_hole_ends_the_session() {
 }
 
 #[test]
+fn after_a_first_frame_out_of_order_a_new_hello_begins_anew() {
+    let mut rig = Rig::up();
+    assert_eq!(code(&rig.hear(1, Message::Frame(1, frame(5, [6], 512)))), Some(Code::OutOfOrder));
+    assert!(matches!(rig.accept(2, hello(7))[..], [TargetEffect::Judge { .. }]));
+    rig.end.admit(rig.now, session(7), terms());
+    rig.effects();
+    assert_eq!(taken(&rig.hear(2, Message::Frame(1, frame(0, [1], 512)))), [(1, Position::whole(Lsn(1)))]);
+}
+
+#[test]
 fn a_damaged_frame_that_has_to_be_cut_ends_the_session() {
     let mut rig = Rig::up_with(Terms { have: Some(Position::whole(Lsn(1))), ..terms() }).0;
     let mut damaged = frame(0, [1, 2], 512);

@@ -54,6 +54,22 @@ impl Keep {
         Ok(Self { disk_bytes: *bytes, driver: Some(driver), ..none })
     }
 
+    /// Files take so much at most from now on, where there are files. Those that are there and are beyond it go as what is in them is
+    /// released, and no other is begun before.
+    pub(super) fn set_disk_bytes(&mut self, bytes: u64) {
+        if self.driver.is_some() {
+            self.disk_bytes = bytes;
+            let ahead_bytes = self.ahead_bytes();
+            if let Some(spool) = &mut self.spool {
+                spool.set_bounds(self.memory_bytes, ahead_bytes, bytes);
+            }
+        }
+    }
+
+    fn ahead_bytes(&self) -> u64 {
+        (self.memory_bytes / 8).min(AHEAD_BYTES_MAX)
+    }
+
     /// The frames of a timeline come, and those of the one before are not wanted any more.
     pub(super) fn begin(&mut self) {
         self.give_up();
@@ -63,7 +79,7 @@ impl Keep {
             disk_bytes_max: self.disk_bytes,
             file_bytes: (self.disk_bytes / 8).min(FILE_BYTES_MAX),
             directory: String::new(),
-            ahead_bytes: (self.memory_bytes / 8).min(AHEAD_BYTES_MAX),
+            ahead_bytes: self.ahead_bytes(),
             always: false,
             ids: self.ids,
         }));

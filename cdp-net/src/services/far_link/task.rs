@@ -49,6 +49,8 @@ pub(super) enum Command {
     Answered { id: CallId, answer: Answer },
     /// The other end is to be found there.
     Places(Vec<String>),
+    /// Files of the spool take so much at most.
+    SpoolBytes(u64),
     /// Whoever waits for an answer is told that there is none.
     LetGo,
     /// Everything ends.
@@ -317,6 +319,7 @@ impl Task {
                 }
             }
             Command::Places(to) => self.set_places(to),
+            Command::SpoolBytes(bytes) => self.keep.set_disk_bytes(bytes),
             Command::LetGo => self.let_go(),
             Command::Stop { .. } => {}
         }

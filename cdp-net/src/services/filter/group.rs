@@ -29,6 +29,8 @@ pub(super) struct Group {
     options: RemoteOptions,
     /// Source proxies or replica hosts.
     to: Mutex<Vec<String>>,
+    /// What its spool takes on disk, at most.
+    spool_bytes: AtomicU64,
     notes: Notes,
     /// Held as long as its disks are being opened.
     opening: Mutex<()>,
@@ -73,6 +75,11 @@ fn change(policy: &FilterPolicy) -> PolicyChange {
     }
 }
 
+/// What the spool of each group takes on disk, at most. Equal parts: files that are there take room that nobody else can have.
+pub(super) fn spool_bytes(filter: &FilterConfig) -> u64 {
+    filter.spool.disk.0 / filter.groups.len().max(1) as u64
+}
+
 impl Group {
     /// A group of the file, not opened yet.
     pub(super) fn new(
@@ -83,8 +90,7 @@ impl Group {
     ) -> Self {
         let (queue, to) = (filter.spool.memory.0, places(&filter.to));
         let state = context.state.join("filter").join(&config.name);
-        // Equal parts: files that are there take room that nobody else can have.
-        let disk = filter.spool.disk.0 / filter.groups.len().max(1) as u64;
+        let disk = spool_bytes(filter);
         let source = |disk: &crate::services::config::DiskConfig| SourceOptions {
             name: disk.name.clone(),
             path: disk.source.clone(),
@@ -121,6 +127,7 @@ impl Group {
             config,
             options,
             to: Mutex::new(to),
+            spool_bytes: AtomicU64::new(disk),
             notes,
             opening: Mutex::default(),
             now: Mutex::default(),
@@ -139,6 +146,22 @@ impl Group {
         if let Some(running) = &lock(&self.now).running {
             running.remote.set_places(places(to));
         }
+    }
+
+    /// There are more groups, or fewer: its spool has another part of the room for all.
+    pub(super) fn set_spool_bytes(&self, bytes: u64) {
+        // Under the lock under which it begins to run: then it asks again.
+        let now = lock(&self.now);
+        self.spool_bytes.store(bytes, Ordering::Relaxed);
+        if let Some(running) = &now.running {
+            running.remote.set_spool_bytes(bytes);
+        }
+    }
+
+    /// What its spool takes on disk, at most.
+    #[cfg(test)]
+    pub(super) fn spool_bytes(&self) -> u64 {
+        self.spool_bytes.load(Ordering::Relaxed)
     }
 
     /// Why its disks are not served, if so.
@@ -163,8 +186,9 @@ impl Group {
                 drop(running);
             }
             Ok(running) => {
-                // It may be another list since it was read.
+                // It may be another list since it was read, and another part of the room.
                 running.remote.set_places(lock(&self.to).clone());
+                running.remote.set_spool_bytes(self.spool_bytes.load(Ordering::Relaxed));
                 now.running = Some(running);
                 let before = now.problem.take();
                 drop(now);
@@ -204,6 +228,9 @@ impl Group {
         };
         let mut options = self.options.clone();
         options.link.to.clone_from(&lock(&self.to));
+        if let Some(spool) = &mut options.link.spool {
+            spool.bytes = self.spool_bytes.load(Ordering::Relaxed);
+        }
         let remote = RemoteProtection::start(options, tell).map_err(|error| error.to_string())?;
         let options = ServerOptions::new(self.config.listen.address.clone(), remote.exports());
         let server = Server::start_at(place, options).map_err(|error| error.to_string())?;

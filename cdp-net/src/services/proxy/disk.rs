@@ -76,6 +76,11 @@ impl CacheDisk {
     }
 }
 
+/// What may wait for a disk, on a thread that may.
+async fn off_the_way<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
 impl Place {
     pub(super) fn carry_out(&self, id: EffectId, effect: Effect) {
         lock(&self.disk.driver).start(id, effect);
@@ -91,11 +96,24 @@ impl Place {
 }
 
 impl Place {
+    /// Makes a directory of the cache.
+    pub(super) fn make(&self, directory: &str) -> impl Future<Output = io::Result<()>> + use<> {
+        let path = self.disk.root.join(directory);
+        off_the_way(move || {
+            let made = std::fs::create_dir_all(&path);
+            made.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+        })
+    }
+
     /// Removes a directory of the cache in which no file is left, and those around it that are empty then.
-    pub(super) fn remove(&self, directory: &str) {
-        let mut path = self.disk.root.join(directory);
+    pub(super) async fn remove(&self, directory: &str) {
+        let (mut path, disk) = (self.disk.root.join(directory), Arc::clone(&self.disk));
+        let removing = off_the_way(move || {
+            while path != disk.root && std::fs::remove_dir(&path).is_ok() && path.pop() {}
+            Ok(())
+        });
         // One that is not empty, or not there, stays as it is.
-        while path != self.disk.root && std::fs::remove_dir(&path).is_ok() && path.pop() {}
+        let _ = removing.await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::disk::Place;
 use super::prepared::Prepared;
+use super::refusals::Refusals;
 use super::shares::Share;
 use super::traffic::Now;
 use super::{RelayKey, Shared, Stand, ToRelay, lock};
@@ -12,7 +13,6 @@ use crate::link::hub::{Happened, Hub};
 use crate::random;
 use crate::services::pace::{Member, Pace};
 use cdp_core::frame::FrameInfo;
-use cdp_core::link::farewell::Class;
 use cdp_core::link::message::{Code, DATA_CONNECTIONS_MAX, DataKey, Farewell, Features, Message};
 use cdp_core::link::relay::{Hop, Relay, RelayBounds, RelayEffect, RelayEvent, RelayOptions};
 use cdp_core::link::source::{ConnId, SourceOptions};
@@ -20,7 +20,7 @@ use cdp_core::link::spool::{Spool, SpoolEvent, SpoolOptions};
 use cdp_core::link::target::TargetOptions;
 use cdp_core::policy::throttle::REQUEST_MAX;
 use cdp_core::types::{GroupId, Lsn, MonoTime, Position, SessionId, Timeline};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -37,10 +37,6 @@ const BUSY_NS: u64 = 20_000_000;
 const IDLE_NS: u64 = 1_000_000_000;
 /// A relay that has nothing and hears from nobody ends after so long; its source begins another.
 const REST_NS: u64 = 60_000_000_000;
-/// A next hop that refuses for good is asked again after so long.
-const REFUSED_RETRY_NS: u64 = 5_000_000_000;
-/// What the next hop refuses for good is kept for so long, in case that somebody changes its mind.
-const REFUSED_NS: u64 = 600_000_000_000;
 
 /// Sessions above whose keys are kept: the one that holds, and one before it.
 const KEYS_MAX: usize = 2;
@@ -86,13 +82,9 @@ struct Task {
     /// While no frame waits for its turn.
     limited: Option<Limited>,
     look: MonoTime,
-    /// Since when nobody above is there and nothing is kept, and since when the next hop refuses.
+    /// Since when nobody above is there and nothing is kept.
     resting: Option<MonoTime>,
-    refused: Option<MonoTime>,
-    /// What is kept belongs to a timeline that nobody goes on with: the next hop has said so.
-    is_nobodys: bool,
-    /// Next hops that do not know the timeline, of those that there are.
-    strangers: BTreeSet<String>,
+    refusals: Refusals,
     /// The end below rests, and is dialled again then.
     redial: Option<MonoTime>,
     /// Sessions that asked for plain data connections, the newest last: their keys are known to the door.
@@ -148,9 +140,27 @@ async fn granted(turn: Option<&mut Turn>) -> Limited {
     }
 }
 
+/// It cannot begin: nobody finds it any more, and who came is told.
+fn refuse_all(shared: &Shared, begin: &Begin, mut queue: UnboundedReceiver<ToRelay>, why: &str) {
+    shared.notes.say(&format!("{}: {}: {why}", shared.name, begin.key));
+    // Nobody is sent here who does not find it.
+    lock(&shared.relays).remove(&begin.key);
+    while let Ok(told) = queue.try_recv() {
+        if let ToRelay::Accepted(accepted) = told {
+            tokio::spawn(accepted.opened.refuse(Farewell::new(Code::Busy, why)));
+        }
+    }
+    begin.stand.end();
+}
+
 /// Until it has nothing left to do, or is told to stop.
 pub(super) async fn run(shared: Arc<Shared>, begin: Begin, mut queue: UnboundedReceiver<ToRelay>) {
     let mut ending = shared.ending.subscribe();
+    if let Some(making) = begin.place.as_ref().map(|place| place.make(&begin.key.directory()))
+        && let Err(error) = making.await
+    {
+        return refuse_all(&shared, &begin, queue, &error.to_string());
+    }
     let mut task = Task::new(shared, begin);
     loop {
         task.pump();
@@ -244,9 +254,7 @@ impl Task {
             limited: None,
             look: now,
             resting: None,
-            refused: None,
-            is_nobodys: false,
-            strangers: BTreeSet::new(),
+            refusals: Refusals::default(),
             redial: None,
             keys: VecDeque::new(),
             has_begun: false,
@@ -460,7 +468,7 @@ impl Task {
         let is_at_rest = self.above.is_empty() && self.relay.is_drained();
         self.resting = if is_at_rest { Some(self.resting.unwrap_or(now)) } else { None };
         let since = |at: Option<MonoTime>, ns: u64| at.is_some_and(|at| now.since(at) >= ns);
-        let is_refused = self.above.is_empty() && since(self.refused, REFUSED_NS);
+        let is_refused = self.above.is_empty() && self.refusals.is_given_up(now);
         if !self.is_retired && self.share.is_some() && (since(self.resting, REST_NS) || is_refused) {
             self.retire(now, "the next hop has refused them for ten minutes");
         }
@@ -481,27 +489,9 @@ impl Task {
 
     /// At the end of the process nobody waits for what no next hop will ever take. What is refused for another reason stays.
     fn drop_nobodys(&mut self, now: MonoTime) {
-        if self.is_draining && self.is_nobodys && !self.is_retired && self.share.is_some() {
+        if self.is_draining && self.refusals.is_nobodys() && !self.is_retired && self.share.is_some() {
             self.retire(now, "their timeline is closed at the replica, or was never opened there");
         }
-    }
-
-    /// Whether a refusal says that what is kept is nobody's. That a timeline is closed is known by who has the replica; that it is not
-    /// known has to be said at each place where the replica may be.
-    fn judge_refusal(&mut self, code: Code) {
-        let ways = self.shared.ways();
-        self.is_nobodys = match code {
-            Code::TimelineClosed => true,
-            Code::TimelineUnknown => {
-                self.strangers.retain(|known| ways.iter().any(|way| way.address == *known));
-                self.strangers.insert(ways[self.at % ways.len()].address.clone());
-                ways.iter().all(|way| self.strangers.contains(&way.address))
-            }
-            _ => {
-                self.strangers.clear();
-                false
-            }
-        };
     }
 
     fn event(&mut self, now: MonoTime, event: RelayEvent) {
@@ -510,9 +500,8 @@ impl Task {
             // Keys stay until newer ones come: which session ended is not said, and a key without its session opens nothing.
             RelayEvent::Down(Hop::Above, _) => {}
             RelayEvent::Up(Hop::Below) => {
-                (self.refused, self.redial, self.tries) = (None, None, 0);
-                self.is_nobodys = false;
-                self.strangers.clear();
+                (self.redial, self.tries) = (None, 0);
+                self.refusals.up();
                 let status = self.relay.status(now).below;
                 let fits = self.prepared.as_mut().is_none_or(|prepared| prepared.up(&status));
                 if !fits {
@@ -533,16 +522,11 @@ impl Task {
                 }
             }
             RelayEvent::Refused(why) => {
-                if why.code.class() == Class::Never && why.code != Code::Superseded {
-                    self.refused.get_or_insert(now);
-                    // Another one of the list may let it in, at once; or somebody has changed something meanwhile.
-                    let untried = self.tries < self.shared.ways().len();
-                    self.redial = Some(now.after(if untried { 0 } else { REFUSED_RETRY_NS }));
-                } else {
-                    self.refused = None;
-                }
+                let ways = self.shared.ways();
+                let (at, untried) = (&ways[self.at % ways.len()].address, self.tries < ways.len());
+                let redial = self.refusals.refused(now, why.code, at, &ways, untried);
+                self.redial = redial.or(self.redial);
                 self.say(&format!("is refused by the next hop: {why}"));
-                self.judge_refusal(why.code);
                 self.drop_nobodys(now);
             }
             RelayEvent::Lost(lost) => self.say(&format!(
@@ -606,7 +590,7 @@ impl Task {
         if self.is_retired
             && let Some(place) = self.place.take()
         {
-            place.remove(&self.key.directory());
+            place.remove(&self.key.directory()).await;
         }
         self.stand.end();
     }

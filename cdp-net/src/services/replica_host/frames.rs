@@ -8,7 +8,7 @@ use crate::clock::mono;
 use crate::link::connection::ConnectionOptions;
 use crate::link::hub::{Happened, Hub};
 use crate::random::identity as random;
-use crate::services::seeds::{self, Piece};
+use crate::services::seeds::{self, Piece, Seed};
 use bytes::Bytes;
 use cdp_core::capture::Room;
 use cdp_core::frame::EncodedFrame;
@@ -51,6 +51,28 @@ struct Task {
     seed_bytes: VecDeque<u64>,
     asked: BTreeMap<CallId, SyncSender<Answer>>,
     queue: WeakUnboundedSender<ToFrames>,
+}
+
+/// Writes the seeds of a session, and tells how many were taken, until the session is over or nobody hears it.
+fn copy(
+    seeds: impl IntoIterator<Item = EncodedFrame>,
+    is_over: impl Fn() -> bool,
+    mut write: impl FnMut(u64, Seed),
+    mut told: impl FnMut(u64) -> bool,
+) {
+    for (number, frame) in (1..).zip(seeds) {
+        // What is still here of a session that is over belongs to a copy that is begun anew.
+        if is_over() {
+            return;
+        }
+        // What does not verify, or is of a copy that was given up, is taken and passed over: the copy is judged at its end.
+        if let Ok(Some(seed)) = seeds::read(&frame) {
+            write(number, seed);
+        }
+        if !told(number) {
+            return;
+        }
+    }
 }
 
 /// Until nobody can send to it any more.
@@ -245,27 +267,20 @@ impl Task {
         let (session, queue, current) = (self.sessions, self.queue.clone(), Arc::clone(&self.current));
         current.store(session, Ordering::Relaxed);
         let copying = move || {
-            for (number, frame) in (1..).zip(seeds) {
-                // What is still here of a session that is over belongs to a copy that is begun anew.
-                if current.load(Ordering::Relaxed) != session {
-                    return;
-                }
-                // What does not verify, or is of a copy that was given up, is taken and passed over: the copy is judged at its end.
-                if let Ok(Some(seed)) = seeds::read(&frame) {
-                    held.calls.copy(seed.disk, number, |copy| match seed.piece {
-                        Piece::Data(data) => {
-                            let mut buffer = copy.buffer();
-                            buffer[..data.len()].copy_from_slice(&data);
-                            copy.data(buffer, data.len(), seed.lsn)
-                        }
-                        Piece::Zeros(length) => copy.zeros(length, seed.lsn),
-                    });
-                }
-                let Some(task) = queue.upgrade() else { return };
-                if task.send(ToFrames::Seeded { session, taken: number }).is_err() {
-                    return;
-                }
-            }
+            let is_over = || current.load(Ordering::Relaxed) != session;
+            let write = |number, seed: Seed| {
+                held.calls.copy(seed.disk, number, |copy| match seed.piece {
+                    Piece::Data(data) => {
+                        let mut buffer = copy.buffer();
+                        buffer[..data.len()].copy_from_slice(&data);
+                        copy.data(buffer, data.len(), seed.lsn)
+                    }
+                    Piece::Zeros(length) => copy.zeros(length, seed.lsn),
+                });
+            };
+            let told =
+                |taken| queue.upgrade().is_some_and(|task| task.send(ToFrames::Seeded { session, taken }).is_ok());
+            copy(seeds, is_over, write, told);
         };
         let spawned = std::thread::Builder::new().name("cdp-copy".into()).spawn(copying);
         match spawned {
@@ -297,5 +312,31 @@ impl Task {
                 self.hub.close(conn, farewell);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdp_core::types::{DiskId, GroupId};
+    use std::cell::Cell;
+
+    #[test]
+    fn seeds_of_a_session_that_is_over_are_not_written_into_the_next_copy() {
+        let group = GroupId::new([1; 16]).unwrap();
+        let home = seeds::Home { group, timeline: Timeline::new([2; 16]).unwrap(), disk: DiskId::new(1).unwrap() };
+        let seed = |at: u64| seeds::of_data(home, at << 12, Bytes::from(vec![at as u8 + 1; 4096]), Lsn(1)).unwrap();
+        let current = Cell::new(7);
+        let (mut written, mut taken) = (Vec::new(), Vec::new());
+        let told = |number| {
+            taken.push(number);
+            if number == 2 {
+                // The line is cut, and another session begins while two are still here.
+                current.set(8);
+            }
+            true
+        };
+        copy((0..4).map(seed), || current.get() != 7, |number, _| written.push(number), told);
+        assert_eq!((written, taken), (vec![1, 2], vec![1, 2]));
     }
 }

@@ -76,7 +76,15 @@ impl Sites {
         name: &str,
         notices: impl Fn(Notice) + Send + 'static,
     ) -> Result<Protection, ProtectError> {
-        let link = FarLink::start(self.identity("filter"), far).unwrap();
+        self.protect_by(FarLink::start(self.identity("filter"), far).unwrap(), name, notices)
+    }
+
+    pub(crate) fn protect_by(
+        &self,
+        link: Arc<FarLink>,
+        name: &str,
+        notices: impl Fn(Notice) + Send + 'static,
+    ) -> Result<Protection, ProtectError> {
         let far: Arc<dyn Far> = Arc::new(Remote::new(link));
         let options = ProtectionOptions {
             full_check: self.full_check,
