@@ -73,8 +73,8 @@ impl Tail {
         let open = manifest.timelines.iter().rev().find(|timeline| timeline.state == TimelineState::Open);
         let Some(open) = open else { return Ok(Self::Whole(Lsn::ZERO)) };
         let said = open.last.unwrap_or(Lsn::ZERO);
-        let summaries = manifest.segments.iter().filter_map(|segment| Some((segment, segment.summary()?)));
-        let Some((segment, summary)) = summaries.filter(|(_, summary)| summary.timeline == open.id).next_back() else {
+        let mut summaries = manifest.segments.iter().filter_map(|segment| Some((segment, segment.summary()?)));
+        let Some((segment, summary)) = summaries.rfind(|(_, summary)| summary.timeline == open.id) else {
             return Ok(Self::Whole(said));
         };
         if summary.whole_lsn >= summary.last_lsn {

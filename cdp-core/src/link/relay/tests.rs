@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::link::message::{Answer, Call, CallStatus, Features, Purpose, VERSION, Welcome};
-use crate::link::sample::{frame, group, timeline, welcome};
+use crate::link::sample::{frame, group, parts, timeline, welcome};
 use crate::link::spool::SpoolOptions;
 use bytes::Bytes;
 
@@ -199,6 +199,25 @@ fn what_does_not_meet_the_next_hop_is_forgotten_and_the_source_is_told_where_tha
     assert!(rig.relay.is_drained());
     let effects = rig.hello(2, 0, 8);
     assert_eq!(welcomed(&effects).have, have);
+}
+
+/// The next hop had more than it has: of the record 3, which was left out here because later ones cover it, it kept a part.
+#[test]
+fn a_relay_that_left_out_the_rest_of_a_record_asks_for_it_again() {
+    let mut rig = Rig::new();
+    rig.hello(1, 0, 2);
+    rig.hear(Hop::Above, Message::Frame(1, frame(2, [4, 5], 512)));
+    let have = Some(Position { lsn: Lsn(3), parts: 1 });
+    rig.up_below(Welcome { have, ..welcome() });
+    let effects = rig.hear(Hop::Below, Message::Error(Farewell::new(Code::OutOfOrder, "it does not continue")));
+    assert_eq!(closed_above(&effects), Some(Code::Broken));
+    assert!(rig.relay.is_drained());
+    let effects = rig.hello(2, 0, 2);
+    assert_eq!(welcomed(&effects).have, have);
+    rig.hear(Hop::Above, Message::Frame(1, parts(2, [(3, 0, 2), (3, 1, 2), (4, 0, 1)], 512)));
+    let (_, effects) = rig.up_below(Welcome { have, ..welcome() });
+    let [Message::Frame(1, sent)] = said(&effects, Hop::Below)[..] else { panic!("{effects:?}") };
+    assert_eq!((Some(sent.info.begin()), sent.info.end()), (have, Position::whole(Lsn(4))));
 }
 
 #[test]
