@@ -30,6 +30,7 @@ mod region;
 mod scan;
 mod snapshot;
 mod stored;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -61,6 +62,7 @@ pub use recover::{
 };
 pub use snapshot::Snapshot;
 pub use stored::{damaged_manifests, read_manifest};
+pub use tail::{Tail, Unfinished};
 pub use verify::{Finding, UNREADABLE_MAX, Unreadable, Verified};
 pub use view::{Below, Nothing, Origin, PathElement, Piece, View};
 pub use writer::{Appended, Hold, IdSource, Options, Refusal, Refused, Writer, WriterState};

@@ -62,7 +62,7 @@ use cdp_core::journal::Options;
 use cdp_core::media::Storage;
 use cdp_core::replica::sidecar::Root;
 use cdp_core::trust::KeyHolder;
-use cdp_core::types::{DiskId, ReplicaId};
+use cdp_core::types::{DiskId, Position, ReplicaId};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -132,6 +132,8 @@ struct Waiting {
 struct Running {
     storage: Arc<dyn Storage>,
     replica: ReplicaId,
+    /// The place behind which the filter's frames began.
+    have: Position,
     host: Arc<Host>,
     pump: Arc<PumpStore>,
     failure: Arc<Failure>,
@@ -222,6 +224,12 @@ impl Keeper {
     #[must_use]
     pub fn host(&self) -> Option<&Arc<Host>> {
         self.running.get().map(|running| &running.host)
+    }
+
+    /// The place behind which the filter's frames began, once it has.
+    #[must_use]
+    pub fn began_at(&self) -> Option<Position> {
+        self.running.get().map(|running| running.have)
     }
 
     /// What carries out the journal's writes and syncs: "threads" or "io_uring".

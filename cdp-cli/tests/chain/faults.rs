@@ -244,6 +244,6 @@ fn whichever_process_is_killed_stopped_or_cut_off_nothing_is_lost_and_each_gap_i
         assert_eq!(hash(&output.join("data.img")), *source, "{label}");
     }
     let points = cdp(&["points".as_ref(), replica.as_os_str()]).done();
-    check_gaps(&points, kills_of_filter, rounds as usize);
+    check_gaps(&points, kills_of_filter);
     assert_eq!(cdp(&["verify".as_ref(), replica.as_os_str()]).done()["ok"], true);
 }

@@ -132,6 +132,11 @@ impl EntrySum {
         self.count += 1;
         self.sum = self.sum.wrapping_add(u128::from_le_bytes(half));
     }
+
+    pub(super) fn add_all(&mut self, other: &Self) {
+        self.count += other.count;
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
 }
 
 /// Whether a place is behind a segment's fixed blocks and not beyond the longest one: lengths can be added to it.

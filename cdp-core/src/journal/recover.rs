@@ -5,7 +5,7 @@
 
 mod examine;
 
-use self::examine::{Found, examine, file_key};
+use self::examine::{Found, examine, file_key, settle};
 use super::decide::{Action, Loss, decide};
 use super::footer;
 use super::index::IndexRun;
@@ -19,6 +19,7 @@ use super::reader::{ReadError, parse_head};
 use super::scan::{Depth, Scan, Stop, check_chunks, twice};
 use super::snapshot::{SegmentView, Snapshot};
 use super::stored::{read_manifest, write_manifest};
+use super::tail::Tail;
 use crate::journal::bytes::FormatError;
 use crate::media::{self, File, MediaError, MediaErrorKind, Operation, Storage};
 use crate::trust::{FileKey, KeyError, KeyHolder, Keyring, WrappingKey};
@@ -128,6 +129,8 @@ pub struct Opened {
     pub durable: DurableLsn,
     /// The last LSN with a part in any segment: new ones start above.
     pub last_lsn: Lsn,
+    /// Where the open timeline ends, to the part, and goes on.
+    pub tail: Tail,
     /// What was done.
     pub repairs: Vec<Repair>,
     /// What it is sealed by at rest; empty where it is not, or no key was given.
@@ -154,8 +157,8 @@ pub fn create(storage: &dyn Storage, mut manifest: Manifest) -> Result<Opened, O
     manifest.generation = Generation(manifest.generation.0.max(1));
     write_manifest(storage, &manifest)?;
     let stored = manifest.generation;
-    let keys = Arc::default();
-    Ok(Opened { manifest, stored, durable: DurableLsn::NONE, last_lsn: Lsn::ZERO, repairs: Vec::new(), keys })
+    let (durable, last_lsn, tail) = (DurableLsn::NONE, Lsn::ZERO, Tail::Whole(Lsn::ZERO));
+    Ok(Opened { manifest, stored, durable, last_lsn, tail, repairs: Vec::new(), keys: Arc::default() })
 }
 
 /// Wraps a store's replica keys with another wrapping key, durably; whether there was anything to do. For who owns the directory,
@@ -242,7 +245,8 @@ pub fn open_with(
     let written = if is_without_room(&written) { write_manifest(storage, &manifest) } else { written };
     let stored = if is_without_room(&written) { stands } else { written.map(|()| manifest.generation)? };
     let durable = DurableLsn::mint(plan.whole);
-    Ok(Opened { manifest, stored, durable, last_lsn: plan.last, repairs, keys })
+    let tail = settle(Tail::read(storage, directory, &manifest))?.unwrap_or_else(|_| Tail::lost(&manifest));
+    Ok(Opened { manifest, stored, durable, last_lsn: plan.last, tail, repairs, keys })
 }
 
 fn is_without_room(written: &Result<(), MediaError>) -> bool {

@@ -6,6 +6,7 @@ use super::event;
 use super::index::{IndexRun, Place};
 use super::layout::{ENVELOPE_BYTES, Envelope, FIXED_BYTES, FRAMES_AT, OPENING_AT, Opening, SegmentHeader, foreign};
 use super::reader::{ReadError, parse_head};
+use super::tail::Unfinished;
 use crate::frame::{FrameError, FrameHead};
 use crate::media::{File, MediaErrorKind};
 use crate::trust::FileKey;
@@ -41,8 +42,8 @@ pub(super) struct Scan {
     /// Where the valid frames end.
     pub(super) end: u64,
     pub(super) last_lsn: Lsn,
-    /// The last part: its LSN, the index that would follow, and whether it was the last of its record.
-    last_part: Option<(Lsn, u16, bool)>,
+    /// What the last frame has not all parts of.
+    unfinished: Option<Unfinished>,
     /// The last LSN that is whole; none if no part here is the last of its record.
     pub(super) whole: Option<Lsn>,
     pub(super) plain_bytes: u64,
@@ -92,7 +93,7 @@ pub(super) fn scan(
         runs: Vec::new(),
         end: FRAMES_AT,
         last_lsn: Lsn::ZERO,
-        last_part: None,
+        unfinished: None,
         whole: None,
         plain_bytes: 0,
         stop: Stop::Clean,
@@ -199,8 +200,7 @@ impl Scan {
         self.last_lsn = head.info.last_lsn;
         self.plain_bytes += u64::from(head.info.plain_bytes);
         self.witness = self.witness.max(envelope.durable);
-        let last = head.records.last();
-        self.last_part = last.map(|record| (record.lsn, record.index + 1, record.index + 1 == record.count));
+        self.unfinished = Unfinished::left_by(&head);
         let whole = head.records.iter().rev().find(|record| record.index + 1 == record.count);
         self.whole = whole.map(|record| record.lsn).or(self.whole);
         Ok(Some(head))
@@ -216,12 +216,13 @@ impl Scan {
             return Err(foreign("frame", "group", opening.group, head.info.group));
         }
         let found = head.info.prev_lsn;
-        if let (Some(last), record) = (&self.last_part, &head.records[0]) {
-            let goes_on = record.lsn == last.0 && record.index == last.1;
-            let begins = last.2 && record.lsn > last.0 && record.index == 0;
-            if !goes_on && !begins {
-                return Err(foreign("frame", "part", last.1, record.index));
-            }
+        let record = &head.records[0];
+        let follows = match &self.unfinished {
+            Some(rest) => rest.is_continued_by(head),
+            None => self.runs.is_empty() || (record.lsn > self.last_lsn && record.index == 0),
+        };
+        if !follows {
+            return Err(foreign("frame", "part", self.unfinished.map_or(0, |rest| rest.parts), record.index));
         }
         let first = self.runs.is_empty() && (found == opening.prev_lsn || found == Lsn::ZERO);
         if !first && (self.runs.is_empty() || found != self.last_lsn) {

@@ -6,7 +6,7 @@ pub use unreadable::{UNREADABLE_MAX, Unreadable};
 
 use super::bytes::FormatError;
 use super::event::{self, Event};
-use super::index::{Entry, EntrySum, IndexRun, Place};
+use super::index::{Entry, EntrySum, IndexRun, Place, What};
 use super::layout::{
     BLOCK_BYTES, ENVELOPE_BYTES, Envelope, FIXED_BYTES, FRAMES_AT, OPENING_AT, Opening, Summary, decode_trailer,
     foreign,
@@ -66,8 +66,10 @@ pub struct Verified {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
     pub(super) id: SegmentId,
-    /// What its frames say.
+    /// What its frames say, but for the following.
     pub(super) entries: EntrySum,
+    /// Entries without a chunk of the record at this LSN, which began in an earlier segment: a run does not say of which of both they are.
+    pub(super) continued: (Lsn, EntrySum),
     pub(super) events_bytes: u32,
     pub(super) events_crc: u32,
 }
@@ -172,13 +174,16 @@ impl Check<'_> {
             return Ok(None);
         }
         self.index(&runs, emptied)?;
-        let mut entries = EntrySum::default();
-        runs.iter().flat_map(|run| run.narrow.iter().chain(&run.wide)).for_each(|entry| entries.add(entry));
+        let (mut entries, mut continued) = (EntrySum::default(), (self.segment.prev_lsn, EntrySum::default()));
+        for entry in runs.iter().flat_map(|run| run.narrow.iter().chain(&run.wide)) {
+            let is_shared = entry.what != What::Data && entry.lsn == continued.0.0;
+            if is_shared { &mut continued.1 } else { &mut entries }.add(entry);
+        }
         let events_bytes = match &self.segment.content {
             Content::Sealed(summary) => summary.events_bytes,
             Content::Active(_) => 0,
         };
-        Ok(Some(Seen { id: self.segment.id, entries, events_bytes, events_crc }))
+        Ok(Some(Seen { id: self.segment.id, entries, continued, events_bytes, events_crc }))
     }
 
     /// What stands between header and first frame.

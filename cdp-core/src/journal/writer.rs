@@ -28,6 +28,7 @@ use super::index::{IndexRun, LSN_SPAN};
 use super::layout::SEGMENT_MAX;
 use super::manifest::{Generation, Manifest, SegmentState, TimelineInfo, TimelineState};
 use super::snapshot::{SegmentView, Snapshot};
+use super::tail::{Tail, Unfinished};
 use crate::frame::{EncodedFrame, FrameHead};
 use crate::media::{MediaError, Operation};
 use crate::mistakes::{self, Mistake};
@@ -82,8 +83,8 @@ pub struct Writer {
     last_segment: Option<(SegmentId, u32)>,
     /// The last LSN that is whole with what was appended.
     whole: Lsn,
-    /// A write that the last frame has not all parts of, and the next part's index.
-    unfinished: Option<(Lsn, u16)>,
+    /// What the last frame has not all parts of: only the next one is taken.
+    unfinished: Option<Unfinished>,
     /// When the runs that were published here are durably named.
     named: BTreeMap<u64, Generation>,
     /// Segments that no merge of the index can read.
@@ -106,29 +107,27 @@ impl std::fmt::Debug for Writer {
 
 impl Writer {
     /// A writer on a store that [`open`](super::open) found or made: all its segments are sealed. A timeline that was open
-    /// goes on, unless it ends in a write of which parts were lost: then another one has to be opened.
+    /// goes on behind its last part ([`Tail`]), be that within a record. Where nobody can tell which part that is, another timeline
+    /// has to be opened.
     #[must_use]
     pub fn new(opened: super::Opened, options: Options, ids: IdSource) -> Self {
         let manifest = opened.manifest;
         let open = manifest.timelines.iter().rev().find(|timeline| timeline.state == TimelineState::Open);
         let timeline = open.map(|timeline| (timeline.id, manifest.generation));
         let summaries = || manifest.segments.iter().filter_map(|segment| segment.summary());
-        let of_timeline =
-            |id| summaries().filter(move |summary| summary.timeline == id).map(|summary| summary.last_lsn);
-        // A write of which parts are lost ends its timeline: another record after it would make it look whole.
         let last_lsn = summaries().map(|summary| summary.last_lsn).max().unwrap_or(manifest.floor);
-        let timeline = timeline.filter(|_| last_lsn <= opened.durable.lsn());
-        let kept = timeline.and_then(|(id, _)| of_timeline(id).next_back());
-        let chain = kept.max(open.and_then(|timeline| timeline.last)).unwrap_or(Lsn::ZERO);
+        // Another record behind the first parts of one would make that look whole.
+        let timeline = timeline.filter(|_| !matches!(opened.tail, Tail::Lost(_)));
+        let unfinished = if let Tail::Within(unfinished) = opened.tail { Some(unfinished) } else { None };
         let last_segment = manifest.segments.iter().rev().find_map(|segment| segment.summary().map(|s| (segment, s)));
         let sealed = manifest.segments.iter().filter_map(SegmentView::sealed).map(Arc::new).collect();
         Self {
-            chain,
+            chain: opened.tail.lsn(),
             timeline,
             last_lsn,
             last_segment: last_segment.map(|(segment, summary)| (segment.id, summary.frames)),
             whole: opened.durable.lsn(),
-            unfinished: None,
+            unfinished,
             key: 0,
             keys: opened.keys,
             sealed: Arc::new(sealed),
@@ -198,7 +197,7 @@ impl Writer {
             return Err(Refusal::NotNow(Hold::Busy));
         }
         let head = FrameHead::parse(&frame.head)?;
-        if !continues(self.unfinished, self.last_lsn, &head) {
+        if !self.is_continued_by(&head) {
             return Err(Refusal::Chain { expected: self.last_lsn, found: info.first_lsn });
         }
         let fits =
@@ -212,6 +211,15 @@ impl Writer {
             return Err(Refusal::NotNow(hold));
         }
         Ok(head)
+    }
+
+    /// Whether a frame goes on where the last one ended: with the next part of its record, else with a new one.
+    fn is_continued_by(&self, head: &FrameHead) -> bool {
+        let first = &head.records[0];
+        match &self.unfinished {
+            Some(rest) => rest.is_continued_by(head),
+            None => first.lsn > self.last_lsn && first.index == 0,
+        }
     }
 
     #[allow(clippy::result_large_err, reason = "the frame goes back to where it came from")]
@@ -233,7 +241,7 @@ impl Writer {
         self.last_lsn = info.last_lsn;
         let whole = head.records.iter().rev().find(|record| record.index + 1 == record.count);
         self.whole = whole.map_or(self.whole, |record| record.lsn);
-        self.unfinished = unfinished(&head);
+        self.unfinished = Unfinished::left_by(&head);
         let run = Arc::new(run);
         let write = Effect::Write { file, offset, data };
         let sequence = self.commit.add(now, number, self.whole, info.settled, write.clone(), Arc::clone(&run));
@@ -510,21 +518,6 @@ impl Writer {
             && matches!(self.prepare, segments::Prepare::None)
             && self.catalog.is_through()
     }
-}
-
-/// Whether a frame goes on where the last one ended: with the next part of its unfinished write, else with a new record.
-fn continues(unfinished: Option<(Lsn, u16)>, last_lsn: Lsn, head: &crate::frame::FrameHead) -> bool {
-    let first = &head.records[0];
-    match unfinished {
-        Some((lsn, index)) => first.lsn == lsn && first.index == index,
-        None => first.lsn > last_lsn && first.index == 0,
-    }
-}
-
-/// The write that a frame has not the last part of, and the next part's index.
-fn unfinished(head: &crate::frame::FrameHead) -> Option<(Lsn, u16)> {
-    let last = head.records.last().filter(|record| record.index + 1 < record.count)?;
-    Some((last.lsn, last.index + 1))
 }
 
 /// LSNs of a segment are stored as distances from its first one.

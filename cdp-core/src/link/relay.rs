@@ -169,6 +169,8 @@ pub struct Relay {
     kept: Kept,
     /// What the source is told where it asks next: where the next hop stands, after what was kept did not meet it.
     told: Option<Position>,
+    /// Where the next hop stood at the beginning of its last session.
+    met: Option<Position>,
     /// What is lost, until the source has heard it; and whether the welcome of the session above says so.
     lost: Option<RangeInclusive<Lsn>>,
     lost_told: bool,
@@ -197,6 +199,7 @@ impl Relay {
             below: None,
             kept: Kept::new(spool),
             told: None,
+            met: None,
             lost: None,
             lost_told: false,
             far_room: FarRoom::Ok,

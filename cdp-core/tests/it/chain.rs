@@ -23,6 +23,8 @@ struct Told {
     looks: u64,
     ops: u64,
     forks: u64,
+    /// How often a replica went on within a write.
+    within: u64,
     /// From the last fault to the end, in milliseconds, and how long that may take.
     took_ms: u64,
     may_take_ms: u64,
@@ -54,7 +56,7 @@ fn converge(world: &mut World, rate: u64) -> Told {
         panic!("group {at} did not converge: durable there {}: {said:?}", group.replica.durable());
     }
     assert!(converged);
-    let (mut ops, mut forks) = (0, 0);
+    let (mut ops, mut forks, mut within) = (0, 0, 0);
     for group in &world.groups {
         check::look(group, &mut world.rng);
         let host = group.host.any_world();
@@ -65,9 +67,12 @@ fn converge(world: &mut World, rate: u64) -> Told {
         let histories = group.host.histories.iter().map(|history| history.changes.len() as u64).sum::<u64>();
         ops += host.changes.len() as u64 + histories;
         forks += u64::from(group.host.forks);
+        within += u64::from(group.replica.within_times);
+        let torn = group.replica.torn_times;
+        assert!(group.host.forks <= torn, "{} new timelines, and {torn} were due", group.host.forks);
     }
     let took_ms = (world.now - healed) / 1_000_000;
-    Told { trace: world.trace, looks: world.looks, ops, forks, took_ms, may_take_ms: may_take / 1_000_000 }
+    Told { trace: world.trace, looks: world.looks, ops, forks, within, took_ms, may_take_ms: may_take / 1_000_000 }
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -85,6 +90,7 @@ fn whatever_breaks_what_is_durable_can_be_restored_and_the_replica_becomes_the_s
             Ok(told) => {
                 sum.trace = sum.trace.rotate_left(1) ^ told.trace;
                 (sum.looks, sum.ops, sum.forks) = (sum.looks + told.looks, sum.ops + told.ops, sum.forks + told.forks);
+                sum.within += told.within;
                 sum.took_ms = sum.took_ms.max(told.took_ms);
                 if told.took_ms > told.may_take_ms {
                     println!("CDP_CHAIN_SEED={seed} is late: {told:?}");
@@ -103,6 +109,7 @@ fn whatever_breaks_what_is_durable_can_be_restored_and_the_replica_becomes_the_s
     println!("{seeds} seeds: {sum:?}, {late} late");
     assert!(failed.is_empty(), "failed: {failed:?}");
     assert_eq!(late, 0, "the replica became the source too late");
+    assert!(seeds < 60 || (sum.within > 0 && sum.forks > 0), "{sum:?}");
 }
 
 #[test]

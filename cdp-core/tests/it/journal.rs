@@ -24,3 +24,4 @@ mod room;
 mod seeding;
 mod torn;
 mod whole;
+mod within;

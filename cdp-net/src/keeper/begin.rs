@@ -25,7 +25,7 @@ use cdp_core::journal::{
 use cdp_core::media::Storage;
 use cdp_core::policy::retention;
 use cdp_core::replica::{Replica, remove_bases};
-use cdp_core::types::{GroupId, Lsn, Timeline};
+use cdp_core::types::{GroupId, Lsn, Position, Timeline};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
@@ -35,19 +35,20 @@ fn no_thread(error: &std::io::Error) -> Problem {
 }
 
 impl Keeper {
-    /// Goes on taking the records of a filter that writes on while this side was away: those behind the LSN that this gives come
-    /// again. `seen` is what that filter was told to be durable, the second witness for what this side's journal has to hold.
+    /// Goes on taking the records of a filter that writes on while this side was away: those behind the place that this gives come
+    /// again, be that within a record; with it goes what is durable. `seen` is what that filter was told to be durable, the second witness for
+    /// what this side's journal has to hold.
     ///
     /// # Errors
-    /// `not-following` when the timeline is not the one that is open, `broken` when it ends within a write; else what keeps the replica
-    /// from being opened.
+    /// `not-following` when the timeline is not the one that is open, `broken` when nobody can tell with which part of a record it goes
+    /// on; else what keeps the replica from being opened.
     pub fn resume(
         &self,
         group: GroupId,
         timeline: Timeline,
         seen: Option<Lsn>,
         near: Arc<dyn Near>,
-    ) -> Result<Lsn, Problem> {
+    ) -> Result<(Position, Lsn), Problem> {
         // A log may be too old to be believed; somebody who heard it himself may not.
         let witness = seen.map(|durable| Witness { group, generation: u64::MAX, durable });
         // Also one whose first copy is not whole: that is begun anew, and its records are kept.
@@ -68,24 +69,26 @@ impl Keeper {
             policy: PolicyChange::default(),
             stored: false,
         };
-        self.begin_store(&begin, near)?;
-        Ok(at)
+        let have = self.begin_store(&begin, near)?;
+        Ok((have, at))
     }
 
-    pub(super) fn begin_store(&self, begin: &Begin, near: Arc<dyn Near>) -> Result<(), Problem> {
+    /// Gives the place behind which frames are taken.
+    pub(super) fn begin_store(&self, begin: &Begin, near: Arc<dyn Near>) -> Result<Position, Problem> {
         let mut waiting = lock(&self.waiting);
         let begun = || Problem::new(ProblemClass::Failed, "begun", "a filter writes to this replica already");
         let Some(queue) = waiting.queue.take() else { return Err(begun()) };
         let found = waiting.found.take();
         drop(waiting);
-        let (writer, executor, replica) = self.open(begin, found)?;
-        let running = self.share(&writer, replica, near)?;
+        let (writer, executor, replica, have) = self.open(begin, found)?;
+        let running = self.share(&writer, replica, (near, have))?;
         self.running.set(Arc::clone(&running)).map_err(|_| begun())?;
-        self.launch(&running, writer, executor, queue)
+        self.launch(&running, writer, executor, queue)?;
+        Ok(have)
     }
 
     /// Opens the timeline and writes down what the filter wants known before it gives a record.
-    fn open(&self, begin: &Begin, found: Option<Store>) -> Result<(Writer, Executor, Replica), Problem> {
+    fn open(&self, begin: &Begin, found: Option<Store>) -> Result<(Writer, Executor, Replica, Position), Problem> {
         let storage = &self.storage;
         let resumed = found.is_some();
         check_begin(begin, found.as_ref().map(|store| noted(&store.replica)).as_ref())?;
@@ -99,7 +102,7 @@ impl Keeper {
         };
         let manifest = opened.manifest.clone();
         check_origin(begin, &manifest, opened.durable.lsn())?;
-        check_tail(begin, &opened)?;
+        let have = first_place(begin, &opened)?;
         let options = self.writer_options(&manifest, &begin.policy);
         let mut writer = Writer::new(opened, options, Box::new(identity));
         // Of this start, whatever the starts before sealed with: a copy of the directory may be going on elsewhere.
@@ -134,7 +137,7 @@ impl Keeper {
         if !stored && begin.stored {
             return Err(no_room(storage.as_ref(), &writer));
         }
-        Ok((writer, executor, replica))
+        Ok((writer, executor, replica, have))
     }
 
     fn writer_options(&self, manifest: &Manifest, change: &PolicyChange) -> Options {
@@ -150,7 +153,12 @@ impl Keeper {
         }
     }
 
-    fn share(&self, writer: &Writer, mut replica: Replica, near: Arc<dyn Near>) -> Result<Arc<Running>, Problem> {
+    fn share(
+        &self,
+        writer: &Writer,
+        mut replica: Replica,
+        (near, have): (Arc<dyn Near>, Position),
+    ) -> Result<Arc<Running>, Problem> {
         let updated = replica.update(Some(writer.manifest()), writer.snapshot());
         updated.map_err(|error| document::unreadable(&error))?;
         let replica_id = writer.manifest().replica;
@@ -158,6 +166,7 @@ impl Keeper {
         Ok(Arc::new(Running {
             storage: Arc::clone(&self.storage),
             replica: replica_id,
+            have,
             compare: Compare::new(&host),
             host,
             pump: Arc::clone(&self.pump),
@@ -297,14 +306,18 @@ fn check_origin(begin: &Begin, manifest: &Manifest, durable: Lsn) -> Result<(), 
     if is_new { check_timelines(manifest) } else { Ok(()) }
 }
 
-/// Refuses to resume behind a write of which parts are lost: another record after it would make it look whole.
-fn check_tail(begin: &Begin, opened: &Opened) -> Result<(), Problem> {
-    let whole = opened.last_lsn <= opened.durable.lsn();
-    if whole || !matches!(begin.origin, Origin::Resumes { .. }) {
-        return Ok(());
+/// The place behind which frames are taken: at the beginning of a new timeline, else to the part where the journal ends. Another record
+/// behind the first parts of one would make that look whole.
+fn first_place(begin: &Begin, opened: &Opened) -> Result<Position, Problem> {
+    if matches!(begin.origin, Origin::First | Origin::Fork { .. }) {
+        return Ok(Position::whole(Lsn::ZERO));
     }
-    let message = format!("the journal ends in the middle of the write {}: its timeline cannot go on", opened.last_lsn);
-    Err(Problem::new(ProblemClass::Failed, "broken", message).hint("begin a timeline of its own"))
+    opened.tail.position().ok_or_else(|| {
+        let lsn = opened.last_lsn;
+        let message =
+            format!("the journal ends within the write {lsn}, and is damaged there: its timeline cannot go on");
+        Problem::new(ProblemClass::Failed, "broken", message).hint("begin a timeline of its own")
+    })
 }
 
 /// Refuses one more timeline where a manifest with it might be read by nobody: each unclean stop leaves one, and merging takes them away.
@@ -360,7 +373,12 @@ fn note(replica: &Replica, manifest: &mut Manifest, begin: &Begin) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cdp_core::types::ReplicaId;
+    use bytes::Bytes;
+    use cdp_core::frame::{Compression, Encoder, Payload, RawFrame, RecordKind};
+    use cdp_core::journal::{self, Tail, create};
+    use cdp_core::media::Memory;
+    use cdp_core::replica::JOURNAL_DIRECTORY;
+    use cdp_core::types::{ClockEpoch, DiskId, MonoTime, PART_MAX, ReplicaId, WallTime};
 
     fn begin(timeline: Timeline, origin: Origin) -> Begin {
         Begin {
@@ -422,16 +440,47 @@ mod tests {
         assert!(!refused(&manifest, old, Origin::GoesOn) && refused(&manifest, new, Origin::GoesOn));
     }
 
+    /// A store whose journal ends behind the first 5 of 24 parts of the write 2.
+    fn cut_within(storage: &Arc<dyn Storage>) -> Opened {
+        let opened = create(storage.as_ref(), manifest()).unwrap();
+        let mut ids = 0u8;
+        let draw = move || {
+            ids += 1;
+            [ids; 16]
+        };
+        let options = Options { keep_free_bytes: 0, segment_bytes: 1 << 20, ..Options::default() };
+        let (mut writer, executor) = (Writer::new(opened, options, Box::new(draw)), Executor::new(Arc::clone(storage)));
+        writer.open_timeline(new_timeline(&manifest(), &begin(timeline(1), Origin::First)));
+        drain(&mut writer, &executor, MonoTime(1));
+        let mut parts = Vec::new();
+        for (lsn, count) in [(1, 1), (2, 24)] {
+            let payload = Payload::new(0, Bytes::from(vec![7; count * PART_MAX as usize])).unwrap();
+            parts.extend(payload.into_parts(RecordKind::Write, DiskId::new(1).unwrap(), Lsn(lsn), WallTime(lsn)));
+        }
+        parts.truncate(6);
+        let plain_bytes = parts.iter().map(|part| part.data.len() as u64).sum();
+        let (timeline, epoch) = (timeline(1), ClockEpoch(1));
+        let raw = RawFrame { timeline, prev_lsn: Lsn(0), settled: Lsn(1), epoch, parts, plain_bytes };
+        let frame = Encoder::new().encode(raw, manifest().group, Compression::None);
+        writer.append(MonoTime(1), frame).unwrap();
+        writer.request_sync();
+        drain(&mut writer, &executor, MonoTime(1));
+        assert_eq!(writer.durable().lsn(), Lsn(1));
+        drop(writer);
+        journal::open(storage.as_ref(), JOURNAL_DIRECTORY, None).unwrap()
+    }
+
     #[test]
-    fn a_timeline_that_ends_within_a_write_is_not_resumed() {
-        let storage = cdp_core::media::Memory::new();
-        let mut opened = cdp_core::journal::create(&storage, manifest()).unwrap();
-        let resumes = begin(timeline(1), Origin::Resumes { at: Lsn::ZERO });
-        check_tail(&resumes, &opened).unwrap();
-        // Of the write 9 a part is there and not all.
-        opened.last_lsn = Lsn(9);
-        assert_eq!(check_tail(&resumes, &opened).unwrap_err().code, "broken");
-        let fork = Origin::Fork { parent: timeline(1), at: Lsn::ZERO };
-        check_tail(&begin(timeline(2), fork), &opened).unwrap();
+    fn a_timeline_that_ends_within_a_write_is_resumed_at_the_next_part_of_it() {
+        let storage: Arc<dyn Storage> = Arc::new(Memory::new());
+        let mut opened = cut_within(&storage);
+        let resumes = begin(timeline(1), Origin::Resumes { at: Lsn(1) });
+        assert_eq!(first_place(&resumes, &opened).unwrap(), Position { lsn: Lsn(2), parts: 5 });
+        let fork = begin(timeline(2), Origin::Fork { parent: timeline(1), at: Lsn(1) });
+        assert_eq!(first_place(&fork, &opened).unwrap(), Position::whole(Lsn::ZERO));
+        // As it is found where the last frame's head is damaged.
+        opened.tail = Tail::Lost(Lsn(2));
+        assert_eq!(first_place(&resumes, &opened).unwrap_err().code, "broken");
+        assert_eq!(first_place(&fork, &opened).unwrap(), Position::whole(Lsn::ZERO));
     }
 }

@@ -133,7 +133,7 @@ impl Far for Keeper {
     }
 
     fn begin(&self, begin: &Begin, near: Arc<dyn Near>) -> Result<(), Problem> {
-        self.begin_store(begin, near)
+        self.begin_store(begin, near).map(drop)
     }
 
     fn frames(&self) -> Frames {

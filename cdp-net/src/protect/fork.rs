@@ -1,7 +1,7 @@
 //! Going on when the order cannot at the replica's side: a new timeline is begun there, under running guests.
 //!
-//! That is the case when the replica lost what it had acknowledged, when it stopped within a write whose rest did not come, or when
-//! nobody has any more what follows there. The filter keeps its order and forks ([`Filter::fork`](cdp_core::capture::Filter::fork)):
+//! That is the case when the replica lost what it had acknowledged, or when nobody has any more what follows there: what would be the rest
+//! of a write, say, within which it stopped. The filter keeps its order and forks ([`Filter::fork`](cdp_core::capture::Filter::fork)):
 //! what is not at the replica is read again, and of the time between nothing can be restored. Only a replica whose open timeline is
 //! one of this filter's own is forked from: where another filter writes it, this one is not the one that counts any more.
 

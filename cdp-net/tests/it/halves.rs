@@ -72,12 +72,13 @@ impl Cable {
         drop(keeper);
         let keeper = Keeper::new(Home::acquire(&place.replica()).unwrap(), KeeperOptions::default());
         let kept = self.kept.lock().unwrap();
-        let have = keeper.resume(group, timeline, Some(seen), near()).unwrap();
-        kept.iter().filter(|frame| frame.info.last_lsn > have).for_each(|frame| keeper.packed(frame.clone()));
+        let (have, durable) = keeper.resume(group, timeline, Some(seen), near()).unwrap();
+        let rest = kept.iter().filter_map(|frame| frame.after(have).unwrap());
+        rest.for_each(|frame| keeper.packed(frame));
         *self.far.write().unwrap() = (Arc::clone(&keeper), calls(&keeper, &self.me));
         drop(kept);
         keeper.serve().unwrap();
-        have
+        durable
     }
 }
 

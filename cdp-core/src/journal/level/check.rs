@@ -7,7 +7,7 @@ use crate::journal::index::{Entry, EntrySum};
 use crate::journal::layout::FIXED_BYTES;
 use crate::journal::reader::{ReadError, Reader};
 use crate::journal::verify::Seen;
-use crate::types::DiskId;
+use crate::types::{DiskId, Lsn};
 use std::collections::BTreeMap;
 
 /// Bytes of nobody's behind a file's end that are looked at.
@@ -121,13 +121,28 @@ impl Reader {
 
 /// That the run has exactly the entries of the segments that were seen.
 fn compare(run: &RunInfo, tables: &Tables, sums: &[EntrySum], seen: &BTreeMap<u64, Seen>) -> Result<(), ReadError> {
-    for (row, sum) in tables.segments.iter().zip(sums) {
+    let rows = &tables.segments;
+    let begins = |lsn: Lsn| rows.partition_point(|row| row.last_lsn < lsn);
+    let mut expected: Vec<_> = rows.iter().map(|_| Some(EntrySum::default())).collect();
+    for (at, row) in rows.iter().enumerate() {
         match seen.get(&row.number) {
             Some(seen) if seen.id != row.id => return Err(field(run, block_at(0), "segment", row.number)),
-            Some(seen) if seen.entries != *sum => {
-                return Err(field(run, block_at(0), "entries of segment", row.number));
+            Some(seen) => {
+                let (lsn, continued) = &seen.continued;
+                expected[at].iter_mut().for_each(|sum| sum.add_all(&seen.entries));
+                // They count for the segment in which their record began, or the first one here that has a part of it.
+                expected[begins(*lsn).min(at)].iter_mut().for_each(|sum| sum.add_all(continued));
             }
-            _ => {}
+            None => {
+                expected[at] = None;
+                let before = at.checked_sub(1).map_or(at, |before| begins(rows[before].last_lsn));
+                expected[before] = None;
+            }
+        }
+    }
+    for ((row, sum), expected) in rows.iter().zip(sums).zip(&expected) {
+        if expected.is_some_and(|expected| expected != *sum) {
+            return Err(field(run, block_at(0), "entries of segment", row.number));
         }
     }
     Ok(())

@@ -174,7 +174,8 @@ fn is_in(fence: &Fence, start: u64, end: u64) -> bool {
 impl Tables {
     /// Which segment an entry is of, as a place in the table, and the chunk's number in it.
     pub(in crate::journal) fn segment_of(&self, entry: &Entry) -> Option<(usize, u32)> {
-        // What has no chunk is of one part, so that its LSN is in one segment only.
+        // What has no chunk is known by its LSN: of a record in several segments it counts for the first. To whoever reads that is the
+        // same, since a segment goes only with the whole of its last record.
         if entry.what != crate::journal::index::What::Data {
             let at = self.segments.partition_point(|row| row.last_lsn.0 < entry.lsn);
             return (at < self.segments.len()).then_some((at, 0));

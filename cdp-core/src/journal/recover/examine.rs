@@ -107,7 +107,7 @@ pub(super) fn examine(
 }
 
 /// What reading gave; what the media answered for good is a fact, a failing read is none and ends the start.
-fn settle<T>(result: Result<T, ReadError>) -> Result<Result<T, ReadError>, OpenError> {
+pub(super) fn settle<T>(result: Result<T, ReadError>) -> Result<Result<T, ReadError>, OpenError> {
     match result {
         Err(ReadError::Media(error)) if !matches!(error.kind, MediaErrorKind::NotFound | MediaErrorKind::Short) => {
             Err(error.into())

@@ -79,8 +79,11 @@ impl Relay {
                     self.forget(now, Some(have));
                 }
                 SourceEffect::Refused { farewell, .. } => self.refused(now, farewell),
-                SourceEffect::Up { .. } => self.tell(RelayEvent::Up(Hop::Below)),
-                SourceEffect::Down { why } => self.below_is_down(why),
+                SourceEffect::Up { have, .. } => {
+                    self.met = have;
+                    self.tell(RelayEvent::Up(Hop::Below));
+                }
+                SourceEffect::Down { why } => self.below_is_down(now, why),
             }
         }
         worked
@@ -164,7 +167,7 @@ impl Relay {
         }
     }
 
-    fn below_is_down(&mut self, why: Farewell) {
+    fn below_is_down(&mut self, now: MonoTime, why: Farewell) {
         self.kept.to_send.clear();
         self.calls_up.clear();
         // Seeds are kept by nobody: the source hears that those of this session may be lost.
@@ -173,7 +176,15 @@ impl Relay {
         }
         self.seeds.clear();
         (self.seeds_before, self.seeds_passed) = (0, 0);
+        let does_not_continue = why.code == Code::OutOfOrder;
         self.tell(RelayEvent::Down(Hop::Below, why));
+        if does_not_continue {
+            // Of a record of which the next hop has parts the rest was left out here: before that hop crashed it had more.
+            let text = "what is kept here does not continue what the next hop has";
+            self.above.close(Farewell::new(Code::Broken, text));
+            self.drain_above(now);
+            self.forget(now, self.met);
+        }
     }
 
     /// What the next hop says of group and timeline the source has to hear; what it says of this relay is the relay's affair.

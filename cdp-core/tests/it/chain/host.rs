@@ -184,7 +184,7 @@ impl Host {
                 return None;
             }
             SourceEffect::Refused { farewell, .. } => {
-                let over = [Code::TimelineClosed, Code::TimelineUnknown].contains(&farewell.code);
+                let over = [Code::TimelineClosed, Code::TimelineUnknown, Code::Torn].contains(&farewell.code);
                 self.forking |= over;
                 return None;
             }

@@ -7,9 +7,11 @@ use cdp_core::types::MonoTime;
 pub const MS: u64 = 1_000_000;
 pub const S: u64 = 1_000 * MS;
 
-/// Bytes of frames that a part holds, at most: the longest write of a guest here, and two frames. A frame that ends within a write
-/// goes only with all of that write.
-pub const WINDOW: u64 = (256 << 10) + 2 * FRAME;
+/// Bytes of frames that a part holds, at most, where a guest's longest write has so many: that, and two frames. A frame that ends
+/// within a write goes only with all of that write.
+pub fn window(longest: u64) -> u64 {
+    longest + 2 * FRAME
+}
 /// No frame is longer, with its head.
 pub const FRAME: u64 = 290_000;
 

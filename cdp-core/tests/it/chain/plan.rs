@@ -1,7 +1,7 @@
 //! What a seed makes of a world: how it is built, and what goes wrong in it.
 
 use super::host::Host;
-use super::part::{MS, S};
+use super::part::{MS, S, window};
 use super::proxy::Proxy;
 use super::replica::ReplicaHost;
 use crate::capture::PEACE;
@@ -51,6 +51,8 @@ pub struct Plan {
     pub disks: Vec<Vec<u64>>,
     pub hostility: Hostility,
     pub connections: u16,
+    /// Bytes of the longest write.
+    pub longest: u64,
 }
 
 fn proxies(rng: &mut Rng) -> usize {
@@ -71,6 +73,7 @@ impl Plan {
             disks: (0..groups).map(|_| disks(&mut rng)).collect(),
             hostility: hostility(&mut rng),
             connections: rng.below(3) as u16,
+            longest: 256 << 10,
         };
         let count = [0, 1, 1, 2, 2, 3, 4, 6][rng.below(8) as usize];
         for _ in 0..count {
@@ -80,7 +83,25 @@ impl Plan {
         }
         let look = (rng.between(1, plan.active_ns * 2), rng.below(groups as u64) as usize);
         plan.looks.push(look);
+        if seed % 4 == 3 {
+            plan.with_long_writes(&mut rng, groups);
+        }
         plan
+    }
+
+    /// Guests write what fills several frames, and the replica's host ends again and again.
+    fn with_long_writes(&mut self, rng: &mut Rng, groups: usize) {
+        let sectors = rng.between(1024, 2560);
+        self.longest = sectors * SECTOR;
+        self.disks.iter_mut().for_each(|disks| disks[0] = sectors);
+        self.hostility.large_one_in = 1;
+        self.active_ns = self.active_ns.max(3 * S);
+        // Not so slow that one write is all there is.
+        self.hops.iter_mut().for_each(|hop| hop.bytes_per_second = hop.bytes_per_second.max(2_000_000));
+        for _ in 0..rng.between(4, 12) {
+            let after = rng.between(1, self.active_ns);
+            self.faults.push((after, Fault::Replica { group: rng.below(groups as u64) as usize }));
+        }
     }
 
     /// The world as it begins.
@@ -113,8 +134,9 @@ impl Plan {
         };
         let world = world::World::new(Rng::new(rng.next()), self.hostility, disks, base, options);
         let host = Host::new(world, self.hostility, self.connections, rng.next());
-        let proxies = (1..self.hops.len()).map(|_| Proxy::new(id, timeline, Rng::new(rng.next()))).collect();
-        let replica = ReplicaHost::new(id, timeline, &sizes, Rng::new(rng.next()));
+        let window = window(self.longest);
+        let proxies = (1..self.hops.len()).map(|_| Proxy::new(id, timeline, window, Rng::new(rng.next()))).collect();
+        let replica = ReplicaHost::new(id, timeline, (&sizes, window), Rng::new(rng.next()));
         (host, proxies, replica)
     }
 }

@@ -1,6 +1,6 @@
 //! A proxy: a relay, its disk, and whoever starts it again.
 
-use super::part::{FRAME, In, MS, Out, Part, S, Side, WINDOW};
+use super::part::{FRAME, In, MS, Out, Part, S, Side};
 use crate::capture::rng::Rng;
 use cdp_core::frame::EncodedFrame;
 use cdp_core::journal::{Effect, EffectId, Executor, Outcome};
@@ -15,8 +15,8 @@ use cdp_core::types::{GroupId, Lsn, MonoTime, Position, Timeline};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Bytes of frames that are kept, at most.
-const HELD: u64 = WINDOW + 50_000;
+/// Bytes of frames that are kept beside the window, at most.
+const BESIDE: u64 = 50_000;
 
 pub struct Proxy {
     rng: Rng,
@@ -37,12 +37,13 @@ pub struct Proxy {
     pub reads_fail_until: MonoTime,
     pub is_down: bool,
     attempt: u64,
+    window: u64,
 }
 
 impl Proxy {
-    pub fn new(group: GroupId, timeline: Timeline, mut rng: Rng) -> Self {
+    pub fn new(group: GroupId, timeline: Timeline, window: u64, mut rng: Rng) -> Self {
         let disk = SimDisk::new();
-        let relay = relay(MonoTime(0), (group, timeline), (rng.next(), 0), &disk);
+        let relay = relay(MonoTime(0), (group, timeline), (rng.next(), 0, window), &disk);
         let executor = Executor::new(Arc::new(disk.clone()));
         Self {
             rng,
@@ -59,6 +60,7 @@ impl Proxy {
             reads_fail_until: MonoTime(0),
             is_down: false,
             attempt: 0,
+            window,
         }
     }
 
@@ -83,7 +85,7 @@ impl Proxy {
     }
 
     fn begin(&mut self, now: MonoTime, disk: SimDisk) {
-        self.relay = relay(now, (self.group, self.timeline), (self.rng.next(), self.attempt), &disk);
+        self.relay = relay(now, (self.group, self.timeline), (self.rng.next(), self.attempt, self.window), &disk);
         self.found = self.relay.status(now).held_bytes;
         self.executor = Executor::new(Arc::new(disk.clone()));
         self.disk = disk;
@@ -101,7 +103,7 @@ impl Proxy {
     }
 }
 
-fn relay(now: MonoTime, of: (GroupId, Timeline), (number, attempt): (u64, u64), disk: &SimDisk) -> Relay {
+fn relay(now: MonoTime, of: (GroupId, Timeline), (number, attempt, window): (u64, u64, u64), disk: &SimDisk) -> Relay {
     let (group, timeline) = of;
     let mut seed = [9; 32];
     seed[..8].copy_from_slice(&number.to_le_bytes());
@@ -132,8 +134,8 @@ fn relay(now: MonoTime, of: (GroupId, Timeline), (number, attempt): (u64, u64), 
             retry_max_ns: S,
             seed,
         },
-        held_bytes_max: HELD,
-        window_bytes: WINDOW,
+        held_bytes_max: window + BESIDE,
+        window_bytes: window,
         stores: true,
     };
     let spool = SpoolOptions {
@@ -229,7 +231,7 @@ impl Part for Proxy {
             });
         }
         let status = self.relay.status(now);
-        let bound = (HELD + FRAME).max(self.found);
+        let bound = (self.window + BESIDE + FRAME).max(self.found);
         assert!(status.held_bytes + status.waiting_bytes <= bound, "more is held than {bound}: {status:?}");
         None
     }

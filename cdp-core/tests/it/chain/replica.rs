@@ -1,11 +1,11 @@
 //! The replica host: the link's target end and a journal on a disk that tears and forgets.
 
-use super::part::{FRAME, In, MS, Out, Part, Side, WINDOW};
+use super::part::{FRAME, In, MS, Out, Part, Side};
 use crate::capture::rng::Rng;
 use cdp_core::frame::EncodedFrame;
 use cdp_core::journal::{
     Appended, DiskInfo, Effect, EffectId, Executor, Generation, Manifest, Opened, Options, Outcome, Refusal, Refused,
-    TimelineInfo, TimelineRole, TimelineState, Writer, WriterState, create, open,
+    Tail, TimelineInfo, TimelineRole, TimelineState, Writer, WriterState, create, open,
 };
 use cdp_core::link::message::{Code, FarRoom, Farewell, Features, Hello};
 use cdp_core::link::target::{TargetEffect, TargetEnd, TargetOptions, Terms};
@@ -42,8 +42,13 @@ pub struct ReplicaHost {
     whole: Lsn,
     /// The last LSN that was ever called durable.
     pub told: Lsn,
-    /// The open timeline ends within a write: another one has to follow.
+    /// The open timeline ends within a write, and nobody can tell where: another one has to follow.
     torn: bool,
+    /// How often that was so, and how often it went on within a write.
+    pub torn_times: u32,
+    pub within_times: u32,
+    /// Bytes of frames that are held, at most.
+    window: u64,
     /// Nothing is taken any more: another timeline is about to be opened, in this generation of the manifest.
     closing: bool,
     opening: Option<(Timeline, Generation)>,
@@ -84,7 +89,7 @@ fn target(group: GroupId, timeline: Timeline, attempt: u64) -> TargetEnd {
 
 impl ReplicaHost {
     /// A replica of disks of these sizes, in bytes, on its first timeline.
-    pub fn new(group: GroupId, timeline: Timeline, sizes: &[u64], mut rng: Rng) -> Self {
+    pub fn new(group: GroupId, timeline: Timeline, (sizes, window): (&[u64], u64), mut rng: Rng) -> Self {
         let disk = SimDisk::new();
         let mut manifest = Manifest::new(ReplicaId::new(rng.identity()).expect("not 0"), group, "vm");
         for (at, size) in sizes.iter().enumerate() {
@@ -116,6 +121,9 @@ impl ReplicaHost {
             whole: Lsn::ZERO,
             told: Lsn::ZERO,
             torn: false,
+            torn_times: 0,
+            within_times: 0,
+            window,
             closing: false,
             opening: None,
             attempt: 0,
@@ -162,14 +170,22 @@ impl ReplicaHost {
         self.disk = self.disk.after_cut(Survival::Some(self.rng.next()));
         self.executor = Executor::new(Arc::new(self.disk.clone()));
         let opened = open(&self.disk, JOURNAL_DIRECTORY, Some(self.told));
-        let opened = opened.unwrap_or_else(|error| panic!("the replica does not open: {error}"));
+        let mut opened = opened.unwrap_or_else(|error| panic!("the replica does not open: {error}"));
         let durable = opened.durable.lsn();
         assert!(durable >= self.told, "{} was called durable, {durable} is there", self.told);
-        self.torn = opened.last_lsn > durable;
+        if matches!(opened.tail, Tail::Within(_)) {
+            if self.rng.one_in(6) {
+                // As it is found where the head of the last frame is damaged.
+                opened.tail = Tail::Lost(opened.last_lsn);
+                self.torn_times += 1;
+            } else {
+                self.within_times += 1;
+            }
+        }
+        self.torn = opened.tail.position().is_none();
         let there = opened.manifest.timelines.iter().find(|timeline| timeline.state == TimelineState::Open);
         self.timeline = there.expect("one is open").id;
-        let span = opened.snapshot().span(self.timeline);
-        self.have = span.map_or(Position::whole(Lsn::ZERO), |_| Position::whole(durable));
+        self.have = opened.tail.position().unwrap_or_default();
         self.writer = writer(opened, &mut self.rng);
         self.end = target(self.group, self.timeline, self.attempt);
         (self.whole, self.closing, self.opening) = (durable, false, None);
@@ -264,20 +280,24 @@ impl ReplicaHost {
             self.end.durable(now, durable);
             let room = if self.writer.state() == WriterState::NoSpace { FarRoom::NoSpace } else { FarRoom::Ok };
             self.end.room(now, room);
-            self.end.grant(now, WINDOW.saturating_sub(self.pending_bytes));
+            self.end.grant(now, self.window.saturating_sub(self.pending_bytes));
         }
     }
 
     fn judge(&mut self, now: MonoTime, hello: &Hello) {
         self.attempt = hello.attempt;
-        if self.torn || self.closing || self.opening.is_some() {
-            let why = Farewell::new(Code::TimelineClosed, "the timeline ends within a write");
+        if self.closing || self.opening.is_some() {
+            let why = Farewell::new(Code::TimelineClosed, "another timeline is about to be written");
+            return self.end.refuse(hello.session, why);
+        }
+        if self.torn {
+            let why = Farewell::new(Code::Torn, "nobody can tell within which part of a write the timeline ends");
             return self.end.refuse(hello.session, why);
         }
         let durable = self.durable();
         assert!(hello.durable_seen <= durable, "{} was seen durable, {durable} is there", hello.durable_seen);
         self.told = self.told.max(durable);
-        let room_bytes = WINDOW.saturating_sub(self.pending_bytes);
+        let room_bytes = self.window.saturating_sub(self.pending_bytes);
         let terms = Terms { have: Some(self.have), stored: durable, durable, room_bytes, ..Terms::default() };
         self.end.admit(now, hello.session, terms);
     }
@@ -340,7 +360,7 @@ impl Part for ReplicaHost {
                     self.have = frame.info.end();
                     self.pending.push_back((self.have, frame.len()));
                     self.pending_bytes += frame.len();
-                    assert!(self.pending_bytes <= WINDOW + FRAME, "{} bytes are held", self.pending_bytes);
+                    assert!(self.pending_bytes <= self.window + FRAME, "{} bytes are held", self.pending_bytes);
                     if !self.closing {
                         self.waiting.push_back(frame);
                         self.turn(now);

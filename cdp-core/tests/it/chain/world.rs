@@ -641,7 +641,7 @@ fn other(side: Side) -> Side {
 
 /// Whether a last word is one that can come where nobody does anything wrong.
 fn is_fair(farewell: &Farewell) -> bool {
-    use Code::{Broken, Busy, Done, Silent, Stopping, Superseded, TimelineClosed, TimelineUnknown, Unreachable};
-    let fair = [Superseded, Busy, Stopping, Unreachable, Silent, Broken, Done, TimelineClosed, TimelineUnknown];
+    use Code::{Broken, Busy, Done, Silent, Stopping, Superseded, TimelineClosed, TimelineUnknown, Torn, Unreachable};
+    let fair = [Superseded, Busy, Stopping, Unreachable, Silent, Broken, Done, TimelineClosed, TimelineUnknown, Torn];
     fair.contains(&farewell.code) || farewell.text.starts_with("a data connection of no session")
 }

@@ -358,6 +358,19 @@ impl Source {
         self.model.history.push((lsn, self.timeline, number, extent, Some(data)));
     }
 
+    /// A write of which every fourth part is zeros that go without their bytes, as a proxy sends them.
+    pub(crate) fn write_with_zeros(&mut self, number: u16, extent: Extent, fill: u8) {
+        let mut data: Vec<u8> = (0..extent.length).map(|at| fill ^ (at >> 12) as u8 | 1).collect();
+        let every = 4 * PART_MAX as usize;
+        data.chunks_mut(every).filter(|piece| piece.len() == every).for_each(|piece| piece[..every / 4].fill(0));
+        self.bytes(number, extent.offset, &data);
+        for part in self.parts.iter_mut().filter(|part| part.lsn == self.lsn) {
+            if part.data.iter().all(|byte| *byte == 0) {
+                (part.kind, part.crc, part.data) = (RecordKind::Zero, 0, Bytes::new());
+            }
+        }
+    }
+
     pub(crate) fn clear(&mut self, kind: RecordKind, number: u16, extent: Extent) {
         let (lsn, time) = self.stamp();
         self.parts.push(Part::plain(kind, Some(disk(number)), extent, lsn, time));
@@ -403,6 +416,11 @@ impl Source {
 
     /// What was made since, as frames: as few as hold it.
     pub(crate) fn frames(&mut self, compression: Compression) -> Vec<EncodedFrame> {
+        self.short_frames(compression, FRAME_RECORDS_MAX)
+    }
+
+    /// The same, with so many parts in a frame at most.
+    pub(crate) fn short_frames(&mut self, compression: Compression, most: usize) -> Vec<EncodedFrame> {
         let mut frames = Vec::new();
         let mut parts = std::mem::take(&mut self.parts).into_iter().peekable();
         while parts.peek().is_some() {
@@ -410,7 +428,7 @@ impl Source {
             while let Some(part) = parts.next_if(|part| bytes + part.data.len() as u64 <= FRAME_PLAIN_MAX) {
                 bytes += part.data.len() as u64;
                 batch.push(part);
-                if batch.len() == FRAME_RECORDS_MAX {
+                if batch.len() == most {
                     break;
                 }
             }

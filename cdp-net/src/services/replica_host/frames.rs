@@ -228,8 +228,8 @@ impl Task {
         if self.held.is_none() {
             // Opening a replica reads what its journal's end needs: on this thread others wait for it.
             match tokio::task::block_in_place(|| self.seat.resume(hello)) {
-                Ok(Resumed::Held(held, have)) => {
-                    (self.have, self.durable) = (have, have.lsn);
+                Ok(Resumed::Held(held, begun)) => {
+                    (self.have, self.durable) = (begun.have, begun.durable);
                     self.held = Some(held);
                 }
                 Ok(Resumed::Lost { have, lost }) => {

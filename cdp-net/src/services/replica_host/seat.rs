@@ -55,21 +55,31 @@ pub(super) enum ToFrames {
     Seeded { session: u64, taken: u64 },
 }
 
+/// A timeline that is written, and how it was when that began.
+#[derive(Clone, Copy)]
+pub(super) struct Begun {
+    pub(super) timeline: Timeline,
+    /// The place behind which frames were taken: it may be within a record.
+    pub(super) have: Position,
+    /// What was durable, whole records only.
+    pub(super) durable: Lsn,
+}
+
 /// A keeper while it keeps the group's replica for one filter.
 #[derive(Clone)]
 pub(super) struct Held {
     pub(super) keeper: Arc<Keeper>,
     pub(super) calls: Arc<Calls>,
-    /// What writes, once that has begun, and where it was then.
-    pub(super) begun: Option<(Timeline, Lsn)>,
+    /// What writes, once that has begun.
+    pub(super) begun: Option<Begun>,
     /// What was durable when it was found.
     found: Lsn,
 }
 
 /// Where a session of frames finds the replica.
 pub(super) enum Resumed {
-    /// It goes on from here.
-    Held(Held, Position),
+    /// It goes on from where it began.
+    Held(Held, Begun),
     /// Less is there than was called durable.
     Lost { have: Position, lost: RangeInclusive<Lsn> },
 }
@@ -247,7 +257,7 @@ impl Seat {
             && let Some(held) = held.as_mut()
         {
             held.note(call, &answer);
-            *lock(&self.begun) = held.begun.map(|(timeline, _)| timeline);
+            *lock(&self.begun) = held.begun.map(|begun| begun.timeline);
         }
         answer
     }
@@ -261,7 +271,7 @@ impl Seat {
         let mut held = lock(&self.held);
         if let Some(held) = held.as_ref() {
             return match held.begun {
-                Some((begun, at)) if begun == timeline => Ok(Resumed::Held(held.clone(), Position::whole(at))),
+                Some(begun) if begun.timeline == timeline => Ok(Resumed::Held(held.clone(), begun)),
                 Some(_) => Err(Farewell::new(Code::TimelineClosed, "another timeline is written now")),
                 // Its filter has found the replica, and says in a moment what it goes on with.
                 None => Err(Farewell::new(Code::Busy, "a filter begins, and has not said what")),
@@ -271,8 +281,8 @@ impl Seat {
         let mut new = self.hold().map_err(|problem| shut(problem.message))?;
         let near = Arc::new(RemoteNear::new(Arc::clone(&self.way) as _));
         let resumed = new.keeper.resume(group, timeline, Some(hello.durable_seen), near);
-        let at = match resumed {
-            Ok(at) => at,
+        let begun = match resumed {
+            Ok((have, durable)) => Begun { timeline, have, durable },
             Err(problem) => {
                 // What is there without the witness of who heard it acknowledged: the loss is his to know.
                 let found = new.keeper.find(&Find::default()).ok().flatten().map(|found| found.durable);
@@ -291,12 +301,12 @@ impl Seat {
                 };
             }
         };
-        new.begun = Some((timeline, at));
+        new.begun = Some(begun);
         *lock(&self.begun) = Some(timeline);
         // Without its control socket it is kept all the same.
         let _ = new.keeper.serve();
         *held = Some(new.clone());
-        Ok(Resumed::Held(new, Position::whole(at)))
+        Ok(Resumed::Held(new, begun))
     }
 
     /// A connection of the timeline's frames.
@@ -410,12 +420,13 @@ impl Held {
         }
         let Ok(begin) = serde_json::from_slice::<Begin>(&call.header) else { return };
         if self.begun.is_none() {
-            let at = match begin.origin {
+            let durable = match begin.origin {
                 Origin::GoesOn => self.found,
                 Origin::Resumes { at } => at,
                 Origin::First | Origin::Fork { .. } => Lsn::ZERO,
             };
-            self.begun = Some((begin.timeline, at));
+            let have = self.keeper.began_at();
+            self.begun = have.map(|have| Begun { timeline: begin.timeline, have, durable });
             // Without its control socket it is kept all the same.
             let _ = self.keeper.serve();
         }
