@@ -23,7 +23,7 @@
 //!
 //! # What a guest waits for
 //! The disk, an op in flight that it overlaps, one sync of the activity log. All else is bounded by counted looks, whatever hangs:
-//! where somebody hangs in the filter guests' ops go past it after five seconds (`turns`). What the replica's side does is no guest's
+//! where somebody hangs in the filter guests' ops go past it after ten seconds (`turns`). What the replica's side does is no guest's
 //! business, and called by none. Not bounded is what waits for the source itself; the op whose own thread hangs in the filter's code,
 //! or in that of a set's [`SetOptions::reports`]; and what is no guest's: whoever ends a protection in which a thread hangs waits for that
 //! thread. Such a process is to be killed, and the next start compares everything.

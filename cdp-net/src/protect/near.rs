@@ -64,6 +64,7 @@ impl Near for Shared {
         Facts {
             state: self.state(now.state),
             unrecorded,
+            detached: now.detached.map(|why| why.to_string()),
             lsn: now.lsn,
             hot_bytes: now.hot_bytes,
             reread_bytes: now.counters.bytes_reread,

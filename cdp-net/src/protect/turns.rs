@@ -30,10 +30,10 @@ use std::time::Duration;
 
 /// Between two looks at whether anything goes on.
 pub(super) const LOOK: Duration = Duration::from_millis(250);
-/// A turn that lasts for so many looks hangs.
-pub(super) const STUCK_LOOKS: u32 = 20;
-/// So many looks a guest's thread waits for its turn at most, whoever should have let it go.
-const WAITS_MAX: u32 = 2 * STUCK_LOOKS + 4;
+/// A turn that lasts for so many looks hangs: ten seconds, as threads may have to wait for a processor too.
+pub(super) const STUCK_LOOKS: u32 = 40;
+/// So many looks a guest's thread waits for its turn at most, whoever should have let it go: less than guests give a disk.
+const WAITS_MAX: u32 = STUCK_LOOKS + 24;
 /// How often a thread looks whether it is its turn before it sleeps: turns are shorter than that takes.
 const SPINS: usize = 100;
 
@@ -332,5 +332,85 @@ impl<T> Drop for Turn<'_, T> {
         if wake {
             self.turns.free.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many looks as find somebody stuck.
+    fn looks(turns: &Turns<u32>, seen: &mut Seen) -> Option<u32> {
+        (1..10 * STUCK_LOOKS).find(|_| turns.is_stuck(seen))
+    }
+
+    #[test]
+    fn whoever_has_the_turn_after_one_that_hung_hears_first_what_went_past() {
+        let (turns, mut seen) = (Turns::new(7), Seen::default());
+        let hangs = turns.turn();
+        assert_eq!(looks(&turns, &mut seen), Some(STUCK_LOOKS + 1), "the first look sees that it is another turn");
+        assert_eq!(looks(&turns, &mut seen), None, "once each time");
+        assert!(!turns.is_past() && turns.try_turn().is_none(), "the log is to go first");
+        turns.pass();
+        assert!(matches!(turns.guest(Past::begin), Err(Ok(Place::Past))));
+        let flushed = turns.guest(|past| past.flushes_failed.insert(DiskId::new(1).unwrap()));
+        assert!(flushed.is_err_and(|noted| noted));
+        assert!(turns.look_in().is_none());
+        drop(hangs);
+        assert!(turns.guest(|_| ()).is_err(), "nobody has told the filter yet");
+        let mut next = turns.turn();
+        assert!(next.is_past() && *next == 7);
+        assert_eq!(next.settle().map(|past| past.flushes_failed.len()), Some(1));
+        assert!(next.settle().is_none() && !next.is_past());
+        assert_eq!(next.running_past(), 1);
+        drop(next);
+        turns.ran_past();
+        let mut after = turns.guest(|_| ()).expect("a turn");
+        assert_eq!(after.running_past(), 0);
+        *after += 1;
+    }
+
+    #[test]
+    fn turns_that_come_and_go_are_not_stuck_however_busy_it_is() {
+        let (turns, mut seen) = (Turns::new(0), Seen::default());
+        for _ in 0..3 * STUCK_LOOKS {
+            let turn = turns.turn();
+            assert!(!turns.is_stuck(&mut seen));
+            drop(turn);
+        }
+        assert_eq!(looks(&turns, &mut seen), None);
+    }
+
+    #[test]
+    fn nobody_goes_past_what_has_ended() {
+        let (turns, mut seen) = (Turns::new(0), Seen::default());
+        let _hangs = turns.turn();
+        looks(&turns, &mut seen);
+        turns.pass();
+        turns.end_past();
+        assert!(matches!(turns.guest(Past::begin), Err(Err(SubmitError::Closed))));
+    }
+
+    #[test]
+    fn who_waits_has_the_next_turn() {
+        let turns = Turns::new(0);
+        std::thread::scope(|scope| {
+            let turn = turns.turn();
+            let add = |many: u32| {
+                for _ in 0..many {
+                    *turns.turn() += 1;
+                }
+            };
+            (0..4).for_each(|_| _ = scope.spawn(|| add(1000)));
+            (0..4).for_each(|_| {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        *turns.guest(|_| ()).unwrap_or_else(|()| unreachable!("nobody hangs")) += 1;
+                    }
+                });
+            });
+            drop(turn);
+        });
+        assert_eq!(*turns.turn(), 8000);
     }
 }

@@ -20,7 +20,7 @@ use cdp_net::services::far_link::{FarLink, FarOptions};
 use cdp_net::services::peers::PeerBook;
 use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -33,6 +33,28 @@ pub(crate) struct Sites {
     pub(crate) host: Option<ReplicaHost>,
     pub(crate) address: SocketAddr,
     pub(crate) full_check: bool,
+}
+
+fn identity(directory: &Path, name: &str) -> Arc<Identity> {
+    Arc::new(Identity::open_or_make(&directory.join(name), name).unwrap())
+}
+
+/// The other site, for the filter of this directory.
+pub(crate) fn host_options(directory: &Path, listen: SocketAddr) -> ReplicaHostOptions {
+    let filter = identity(directory, "filter");
+    ReplicaHostOptions {
+        listen: listen.to_string(),
+        directory: directory.join("replicas"),
+        peers: PeerBook::new(&[Peer {
+            name: "filter".into(),
+            fingerprint: filter.fingerprint().to_string(),
+            tenant: "acme".into(),
+        }]),
+        tickets: None,
+        groups_max: 10,
+        keeper: KeeperOptions { waiting_bytes_max: 32 << 20, seed_sync_bytes: 2 << 20, ..KeeperOptions::default() },
+        accept: AcceptOptions::default(),
+    }
 }
 
 impl Sites {
@@ -51,7 +73,7 @@ impl Sites {
     }
 
     pub(crate) fn identity(&self, name: &str) -> Arc<Identity> {
-        Arc::new(Identity::open_or_make(&self.place.directory.path().join(name), name).unwrap())
+        identity(self.place.directory.path(), name)
     }
 
     pub(crate) fn replicas(&self) -> PathBuf {
@@ -59,20 +81,7 @@ impl Sites {
     }
 
     pub(crate) fn start_host(&mut self) {
-        let filter = self.identity("filter");
-        let options = ReplicaHostOptions {
-            listen: self.address.to_string(),
-            directory: self.replicas(),
-            peers: PeerBook::new(&[Peer {
-                name: "filter".into(),
-                fingerprint: filter.fingerprint().to_string(),
-                tenant: "acme".into(),
-            }]),
-            tickets: None,
-            groups_max: 10,
-            keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
-            accept: AcceptOptions::default(),
-        };
+        let options = host_options(self.place.directory.path(), self.address);
         // The one before lets go of its port when its tasks have ended.
         let mut tries = 0;
         let host = loop {
@@ -136,7 +145,9 @@ impl Sites {
 
     /// The replica, once nobody keeps it.
     pub(crate) fn load(mut self) -> cdp_core::replica::Replica {
-        self.stop_host();
+        if self.host.is_some() {
+            self.stop_host();
+        }
         let replica = self.replicas().join("acme/machine");
         std::fs::rename(replica, self.place.replica()).unwrap();
         self.place.load()

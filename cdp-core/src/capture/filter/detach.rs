@@ -11,7 +11,7 @@
 //! Where a driver cannot get at the filter at all, it removes the log's file itself, lets ops run past, and says so afterwards: see
 //! [`Filter::passed_by`].
 
-use super::{Filter, Life};
+use super::{Filter, Life, Wait};
 use crate::capture::order::Stage;
 use crate::capture::output::{Detached, Event, Health, Stuck, Ticket};
 use crate::types::{Extent, MonoTime, Now};
@@ -64,6 +64,7 @@ impl Filter {
         self.stuck_at = MonoTime(u64::MAX);
         self.doubt_everything();
         self.compare_floor = self.last_lsn;
+        self.compare_wait = Some(Wait::Wanted);
         self.overtaken = self.last_lsn;
         // Disks that are being copied too: the copy may have read what an op that passed changed later.
         for at in (0..self.disks.len()).filter(|at| !self.changes.is_gone(*at)) {

@@ -246,13 +246,14 @@ impl Task {
         current.store(session, Ordering::Relaxed);
         let copying = move || {
             for (number, frame) in (1..).zip(seeds) {
-                // What is still here of a session that is over belongs to a copy that is begun anew.
+                // What is still here of a session that is over belongs to a copy that goes on in the next.
                 if current.load(Ordering::Relaxed) != session {
                     return;
                 }
-                // What does not verify, or is of a copy that was given up, is taken and passed over: the copy is judged at its end.
+                // What does not verify, or is of a copy that was given up, is taken and passed over, and so is what comes after it: it
+                // belongs elsewhere. The copy is not whole at its end then.
                 if let Ok(Some(seed)) = seeds::read(&frame) {
-                    held.calls.copy(seed.disk, number, |copy| match seed.piece {
+                    held.calls.copy(seed.disk, number, seed.offset, |copy| match seed.piece {
                         Piece::Data(data) => {
                             let mut buffer = copy.buffer();
                             buffer[..data.len()].copy_from_slice(&data);
