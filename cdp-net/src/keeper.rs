@@ -86,6 +86,8 @@ pub struct KeeperOptions {
     /// What the whole replica may take where its policy has no quota, in bytes: it becomes the policy's at the next start of a filter.
     /// 0: no bound.
     pub quota_bytes: u64,
+    /// A first copy is synced, and can go on there, whenever so many bytes of it were written.
+    pub seed_sync_bytes: u64,
 }
 
 impl Default for KeeperOptions {
@@ -96,6 +98,7 @@ impl Default for KeeperOptions {
             key: KeyHolder::default(),
             driver: Choice::default(),
             quota_bytes: 0,
+            seed_sync_bytes: seed::SYNC_EVERY,
         }
     }
 }

@@ -11,6 +11,7 @@
 //! | thread | waits for |
 //! |---|---|
 //! | those of the front end | the source, an overlapping op, or one sync of the activity log |
+//! | `cdp-frames` | the replica's side, to which it hands frames |
 //! | `cdp-log` | the activity log's disk |
 //! | `cdp-flush` | the source's flushes that the filter itself wants |
 //! | `cdp-reread`, one or more | the source and the replica, for resyncs and repairs |
@@ -18,6 +19,14 @@
 //! | `cdp-fork` | the replica's side, where the order cannot go on there |
 //! | `cdp-timer` | time |
 //! | `cdp-events` | what the filter has to tell |
+//! | `cdp-watch` | time: it looks after the others, and after whoever is in the filter |
+//!
+//! # What a guest waits for
+//! The disk, an op in flight that it overlaps, one sync of the activity log. All else is bounded by counted looks, whatever hangs:
+//! where somebody hangs in the filter guests' ops go past it after ten seconds (`turns`). What the replica's side does is no guest's
+//! business, and called by none. Not bounded is what waits for the source itself; the op whose own thread hangs in the filter's code,
+//! or in that of a set's [`SetOptions::reports`]; and what is no guest's: whoever ends a protection in which a thread hangs waits for that
+//! thread. Such a process is to be killed, and the next start compares everything.
 
 mod budget;
 mod copies;
@@ -38,8 +47,11 @@ mod seed;
 mod sources;
 mod start;
 mod stop;
+mod turns;
+mod watch;
 
 pub use budget::SharedBudget;
+pub use engine::AttachError;
 pub use local::{ProtectOptions, Protector};
 pub use log_file::LOG_BYTES_MAX;
 pub(crate) use log_file::witness;
@@ -187,7 +199,20 @@ impl Protection {
     /// The filter as it is now.
     #[must_use]
     pub fn status(&self) -> capture::Status {
-        self.shared.engine.with(|filter, now| filter.status(now))
+        self.shared.engine.status()
+    }
+
+    /// Takes replication out of the guests' path until [`Protection::attach`]: guests are served on, nothing is recorded or tracked.
+    pub fn detach(&self) {
+        self.shared.engine.detach();
+    }
+
+    /// Puts replication back into the guests' path, after it was detached by order or because it was stuck: everything is compared.
+    ///
+    /// # Errors
+    /// When it is not detached, or cannot be put back now.
+    pub fn attach(&self) -> Result<(), AttachError> {
+        self.shared.engine.attach()
     }
 
     /// What only this side knows of the protection.
@@ -279,8 +304,10 @@ impl Shared {
         if self.failure().is_some() {
             return State::ReplicaLost;
         }
-        let (room, whole, begun) =
-            self.engine.with(|filter, now| (filter.room(), filter.is_whole(), filter.status(now).rpo_ns.is_some()));
+        let looked =
+            self.engine.look(|filter, now| (filter.room(), filter.is_whole(), filter.status(now).rpo_ns.is_some()));
+        // Somebody hangs in the filter.
+        let Some((room, whole, begun)) = looked else { return State::Detached };
         // Whether the filter still has memory to record into or not: nothing reaches the replica now.
         if room == capture::Room::NoSpace || self.far.standing().seed_waits {
             return self.without_room();

@@ -459,6 +459,9 @@ pub struct Status {
     /// Bytes of the disks that were read again since the start, for resyncs and repairs.
     #[serde(default)]
     pub reread_bytes: u64,
+    /// While the state is `detached`: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detached: Option<String>,
     /// Where the replica is, if it is kept at another site: what only that knows is left out here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<RemoteReplica>,

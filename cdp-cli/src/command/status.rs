@@ -70,6 +70,9 @@ fn for_people(status: &Status) -> String {
     if status.sealed_at_rest {
         text.push_str("sealed  at rest: nobody reads it without its key\n");
     }
+    if let Some(why) = &status.detached {
+        text.push_str(&format!("detached {why}: nothing is recorded, and everything is compared once it is back\n"));
+    }
     if let Some(lacks) = &status.lacks {
         // Else what is free of it and what is used would not be the whole.
         let of_quota = if status.state == State::Quota { " within the quota, less what merging needs" } else { "" };

@@ -142,6 +142,7 @@ fn status() {
         damaged: None,
         hot_bytes: 2,
         reread_bytes: 3,
+        detached: None,
         remote: Some(RemoteReplica { address: "h:1".into(), linked: false, problem: Some("away".into()) }),
     };
     check(

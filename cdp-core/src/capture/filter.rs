@@ -53,6 +53,13 @@ struct Gap {
     reason: GapReason,
 }
 
+/// What is waited for, for so long at most.
+#[derive(Clone, Copy, Debug)]
+enum Wait {
+    Wanted,
+    Until(MonoTime),
+}
+
 /// A resync that is open.
 #[derive(Clone, Copy, Debug)]
 struct Bracket {
@@ -146,6 +153,8 @@ pub struct Filter {
     awaiting: Option<(Lsn, MonoTime)>,
     /// What is dirty without an op of its own is compared only when the replica has everything up to here.
     compare_floor: Lsn,
+    /// Whole disks are dirty that may be the same: re-reads wait for the floor, but no longer than until then.
+    compare_wait: Option<Wait>,
     /// Ops up to this LSN may have run beside others that passed: which of the two the disk ends up with, no record says.
     overtaken: Lsn,
     gap: Option<Gap>,
@@ -261,6 +270,7 @@ impl Filter {
             restorable_made: None,
             awaiting: None,
             compare_floor: Lsn::ZERO,
+            compare_wait: None,
             overtaken: Lsn::ZERO,
             gap: None,
             bracket: None,
@@ -369,6 +379,7 @@ impl Filter {
     fn compare_everything(&mut self, now: Now, first: Lsn, reason: ResyncReason) {
         if first > self.first_lsn {
             self.compare_floor = self.last_lsn;
+            self.compare_wait = Some(Wait::Wanted);
         }
         for at in self.compared_disks() {
             self.mend.mark(at, Extent::new(0, self.disks[at].size));

@@ -157,6 +157,27 @@ pub enum Stuck {
     Ended,
 }
 
+impl std::fmt::Display for Detached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ordered => f.write_str("by order"),
+            Self::Stuck(stuck) => stuck.fmt(f),
+        }
+    }
+}
+
+impl std::fmt::Display for Stuck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = |ns: u64| ns / 1_000_000_000;
+        match *self {
+            Self::Outputs { waited_ns } => write!(f, "nobody did what the filter wants for {} s", seconds(waited_ns)),
+            Self::Lock { waited_ns } => write!(f, "a thread held the filter for {} s", seconds(waited_ns)),
+            Self::Untaken { waited_ns } => write!(f, "a thread took up no work for {} s", seconds(waited_ns)),
+            Self::Ended => f.write_str("a thread that replication needs has ended"),
+        }
+    }
+}
+
 /// How the driver's side is, for [`super::Filter::watchdog`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Health {

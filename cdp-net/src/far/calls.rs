@@ -276,6 +276,9 @@ pub struct Facts {
     pub state: State,
     /// Nothing that guests write reaches the replica now, and what that is called.
     pub unrecorded: Option<State>,
+    /// Why replication is out of the guest's path, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detached: Option<String>,
     /// The last LSN that was given.
     #[serde(with = "ids::lsn")]
     pub lsn: Lsn,

@@ -238,10 +238,12 @@ impl Seeding for Copying {
     }
 
     fn data(&mut self, buffer: Vec<u8>, length: usize, lsn: Lsn) -> bool {
+        self.position += length as u64;
         self.way.data(buffer, length, lsn)
     }
 
     fn zeros(&mut self, length: u64, lsn: Lsn) -> bool {
+        self.position += length;
         self.way.zeros(length, lsn)
     }
 

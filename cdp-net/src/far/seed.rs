@@ -46,7 +46,7 @@ pub struct SeedOf {
 pub enum SeedEnd {
     /// It is whole and durable.
     Whole,
-    /// What the media dropped of it is not known: it begins anew.
+    /// It was cut off, or what the media dropped of it is not known: it goes on where it is known to be durable.
     Again,
     /// It was stopped.
     Stopped,
@@ -72,7 +72,7 @@ pub struct SeedHandle {
 /// A first copy that is being made: what the disk holds, from [`Seeding::position`] to its end, in ascending order. Each call may
 /// wait until there is room; then it gives `false` where there is no use in going on, and [`Seeding::end`] says why.
 pub trait Seeding: Send {
-    /// Where to begin.
+    /// Where the next bytes belong.
     fn position(&self) -> u64;
 
     /// Memory for the next piece, of [`PIECE`] bytes.

@@ -174,6 +174,7 @@ fn calls_while_it_goes_on_are_told_as_they_are() {
     same(&Facts {
         state: State::Resync,
         unrecorded: Some(State::NoSpace),
+        detached: Some("by order".into()),
         lsn: Lsn(8),
         hot_bytes: 1,
         reread_bytes: 2,

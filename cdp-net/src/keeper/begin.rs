@@ -51,7 +51,7 @@ impl Keeper {
     ) -> Result<(Position, Lsn), Problem> {
         // A log may be too old to be believed; somebody who heard it himself may not.
         let witness = seen.map(|durable| Witness { group, generation: u64::MAX, durable });
-        // Also one whose first copy is not whole: that is begun anew, and its records are kept.
+        // Also one whose first copy is not whole: that goes on where it is durable, and its records are kept.
         let found = self.find_store(&Find { witness, ..Find::default() }, |_| true)?;
         let Some(found) = found.filter(|found| found.group == group) else {
             let message = format!("there is no replica of the group {group} to go on with");

@@ -116,7 +116,7 @@ impl Calls {
         }
     }
 
-    /// One that was under way is given up.
+    /// One that was under way is given up; what is durable of it stays.
     fn begin_copy(&self, seed: &SeedBegin) -> Result<SeedBegun, Problem> {
         self.stop_copy(seed.disk);
         let handle = SeedHandle::default();
@@ -135,11 +135,12 @@ impl Calls {
     }
 
     /// Gives the seed with this number to who writes the copy, in its order; waits for room. Whether more is of use. One of an attempt
-    /// that was given up is passed over.
-    pub fn copy(&self, disk: DiskId, number: u64, write: impl FnOnce(&mut dyn Seeding) -> bool) -> bool {
+    /// that was given up is passed over, and so is one that does not belong where the copy is: what is durable is gone on with.
+    pub fn copy(&self, disk: DiskId, number: u64, offset: u64, write: impl FnOnce(&mut dyn Seeding) -> bool) -> bool {
         let found = lock(&self.copies).get(&disk).map(|copy| (copy.first, Arc::clone(&copy.seeding)));
         let Some((first, seeding)) = found else { return false };
-        number < first || lock(&seeding).as_mut().is_some_and(|seeding| write(seeding.as_mut()))
+        number < first
+            || lock(&seeding).as_mut().is_some_and(|seeding| seeding.position() != offset || write(seeding.as_mut()))
     }
 
     /// Bytes of a first copy that are written, holes counted.
@@ -149,7 +150,7 @@ impl Calls {
         copies.get(&disk).map_or(0, |copy| copy.handle.done.load(Ordering::Relaxed))
     }
 
-    /// The link's session has ended: what was under way begins again in the next one.
+    /// The link's session has ended: what was under way goes on in the next one, where it is durable.
     pub fn end(&self) {
         let disks: Vec<_> = lock(&self.copies).keys().copied().collect();
         disks.into_iter().for_each(|disk| self.stop_copy(disk));

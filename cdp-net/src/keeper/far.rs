@@ -10,7 +10,7 @@ use crate::far::{
     Near, Reach, Reached, SeedBegin, SeedHandle, Seeded, Seeding, SizeOf, Standing, Sums, Trust, UNREACHABLE, WAIT_MAX,
 };
 use crate::report::{History, Lack, Problem, ProblemClass};
-use cdp_core::journal::{DiskInfo, Manifest, ResizeInfo, Writer, WriterState};
+use cdp_core::journal::{DiskInfo, Manifest, ResizeInfo, SeedingInfo, Writer, WriterState};
 use cdp_core::replica::is_unseeded;
 use cdp_core::types::{DiskId, Extent, Lsn};
 use std::sync::Arc;
@@ -49,6 +49,10 @@ fn apply(manifest: &mut Manifest, edit: &DisksEdit) {
     }
 }
 
+fn not_begun() -> Problem {
+    Problem::new(ProblemClass::Failed, UNREACHABLE, "the replica has no open timeline yet")
+}
+
 impl Running {
     /// Whether the frontier of what is durable and settled has come to `lsn`.
     fn has_reached(&self, lsn: Lsn) -> bool {
@@ -75,6 +79,7 @@ impl Running {
                 if let Some(disk) = manifest.disks.iter_mut().find(|disk| disk.id == id) {
                     // A base may hold more than the records up to its LSN; those above are applied over it again.
                     disk.base = Some(root.named(disk.added));
+                    manifest.seeding.retain(|seeding| seeding.disk != id);
                 }
             }
         }));
@@ -86,11 +91,16 @@ impl Running {
                 Ok(())
             }
             Err(problem) => {
-                if let Some(bytes) = self.pump.ask(|writer| writer.lacks(), ASK_PATIENCE).ok().flatten() {
-                    self.seed_lack.set(bytes);
-                }
+                self.tell_lack();
                 Err(problem)
             }
+        }
+    }
+
+    /// A manifest could not be written for a first copy: what it needs is what the copy waits for.
+    fn tell_lack(&self) {
+        if let Some(bytes) = self.pump.ask(|writer| writer.lacks(), ASK_PATIENCE).ok().flatten() {
+            self.seed_lack.set(bytes);
         }
     }
 
@@ -196,9 +206,16 @@ impl Far for Keeper {
         let running = self.running()?;
         // What became of an earlier attempt is written over.
         lock(&running.roots).remove(&seed.disk);
-        let keys = Arc::clone(running.host.replica().keys());
-        let reserve = running.host.replica().manifest().policy.reserve_bytes;
-        let host = Arc::clone(&running.host);
+        let (keys, reserve, info) = {
+            let replica = running.host.replica();
+            let Some(trunk) = replica.catalogue().trunk() else { return Err(not_begun()) };
+            let fresh = SeedingInfo::new(seed.disk, seed.size, trunk.timeline);
+            // In another timeline what was copied would have to be compared first: it is begun anew.
+            let known = replica.manifest().seeding_of(seed.disk).filter(|info| info.since == trunk.timeline);
+            let reserve = replica.manifest().policy.reserve_bytes;
+            (Arc::clone(replica.keys()), reserve, known.copied().unwrap_or(fresh))
+        };
+        let (host, editor) = (Arc::clone(&running.host), Arc::clone(&running.host));
         let job = seed::Job {
             storage: Arc::clone(&self.storage),
             replica: running.replica,
@@ -211,15 +228,25 @@ impl Far for Keeper {
             roots: Arc::clone(&running.roots),
             alive: Arc::clone(&running.writers),
             handle,
+            info,
+            edit: Arc::new(move |edit| editor.edit(edit)),
+            sync_every: self.options.seed_sync_bytes,
         };
         // Under the lock under which all are told to end: none begins after that.
-        let mut copies = lock(&running.copies);
-        if running.near().is_none() {
-            return Err(Problem::new(ProblemClass::Failed, UNREACHABLE, "the replica is being let go of"));
+        {
+            let mut copies = lock(&running.copies);
+            if running.near().is_none() {
+                return Err(Problem::new(ProblemClass::Failed, UNREACHABLE, "the replica is being let go of"));
+            }
+            copies.retain(|stop| stop.strong_count() > 0);
+            copies.push(Arc::downgrade(&job.handle.stop));
         }
-        copies.retain(|stop| stop.strong_count() > 0);
-        copies.push(Arc::downgrade(&job.handle.stop));
-        seed::begin(job)
+        let begun = seed::begin(job);
+        match &begun {
+            Err(problem) if problem.code == UNREACHABLE => running.tell_lack(),
+            _ => running.seed_lack.clear(),
+        }
+        begun
     }
 
     fn seeded(&self, seeded: &Seeded) -> Result<(), Problem> {

@@ -1,6 +1,6 @@
 //! A protected disk as a front end serves it: each write gets its place in the order, goes to the source, and is kept.
 
-use super::engine::{Engine, failed};
+use super::engine::Engine;
 use crate::device::{BlockStatus, Device, ZeroFlags};
 use bytes::Bytes;
 use cdp_core::capture::{Op, SubmitError};
@@ -35,17 +35,24 @@ impl ProtectedDisk {
 
     /// Runs `work` on the source at the place in the order that `op` gets; with `fua` it is durable when this returns.
     fn ordered(&self, op: Op, fua: bool, work: impl FnOnce(&dyn Device) -> io::Result<()>) -> io::Result<()> {
-        let flush =
-            if fua { Some(self.engine.with(|filter, _| filter.flush_begin(self.id)).map_err(refused)?) } else { None };
-        let ticket = self.engine.submit(self.id, op).map_err(refused)?;
+        // What goes past the filter is not refused by it.
+        self.check()?;
+        let flush = if fua { Some(self.engine.flush_begin(self.id).map_err(refused)?) } else { None };
+        let place = match self.engine.submit(self.id, op) {
+            Ok(place) => place,
+            Err(error) => {
+                flush.into_iter().for_each(|flush| self.engine.flush_end(self.id, flush, None));
+                return Err(refused(error));
+            }
+        };
         // A source that panics must not leave its op open for ever: others would wait for it.
         let source = std::panic::AssertUnwindSafe(|| work(self.source.as_ref()));
         let result = std::panic::catch_unwind(source).unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::EIO)));
-        if let (Some(flush), Err(_)) = (flush, &result) {
+        if let Some(flush) = flush {
             // The system tells once that it could not write pages: what this call heard of may be others' pages.
-            self.engine.with(|filter, now| filter.flushed(now, flush, failed(&result)));
+            self.engine.flush_end(self.id, flush, Some(&result).filter(|result| result.is_err()));
         }
-        self.engine.complete(ticket, &result);
+        self.engine.complete(place, &result);
         result
     }
 }
@@ -86,9 +93,10 @@ impl Device for ProtectedDisk {
     }
 
     fn flush(&self) -> io::Result<()> {
-        let ticket = self.engine.with(|filter, _| filter.flush_begin(self.id)).map_err(refused)?;
+        self.check()?;
+        let flush = self.engine.flush_begin(self.id).map_err(refused)?;
         let result = self.source.flush();
-        self.engine.with(|filter, now| filter.flushed(now, ticket, failed(&result)));
+        self.engine.flush_end(self.id, flush, Some(&result));
         result
     }
 

@@ -2,13 +2,13 @@
 //! one when that takes too long.
 
 use super::engine::Engine;
+use super::watch::Inbox;
 use bytes::Bytes;
 use cdp_core::capture::{Failed, LogContents, LogWrite};
 use cdp_core::journal;
 use cdp_core::media::{File, MediaError, MediaErrorKind, Storage};
 use cdp_core::types::Lsn;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 
 /// The activity log's file inside the directory of the filter's state.
 pub(super) const ACTIVITY_LOG: &str = "state/activity.log";
@@ -64,10 +64,19 @@ pub(super) fn remove(storage: &dyn Storage, name: &str) -> Result<(), MediaError
     }
 }
 
+/// For ops that run past the filter: nobody believes the log any more when `done` is called. Guests wait for that, and not for the sync.
+pub(super) fn forget_at_once(storage: &dyn Storage, done: &dyn Fn()) {
+    // One that cannot be removed is on a medium that takes nothing at all.
+    let _ = remove(storage, ACTIVITY_LOG);
+    done();
+    // So that a power cut does not bring the name back: the filter cannot tell the replica now.
+    let _ = storage.sync_dir("state");
+}
+
 /// Carries out log writes until the queue is closed. `file` is what was opened at the start.
-pub(super) fn run_log_writes(storage: &dyn Storage, file: Arc<dyn File>, queue: &Receiver<LogWrite>, engine: &Engine) {
+pub(super) fn run_log_writes(storage: &dyn Storage, file: Arc<dyn File>, queue: &Inbox<LogWrite>, engine: &Engine) {
     let mut file = file;
-    for write in queue {
+    while let Some((write, _taken)) = queue.take() {
         let LogWrite { token, begins, writes } = write;
         let result = carry_out(storage, &mut file, begins, &writes).map_err(|error| Failed { errno: errno(&error) });
         let known = engine.with(|filter, now| filter.log_written(now, token, result));
@@ -77,8 +86,8 @@ pub(super) fn run_log_writes(storage: &dyn Storage, file: Arc<dyn File>, queue: 
 
 /// Removes the file as often as it is asked for, until the queue is closed. Nothing is synced: guests wait for this, and a
 /// kill loses no name. That the log is not to be believed is kept at the replica for the case that power is lost.
-pub(super) fn run_log_removals(storage: &dyn Storage, queue: &Receiver<()>, engine: &Engine) {
-    for () in queue {
+pub(super) fn run_log_removals(storage: &dyn Storage, queue: &Inbox<()>, engine: &Engine) {
+    while let Some(((), _taken)) = queue.take() {
         // One that cannot be removed is written on; its medium takes nothing else either.
         let _ = remove(storage, ACTIVITY_LOG);
         let known = engine.with(|filter, now| filter.log_removed(now));

@@ -53,7 +53,8 @@ impl Near for Shared {
     }
 
     fn facts(&self) -> Facts {
-        let (now, room) = self.engine.with(|filter, now| (filter.status(now), filter.room()));
+        let now = self.engine.status();
+        let room = self.engine.look(|filter, _| filter.room()).unwrap_or(Room::Ok);
         let unrecorded = match room {
             _ if now.detached.is_some() => Some(report::State::Detached),
             _ if self.failure().is_some() => Some(report::State::ReplicaLost),
@@ -63,6 +64,7 @@ impl Near for Shared {
         Facts {
             state: self.state(now.state),
             unrecorded,
+            detached: now.detached.map(|why| why.to_string()),
             lsn: now.lsn,
             hot_bytes: now.hot_bytes,
             reread_bytes: now.counters.bytes_reread,

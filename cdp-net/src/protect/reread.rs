@@ -4,20 +4,17 @@
 
 use super::engine::Engine;
 use super::sources::Sources;
+use super::watch::Inbox;
 use crate::device::Device;
 use crate::far::Far;
 use bytes::Bytes;
 use cdp_core::capture::{Failed, Reread};
 use cdp_core::frame::Payload;
 use cdp_core::types::Extent;
-use std::sync::mpsc::Receiver;
-use std::sync::{Mutex, PoisonError};
 
 /// Carries out re-reads until the queue is closed, on as many threads as call this.
-pub(super) fn run(sources: &Sources, far: &dyn Far, engine: &Engine, queue: &Mutex<Receiver<Reread>>) {
-    loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(reread) = next else { return };
+pub(super) fn run(sources: &Sources, far: &dyn Far, engine: &Engine, queue: &Inbox<Reread>) {
+    while let Some((reread, _taken)) = queue.take() {
         let result = match sources.get(reread.disk) {
             Some(held) => read(held.device.as_ref(), far, &reread),
             None => Err(Failed { errno: libc::ENODEV }),

@@ -1,20 +1,21 @@
 //! Starting a protection: the filter, its threads, and the moment from which guests may be served.
 
 use super::copies::{self, CopyOrder};
-use super::engine::{Engine, Queues};
+use super::engine::{Engine, Outgoing, Queues, run_outgoing};
 use super::log_file::{run_log_removals, run_log_writes};
 use super::open::{GivenSources, Prepared, ProtectError, ProtectionOptions, State, prepare};
 use super::seed::Progress;
 use super::sources::Sources;
 use super::stop::Ending;
+use super::watch::{self, Inbox, Tallies};
 use super::{Notice, Protection, Shared, fork, reread};
 use crate::clock;
 use crate::device::Device;
-use crate::far::{Far, Frames, Lends, Near, Origin, SizeOf, Trust};
+use crate::far::{Far, Near, Origin, SizeOf, Trust};
 use cdp_core::capture::{Event, Filter, FilterOptions, LogWrite, Reread, Start};
 use cdp_core::types::DiskId;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,11 +30,13 @@ const REREAD_THREADS_MAX: usize = 64;
 
 /// What the threads get their work from.
 struct Work {
-    log: Receiver<LogWrite>,
-    log_removals: Receiver<()>,
-    flushes: Receiver<(DiskId, cdp_core::capture::FlushTicket)>,
-    rereads: Receiver<Reread>,
-    events: Receiver<Event>,
+    outgoing: Inbox<Outgoing>,
+    log: Inbox<LogWrite>,
+    log_removals: Inbox<()>,
+    flushes: Inbox<(DiskId, cdp_core::capture::FlushTicket)>,
+    rereads: Inbox<Reread>,
+    events: Inbox<Event>,
+    watched: Tallies,
 }
 
 pub(crate) type Wrap<'a> = &'a dyn Fn(DiskId, Arc<dyn Device>) -> Arc<dyn Device>;
@@ -99,7 +102,7 @@ fn launch(
     let filter = Filter::new(filter_options, clock::now())?;
     begin.reserved = filter.first_lsn();
     let begun = filter.status(clock::now()).lsn;
-    let (queues, work) = queues(far.frames(), lends);
+    let (queues, work) = queues();
     let engine = Arc::new(Engine::new(filter, queues, options.queue_bytes));
     let (copies, copy_orders) = channel();
     let shared = Arc::new(Shared {
@@ -122,14 +125,18 @@ fn launch(
     // From here on the replica's side may know this one, and lets go of it when this ends, however far it comes.
     let mut ending = Ending::new(Arc::clone(&shared));
     far.begin(&begin, Arc::clone(&shared) as Arc<dyn Near>)?;
-    let Work { log: log_work, log_removals, flushes, rereads, events } = work;
+    let Work { outgoing, log: log_work, log_removals, flushes, rereads, events, watched } = work;
+    let frames = far.frames();
+    ending.spawn("cdp-frames", move || run_outgoing(&outgoing, &frames, lends.as_ref()))?;
+    let (of_log, for_watch) = (Arc::clone(&state.storage), Arc::clone(&engine));
+    ending.spawn("cdp-watch", move || watch::run(&for_watch, of_log.as_ref(), watched))?;
     let (of_log, for_removals) = (Arc::clone(&state.storage), Arc::clone(&engine));
     ending.spawn("cdp-log-removal", move || run_log_removals(of_log.as_ref(), &log_removals, &for_removals))?;
     let (of_log, for_log) = (state.storage, Arc::clone(&engine));
     ending.spawn("cdp-log", move || run_log_writes(of_log.as_ref(), log, &log_work, &for_log))?;
     let for_flush = Arc::clone(&shared);
     ending.spawn("cdp-flush", move || run_flushes(&for_flush, &flushes))?;
-    let rereads = Arc::new(Mutex::new(rereads));
+    let rereads = Arc::new(rereads);
     for _ in 0..options.reread_threads.clamp(1, REREAD_THREADS_MAX) {
         let (for_reread, rereads) = (Arc::clone(&shared), Arc::clone(&rereads));
         ending.spawn("cdp-reread", move || {
@@ -164,38 +171,39 @@ fn launch(
     Ok(Protection { opened, group, shared, started: Instant::now(), _ending: ending, _owner: state.owner })
 }
 
-fn queues(frames: Frames, lends: Option<Lends>) -> (Queues, Work) {
-    let (log_sender, log) = channel();
-    let (removal_sender, log_removals) = channel();
-    let (flush_sender, flushes) = channel();
-    let (reread_sender, rereads) = channel();
-    let (event_sender, events) = channel();
+fn queues() -> (Queues, Work) {
+    let mut watched = Tallies::default();
+    let (far_sender, outgoing) = watched.queue();
+    let (log_sender, log) = watched.queue();
+    let (removal_sender, log_removals) = watched.queue();
+    let (flush_sender, flushes) = watched.queue();
+    let (reread_sender, rereads) = watched.queue();
+    let (event_sender, events) = watched.queue();
     let queues = Queues {
-        frames,
-        lends,
+        far: far_sender,
         log: log_sender,
         log_removals: removal_sender,
         flushes: flush_sender,
         rereads: reread_sender,
         events: event_sender,
     };
-    (queues, Work { log, log_removals, flushes, rereads, events })
+    (queues, Work { outgoing, log, log_removals, flushes, rereads, events, watched })
 }
 
-fn run_flushes(shared: &Shared, queue: &Receiver<(DiskId, cdp_core::capture::FlushTicket)>) {
-    for (disk, ticket) in queue {
+fn run_flushes(shared: &Shared, queue: &Inbox<(DiskId, cdp_core::capture::FlushTicket)>) {
+    while let Some(((disk, ticket), _taken)) = queue.take() {
         let result = shared.sources.get(disk).map_or(Ok(()), |held| held.device.flush());
         shared.engine.with(|filter, now| filter.flushed(now, ticket, super::engine::failed(&result)));
     }
 }
 
 /// Tells what happens, and keeps at the replica which activity logs are to be believed.
-fn run_events(shared: &Shared, events: &Receiver<Event>, trusted: &Sender<()>, notices: &dyn Fn(Notice)) {
+fn run_events(shared: &Shared, events: &Inbox<Event>, trusted: &Sender<()>, notices: &dyn Fn(Notice)) {
     let (mut failed, mut index_told) = (false, false);
     loop {
-        let event = match events.recv_timeout(NEWS_LOOK) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout) => None,
+        let (event, _taken) = match events.take_within(NEWS_LOOK) {
+            Ok((event, taken)) => (Some(event), Some(taken)),
+            Err(RecvTimeoutError::Timeout) => (None, None),
             Err(RecvTimeoutError::Disconnected) => return,
         };
         if let Some(Event::Log(trust)) = event {

@@ -54,7 +54,10 @@ impl Protection {
         self.shared.draining.store(true, Ordering::Relaxed);
         self.shared.stop_all();
         let deadline = Instant::now() + patience;
-        engine.with(|filter, _| filter.request_drain());
+        if engine.look(|filter, _| filter.request_drain()).is_none() {
+            // Somebody hangs in the filter: nothing drains, and the log is gone.
+            return self.summary(false, false, lacked);
+        }
         let drained = loop {
             // A replica that does not answer drains nothing: the deadline decides.
             far.sync();
@@ -77,8 +80,11 @@ impl Protection {
         let closing = engine.with(|filter, _| filter.close(facts));
         let clean = drained && closing == Closing::Clean && self.wait_for_log(&over);
         let manifest_stored = self.close_replica(clean, &over);
-        let status = engine.with(|filter, now| filter.status(now));
-        let (sums, drained) = (far.sums(), clean && manifest_stored);
+        self.summary(clean && manifest_stored, manifest_stored, lacked)
+    }
+
+    fn summary(&self, drained: bool, manifest_stored: bool, lacked: Option<Lack>) -> Summary {
+        let (status, sums) = (self.shared.engine.status(), self.shared.far.sums());
         Summary {
             drained,
             manifest_stored,

@@ -18,6 +18,8 @@ pub(super) enum Piece {
 /// A seed that was read.
 pub(super) struct Seed {
     pub(super) disk: DiskId,
+    /// Where on the disk it belongs.
+    pub(super) offset: u64,
     pub(super) lsn: Lsn,
     pub(super) piece: Piece,
 }
@@ -61,6 +63,7 @@ pub(super) fn read(frame: &EncodedFrame) -> Result<Option<Seed>, FrameError> {
     let Some(first) = raw.parts.first() else { return Ok(None) };
     let (Some(disk), lsn) = (first.disk, first.lsn) else { return Ok(None) };
     let is_one = raw.parts.iter().all(|part| part.disk == Some(disk) && part.kind == first.kind && part.lsn == lsn);
+    let is_one = is_one && raw.parts.windows(2).all(|pair| pair[0].extent.end() == pair[1].extent.offset);
     let piece = match first.kind {
         RecordKind::Zero if raw.parts.len() == 1 => Piece::Zeros(first.extent.length),
         RecordKind::Repair if raw.parts.len() == 1 => Piece::Data(first.data.clone()),
@@ -70,7 +73,7 @@ pub(super) fn read(frame: &EncodedFrame) -> Result<Option<Seed>, FrameError> {
         }
         _ => return Ok(None),
     };
-    Ok(is_one.then_some(Seed { disk, lsn, piece }))
+    Ok(is_one.then_some(Seed { disk, offset: first.extent.offset, lsn, piece }))
 }
 
 #[cfg(test)]
@@ -86,7 +89,7 @@ mod tests {
     fn what_is_sent_is_read() {
         let bytes: Bytes = (0..SEED_BYTES).map(|at| (at % 251) as u8).collect::<Vec<_>>().into();
         let seed = read(&of_data(home(), 1 << 40, bytes.clone(), Lsn(0)).unwrap()).unwrap().unwrap();
-        assert_eq!((seed.disk, seed.lsn), (home().disk, Lsn(1)));
+        assert_eq!((seed.disk, seed.offset, seed.lsn), (home().disk, 1 << 40, Lsn(1)));
         assert!(matches!(seed.piece, Piece::Data(data) if data == bytes));
         let seed = read(&of_zeros(home(), 4096, 3 << 40, Lsn(9))).unwrap().unwrap();
         assert!(matches!((seed.lsn, seed.piece), (Lsn(9), Piece::Zeros(length)) if length == 3 << 40));

@@ -143,10 +143,15 @@ impl Wire for Cable {
     fn patience(&self, _: Duration) {}
 
     fn seed(&self, seed: &SeedBegin, begun: &SeedBegun, handle: SeedHandle) -> Box<dyn SeedWay> {
-        assert_eq!(begun.position, 0);
         // What is left of an attempt that was given up is passed over, whatever it is.
-        assert!(self.calls().copy(seed.disk, seed.first - 1, |_| unreachable!("it is passed over")));
-        Box::new(Way { calls: self.calls(), disk: seed.disk, given: 0, told: 0, handle, number: seed.first })
+        assert!(self.calls().copy(seed.disk, seed.first - 1, 0, |_| unreachable!("it is passed over")));
+        // So is what does not belong where the copy is: one before it did not verify.
+        assert!(
+            self.calls()
+                .copy(seed.disk, seed.first, begun.position + 4096, |_| unreachable!("it would be in another place"))
+        );
+        let (calls, disk, position) = (self.calls(), seed.disk, begun.position);
+        Box::new(Way { calls, disk, position, given: 0, told: 0, handle, number: seed.first })
     }
 
     fn next_seed(&self) -> u64 {
@@ -170,6 +175,8 @@ impl Wire for Cable {
 struct Way {
     calls: Arc<Calls>,
     disk: DiskId,
+    /// What was there before.
+    position: u64,
     given: u64,
     told: u64,
     handle: SeedHandle,
@@ -180,7 +187,8 @@ impl Way {
     fn give(&mut self, length: u64, write: impl FnOnce(&mut dyn Seeding) -> bool) -> bool {
         // As over a network.
         std::thread::sleep(Duration::from_millis(20));
-        let taken = !self.handle.stop.load(Ordering::Relaxed) && self.calls.copy(self.disk, self.number, write);
+        let taken = !self.handle.stop.load(Ordering::Relaxed)
+            && self.calls.copy(self.disk, self.number, self.position + self.given, write);
         self.number += 1;
         self.given += length;
         self.tell();

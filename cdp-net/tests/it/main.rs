@@ -1,6 +1,8 @@
 //! Everything of cdp-net that takes real sockets, files and programs to test.
 
 mod bound;
+#[cfg(feature = "services")]
+mod copying;
 mod damaged;
 mod dice;
 mod disks;
@@ -45,5 +47,6 @@ mod sets;
 #[cfg(feature = "services")]
 mod spooling;
 mod stopping;
+mod stuck;
 mod wan;
 mod watch;

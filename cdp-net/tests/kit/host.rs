@@ -44,7 +44,7 @@ pub(crate) fn host_options(root: &Path, listen: SocketAddr, peers: PeerBook) -> 
         peers,
         tickets: None,
         groups_max: 10,
-        keeper: KeeperOptions { waiting_bytes_max: 32 << 20, ..KeeperOptions::default() },
+        keeper: KeeperOptions { waiting_bytes_max: 32 << 20, seed_sync_bytes: 2 << 20, ..KeeperOptions::default() },
         accept: AcceptOptions::default(),
     }
 }

@@ -3,7 +3,7 @@
 use super::shown::{Shown, Told};
 use crate::human;
 use crate::json::{Compared, Export, ProtectEvent, State};
-use cdp_core::capture::{self, Event, LogTrust};
+use cdp_core::capture::{self, Detached, Event, LogTrust, Stuck};
 use cdp_net::nbd::Server;
 use cdp_net::protect::{Notice, Opened};
 use std::time::{Duration, Instant};
@@ -83,6 +83,14 @@ impl Teller {
                 shown.point(*lsn).into_iter().for_each(|point| events(ProtectEvent::Point { point }));
             }
             Notice::Filter(Event::State { to, .. }) => self.state(shown, shown.state_of(*to), None, events),
+            // Why a thread ended is told with the state.
+            Notice::Filter(Event::Detached(why)) if *why != Detached::Stuck(Stuck::Ended) => {
+                let reason = format!(
+                    "replication is out of the guests' path ({why}): the disks are served on, and everything is compared once it is \
+                     back"
+                );
+                self.state(shown, State::Detached, Some(reason), events);
+            }
             Notice::Filter(Event::Log(trust)) => self.log(shown, *trust, events),
             Notice::Filter(Event::GapBegan { reason, .. }) => {
                 let reason = format!("writes are not recorded, only which blocks they touch: {}", reason.as_str());

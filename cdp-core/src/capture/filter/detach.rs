@@ -7,8 +7,11 @@
 //!
 //! Where nobody polls, nothing can be written and nothing removed: ops pass at once, and a kill in that state leaves a log that
 //! marks too little. The first poll says that it is lost and removes it.
+//!
+//! Where a driver cannot get at the filter at all, it removes the log's file itself, lets ops run past, and says so afterwards: see
+//! [`Filter::passed_by`].
 
-use super::{Filter, Life};
+use super::{Filter, Life, Wait};
 use crate::capture::order::Stage;
 use crate::capture::output::{Detached, Event, Health, Stuck, Ticket};
 use crate::types::{Extent, MonoTime, Now};
@@ -38,6 +41,19 @@ impl Filter {
         Some(stuck)
     }
 
+    /// Ops ran, or run, at the source and the filter does not know of them: the driver could not get at it for so long. Called before
+    /// anything else once it can, so that nothing is said of a time in which they ran: the filter is detached since before the first
+    /// of them, and ops pass. Those that it does know of are completed as ever, also those that were held and went all the same.
+    ///
+    /// # The contract
+    /// * Before the first of them went nobody would have believed the log any more: its file was removed, or that could not be waited for.
+    /// * Whoever was in the filter meanwhile did what he did with the time that he came with.
+    /// * [`Filter::attach`] is not called before all ops that ran past are done.
+    pub fn passed_by(&mut self, now: Now, waited_ns: u64) {
+        self.leave(now, Detached::Stuck(Stuck::Lock { waited_ns }));
+        self.pass_at_once(now);
+    }
+
     /// Replication is in the guest's path again: writes are tracked until the queue is half empty, then recorded, and everything
     /// is compared. Says whether it was detached.
     pub fn attach(&mut self, now: Now) -> bool {
@@ -48,6 +64,7 @@ impl Filter {
         self.stuck_at = MonoTime(u64::MAX);
         self.doubt_everything();
         self.compare_floor = self.last_lsn;
+        self.compare_wait = Some(Wait::Wanted);
         self.overtaken = self.last_lsn;
         // Disks that are being copied too: the copy may have read what an op that passed changed later.
         for at in (0..self.disks.len()).filter(|at| !self.changes.is_gone(*at)) {
@@ -99,10 +116,16 @@ impl Filter {
     fn nobody_polls(&mut self, now: Now) {
         let waited_ns = now.mono.since(self.stuck_at) + self.limits.stuck_ns_max;
         self.leave(now, Detached::Stuck(Stuck::Outputs { waited_ns }));
-        if !self.passing {
+        self.pass_at_once(now);
+    }
+
+    /// Detached, nothing is waited for: not the log's word either, which the next poll has removed.
+    fn pass_at_once(&mut self, now: Now) {
+        if self.detached.is_some() && !self.passing {
             self.activity.give_up(now.mono);
             self.look_detached();
         }
+        self.kicked = true;
     }
 
     /// Lets an op pass.

@@ -1,11 +1,11 @@
 //! Reading again what may differ: what to read, what of it to record, seeding and full checks.
 
-use super::{Filter, Life};
+use super::{Filter, Life, Wait};
 use crate::capture::mend::Active;
 use crate::capture::options::{PART_COST, REREAD_BYTES_MAX};
 use crate::capture::output::{Event, Failed, Reread, RereadToken};
 use crate::frame::{Part, Payload, RecordKind, ResyncReason};
-use crate::types::{Extent, Lsn, Now, PART_MAX, WallTime};
+use crate::types::{Extent, Lsn, MonoTime, Now, PART_MAX, WallTime};
 use bytes::Bytes;
 
 /// What a re-read came back with does not fit what was asked.
@@ -27,6 +27,9 @@ pub enum RereadError {
 /// The worst that a re-read adds to the queue: every part cut by sectors that ops touched costs one part more.
 const REREAD_COST: u64 = REREAD_BYTES_MAX + REREAD_BYTES_MAX / PART_MAX * 2 * PART_COST;
 
+/// How long re-reads of whole disks wait until they can be compared, in nanoseconds.
+const FLOOR_WAIT_NS: u64 = 10_000_000_000;
+
 impl Filter {
     /// The next re-read, if work, rate and queue allow one: re-reads leave a quarter of the queue's memory, and the spool, to
     /// the guests.
@@ -44,6 +47,10 @@ impl Filter {
             self.reread_wait = Some(due);
             return None;
         }
+        if let Some(until) = self.waits_for_floor(now) {
+            self.reread_wait = Some(until);
+            return None;
+        }
         let Some((token, disk, extent)) = self.mend.begin(now.mono, self.limits.rereads_max) else {
             self.reread_wait = self.mend.resume_at();
             return None;
@@ -59,6 +66,19 @@ impl Filter {
         let exact = self.periods.exact(self.durable);
         let compare_at = (records <= exact).then_some(exact);
         Some(Reread { token, disk: self.disks[disk].id, extent, compare_at })
+    }
+
+    /// Until when re-reads wait for the replica to have what was recorded before everything was to be compared. Read before, all of it
+    /// would be recorded and sent, also what is the same; and a replica that does not keep up takes no re-reads either.
+    fn waits_for_floor(&mut self, now: Now) -> Option<MonoTime> {
+        let wait = self.compare_wait?;
+        let until = match wait {
+            Wait::Wanted => now.mono.after(FLOOR_WAIT_NS),
+            Wait::Until(until) => until,
+        };
+        let waits = self.compare_floor > self.periods.exact(self.durable) && now.mono < until;
+        self.compare_wait = waits.then_some(Wait::Until(until));
+        waits.then_some(until)
     }
 
     /// A re-read ended. `Ok` holds what differs from the replica, or all of it where the driver did not compare, in ascending

@@ -4,10 +4,11 @@ use super::*;
 use crate::far::SeedHandle;
 use crate::file_device::FileDevice;
 use crate::keeper::{Job, Lack, begin_seed};
+use cdp_core::journal::SeedingInfo;
 use cdp_core::media::{Fault, Faults, Faulty, MediaErrorKind, Memory, Operation, Storage};
 use cdp_core::replica::base::Base;
 use cdp_core::replica::sidecar::Root;
-use cdp_core::types::{DiskId, ReplicaId};
+use cdp_core::types::{DiskId, ReplicaId, Timeline};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Mutex;
@@ -62,6 +63,9 @@ impl Scene {
                 roots: Arc::clone(&self.roots),
                 alive: Arc::default(),
                 handle: SeedHandle { stop: Arc::clone(stop), done: Arc::clone(&progress.done) },
+                info: SeedingInfo::new(disk, size, Timeline::new([4; 16]).unwrap()),
+                edit: Arc::new(|_| Ok(())),
+                sync_every: 1 << 20,
             })
         };
         let whole = run(&Seed { source: &self.device, lsn: &|| Lsn(3), begin: &begin, progress, stop })?;

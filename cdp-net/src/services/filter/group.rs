@@ -330,6 +330,9 @@ fn sentence(notice: &RemoteNotice) -> Option<String> {
         RemoteNotice::Protection(Notice::Filter(capture::Event::GapBegan { reason, .. })) => {
             Some(format!("writes are not recorded, only which blocks they touch: {}", reason.as_str()))
         }
+        RemoteNotice::Protection(Notice::Filter(capture::Event::Detached(why))) => {
+            Some(format!("replication is out of the guests' path ({why}): everything is compared once it is back"))
+        }
         RemoteNotice::Protection(Notice::Filter(capture::Event::State { to, .. })) => Some(format!("{to}")),
         RemoteNotice::Protection(_) | RemoteNotice::Disks => None,
     }

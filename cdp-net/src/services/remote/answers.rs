@@ -52,6 +52,7 @@ impl Inner {
             rpo_ms: facts.rpo_ms,
             hot_bytes: facts.hot_bytes,
             reread_bytes: facts.reread_bytes,
+            detached: facts.detached,
             rates: Rates { write_bytes_per_s: facts.write_bytes_per_s, ..Rates::default() },
             owner_pid: Some(std::process::id()),
             remote: Some(RemoteReplica {

@@ -269,7 +269,7 @@ impl Task {
         let copying = move || {
             let is_over = || current.load(Ordering::Relaxed) != session;
             let write = |number, seed: Seed| {
-                held.calls.copy(seed.disk, number, |copy| match seed.piece {
+                held.calls.copy(seed.disk, number, seed.offset, |copy| match seed.piece {
                     Piece::Data(data) => {
                         let mut buffer = copy.buffer();
                         buffer[..data.len()].copy_from_slice(&data);

@@ -184,6 +184,46 @@ fn events_that_nobody_fetches_are_bounded() {
     assert!((1000..=1024).contains(&failed), "{failed}");
 }
 
+#[test]
+fn what_ran_past_the_filter_detaches_it_before_anything_else_is_said() {
+    let mut rig = Rig::protecting();
+    let recorded = rig.go(write(0, 4096));
+    rig.log_works = false;
+    let held = submit(&mut rig, write(512 << 20, 4096));
+    assert!(matches!(held, Submitted::Hold(_)), "the log is to be written first");
+    rig.now += 60 * S;
+    rig.wall += 60 * S;
+    let frames = rig.frames.len();
+    rig.filter.passed_by(rig.now(), 5 * S);
+    assert_eq!(rig.filter.state(), State::Detached);
+    rig.drain();
+    assert!(rig.has(&Event::Detached(Detached::Stuck(Stuck::Lock { waited_ns: 5 * S }))));
+    assert!(matches!(rig.note(RecordKind::GapBegin), Note::GapBegin { reason: GapReason::Detached, .. }));
+    assert!(
+        !rig.events.iter().any(|event| matches!(event, Event::PointClosed { .. })),
+        "none of a time of which nothing is known"
+    );
+    assert!(rig.frames.len() > frames && rig.removals == 1);
+    // Both went, whoever let them, and both are known.
+    rig.complete(recorded, Ok(()));
+    rig.complete(held.ticket(), Ok(()));
+    assert!(matches!(submit(&mut rig, write(600 << 20, 4096)), Submitted::Go(_)), "no log is waited for");
+    rig.filter.passed_by(rig.now(), 5 * S);
+    assert_eq!(rig.filter.status(rig.now()).detached, Some(Detached::Stuck(Stuck::Lock { waited_ns: 5 * S })));
+}
+
+#[test]
+fn a_filter_that_was_detached_by_order_and_is_passed_by_stays_so() {
+    let mut rig = Rig::protecting();
+    rig.log_works = false;
+    rig.filter.detach(rig.now());
+    rig.drain();
+    assert!(matches!(submit(&mut rig, write(512 << 20, 4096)), Submitted::Hold(_)), "the log still counts");
+    rig.filter.passed_by(rig.now(), 5 * S);
+    assert!(matches!(submit(&mut rig, write(600 << 20, 4096)), Submitted::Go(_)), "its file is gone already");
+    assert_eq!(rig.filter.status(rig.now()).detached, Some(Detached::Ordered));
+}
+
 /// A recorded write and one that passed run side by side: which of them the disk ends up with, no record says.
 #[test]
 fn what_an_op_that_passed_may_have_overtaken_is_read_again() {

@@ -228,3 +228,23 @@ fn a_failed_flush_reads_again_what_it_may_have_lost_and_spoils_the_clean_stop() 
         "the replica has everything, and nobody knows what the source has"
     );
 }
+
+#[test]
+fn disks_that_are_compared_as_a_whole_are_read_when_that_can_be_compared_and_do_not_wait_for_it_for_ever() {
+    let checked = || {
+        let mut rig = Rig::protecting();
+        let ticket = rig.go(write(0, 4096));
+        rig.complete(ticket, Ok(()));
+        rig.filter.full_check(rig.now());
+        rig.pass(S);
+        assert!(rig.rereads.is_empty(), "all of it would be recorded, also what is the same");
+        rig
+    };
+    let mut rig = checked();
+    rig.durable();
+    let reread = rig.rereads.pop().expect("a re-read");
+    assert!(reread.compare_at.is_some_and(|at| at <= rig.filter.status(rig.now()).durable), "{reread:?}");
+    let mut rig = checked();
+    rig.pass(9 * S);
+    assert_eq!(rig.rereads.pop().expect("a re-read").compare_at, None);
+}

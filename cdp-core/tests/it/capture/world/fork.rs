@@ -23,8 +23,12 @@ impl World {
 
     pub(super) fn detach_or_attach(&mut self) {
         let now = self.both();
-        if !self.filter.attach(now) && !self.calm && self.rng.one_in(2) {
-            self.filter.detach(now);
+        if !self.filter.attach(now) && !self.calm {
+            match self.rng.below(3) {
+                0 => self.filter.detach(now),
+                1 => self.pass_by(),
+                _ => {}
+            }
         }
         self.later(3 * S, Ev::Detach);
     }

@@ -131,6 +131,34 @@ impl World {
         self.later(pause, Ev::Client(op.client));
     }
 
+    /// Nobody gets at the filter for a while: the log's file is removed, ops run past, and the filter hears of it afterwards.
+    pub(super) fn pass_by(&mut self) {
+        self.log_file.clear();
+        (self.log_orphaned, self.log_unlinked) = (self.log_pending.is_some(), true);
+        let mut past = Vec::new();
+        for _ in 0..self.rng.between(1, 5) {
+            let (disk, extent, _) = self.pick();
+            if self.changing.contains(&disk) {
+                continue;
+            }
+            let sequence = self.next_op;
+            self.next_op += 1;
+            let tags: Tags = (0..extent.length / SECTOR).map(|at| sequence << 16 | at).collect();
+            self.disks[disk].begin(extent);
+            sectors(extent).zip(&tags).for_each(|(sector, tag)| self.disks[disk].write(sector, *tag));
+            self.disks[disk].end(extent);
+            // Those that run end up with either, sector by sector.
+            let beside = self.ops.values_mut().filter(|op| op.running && op.disk == disk);
+            beside.filter(|op| op.extent.overlaps(&extent)).for_each(|op| op.raced = true);
+            past.push((disk, extent, tags));
+        }
+        self.filter.passed_by(self.both(), 5 * S);
+        // What was said before is of the time before.
+        let call = self.called();
+        let change = |(disk, extent, tags)| Change { call, disk, extent, tags, lsn: None, torn: false };
+        self.changes.extend(past.into_iter().map(change));
+    }
+
     pub(super) fn start_flush(&mut self, disk: usize, ticket: FlushTicket) {
         let content = self.disks[disk].flush_begins();
         self.later(10 * MS, Ev::FlushDone(disk, ticket, content));
