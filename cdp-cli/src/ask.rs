@@ -13,6 +13,10 @@ use std::time::Duration;
 /// How long a directory may be locked by somebody who does not answer: an owner that opens or leaves its replica.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Where replicas are, and what answers for one that is elsewhere.
+const PLACES: &str = "give the directory after --replica of `cdp protect`; of `cdp serve` a replica host's DIRECTORY/TENANT/GROUP or, for \
+                      `status` and `mark`, a filter's STATE/filter/GROUP";
+
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(60);
 
@@ -33,8 +37,7 @@ pub fn access(dir: &Path) -> Result<Access, Failure> {
             return Ok(Access::Client(ControlClient::connect(dir)?));
         }
         let message = format!("{} holds no replica: it has no {MANIFEST_NAME}", dir.display());
-        return Err(Failure::new(Exit::Failed, "no-replica", message)
-            .hint("give the directory after --replica of `cdp protect`"));
+        return Err(Failure::new(Exit::Failed, "no-replica", message).hint(PLACES));
     }
     Ok(Access::open(dir, PATIENCE)?)
 }

@@ -6,7 +6,7 @@ use cdp_net::link::identity::Identity;
 use cdp_net::link::pin::{Fingerprint, Peers};
 use cdp_net::owner::Access;
 use cdp_net::services::remote_reading::{RemoteOptions, RemoteReplica};
-use cdp_net::services::tickets::read_ticket;
+use cdp_net::services::tickets::{TicketFileError, read_ticket};
 use cdp_net::services::url::{CdpUrl, UrlError};
 use clap::Args;
 use std::fmt;
@@ -95,19 +95,29 @@ impl Place {
         if self.peer.is_empty() {
             return Err(needs("--peer, the fingerprint of the replica host", "`cdp serve` prints it there"));
         }
-        let identity = Identity::open_or_make(state, "cdp reader");
-        let identity = identity.map_err(|error| Failure::new(Exit::Failed, "identity", error.to_string()))?;
-        let ticket = self.ticket.as_deref().map(read_ticket).transpose();
-        let ticket = ticket.map_err(|error| Failure::new(Exit::Failed, "ticket", error.to_string()))?;
+        let identity = Identity::open_or_make(state, "cdp reader")?;
         let options = RemoteOptions {
             url,
             // As the replica host knows this machine.
             tenant: String::new(),
             peers: Peers::new(self.peer.iter().copied()),
-            ticket: ticket.unwrap_or_default().into(),
+            ticket: ticket(self.ticket.as_deref())?.into(),
         };
         Ok(Way::Far(RemoteReplica::open(Arc::new(identity), options)?))
     }
+}
+
+/// The ticket in a file, for a gateway on the way; empty without one.
+///
+/// # Errors
+/// When it cannot be read, or is none.
+pub fn ticket(file: Option<&Path>) -> Result<Vec<u8>, Failure> {
+    let read = file.map(read_ticket).transpose();
+    let wrong = |error: TicketFileError| {
+        Failure::new(Exit::Failed, "ticket", error.to_string())
+            .hint("whoever has the gateway makes one with `cdp ticket`")
+    };
+    Ok(read.map_err(wrong)?.unwrap_or_default())
 }
 
 #[cfg(test)]

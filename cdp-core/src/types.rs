@@ -32,6 +32,14 @@ pub const NAME_MAX: usize = 255;
 /// The most bytes of what a common point of a consistency set is called.
 pub const SET_LABEL_MAX: usize = 200;
 
+/// Whether a disk, a group or a tenant may be called so: the name of a directory is one.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    (1..=NAME_MAX).contains(&text.len())
+        && !matches!(text, "." | "..")
+        && !text.chars().any(|c| c == '/' || c.is_control())
+}
+
 macro_rules! identity {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

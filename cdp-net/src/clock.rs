@@ -23,3 +23,12 @@ pub fn mono() -> MonoTime {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     MonoTime(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
 }
+
+/// Sleeps until then; without a time for ever.
+#[cfg(feature = "services")]
+pub(crate) async fn until(deadline: Option<MonoTime>) {
+    match deadline {
+        Some(at) => tokio::time::sleep(std::time::Duration::from_nanos(at.since(mono()))).await,
+        None => std::future::pending().await,
+    }
+}

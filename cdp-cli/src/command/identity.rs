@@ -37,6 +37,12 @@ impl Arguments {
 
 impl From<IdentityError> for Failure {
     fn from(error: IdentityError) -> Self {
-        Self::new(Exit::Failed, "identity", chain(&error))
+        let failure = Self::new(Exit::Failed, "identity", chain(&error));
+        match error {
+            IdentityError::File { .. } => {
+                failure.hint("give a directory that you may write to: it is made if it is not there")
+            }
+            _ => failure,
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::progress::{Meter, Progress};
 use crate::stop::Stop;
 use anyhow::Context as _;
 use cdp_core::capture::QUEUE_BYTES_MIN;
-use cdp_core::types::{DISKS_MAX, NAME_MAX};
+use cdp_core::types::{DISKS_MAX, NAME_MAX, is_name};
 use cdp_core::when::{format_bytes, parse_bytes, parse_duration};
 use cdp_net::nbd::Uri;
 use clap::Args;
@@ -78,13 +78,12 @@ fn memory(text: &str) -> Result<u64, String> {
 
 /// A name of a disk, a group or a session.
 pub(super) fn name(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.len() > NAME_MAX || matches!(text, "." | "..") {
-        Err(format!("a name has 1 to {NAME_MAX} bytes and is neither \".\" nor \"..\""))
-    } else if text.chars().any(|c| c == '/' || c.is_control()) {
-        Err("a name holds neither a slash nor control characters".into())
-    } else {
-        Ok(text.into())
+    if is_name(text) {
+        return Ok(text.into());
     }
+    Err(format!(
+        "a name has 1 to {NAME_MAX} bytes without slashes and control characters, and is neither \".\" nor \"..\""
+    ))
 }
 
 /// `NAME=SOURCE` or `SOURCE`. Before the `=` there is no slash, so that a path may hold one.

@@ -142,7 +142,7 @@ impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         let (failed, message) = (|code, message| Self::new(Exit::Failed, code, message), chain(&error));
         match &error {
-            RunError::Config { source: ConfigError::Read { .. }, .. } => {
+            RunError::Config { source: ConfigError::Read(_), .. } => {
                 failed("config-file", message).hint("`cdp serve --example ROLE` prints a file to begin with")
             }
             RunError::Config { .. } => Self::new(Exit::Usage, "config", message.trim_end())

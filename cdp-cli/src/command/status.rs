@@ -40,25 +40,18 @@ const FEW: usize = 8;
 fn for_people(status: &Status) -> String {
     let owner = status.owner_pid.map(|pid| format!(" by process {pid}")).unwrap_or_default();
     let rpo = status.rpo_ms.map_or_else(|| "-".into(), |ms| human::span(Duration::from_millis(ms)));
-    let space = &status.space;
-    let quota = space.quota.map(|quota| format!(" of {}", format_bytes(quota))).unwrap_or_default();
-    let all = space.base + space.layers + space.segments + space.overlays + space.pinned;
     let mut text = format!(
-        "state   {}{owner}\ngroup   {}\nRPO     {rpo}\ndurable LSN {} of {}\nspace   {}{quota}: base {}, layers {}, \
-         segments {}, overlays {}, pinned {}\nrates   {} written, {} stored\n",
+        "state   {}{owner}\ngroup   {}\nRPO     {rpo}\ndurable LSN {} of {}\n",
         status.state.as_str(),
         status.group,
         status.durable_lsn,
         status.lsn,
-        format_bytes(all),
-        format_bytes(space.base),
-        format_bytes(space.layers),
-        format_bytes(space.segments),
-        format_bytes(space.overlays),
-        format_bytes(space.pinned),
-        human::rate(status.rates.write_bytes_per_s),
-        human::rate(status.rates.stored_bytes_per_s),
     );
+    text.push_str(&match status.remote {
+        // What is stored is known where the replica is.
+        Some(_) => format!("rates   {} written\n", human::rate(status.rates.write_bytes_per_s)),
+        None => stored_lines(status),
+    });
     if let Some(remote) = &status.remote {
         let linked = if remote.linked { "linked" } else { "not reached" };
         let problem = remote.problem.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
@@ -85,7 +78,9 @@ fn for_people(status: &Status) -> String {
         text.push_str(&format!("disk    {} ({}){place}{copied}\n", disk.name, format_bytes(disk.size)));
     }
     text.push_str(&ranges_lines(&status.ranges, status.ranges_left_off));
-    text.push_str(&history_lines(&status.history));
+    if status.remote.is_none() {
+        text.push_str(&history_lines(&status.history));
+    }
     // A session's line says what it holds.
     let (of_sessions, holds): (Vec<_>, Vec<_>) = status.holds.iter().cloned().partition(|hold| hold.by == "session");
     status.sessions.iter().for_each(|session| text.push_str(&session_line(session, &of_sessions)));
@@ -94,6 +89,23 @@ fn for_people(status: &Status) -> String {
         text.push_str(&format!("held    by {}\n", human::count(status.pins as usize, "reader")));
     }
     text
+}
+
+fn stored_lines(status: &Status) -> String {
+    let space = &status.space;
+    let quota = space.quota.map(|quota| format!(" of {}", format_bytes(quota))).unwrap_or_default();
+    let all = space.base + space.layers + space.segments + space.overlays + space.pinned;
+    format!(
+        "space   {}{quota}: base {}, layers {}, segments {}, overlays {}, pinned {}\nrates   {} written, {} stored\n",
+        format_bytes(all),
+        format_bytes(space.base),
+        format_bytes(space.layers),
+        format_bytes(space.segments),
+        format_bytes(space.overlays),
+        format_bytes(space.pinned),
+        human::rate(status.rates.write_bytes_per_s),
+        human::rate(status.rates.stored_bytes_per_s),
+    )
 }
 
 /// Where room is lacking: that pins keep some, and how to let go. Where retention does not go on it says so itself.
@@ -180,6 +192,7 @@ mod tests {
     use super::*;
     use crate::json::tests::{at, range};
     use crate::json::{Disk, Journal, Lack, Space};
+    use cdp_net::report::RemoteReplica;
 
     #[test]
     fn many_moments_are_counted_and_few_are_listed() {
@@ -249,5 +262,18 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    /// Where the replica is elsewhere, its numbers are not known, and zeros would be taken for them.
+    #[test]
+    fn the_status_of_a_filters_side_says_nothing_of_what_is_stored() {
+        let remote = Some(RemoteReplica { address: "h:1".into(), linked: false, problem: Some("no".into()) });
+        let text = for_people(&Status { remote, ..Status::default() });
+        assert!(
+            text.contains("replica at h:1, not reached: no\n") && text.contains("rates   0 B/s written\n"),
+            "{text}"
+        );
+        assert!(!["space", "window", "stored"].iter().any(|part| text.contains(part)), "{text}");
+        assert!(for_people(&Status::default()).contains("window"));
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::engine::ThereSpec;
 use crate::exit::{Exit, Failure};
+use crate::place::ticket;
 use cdp_net::link::pin::Fingerprint;
-use cdp_net::services::tickets::read_ticket;
 use cdp_net::services::url::CdpUrl;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -60,9 +60,8 @@ impl ThereFlags {
             let message = "nobody is known who may answer there: give a fingerprint with --peer or --peer-file";
             return Err(usage(message.into()).hint("`cdp identity` prints it on the other side"));
         }
-        let failed = |error: &dyn std::fmt::Display| Failure::new(Exit::Failed, "ticket", error.to_string());
-        let ticket = self.ticket.as_ref().map(|path| read_ticket(path).map_err(|error| failed(&error))).transpose()?;
-        Ok(Some(ThereSpec { to: self.to.clone(), group, peers, ticket: ticket.unwrap_or_default() }))
+        let ticket = ticket(self.ticket.as_deref())?;
+        Ok(Some(ThereSpec { to: self.to.clone(), group, peers, ticket }))
     }
 }
 

@@ -4,7 +4,7 @@ use super::serve::chain;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use cdp_core::trust::ticket::Ticket;
-use cdp_core::types::WallTime;
+use cdp_core::types::{NAME_MAX, WallTime, is_name};
 use cdp_core::when::{AmountError, parse_bytes, parse_duration};
 use cdp_net::link::pin::Fingerprint;
 use cdp_net::services::tickets::{KeyFile, TicketFileError, ticket_text};
@@ -96,6 +96,12 @@ impl Arguments {
                 "a ticket needs --ticket-key, --tenant, --certificate, --route",
             ));
         };
+        if !is_name(&tenant) {
+            let message = format!(
+                "{tenant:?} is no name of a tenant: 1 to {NAME_MAX} bytes without slashes and control characters"
+            );
+            return Err(Failure::new(Exit::Usage, "usage", message));
+        }
         let now = clock::wall().0;
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let ticket = Ticket {

@@ -270,6 +270,6 @@ fn a_kill_at_any_system_call_loses_nothing() {
     eprintln!("{kills} kills, {missed} of them not where they were aimed at");
     assert!(missed < kills, "nothing was struck");
     let verified = drill.ask(&["verify"]);
-    assert_eq!(verified.status, 0, "{}", verified.document);
+    assert_eq!(verified.status, 0, "{}", verified.json);
     drill.check_known();
 }

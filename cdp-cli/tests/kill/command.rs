@@ -1,4 +1,4 @@
-//! The `cdp` command as a process, and the one that protects.
+//! `cdp protect` as a process that is killed.
 
 use crate::aim::Aim;
 use cdp_net::nbd::Uri;
@@ -13,30 +13,6 @@ use std::time::{Duration, Instant};
 const CDP: &str = env!("CARGO_BIN_EXE_cdp");
 /// The longest anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What a command printed, and how it ended.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: i32,
-    pub(crate) document: Value,
-    errors: String,
-}
-
-impl Answer {
-    /// The document of a command that must succeed.
-    #[track_caller]
-    pub(crate) fn good(self) -> Value {
-        assert_eq!(self.status, 0, "{} {}", self.document, self.errors);
-        self.document
-    }
-}
-
-pub(crate) fn cdp(arguments: &[&str]) -> Answer {
-    let output = Command::new(CDP).args(arguments).output().unwrap();
-    let document = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    Answer { status: output.status.code().unwrap_or(-1), document, errors }
-}
 
 /// A `cdp protect` that runs.
 pub(crate) struct Protection {

@@ -2,7 +2,8 @@
 
 use crate::Dice;
 use crate::aim::Aim;
-use crate::command::{Answer, Protection, cdp};
+use crate::command::Protection;
+use crate::support::{Answer, cdp, wait_for};
 use crate::sessions::Sessions;
 use crate::writers::{LOADED, Writers};
 use cdp_core::capture::LogContents;
@@ -99,11 +100,11 @@ impl Drill {
 
     pub(crate) fn ask(&self, arguments: &[&str]) -> Answer {
         let replica = self.path("replica");
-        cdp(&[&[arguments[0], replica.to_str().unwrap()], &arguments[1..], &["--json"]].concat())
+        cdp(&[&[arguments[0], replica.to_str().unwrap()], &arguments[1..]].concat())
     }
 
     pub(crate) fn status(&self) -> Value {
-        self.ask(&["status"]).good()
+        self.ask(&["status"]).done()
     }
 
     fn source_hash(&self) -> blake3::Hash {
@@ -113,20 +114,17 @@ impl Drill {
     /// Restores a moment and gives the hash of what came.
     pub(crate) fn restored(&self, at: &str) -> blake3::Hash {
         let output = self.path("restored");
-        self.ask(&["restore", "--at", at, "--force", "--output", output.to_str().unwrap()]).good();
+        self.ask(&["restore", "--at", at, "--force", "--output", output.to_str().unwrap()]).done();
         blake3::hash(&fs::read(output).unwrap())
     }
 
     pub(crate) fn wait_for(&self, state: &str) -> Value {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let status = self.status();
-            if status["state"] == state {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "waited too long for {state}: {status}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let mut status = Value::Null;
+        wait_for(state, || {
+            status = self.status();
+            status["state"] == state
+        });
+        status
     }
 
     /// Starts, and kills at a moment.
@@ -246,7 +244,7 @@ impl Drill {
 
     /// A moment whose content is known, because nothing is written while it is made.
     fn mark(&self, label: String, hash: blake3::Hash) -> Known {
-        let marked = self.ask(&["mark", "--label", &label]).good();
+        let marked = self.ask(&["mark", "--label", &label]).done();
         let timeline = marked["at"]["timeline"].as_str().unwrap().to_owned();
         Known { label, timeline, lsn: marked["at"]["lsn"].as_u64().unwrap(), hash }
     }
@@ -264,7 +262,7 @@ impl Drill {
     }
 
     fn ranges(&self) -> Vec<(String, u64, u64)> {
-        let points = self.ask(&["points"]).good();
+        let points = self.ask(&["points"]).done();
         let range = |range: &Value| {
             let timeline = range["timeline"].as_str().unwrap().to_owned();
             (timeline, range["from_lsn"].as_u64().unwrap(), range["to_lsn"].as_u64().unwrap())
@@ -290,7 +288,7 @@ impl Drill {
 
     /// What was in memory when the kill came is a gap: in `points`, and for who asks for a moment inside.
     fn check_gap(&self, opened: &Value) {
-        let points = self.ask(&["points"]).good();
+        let points = self.ask(&["points"]).done();
         let of_new = |gap: &&Value| gap["timeline"] == opened["timeline"] && gap["cause"] == "unclean-stop";
         let gaps: Vec<_> = points["gaps"].as_array().unwrap().iter().filter(of_new).collect();
         assert_eq!(gaps.len(), 1, "{points}");
@@ -305,10 +303,10 @@ impl Drill {
         for at in [lsn, middle.to_string()] {
             let output = self.path("refused");
             let answer = self.ask(&["restore", "--at", &at, "--output", output.to_str().unwrap()]);
-            assert_eq!(answer.status, 3, "{at}: {}", answer.document);
-            let nearest = answer.document["error"]["nearest"].as_array().unwrap();
-            assert!(!nearest.is_empty(), "{at}: {}", answer.document);
-            assert!(nearest.iter().any(|near| near["timeline"] == opened["timeline"]), "{}", answer.document);
+            assert_eq!(answer.status, 3, "{at}: {}", answer.json);
+            let nearest = answer.json["error"]["nearest"].as_array().unwrap();
+            assert!(!nearest.is_empty(), "{at}: {}", answer.json);
+            assert!(nearest.iter().any(|near| near["timeline"] == opened["timeline"]), "{}", answer.json);
             assert!(!output.exists());
         }
     }

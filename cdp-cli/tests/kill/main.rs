@@ -18,6 +18,13 @@ mod ledger;
 mod retention;
 mod sessions;
 mod slow;
+#[path = "../it/support/mod.rs"]
+#[expect(
+    dead_code,
+    unused_imports,
+    reason = "it is written for all tests of the command, and not each needs all of it"
+)]
+mod support;
 mod writers;
 
 use dice::Dice;
@@ -51,6 +58,6 @@ fn a_killed_protection_loses_nothing_that_it_promised() {
     }
     assert!(drill.by_log > 0, "the activity log was never believed");
     let verified = drill.ask(&["verify"]);
-    assert_eq!(verified.status, 0, "{}", verified.document);
+    assert_eq!(verified.status, 0, "{}", verified.json);
     drill.check_known();
 }

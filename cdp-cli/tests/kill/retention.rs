@@ -12,7 +12,7 @@ fn a_kill_while_history_is_merged_changes_no_moment_that_is_kept() {
     let mut protection = drill.start();
     protection.ready();
     drill.wait_for("protecting");
-    drill.ask(&["policy", "--window", "1s", "--long-term", "2s", "--keep", "1h"]).good();
+    drill.ask(&["policy", "--window", "1s", "--long-term", "2s", "--keep", "1h"]).done();
     protection.stop();
     for round in 0..kills {
         let mut protection = drill.start();
@@ -23,7 +23,7 @@ fn a_kill_while_history_is_merged_changes_no_moment_that_is_kept() {
         std::thread::sleep(Duration::from_millis(200 + drill.dice.below(300)));
         let pause = load.pause();
         let known = drill.mark_now(format!("round {round}"));
-        drill.ask(&["pin", "--at", &format!("label:{}", known.label)]).good();
+        drill.ask(&["pin", "--at", &format!("label:{}", known.label)]).done();
         drill.known.push(known);
         drop(pause);
         std::thread::sleep(Duration::from_millis(drill.dice.below(2500)));
@@ -31,7 +31,7 @@ fn a_kill_while_history_is_merged_changes_no_moment_that_is_kept() {
         drill.writers.end(load);
         drill.check_source();
         let verified = drill.ask(&["verify"]);
-        assert_eq!(verified.status, 0, "round {round}: {}", verified.document);
+        assert_eq!(verified.status, 0, "round {round}: {}", verified.json);
         drill.check_known();
     }
     let mut protection = drill.start();

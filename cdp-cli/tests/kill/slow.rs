@@ -18,7 +18,7 @@ fn stops_clean_with_slow(calls: &'static str, file: &str, effect: Effect) {
     let load = drill.writers.begin(&uri);
     std::thread::sleep(Duration::from_millis(20));
     drill.writers.end(load);
-    drill.ask(&["mark", "--label", "all of it"]).good();
+    drill.ask(&["mark", "--label", "all of it"]).done();
     let paths = vec![drill.path("replica").join(file)];
     let aim = Aim { calls, paths, effect, log: drill.path("calls") };
     let tracer = aim.at(protection.pid());
@@ -126,7 +126,7 @@ fn a_disk_that_is_far_behind_gets_every_frame_in_order() {
         std::thread::sleep(Duration::from_millis(10));
     }
     drop(tracer);
-    drill.ask(&["mark", "--label", "all of it"]).good();
+    drill.ask(&["mark", "--label", "all of it"]).done();
     protection.stop();
     drill.check(&[Found::Clean]);
 }

@@ -6,7 +6,7 @@ use crate::report::{Disk, DiskChanged, DiskVerb, Problem, ProblemClass};
 use crate::source::{Source, SourceError, identity};
 use cdp_core::journal::{DiskInfo, ResizeInfo};
 use cdp_core::replica::is_unseeded;
-use cdp_core::types::{DISKS_MAX, DiskId, NAME_MAX};
+use cdp_core::types::{DISKS_MAX, DiskId, NAME_MAX, is_name};
 use std::path::Path;
 
 fn refused(code: &str, message: String) -> Problem {
@@ -15,8 +15,7 @@ fn refused(code: &str, message: String) -> Problem {
 
 /// Whether a disk can be called so.
 pub(crate) fn check_name(name: &str) -> Result<(), Problem> {
-    let bad = name.is_empty() || name.len() > NAME_MAX || matches!(name, "." | "..") || name.contains('/');
-    if bad || name.chars().any(char::is_control) {
+    if !is_name(name) {
         let message = format!("{name:?} is no name of a disk: it has 1 to {NAME_MAX} bytes, and no slash");
         return Err(Problem::new(ProblemClass::Usage, "name", message));
     }

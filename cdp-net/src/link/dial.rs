@@ -65,7 +65,7 @@ pub enum DialError {
         to: SocketAddr,
     },
     /// There is no connection.
-    #[error("cannot connect to {address}")]
+    #[error("cannot connect to {address}: {source}")]
     Connect {
         /// Who was dialled.
         address: String,
@@ -73,7 +73,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// TLS did not come up.
-    #[error("no TLS with {address}")]
+    #[error("no TLS with {address}, is it another service's port? {source}")]
     Tls {
         /// Who was dialled.
         address: String,
@@ -97,10 +97,10 @@ pub enum DialError {
         farewell: Farewell,
     },
     /// The ticket cannot be said.
-    #[error("the ticket is unusable")]
+    #[error("the ticket is unusable: {0}")]
     Ticket(#[from] PreambleError),
     /// The identity is unusable.
-    #[error("cannot speak TLS with this identity")]
+    #[error("cannot speak TLS with this identity: {0}")]
     Identity(#[from] rustls::Error),
 }
 

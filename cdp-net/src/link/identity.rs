@@ -20,7 +20,7 @@ const FILE_MAX: u64 = 64 << 10;
 #[derive(Debug, Error)]
 pub enum IdentityError {
     /// The file or its directory cannot be made, read or written.
-    #[error("cannot use {}", path.display())]
+    #[error("cannot use {}: {source}", path.display())]
     File {
         /// Which one.
         path: PathBuf,

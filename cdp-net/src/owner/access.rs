@@ -2,6 +2,7 @@
 
 use super::client::{ClientError, ControlClient};
 use super::lock::{Owner, OwnerError};
+use std::io;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -43,7 +44,8 @@ impl Access {
             match ControlClient::connect(dir) {
                 Ok(client) => return Ok(Self::Client(client)),
                 Err(ClientError::NoOwner { .. }) => {}
-                // It ended between our connecting and its greeting.
+                // It ended between our connecting and its greeting; its lock goes a moment later.
+                Err(ClientError::Io { source, .. }) if has_ended(&source) && Instant::now() < deadline => {}
                 Err(ClientError::Io { .. }) if Instant::now() < deadline && !super::is_owned(dir)? => {}
                 Err(error) => return Err(error.into()),
             }
@@ -58,4 +60,9 @@ impl Access {
             }
         }
     }
+}
+
+/// Whether this is how a connection fails whose other side closed it.
+fn has_ended(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }

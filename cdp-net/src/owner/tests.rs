@@ -4,7 +4,7 @@ use crate::report::{Policy, Problem, ProblemClass, Status};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -405,4 +405,22 @@ fn every_request_survives_its_line() {
         })
         .collect();
     assert_eq!(operations, OPERATIONS);
+}
+
+/// A short command that owned the directory closes its socket, and lets go of the lock a moment after.
+#[test]
+fn an_owner_that_ends_as_somebody_comes_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let owner = Owner::acquire(dir.path()).unwrap();
+    let listener = UnixListener::bind(dir.path().join(SOCKET_FILE)).unwrap();
+    let ending = std::thread::spawn(move || {
+        // Accepted and not greeted.
+        drop(listener.accept().unwrap());
+        drop(listener);
+        std::thread::sleep(Duration::from_millis(300));
+        drop(owner);
+    });
+    let access = Access::open(dir.path(), Duration::from_secs(60));
+    assert!(matches!(access, Ok(Access::Owner(_))), "{access:?}");
+    ending.join().unwrap();
 }

@@ -7,6 +7,7 @@ mod amounts;
 mod check;
 pub mod example;
 mod roles;
+mod rules;
 #[cfg(test)]
 mod tests;
 
@@ -60,24 +61,26 @@ pub struct Config {
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error("it cannot be read: {0}")]
+    Read(#[source] std::io::Error),
     /// It is longer than any configuration.
-    #[error("{} has {bytes} bytes, and a configuration has at most {FILE_MAX}", path.display())]
+    #[error("it has {bytes} bytes, and a configuration has at most {FILE_MAX}")]
     TooLong {
-        /// The file.
-        path: PathBuf,
         /// Its length.
         bytes: u64,
     },
-    /// It is no TOML, or holds what is not known; the text shows the line.
-    #[error("{0}")]
-    Toml(#[from] toml::de::Error),
+    /// It is no TOML, or holds what is not known. What stands there is not shown: the file may be another one, with keys in it.
+    #[error("line {line}, column {column}{}: {what}", key.as_ref().map(|key| format!(", {key}")).unwrap_or_default())]
+    Toml {
+        /// Counted from 1.
+        line: usize,
+        /// In characters, counted from 1.
+        column: usize,
+        /// What the line sets, if it is one that sets something.
+        key: Option<String>,
+        /// What is wrong.
+        what: String,
+    },
     /// A value cannot be what it says.
     #[error("{place}: {what}")]
     Value {
@@ -88,20 +91,40 @@ pub enum ConfigError {
     },
 }
 
+/// The longest name of a setting, in bytes; and of anything that is shown of a line.
+const KEY_MAX: usize = 32;
+
+impl ConfigError {
+    fn toml(text: &str, error: &toml::de::Error) -> Self {
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let before = text.get(..at).unwrap_or_default();
+        let start = before.rfind('\n').map_or(0, |end| end + 1);
+        let key = text[start..].lines().next().and_then(|line| line.split_once('=')).map(|(key, _)| key.trim());
+        let is_key = |key: &&str| {
+            (1..=KEY_MAX).contains(&key.len()) && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        Self::Toml {
+            line: before.matches('\n').count() + 1,
+            column: before[start..].chars().count() + 1,
+            key: key.filter(is_key).map(ToOwned::to_owned),
+            what: error.message().to_owned(),
+        }
+    }
+}
+
 impl Config {
     /// Reads and checks a file. Paths in it are from its directory on.
     ///
     /// # Errors
     /// What is wrong, and where.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-        let bytes = std::fs::metadata(path).map_err(failed)?.len();
+        let bytes = std::fs::metadata(path).map_err(ConfigError::Read)?.len();
         if bytes > FILE_MAX {
-            return Err(ConfigError::TooLong { path: path.to_owned(), bytes });
+            return Err(ConfigError::TooLong { bytes });
         }
-        let text = std::fs::read_to_string(path).map_err(failed)?;
+        let text = std::fs::read_to_string(path).map_err(ConfigError::Read)?;
         let mut config = Self::parse(&text)?;
-        let directory = std::path::absolute(path).map_err(failed)?;
+        let directory = std::path::absolute(path).map_err(ConfigError::Read)?;
         config.place_in(directory.parent().unwrap_or(Path::new("/")));
         Ok(config)
     }
@@ -111,7 +134,7 @@ impl Config {
     /// # Errors
     /// What is wrong, and where.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text)?;
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::toml(text, &error))?;
         check::check(&config)?;
         Ok(config)
     }

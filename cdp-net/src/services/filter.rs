@@ -141,7 +141,8 @@ impl Role for Filter {
         });
         let (first, any) = shared.add(filter, filter.groups.clone());
         if let Some(why) = first.filter(|_| !any) {
-            return Err(RoleError::new(format!("no group can be served; the first one: {why}")));
+            return Err(RoleError::new(format!("no group can be served; the first one: {why}"))
+                .hint("each [[filter.group.disk]] names a raw image or a block device as its `source`"));
         }
         let for_thread = Arc::clone(&shared);
         let thread = Builder::new().name("cdp-filter".to_owned()).spawn(move || for_thread.run());

@@ -128,9 +128,7 @@ fn limits(config: &GatewayConfig) -> Limits {
 }
 
 fn wrong(error: TicketFileError) -> RoleError {
-    let hint = "`cdp ticket --new-key FILE` makes a file of keys";
-    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-    RoleError::new(format!("gateway.ticket-key: {error}{}", cause.unwrap_or_default())).hint(hint)
+    RoleError::new(format!("gateway.ticket-key: {error}")).hint("`cdp ticket --new-key FILE` makes a file of keys")
 }
 
 /// Its table. Only asked where the file has one.
@@ -195,6 +193,7 @@ impl Role for Gateway {
         let listening = context.runtime.block_on(Listener::listen(&address, how, accept, sender));
         let listener = listening
             .map_err(|error| RoleError::new(format!("gateway.listen: cannot listen at {address}: {error}")))?;
+        context.notes.say(&format!("gateway: listens at {}", listener.address));
         let (ending, ends) = watch::channel(false);
         let task = context.runtime.spawn(relays(let_in, ends));
         let door = Door { address: listener.address, listener: Some(listener), last: DoorReport::default() };

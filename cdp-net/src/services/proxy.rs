@@ -21,7 +21,6 @@ mod task;
 mod traffic;
 
 pub use role::{SourceProxy, TargetProxy};
-pub use traffic::RuleError;
 
 use self::disk::CacheDisk;
 use self::pool::Pool;
@@ -41,7 +40,7 @@ use cdp_core::link::prepare::Stats;
 use cdp_core::link::relay::RelayStatus;
 use cdp_core::link::spool::Spool;
 use cdp_core::policy::traffic::Rules;
-use cdp_core::types::{GroupId, NAME_MAX, SessionId, Timeline};
+use cdp_core::types::{GroupId, SessionId, Timeline, is_name};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -603,12 +602,4 @@ fn names(path: &std::path::Path) -> io::Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
-}
-
-/// Whether this may be the name of a directory.
-fn is_name(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= NAME_MAX
-        && !matches!(text, "." | "..")
-        && !text.chars().any(|c| c == '/' || c.is_control())
 }

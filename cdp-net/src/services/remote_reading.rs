@@ -266,7 +266,7 @@ impl RemoteReplica {
         let message = format!("the replica host cannot be reached at {}{why}", self.address);
         let own = self.own;
         Problem::new(ProblemClass::Failed, UNREACHABLE, message)
-            .hint(format!("look whether it runs, and whether it lists this machine, whose certificate is {own}"))
+            .hint(format!("look whether it runs, and whether it lists this machine, whose certificate is {own}; a gateway needs a ticket"))
     }
 }
 

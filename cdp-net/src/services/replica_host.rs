@@ -27,7 +27,7 @@ use crate::services::peers::PeerBook;
 use crate::services::role::GroupReport;
 use cdp_core::link::message::{Code, DataKey, Farewell, Purpose};
 use cdp_core::link::preamble::Preamble;
-use cdp_core::types::{NAME_MAX, SessionId};
+use cdp_core::types::{SessionId, is_name};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -249,12 +249,4 @@ impl Shared {
         };
         Ok((seat, holder.as_ref().and_then(|holder| holder.group).map(Only::new)))
     }
-}
-
-/// Whether this may be the name of a directory.
-fn is_name(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= NAME_MAX
-        && !matches!(text, "." | "..")
-        && !text.chars().any(|c| c == '/' || c.is_control())
 }

@@ -24,7 +24,7 @@ const KEY_DIGITS: usize = 64;
 #[derive(Debug, Error)]
 pub enum TicketFileError {
     /// It cannot be read or written.
-    #[error("cannot use {}", path.display())]
+    #[error("cannot use {}: {source}", path.display())]
     Io {
         /// Which one.
         path: PathBuf,

@@ -8,11 +8,8 @@ pub mod member;
 pub mod taker;
 
 use super::words::CALL;
-use crate::clock::mono;
 use bytes::Bytes;
 use cdp_core::link::message::{Answer, Call, CallStatus};
-use cdp_core::types::MonoTime;
-use std::time::Duration;
 
 /// Orders, or reports, that wait to be sent; one more is lost.
 const WAITING_MAX: usize = 256;
@@ -40,11 +37,4 @@ fn heard<T>(call: &Call, of: impl Fn(&[u8]) -> Option<T>) -> (Answer, Option<T>)
         None => CallStatus::UnknownKind,
     };
     (answer(call.kind, status, Bytes::new()), said)
-}
-
-async fn until(deadline: Option<MonoTime>) {
-    match deadline {
-        Some(at) => tokio::time::sleep(Duration::from_nanos(at.since(mono()))).await,
-        None => std::future::pending().await,
-    }
 }

@@ -1,6 +1,6 @@
 //! The filter's role in this process: its disks over NBD, its replicas at a host over TLS.
 
-use crate::kit::{Host, Place, identity, label, noise, restored, wait_for};
+use crate::kit::{Host, Place, Told, identity, label, noise, restored, wait_for};
 use cdp_core::media::{Disk, Storage};
 use cdp_core::replica::Replica;
 use cdp_core::trust::KeyHolder;
@@ -12,23 +12,23 @@ use cdp_net::report::{At, Points, State, Status};
 use cdp_net::services::config::Config;
 use cdp_net::services::filter::Filter;
 use cdp_net::services::peers::PeerBook;
-use cdp_net::services::role::{Context, GroupReport, Notes, Role, RoleError};
+use cdp_net::services::role::{Context, GroupReport, Role, RoleError};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A filter's machine and a replica host.
 struct Site {
     place: Place,
     host: Host,
-    notes: Arc<Mutex<Vec<String>>>,
+    told: Told,
 }
 
 impl Site {
     fn new() -> Self {
         let place = Place::new();
         let host = Host::start(place.directory.path(), &[("state", "acme")]);
-        Self { place, host, notes: Arc::default() }
+        Self { place, host, told: Told::default() }
     }
 
     /// A file with these groups, each `NAME DISK...`, and more text.
@@ -55,19 +55,14 @@ impl Site {
     }
 
     fn start(&self, config: &Config) -> Result<Filter, RoleError> {
-        let notes = Arc::clone(&self.notes);
         let context = Context {
             runtime: self.host.runtime.handle().clone(),
             identity: identity(self.place.directory.path(), "state"),
             peers: PeerBook::new(&config.peers),
             state: config.state.clone(),
-            notes: Notes::new(move |note| notes.lock().unwrap().push(note.to_owned())),
+            notes: self.told.notes(),
         };
         Filter::start(config, &context)
-    }
-
-    fn said(&self, what: &str) -> bool {
-        self.notes.lock().unwrap().iter().any(|note| note.contains(what))
     }
 
     fn write(&self, group: &str, disk: &str, model: &mut [u8], offset: usize, data: &[u8]) {
@@ -184,7 +179,7 @@ fn a_replica_host_that_is_away_at_the_start_keeps_no_guest_from_its_disk() {
         model[offset..offset + 4096].copy_from_slice(&data);
         group(&filter, "machine").state == "protecting"
     });
-    assert!(site.said("its disks are served and not protected"), "{:?}", site.notes);
+    assert!(site.told.count("its disks are served and not protected") > 0);
     client.disconnect().unwrap();
     drain(filter);
     assert!(std::fs::read(site.place.source("disk")).unwrap() == model);
@@ -208,8 +203,8 @@ fn a_group_that_is_refused_stops_no_other_and_its_disks_are_served() {
     protecting(&filter, "b");
     let states = ["a", "b", "c"].map(|name| group(&filter, name).state);
     assert_eq!(states, ["tracking", "protecting", "stopped"]);
-    assert!(site.said("group a: its disks are served and not protected"), "{:?}", site.notes);
-    assert!(site.said("group c: its disks are not served"), "{:?}", site.notes);
+    assert!(site.told.count("group a: its disks are served and not protected") > 0);
+    assert!(site.told.count("group c: its disks are not served") > 0);
     let mut two = std::fs::read(site.place.source("two")).unwrap();
     site.write("a", "two", &mut two, 8192, &noise(3, 4096));
     assert!(std::fs::read(site.place.source("two")).unwrap() == two);
@@ -246,7 +241,10 @@ fn a_new_file_adds_groups_and_takes_others_out() {
     config.filter.as_mut().unwrap().connections = 2;
     assert_eq!(filter.reload(&config).unwrap(), ["filter.connections", "filter.group \"b\""]);
     protecting(&filter, "a");
-    assert!(!site.said("group a: resyncing"), "the stop was clean and nobody changed the disk: nothing is compared");
+    assert!(
+        site.told.count("group a: resyncing") == 0,
+        "the stop was clean and nobody changed the disk: nothing is compared"
+    );
     drain(filter);
     assert!(restored(&site.replica("a"), &When::Latest, "one") == one);
     assert!(restored(&site.replica("b"), &When::Latest, "two") == two);
@@ -292,7 +290,7 @@ fn a_new_place_in_the_file_is_gone_to_under_running_guests() {
     set(&mut config, site.host.address);
     assert_eq!(filter.reload(&config).unwrap(), Vec::<String>::new());
     let said = format!("{} does not take records any more: {} does now", wan.address(), site.host.address);
-    wait_for("the other place", || site.said(&said));
+    wait_for("the other place", || site.told.count(&said) > 0);
     // Nothing goes the way that the file does not name.
     drop(wan);
     site.write("machine", "disk", &mut model, 0, &noise(3, 4096));
@@ -316,7 +314,7 @@ fn the_next_of_the_list_is_taken_and_both_are_named() {
     let first = wan.address();
     drop(wan);
     let said = format!("{first} does not take records any more: {} does now", site.host.address);
-    wait_for("the other one", || site.said(&said));
+    wait_for("the other one", || site.told.count(&said) > 0);
     wait_for("its session", || group(&filter, "machine").linked == Some(true));
     drain(filter);
     assert!(restored(&site.replica("machine"), &When::Latest, "disk") == model);

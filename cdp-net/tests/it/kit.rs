@@ -14,7 +14,7 @@ pub(crate) use basics::{noise, wait_for};
 pub(crate) use host::{Host, any, host_options, identity, peers, replicas, when_free};
 pub(crate) use place::{DISK, Place};
 #[cfg(feature = "services")]
-pub(crate) use sites::{Sites, far_options, settled, stop, write};
+pub(crate) use sites::{Sites, Told, far_options, settled, stop, write};
 
 use bytes::Bytes;
 use cdp_core::capture::State;

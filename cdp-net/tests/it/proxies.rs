@@ -269,3 +269,28 @@ fn who_is_refused_by_one_turns_to_the_next() {
     let (replica, _place) = sites.load();
     assert!(restored(&replica, &When::Latest, "disk") == model);
 }
+
+/// Whoever looks why nothing becomes durable finds it where the next hop is not reached, and finds it once.
+#[test]
+fn a_proxy_that_does_not_reach_the_next_hop_says_why_and_once() {
+    let sites = chain();
+    let mut model = sites.place.make_source("disk", 11);
+    let mut target = target_proxy(&sites, any(), sites.host.address);
+    let at = target.address();
+    let source = source_proxy(&sites, "first", any(), &[at]);
+    let protection = protect(&sites, &[source.address()]);
+    let why = format!("does not reach the next hop: cannot connect to {at}: Connection refused");
+    assert_eq!(sites.told.count(&why), 0);
+    for round in 1..3 {
+        drop(target);
+        write(&protection, &mut model, round << 20, noise(round as u64, 8192));
+        wait_for("the reason", || sites.told.count(&why) == round);
+        // It is tried again and again.
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(sites.told.count(&why), round);
+        target = target_proxy(&sites, at, sites.host.address);
+        let written = protection.status().lsn;
+        wait_for("what was written meanwhile", || protection.status().durable >= written);
+    }
+    stop(protection);
+}

@@ -34,7 +34,7 @@ fn options(spec: &ProtectSpec, there: &ThereSpec) -> Result<RemoteOptions, Failu
     let source =
         |source: &crate::engine::SourceSpec| SourceOptions { name: source.name.clone(), path: source.path.clone() };
     Ok(RemoteOptions {
-        identity: Arc::new(identity.map_err(|error| failed("identity", &error))?),
+        identity: Arc::new(identity?),
         link: FarOptions {
             to: there.to.iter().map(|url| url.authority()).collect(),
             peers: Peers::new(there.peers.iter().copied()),

@@ -5,7 +5,7 @@ use crate::services::url::CdpUrl;
 use cdp_core::capture::QUEUE_BYTES_MIN;
 use cdp_core::link::message::DATA_CONNECTIONS_MAX;
 use cdp_core::policy::throttle::RATE_MIN;
-use cdp_core::types::{DISKS_MAX, NAME_MAX};
+use cdp_core::types::{DISKS_MAX, NAME_MAX, is_name};
 use cdp_core::when::format_bytes;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -40,6 +40,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     }
     peers(config)?;
     listeners(config)?;
+    config.traffic()?;
     if let Some(filter) = &config.filter {
         check_filter(filter)?;
     }
@@ -267,11 +268,7 @@ fn memory(place: &str, bytes: u64) -> Result<(), ConfigError> {
 
 /// A name that is also one of a directory.
 fn name(place: &str, text: &str) -> Result<(), ConfigError> {
-    let bad = text.is_empty()
-        || text.len() > NAME_MAX
-        || matches!(text, "." | "..")
-        || text.chars().any(|c| c == '/' || c.is_control());
-    if bad {
+    if !is_name(text) {
         return wrong(
             place,
             format!("{text:?} is no name: 1 to {NAME_MAX} bytes without slashes and control characters"),

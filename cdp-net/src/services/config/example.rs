@@ -6,12 +6,13 @@ const HEAD: &str = r#"# A configuration of `cdp serve`. Any number of roles may 
 
 # The identity of this process (made at the first start; `cdp identity DIR` prints its fingerprint), and caches.
 state = "state"
-# Where Prometheus finds /metrics.
+# Where Prometheus and `cdp top` find /metrics: a port of its own for each process of a machine.
 metrics = "127.0.0.1:9464"
 # How long a stop (SIGTERM) waits until everything under way is safe.
 drain = "30s"
 
-# Everybody this process talks to, by fingerprint. `tenant` says whose groups he may name; "*" is for one's own parts.
+# Everybody this process talks to, by fingerprint; but for a gateway, which goes by tickets. `tenant` says whose groups he may
+# name; "*" is for one's own parts.
 [[peer]]
 name = "the part at the other end"
 fingerprint = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
@@ -50,7 +51,7 @@ const SOURCE_PROXY: &str = r#"
 listen = "0.0.0.0:10820"
 # Gateways or target proxies, or replica hosts.
 to = ["cdp://127.0.0.1:10840"]
-# What a gateway lets in.
+# Where the next hop is a gateway: what it lets in, made with `cdp ticket` for this process's fingerprint.
 # ticket = "provider.ticket"
 # Records on their way, shared by all groups.
 cache = { memory = "1GiB", disk = "50GiB" }
@@ -85,7 +86,7 @@ const TARGET_PROXY: &str = r#"
 [target-proxy]
 listen = "0.0.0.0:10840"
 to = ["cdp://127.0.0.1:10850"]
-# Behind a gateway: whose tickets are believed, and by which name the gateway knows this proxy.
+# Behind a gateway: a copy of its file of keys, and by which name it knows this proxy.
 # ticket-key = "ticket.key"
 # route = "target-1"
 cache = { memory = "1GiB", disk = "50GiB" }

@@ -67,7 +67,7 @@ fn what_cannot_be_meant_is_said_with_its_place() {
         ("state = \"s\"\n".to_owned() + host, "peer: nobody is let in"),
         (with(&host.replace("listen", "lisen")), "unknown field `lisen`"),
         (with(&format!("{host}groups-max = 0")), "replica-host.groups-max"),
-        (with(&format!("{host}quota = \"12 parsecs\"")), "quota"),
+        (with(&format!("{host}quota = \"12 parsecs\"")), "line 8, column 9, quota: "),
         (PEER.replace("sha256:01", "sha256:xx") + host, "peer \"p\": its fingerprint"),
         (format!("{PEER}{}{host}", PEER.replace("state = \"s\"\n", "")), "stands there twice"),
         (filter(""), "missing field `group`"),
@@ -89,6 +89,10 @@ fn what_cannot_be_meant_is_said_with_its_place() {
         ),
         (with("[source-proxy]\nlisten = \"127.0.0.1:1\"\nto = []\n"), "source-proxy.to"),
         (with("[source-proxy]\nlisten = \"127.0.0.1:1\"\nto = [\"cdp://h:1\"]\nlevel = 99\n"), "source-proxy.level"),
+        (
+            with(&format!("{host}[[rule]]\nname = \"r\"\nfrom = \"10.0.0.0/40\"\nto = \"0.0.0.0/0\"\n")),
+            "rule \"r\": \"40\"",
+        ),
         (with("[gateway]\nlisten = \"127.0.0.1:1\"\nticket-key = \"k\"\nto = {}\n"), "gateway.to"),
         (with("[gateway]\nlisten = \"127.0.0.1:1\"\nticket-key = \"k\"\nto = { a = \"h\" }\n"), "gateway.to.a"),
         (
@@ -111,11 +115,22 @@ fn what_cannot_be_meant_is_said_with_its_place() {
 }
 
 #[test]
-fn a_file_that_is_none_is_named() {
+fn a_file_that_is_none_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let missing = Config::load(&directory.path().join("x.toml")).unwrap_err().to_string();
-    assert!(missing.starts_with("cannot read ") && missing.contains("x.toml"), "{missing}");
+    assert!(missing.starts_with("it cannot be read: "), "{missing}");
     let long = directory.path().join("long.toml");
     std::fs::write(&long, vec![b'#'; (1 << 20) + 1]).unwrap();
     assert!(Config::load(&long).unwrap_err().to_string().contains("at most 1048576"));
+}
+
+/// Somebody gives a file of keys instead of a configuration, and what he is told goes to a log.
+#[test]
+fn nothing_of_a_file_of_keys_is_shown() {
+    let secret = "a7ed22863fa45d3a15d107a108ffd1644f9c847b8fd395c09d46297c7a88adc8";
+    for text in [format!("# keys\n1 {secret}\n"), format!("{secret}=\n"), format!("-----BEGIN KEY-----\n{secret}==\n")]
+    {
+        let error = said(&text);
+        assert!(error.starts_with("line ") && !error.contains(&secret[..12]), "{error}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::keep::Keep;
 use super::{FarOptions, Road, Shared, given_up, lock};
-use crate::clock::mono;
+use crate::clock::{mono, until};
 use crate::far::{CallKind, Standing, answer_near};
 use crate::link::connection::ConnectionOptions;
 use crate::link::dial::Guard;
@@ -101,12 +101,6 @@ pub(super) struct Task {
     durable: Lsn,
     stored: Lsn,
     room: FarRoom,
-}
-
-/// Until so long after now.
-async fn until(deadline: Option<MonoTime>) {
-    let wait = deadline.map_or(Duration::from_secs(3600), |at| Duration::from_nanos(at.since(mono())));
-    tokio::time::sleep(wait).await;
 }
 
 async fn next(end: Option<&mut End>) -> Happened {
@@ -251,10 +245,7 @@ impl Task {
     /// Keeps for people why nobody answers.
     fn note_trouble(&self, happened: &Happened) {
         let why = match happened {
-            Happened::NotConnected { error, .. } => {
-                let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
-                format!("{error}{source}")
-            }
+            Happened::NotConnected { error, .. } => error.to_string(),
             Happened::Disconnected { why, .. } => why.clone(),
             _ => return,
         };

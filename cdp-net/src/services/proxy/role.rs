@@ -1,6 +1,6 @@
 //! The two proxies as roles of a process.
 
-use super::{Mode, Proxy, ProxyOptions, Standing, traffic};
+use super::{Mode, Proxy, ProxyOptions, Standing};
 use crate::link::listener::AcceptOptions;
 use crate::services::config::{Cache, Config, SourceProxyConfig, TargetProxyConfig};
 use crate::services::door::{BehindGateway, Judge};
@@ -38,7 +38,7 @@ fn failed(what: &str) -> impl FnOnce(std::io::Error) -> RoleError + '_ {
 
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
 fn wrong_keys(error: TicketFileError) -> RoleError {
-    RoleError::new(error.to_string())
+    RoleError::new(format!("target-proxy.ticket-key: {error}")).hint("it is a copy of the gateway's file of keys")
 }
 
 fn places(to: &[CdpUrl]) -> Vec<String> {
@@ -47,13 +47,16 @@ fn places(to: &[CdpUrl]) -> Vec<String> {
 
 fn ticket(path: Option<&Path>) -> Result<Bytes, RoleError> {
     match path {
-        Some(path) => Ok(read_ticket(path).map_err(|error| RoleError::new(error.to_string()))?.into()),
+        Some(path) => {
+            let read = read_ticket(path).map_err(|error| RoleError::new(format!("source-proxy.ticket: {error}")));
+            Ok(read.map_err(|error| error.hint("whoever has the gateway makes one with `cdp ticket`"))?.into())
+        }
         None => Ok(Bytes::new()),
     }
 }
 
 fn rules(config: &Config) -> Result<cdp_core::policy::traffic::Rules, RoleError> {
-    traffic::read(config).map_err(|error| RoleError::new(error.to_string()))
+    config.traffic().map_err(|error| RoleError::new(error.to_string()))
 }
 
 impl<C> Running<C> {
@@ -69,8 +72,10 @@ impl<C> Running<C> {
         let what = format!("listening at {}, with the cache in its directory", options.listen);
         let held_max = Held { memory: options.memory_bytes, disk: options.disk_bytes };
         let Context { runtime, identity, peers, notes, .. } = context;
+        let name = options.name;
         let proxy = Proxy::start(runtime, identity.clone(), peers.clone(), notes.clone(), rules(config)?, options)
             .map_err(failed(&what))?;
+        notes.say(&format!("{name}: listens at {}", proxy.address()));
         Ok(Self { proxy, config: Mutex::new(table), held_max })
     }
 

@@ -6,7 +6,7 @@ use super::refusals::Refusals;
 use super::shares::Share;
 use super::traffic::Now;
 use super::{RelayKey, Shared, Stand, ToRelay, lock};
-use crate::clock::mono;
+use crate::clock::{mono, until};
 use crate::link::connection::ConnectionOptions;
 use crate::link::dial::Guard;
 use crate::link::hub::{Happened, Hub};
@@ -20,7 +20,7 @@ use cdp_core::link::spool::{Spool, SpoolEvent, SpoolOptions};
 use cdp_core::link::target::TargetOptions;
 use cdp_core::policy::throttle::REQUEST_MAX;
 use cdp_core::types::{GroupId, Lsn, MonoTime, Position, SessionId, Timeline};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -40,6 +40,8 @@ const REST_NS: u64 = 60_000_000_000;
 
 /// Sessions above whose keys are kept: the one that holds, and one before it.
 const KEYS_MAX: usize = 2;
+/// Reasons that are said why the next hops are not reached: more are the same ones in other words.
+const UNREACHED_MAX: usize = 16;
 
 /// What a task begins with.
 pub(super) struct Begin {
@@ -72,6 +74,8 @@ struct Task {
     bounds: RelayBounds,
     prepared: Option<Prepared>,
     stand: Arc<Stand>,
+    /// Why the next hops are not reached, as it was said; emptied by a session that holds.
+    unreached: BTreeSet<String>,
     /// Which of the next hops is tried, and how often one was since the last session that held.
     at: usize,
     tries: usize,
@@ -113,10 +117,6 @@ fn seed() -> [u8; 32] {
     seed[..16].copy_from_slice(&random::identity());
     seed[16..].copy_from_slice(&random::identity());
     seed
-}
-
-async fn wait(due: MonoTime) {
-    tokio::time::sleep(Duration::from_nanos(due.since(mono()))).await;
 }
 
 async fn completed(place: Option<&mut Place>) -> super::disk::Completion {
@@ -187,7 +187,7 @@ pub(super) async fn run(shared: Arc<Shared>, begin: Begin, mut queue: UnboundedR
             (id, outcome) = completed(task.place.as_mut()) => task.relay.disk_completed(mono(), id, outcome),
             done = prepared(task.prepared.as_mut()) => task.done(done),
             limited = granted(task.turn.as_mut()) => task.granted(limited),
-            () = wait(due) => task.timers(),
+            () = until(Some(due)) => task.timers(),
         }
     }
     task.stop().await;
@@ -246,6 +246,7 @@ impl Task {
             bounds,
             prepared,
             stand,
+            unreached: BTreeSet::new(),
             at: 0,
             tries: 0,
             traffic: Now { encrypt: true, pace: None },
@@ -308,7 +309,9 @@ impl Task {
         match happened {
             Happened::Connected { dial, conn } => self.relay.handle_connected(now, conn, dial),
             Happened::NotConnected { dial, error } => {
-                self.relay.handle_connect_failed(now, dial, &error.to_string());
+                let why = error.to_string();
+                self.relay.handle_connect_failed(now, dial, &why);
+                self.say_unreached(why);
             }
             Happened::Message { conn, message } => self.relay.handle_message(now, hop, conn, message),
             Happened::Heard { conn } => self.relay.handle_heard(now, hop, conn),
@@ -502,6 +505,7 @@ impl Task {
             RelayEvent::Up(Hop::Below) => {
                 (self.redial, self.tries) = (None, 0);
                 self.refusals.up();
+                self.unreached.clear();
                 let status = self.relay.status(now).below;
                 let fits = self.prepared.as_mut().is_none_or(|prepared| prepared.up(&status));
                 if !fits {
@@ -548,6 +552,15 @@ impl Task {
                 self.say(&format!("a frame of the cache cannot be read and is asked for again: {why}"));
             }
         }
+    }
+
+    /// Says why nothing goes on: each reason once, until a session holds. Of calls whoever asks is told.
+    fn say_unreached(&mut self, why: String) {
+        if self.group.is_none() || self.unreached.len() >= UNREACHED_MAX || self.unreached.contains(&why) {
+            return;
+        }
+        self.say(&format!("does not reach the next hop: {why}"));
+        self.unreached.insert(why);
     }
 
     fn say(&self, what: &str) {

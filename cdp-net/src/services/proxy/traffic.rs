@@ -1,22 +1,12 @@
 //! The network traffic rules of a process, as its proxies follow them: what a connection is guarded by, and how fast frames go.
 
 use crate::clock::wall;
-use crate::services::config::{self, Config};
 use crate::services::pace::Pace;
 use crate::sys::local_time::utc_offset_s;
-use cdp_core::policy::traffic::{Flow, Limit, LocalTime, Range, Rule, Rules, Traffic as Decided, Window};
+use cdp_core::policy::traffic::{Flow, LocalTime, Rules, Traffic as Decided};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
-use thiserror::Error;
-
-/// A rule of a file that cannot be meant.
-#[derive(Debug, Error)]
-#[error("rule {name:?}: {what}")]
-pub struct RuleError {
-    name: String,
-    what: String,
-}
 
 /// See the module's text. Clones share it; a new file changes it for all.
 #[derive(Clone, Debug)]
@@ -29,34 +19,6 @@ struct Held {
     rules: Rules,
     /// By the rule's name, so that a new file with the same rule goes on with what was granted. As many as there are rules.
     paces: BTreeMap<String, Arc<Pace>>,
-}
-
-/// The rules of a file.
-pub(super) fn read(config: &Config) -> Result<Rules, RuleError> {
-    let rules: Result<Vec<_>, _> = config.rules.iter().map(rule).collect();
-    Rules::new(rules?).map_err(|error| RuleError { name: String::new(), what: error.to_string() })
-}
-
-fn rule(rule: &config::Rule) -> Result<Rule, RuleError> {
-    let wrong = |what: String| RuleError { name: rule.name.clone(), what };
-    let range = |text: &str| text.parse::<Range>().map_err(|error| wrong(error.to_string()));
-    let window = |text: &String| text.parse::<Window>().map_err(|error| wrong(error.to_string()));
-    let limit = match rule.limit {
-        Some(limit) => {
-            let windows: Result<Vec<_>, _> = rule.times.iter().map(window).collect();
-            Some(Limit { bytes_per_s: limit.0, windows: windows? })
-        }
-        None if rule.times.is_empty() => None,
-        None => return Err(wrong("it has times, and no limit that could hold then".into())),
-    };
-    Ok(Rule {
-        name: rule.name.clone(),
-        enabled: rule.enabled,
-        source: range(&rule.from)?,
-        target: range(&rule.to)?,
-        encrypt: rule.encrypt,
-        limit,
-    })
 }
 
 /// What holds for a flow now.
@@ -126,6 +88,7 @@ pub(super) fn addresses(address: &str) -> Option<(IpAddr, IpAddr)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::services::config::Config;
 
     #[test]
     fn what_stays_in_private_networks_goes_plain_unless_a_rule_or_a_gateway_says_otherwise() {
@@ -138,7 +101,7 @@ mod tests {
             + &"0".repeat(64)
             + "\"\n[[rule]]\nname = \"r\"\nfrom = \"127.0.0.0/8\"\nto = \"127.0.0.1\"\nencrypt = true\nlimit = \"1MiB\"\n"
             + "[replica-host]\nlisten = \"127.0.0.1:0\"\ndirectory = \"d\"\n";
-        traffic.set(read(&Config::parse(&file).unwrap()).unwrap());
+        traffic.set(Config::parse(&file).unwrap().traffic().unwrap());
         let now = traffic.decide(own, far, false);
         assert!(now.encrypt && now.pace.is_some());
         let again = traffic.decide(own, far, false).pace.unwrap();

@@ -1,10 +1,10 @@
 //! The task that has the frames of one timeline: from the link to the keeper, and acks back.
 
-use super::questions::{SILENCE_MS, until};
+use super::questions::SILENCE_MS;
 use super::seat::{Held, Resumed, Seat, ToFrames};
 use super::traffic::Traffic;
 use super::{Shared, lock};
-use crate::clock::mono;
+use crate::clock::{mono, until};
 use crate::link::connection::ConnectionOptions;
 use crate::link::hub::{Happened, Hub};
 use crate::random::identity as random;

@@ -3,7 +3,7 @@
 use super::Shared;
 use super::only::Only;
 use super::seat::Seat;
-use crate::clock::mono;
+use crate::clock::{mono, until};
 use crate::link::accept::Accepted;
 use crate::link::connection::ConnectionOptions;
 use crate::link::hub::{Happened, Hub};
@@ -11,16 +11,10 @@ use cdp_core::link::calls::CallId;
 use cdp_core::link::message::{Answer, Code, Farewell, Features};
 use cdp_core::link::target::{TargetEffect, TargetEnd, TargetOptions, Terms};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::mpsc::unbounded_channel;
 
 /// After so long without a word the other end is taken for dead, in milliseconds.
 pub(super) const SILENCE_MS: u32 = 10_000;
-
-pub(super) async fn until(deadline: Option<cdp_core::types::MonoTime>) {
-    let wait = deadline.map_or(Duration::from_secs(3600), |at| Duration::from_nanos(at.since(mono())));
-    tokio::time::sleep(wait).await;
-}
 
 /// Until it ends.
 pub(super) async fn run(shared: Arc<Shared>, seat: Arc<Seat>, only: Option<Only>, accepted: Accepted) {

@@ -189,7 +189,8 @@ impl Seat {
     /// A way to who owns the replica now. Where nobody keeps it that is this host itself, until its filter comes or nobody reads.
     pub(super) fn reach(&self) -> Result<ControlClient, Problem> {
         if !self.directory.join(MANIFEST_NAME).is_file() {
-            let message = "there is no replica of that group here yet";
+            let group = self.directory.file_name().unwrap_or_default().display();
+            let message = format!("there is no replica of the group \"{group}\" here yet");
             return Err(Problem::new(ProblemClass::Failed, "no-replica", message).hint("look at the group's name"));
         }
         let held = lock(&self.held);

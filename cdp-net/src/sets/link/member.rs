@@ -2,8 +2,8 @@
 
 use super::super::joining::{JOIN, join_of, joined_to_bytes};
 use super::super::words::{CALL, order_of, report_to_bytes};
-use super::{CALL_NS, SILENCE_MS, WAITING_MAX, answer, call, heard, until};
-use crate::clock::mono;
+use super::{CALL_NS, SILENCE_MS, WAITING_MAX, answer, call, heard};
+use crate::clock::{mono, until};
 use crate::link::accept::{Accepted, Admission, Gate, LinkDoor};
 use crate::link::connection::ConnectionOptions;
 use crate::link::hub::{Happened, Hub};

@@ -3,8 +3,8 @@
 use super::super::joining::{JOIN, join_to_bytes, joined_of};
 use super::super::words::{CALL, order_to_bytes, report_of};
 use super::super::{Reports, Way};
-use super::{CALL_NS, RETRY_NS, SILENCE_MS, WAITING_MAX, call, heard, until};
-use crate::clock::mono;
+use super::{CALL_NS, RETRY_NS, SILENCE_MS, WAITING_MAX, call, heard};
+use crate::clock::{mono, until};
 use crate::link::connection::ConnectionOptions;
 use crate::link::dial::Guard;
 use crate::link::hub::{Happened, Hub};
@@ -16,7 +16,6 @@ use cdp_core::link::message::{Answer, CallStatus, Features};
 use cdp_core::link::source::{SourceEffect, SourceEnd, SourceOptions};
 use cdp_core::set::Order;
 use cdp_core::types::{GroupId, Lsn, Position, SetId};
-use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -193,8 +192,7 @@ async fn converse(
             happened = hub.next() => match happened {
                 Happened::Connected { dial, conn } => end.handle_connected(mono(), conn, dial),
                 Happened::NotConnected { dial, error } => {
-                    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-                    let why = format!("{error}{cause}");
+                    let why = error.to_string();
                     end.handle_connect_failed(mono(), dial, &why);
                     *lock(&shared.standing) = Standing::Away(why);
                 }

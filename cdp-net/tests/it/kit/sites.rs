@@ -15,7 +15,7 @@ use cdp_net::services::proxy::{Mode, Proxy, ProxyOptions};
 use cdp_net::services::role::Notes;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// As the filter of `machine`, to whoever is `peer` at one of these places.
@@ -33,12 +33,34 @@ pub(crate) fn far_options(to: &[SocketAddr], peer: &Identity) -> FarOptions {
     }
 }
 
+/// What parts say to people.
+#[derive(Clone, Default)]
+pub(crate) struct Told(Arc<Mutex<Vec<String>>>);
+
+impl Told {
+    /// Where they say it; a test that fails shows it.
+    pub(crate) fn notes(&self) -> Notes {
+        let told = Arc::clone(&self.0);
+        Notes::new(move |sentence| {
+            eprintln!("{sentence}");
+            told.lock().unwrap().push(sentence.to_owned());
+        })
+    }
+
+    /// How often this was said.
+    pub(crate) fn count(&self, what: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|sentence| sentence.contains(what)).count()
+    }
+}
+
 /// Sites with identities of their own.
 pub(crate) struct Sites {
     pub(crate) place: Place,
     pub(crate) host: Host,
     pub(crate) queue_bytes: u64,
     pub(crate) full_check: bool,
+    /// By the proxies.
+    pub(crate) told: Told,
 }
 
 impl Sites {
@@ -51,7 +73,7 @@ impl Sites {
     pub(crate) fn listing(listed: &[(&'static str, &'static str)]) -> Self {
         let place = Place::new();
         let host = Host::start(place.directory.path(), listed);
-        Self { place, host, queue_bytes: 64 << 20, full_check: false }
+        Self { place, host, queue_bytes: 64 << 20, full_check: false, told: Told::default() }
     }
 
     pub(crate) fn identity(&self, name: &str) -> Arc<Identity> {
@@ -119,7 +141,7 @@ impl Sites {
         };
         when_free(|| {
             let book = peers(self.place.directory.path(), listed);
-            let notes = Notes::new(|sentence| eprintln!("{sentence}"));
+            let notes = self.told.notes();
             let runtime = self.host.runtime.handle();
             Proxy::start(runtime, self.identity(name), book, notes, Rules::default(), options.clone())
         })
