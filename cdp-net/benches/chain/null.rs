@@ -11,6 +11,7 @@ use cdp_net::report::{History, Problem};
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 type Failure = Box<dyn std::error::Error>;
 
