@@ -214,11 +214,16 @@ pub fn open_with(
         .map_err(|loss| OpenError::Damaged(Box::new(damage(storage, directory, &manifest, &found, loss))))?;
     let mut repairs = Vec::new();
     let mut segments = Vec::new();
+    let mut whole = manifest.floor;
     for ((info, found), action) in manifest.segments.iter().zip(found).zip(plan.actions) {
         match (action, found.scan) {
-            (Action::Keep, _) => segments.push(*info),
+            (Action::Keep, _) => {
+                whole = whole.max(info.summary().map_or(Lsn::ZERO, |summary| summary.whole_lsn));
+                segments.push(*info);
+            }
             (Action::Seal, Some(scan)) => {
-                let summary = seal(storage, directory, info, &scan, file_key(info, &keys)?.as_ref())?;
+                whole = whole.max(scan.whole.unwrap_or(Lsn::ZERO));
+                let summary = seal(storage, directory, info, (&scan, whole), file_key(info, &keys)?.as_ref())?;
                 let torn = match &scan.stop {
                     Stop::Clean => None,
                     Stop::Torn(error) => Some(error.to_string()),
@@ -394,13 +399,13 @@ fn damage(storage: &dyn Storage, directory: &str, manifest: &Manifest, found: &[
     Damage { segment, path, offset, what, good: loss.good, acknowledged: loss.acknowledged, ranges }
 }
 
-/// Gives a segment its footer behind its valid frames. What of them may not be on the media yet is written again: a page
+/// Gives a segment its footer behind its valid frames; up to `whole_lsn` everything is whole with them. What of them may not be on the media yet is written again: a page
 /// cache can hold what a failed sync of the process before did not bring down.
 fn seal(
     storage: &dyn Storage,
     directory: &str,
     info: &SegmentInfo,
-    scan: &Scan,
+    (scan, whole_lsn): (&Scan, Lsn),
     key: Option<&FileKey>,
 ) -> Result<Summary, OpenError> {
     let file = storage.open(&media::join(directory, &segment_name(info.number)), true)?;
@@ -422,7 +427,7 @@ fn seal(
         group: opening.group,
         timeline: opening.timeline,
         prev_lsn: opening.prev_lsn,
-        whole_lsn: scan.whole.unwrap_or(opening.prev_lsn.min(run.frames[0].first_lsn.prev())),
+        whole_lsn,
         frames_end: scan.end,
         plain_bytes: scan.plain_bytes,
     };

@@ -225,14 +225,14 @@ impl Writer {
     #[allow(clippy::result_large_err, reason = "the frame goes back to where it came from")]
     fn take(&mut self, now: MonoTime, head: FrameHead, frame: EncodedFrame) -> Result<Appended, Refused> {
         let (durable, info) = (self.durable().lsn(), frame.info);
-        let (group, last_segment, before) = (self.manifest.group, self.last_segment, self.last_lsn);
+        let (group, last_segment, (lsn, whole)) = (self.manifest.group, self.last_segment, (self.last_lsn, self.whole));
         let Some(segment) = self.active.as_mut() else { unreachable!("admit made one") };
         let segments::Accepted { events, sealed } = match segment.accept(&head, &frame) {
             Ok(accepted) => accepted,
             Err(error) => return Err(Refused { frame, why: error.into() }),
         };
         let (head, frame) = sealed.unwrap_or((head, frame));
-        let before = segments::Before { group, durable, last_segment, lsn: before };
+        let before = segments::Before { group, durable, last_segment, lsn, whole };
         let (offset, data, run) = segment.add(&head, frame, events, before);
         let (file, number, id, key) = (segment.file, segment.number, segment.id, segment.key);
         let (timeline, prev_lsn) = (info.timeline, segment.prev_lsn);

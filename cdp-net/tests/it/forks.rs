@@ -74,7 +74,7 @@ fn a_replica_that_lost_what_it_acknowledged_is_compared_and_goes_on_by_itself() 
 
 /// Whether the journal that lies there ends with the first parts of a write.
 fn ends_within_a_write(sites: &Sites) -> bool {
-    let storage = Disk::open(&sites.replicas().join("acme/machine")).unwrap();
+    let storage = Disk::open(sites.replicas().join("acme/machine")).unwrap();
     let looked = look_through(&storage, JOURNAL_DIRECTORY, None, &KeyHolder::default()).unwrap();
     let open = looked.manifest.timelines.last().unwrap().id;
     looked.snapshot.span(open).is_some_and(|(_, last)| last > looked.snapshot.written())

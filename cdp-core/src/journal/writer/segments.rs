@@ -50,6 +50,8 @@ pub(super) struct Before {
     pub(super) durable: Lsn,
     pub(super) last_segment: Option<(SegmentId, u32)>,
     pub(super) lsn: Lsn,
+    /// The last LSN that is whole.
+    pub(super) whole: Lsn,
 }
 
 impl Segment {
@@ -132,7 +134,7 @@ impl Segment {
         let mut data = Vec::with_capacity(frame.body.len() + 6);
         let mut offset = self.offset;
         if self.frames == 0 {
-            self.prev_lsn = before.lsn;
+            (self.prev_lsn, self.whole) = (before.lsn, before.whole);
             self.first_lsn = Some(info.first_lsn);
             let (id, prev_lsn, prev) = (self.id, before.lsn, before.last_segment);
             let (prev_segment, prev_frames) = (prev.map(|(id, _)| id), prev.map_or(0, |(_, frames)| frames));
@@ -415,7 +417,7 @@ impl Writer {
             group,
             timeline,
             prev_lsn: segment.prev_lsn,
-            whole_lsn: segment.whole.max(segment.prev_lsn.min(segment.first_lsn.unwrap_or_default().prev())),
+            whole_lsn: segment.whole,
             frames_end: segment.offset,
             plain_bytes: segment.plain_bytes,
         };

@@ -286,11 +286,11 @@ fn a_write_that_spans_frames_is_durable_when_all_of_it_is() {
     let mut bytes = vec![0; 1024];
     View::open(&path_to(&reopened, Lsn(1)), 1 << 20).unwrap().read(disk(1), 0, &mut bytes, &Nothing).unwrap();
     assert!(bytes == source.model.at(&[(timeline(1), Lsn(1))], 1, 1024));
-    // What is left of it would look whole behind another record: that timeline is over, the rest comes too late.
+    // Behind a fork below it the rest comes too late.
     let mut reopened = reopened;
-    let late = reopened.writer.append(reopened.now, last).unwrap_err();
-    assert!(matches!(late.why, Refusal::Timeline { open: None, .. }));
     reopened.start(timeline(2), Some(timeline(1)), Lsn(1));
+    let late = reopened.writer.append(reopened.now, last).unwrap_err();
+    assert!(matches!(late.why, Refusal::Timeline { open: Some(_), .. }));
     source.fork(timeline(2), Lsn(1));
     source.write(1, Extent::new(512, 512), 3);
     reopened.append(source.frames(Compression::None).remove(0));

@@ -384,6 +384,31 @@ fn another_timeline_forks_below_an_unfinished_record_and_begins_at_its_own_begin
     peer.check(&rig, &lineage, &[Lsn(1), Lsn(2), peer.source.lsn]).unwrap();
 }
 
+/// What is behind a fork without being whole is not durable by what comes later either.
+#[test]
+fn the_first_parts_of_a_record_behind_a_fork_are_never_called_durable() {
+    let storage = Arc::new(Memory::new());
+    let (mut rig, mut peer) = cut_within(&storage, 3);
+    rig.start(timeline(2), Some(timeline(1)), Lsn(2));
+    peer.fork(timeline(2), Lsn(3));
+    peer.source.write(1, Extent::new(0, 1 << 20), 9);
+    let frames = peer.source.short_frames(Compression::None, 5);
+    rig.append(frames[0].clone());
+    rig.sync();
+    rig.writer.roll();
+    rig.append(frames[1].clone());
+    rig.sync();
+    drop(rig);
+    for _ in 0..2 {
+        let opened = open(storage.as_ref(), DIRECTORY, None).unwrap();
+        assert_eq!(opened.durable.lsn(), Lsn(2));
+        assert_eq!(opened.tail.position(), Some(frames[1].info.end()));
+        let whole: Vec<_> =
+            opened.manifest.segments.iter().map(|segment| segment.summary().unwrap().whole_lsn).collect();
+        assert_eq!(whole, [Lsn(2); 3]);
+    }
+}
+
 /// The head of the last frame says which part is next. Where it is damaged nobody knows, and what is durable is there all the same.
 #[test]
 fn a_journal_that_cannot_say_within_which_part_it_ends_takes_another_timeline_only() {
