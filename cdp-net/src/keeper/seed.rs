@@ -4,9 +4,10 @@
 
 use super::lock;
 use super::room::{Lack, Patient, RETRY, Waiting};
-use crate::far::{PIECE, SeedEnd, SeedHandle, Seeding};
+use crate::far::{SeedEnd, SeedHandle, Seeding};
 use crate::report::{Problem, ProblemClass};
 use crate::threads::pause;
+use bytes::Bytes;
 use cdp_core::media::{MediaError, MediaErrorKind, Operation, Storage};
 use cdp_core::replica::base::BaseWriter;
 use cdp_core::replica::sidecar::Root;
@@ -50,7 +51,7 @@ pub(crate) struct Job {
 }
 
 enum Piece {
-    Data(Vec<u8>, usize, Lsn),
+    Data(Vec<Bytes>, Lsn),
     Zeros(u64, Lsn),
 }
 
@@ -63,8 +64,6 @@ struct Writing {
     handle: SeedHandle,
     /// None when nothing more comes.
     pieces: Option<SyncSender<Piece>>,
-    /// Memory that was used and may be again.
-    spent: Receiver<Vec<u8>>,
     writer: Option<JoinHandle<Written>>,
 }
 
@@ -74,17 +73,16 @@ struct Writing {
 /// When the system has no thread to give.
 pub(crate) fn begin(job: Job) -> Result<Box<dyn Seeding>, Problem> {
     let (pieces, incoming) = sync_channel(PIECES);
-    let (spent, buffers) = sync_channel(PIECES + 2);
     let (disk, roots, handle) = (job.disk, Arc::clone(&job.roots), job.handle.clone());
     let writer = Builder::new().name("cdp-base".into()).spawn(move || {
-        let written = write(&job, &incoming, &spent);
+        let written = write(&job, &incoming);
         drop(job.alive);
         written
     });
     let writer = writer
         .map_err(|error| Problem::new(ProblemClass::Failed, "protect", format!("cannot start a thread: {error}")))?;
     let (pieces, writer) = (Some(pieces), Some(writer));
-    Ok(Box::new(Writing { disk, roots, handle, pieces, spent: buffers, writer }))
+    Ok(Box::new(Writing { disk, roots, handle, pieces, writer }))
 }
 
 impl Writing {
@@ -106,12 +104,8 @@ impl Seeding for Writing {
         0
     }
 
-    fn buffer(&mut self) -> Vec<u8> {
-        self.spent.try_recv().unwrap_or_else(|_| vec![0; PIECE as usize])
-    }
-
-    fn data(&mut self, buffer: Vec<u8>, length: usize, lsn: Lsn) -> bool {
-        self.send(Piece::Data(buffer, length, lsn))
+    fn data(&mut self, data: Vec<Bytes>, lsn: Lsn) -> bool {
+        self.send(Piece::Data(data, lsn))
     }
 
     fn zeros(&mut self, length: u64, lsn: Lsn) -> bool {
@@ -143,7 +137,7 @@ impl Drop for Writing {
 }
 
 /// Writes what comes. `None`: less came than the disk has.
-fn write(job: &Job, incoming: &Receiver<Piece>, spent: &SyncSender<Vec<u8>>) -> Written {
+fn write(job: &Job, incoming: &Receiver<Piece>) -> Written {
     let waiting = Waiting { lack: Arc::clone(&job.lack), stop: Arc::clone(&job.handle.stop) };
     let storage = Patient { inner: Arc::clone(&job.storage), waiting };
     let mut writer = BaseWriter::create(&storage, job.replica, job.disk, job.size)?;
@@ -168,14 +162,12 @@ fn write(job: &Job, incoming: &Receiver<Piece>, spent: &SyncSender<Vec<u8>>) -> 
             };
             let before = writer.position();
             match piece {
-                Piece::Data(buffer, length, lsn) => {
+                Piece::Data(data, lsn) => {
                     if checked.is_none_or(|checked| writer.stored_bytes() - checked >= ROOM_EVERY) {
                         wait_for_room(&storage, job)?;
                         checked = Some(writer.stored_bytes());
                     }
-                    writer.data(&buffer[..length], lsn)?;
-                    // The reader may have ended: it needs no more buffers then.
-                    let _ = spent.try_send(buffer);
+                    data.iter().try_for_each(|data| writer.data(data, lsn))?;
                 }
                 Piece::Zeros(length, lsn) => writer.zeros(length, lsn)?,
             }

@@ -253,11 +253,7 @@ impl Task {
                 // What does not verify, or is of a copy that was given up, is taken and passed over: the copy is judged at its end.
                 if let Ok(Some(seed)) = seeds::read(&frame) {
                     held.calls.copy(seed.disk, number, |copy| match seed.piece {
-                        Piece::Data(data) => {
-                            let mut buffer = copy.buffer();
-                            buffer[..data.len()].copy_from_slice(&data);
-                            copy.data(buffer, data.len(), seed.lsn)
-                        }
+                        Piece::Data(data) => copy.data(data, seed.lsn),
                         Piece::Zeros(length) => copy.zeros(length, seed.lsn),
                     });
                 }
