@@ -8,6 +8,10 @@
 //!
 //! The pieces are [`BytesMut`]s split from one allocation, which makes all of this safe code.
 
+mod sizes;
+
+pub use sizes::{SizedPools, half_way_sizes};
+
 use bytes::{Bytes, BytesMut};
 use std::fmt;
 use std::ops::{Deref, DerefMut};

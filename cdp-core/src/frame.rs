@@ -13,6 +13,7 @@ pub(crate) mod fuzz;
 mod info;
 mod layout;
 mod note;
+mod pieces;
 pub mod record;
 mod seal;
 #[cfg(test)]

@@ -10,5 +10,6 @@ pub mod dial;
 pub mod hub;
 pub mod identity;
 pub mod listener;
+mod memory;
 pub mod pin;
 pub(crate) mod stream;

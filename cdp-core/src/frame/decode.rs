@@ -6,6 +6,7 @@ use super::layout::{
     MUST_UNDERSTAND, RECORD_BYTES, RecordEntry, SEALED, VERSION,
 };
 use super::note;
+use super::pieces::Pieces;
 use super::record::{Note, Part, RawFrame, RecordKind};
 use crate::trust::TAG_BYTES;
 use crate::types::{
@@ -237,17 +238,22 @@ impl FrameHead {
     /// # Errors
     /// Whatever does not verify.
     pub fn unpack(&self, body: &Bytes) -> Result<RawFrame, FrameError> {
-        let expected = self.info.body_bytes as usize;
-        if body.len() < expected {
-            return Err(FrameError::Short { expected, found: body.len() });
+        self.unpack_pieces(std::slice::from_ref(body))
+    }
+
+    /// The same, of a body in pieces however it is cut. Raw chunks that lie in one piece are not copied.
+    ///
+    /// # Errors
+    /// Whatever does not verify.
+    pub fn unpack_pieces(&self, body: &[Bytes]) -> Result<RawFrame, FrameError> {
+        let (expected, found) = (self.info.body_bytes as usize, body.iter().map(Bytes::len).sum());
+        if found < expected {
+            return Err(FrameError::Short { expected, found });
         }
-        let plain = self
-            .chunks
-            .iter()
-            .map(|chunk| {
-                let from = chunk.offset as usize;
-                decode_chunk(chunk, &body.slice(from..from + chunk.stored_length as usize))
-            })
+        let mut pieces = Pieces::new(body);
+        let chunks = self.chunks.iter();
+        let plain = chunks
+            .map(|chunk| decode_chunk(chunk, &pieces.take(chunk.stored_length as usize)))
             .collect::<Result<Vec<_>, _>>()?;
         let mut parts = Vec::with_capacity(self.records.len());
         for record in &self.records {

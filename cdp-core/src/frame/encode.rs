@@ -7,6 +7,7 @@ use super::layout::{
 use super::layout::{MAGIC, MUST_UNDERSTAND, RECORD_BYTES, RecordEntry, VERSION};
 use super::record::{Part, RawFrame};
 use super::{crc, note};
+use crate::buffer::{BufferPool, PooledBuffer};
 use crate::types::{CHUNK_PLAIN_MAX, GroupId};
 use bytes::Bytes;
 use zerocopy::{FromZeros, IntoBytes};
@@ -70,12 +71,18 @@ const PROMISING_PERCENT: usize = 60;
 /// Where it does not even shrink to so much it is noise: compressed or encrypted before.
 const NOISE_PERCENT: usize = 96;
 
+/// Stored bytes of several frames lie one after another in so much memory.
+const PACKED_BYTES: usize = 1 << 20;
+/// Of unused such memory so much is kept.
+const PACKED_RETAINED: usize = 64;
+
 /// Packs frames; keeps the compressor and its buffers between calls.
 pub struct Encoder {
     zstd: zstd::bulk::Compressor<'static>,
     level: i32,
     gathered: Vec<u8>,
-    packed: Vec<u8>,
+    memory: BufferPool,
+    packed: Option<PooledBuffer>,
 }
 
 impl std::fmt::Debug for Encoder {
@@ -95,7 +102,8 @@ impl Encoder {
     #[must_use]
     pub fn new() -> Self {
         let zstd = zstd::bulk::Compressor::default();
-        Self { zstd, level: 0, gathered: Vec::new(), packed: vec![0; CHUNK_PLAIN_MAX as usize] }
+        let memory = BufferPool::new(PACKED_BYTES, PACKED_RETAINED);
+        Self { zstd, level: 0, gathered: Vec::new(), memory, packed: None }
     }
 
     /// Packs `raw` as a frame of `group`. Its data goes into the frame: nothing is copied where it is stored as it is.
@@ -178,7 +186,8 @@ impl Encoder {
             self.gathered.extend_from_slice(piece(parts.clone(), at, SAMPLE_BYTES));
         }
         let room = self.gathered.len() * percent / 100;
-        self.zstd.compress_to_buffer(self.gathered.as_slice(), &mut self.packed[..room]).is_ok()
+        let packed = room_in(&mut self.packed, &self.memory);
+        self.zstd.compress_to_buffer(self.gathered.as_slice(), &mut packed[..room]).is_ok()
     }
 
     fn set_level(&mut self, level: i32) {
@@ -188,6 +197,12 @@ impl Encoder {
             self.level = level;
         }
     }
+}
+
+/// Where there is room for a chunk.
+fn room_in<'a>(packed: &'a mut Option<PooledBuffer>, memory: &BufferPool) -> &'a mut PooledBuffer {
+    *packed = packed.take().filter(|packed| packed.len() >= CHUNK_PLAIN_MAX as usize);
+    packed.get_or_insert_with(|| memory.take())
 }
 
 /// What lies at a place of the parts' joint data, in one part and at most `length` bytes.
@@ -267,13 +282,21 @@ impl Packer<'_> {
             Compression::Promising(_) => self.encoder.promises(parts.clone(), plain as usize, PROMISING_PERCENT),
         };
         if worth_it {
-            let Encoder { zstd, gathered, packed, .. } = &mut *self.encoder;
-            gathered.clear();
-            parts.clone().for_each(|part| gathered.extend_from_slice(&part.data));
+            let Encoder { zstd, gathered, memory, packed, .. } = &mut *self.encoder;
+            let mut data = parts.clone().map(|part| &part.data[..]);
+            let plain_bytes = match (data.next(), data.next()) {
+                (Some(whole), None) => whole,
+                _ => {
+                    gathered.clear();
+                    parts.clone().for_each(|part| gathered.extend_from_slice(&part.data));
+                    gathered
+                }
+            };
             // The output has no room for more than fifteen sixteenths: what does not fit is not worth inflating later.
-            let room = gathered.len() - gathered.len() / 16;
-            if let Ok(length) = zstd.compress_to_buffer(gathered.as_slice(), &mut packed[..room]) {
-                let stored = Bytes::copy_from_slice(&packed[..length]);
+            let room = plain_bytes.len() - plain_bytes.len() / 16;
+            let packed = room_in(packed, memory);
+            if let Ok(length) = zstd.compress_to_buffer(plain_bytes, &mut packed[..room]) {
+                let stored = packed.freeze_front(length);
                 let crc = crc32c::crc32c(&stored);
                 self.push(CODEC_ZSTD, CONTENT_DATA, plain, length as u32, crc);
                 self.body.push(stored);

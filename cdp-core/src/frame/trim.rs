@@ -33,7 +33,7 @@ impl EncodedFrame {
         if self.info.end() <= position {
             return Ok(None);
         }
-        let raw = FrameHead::parse(&self.head)?.unpack(&self.body.concat().into())?;
+        let raw = FrameHead::parse(&self.head)?.unpack_pieces(&self.body)?;
         let rest = raw.after(position);
         Ok(rest.map(|rest| Encoder::new().encode(rest, self.info.group, Compression::None)))
     }

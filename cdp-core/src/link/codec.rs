@@ -16,8 +16,8 @@ mod write;
 
 use super::mac::{MAC_BYTES, MacChain};
 use super::message::Message;
-use bytes::buf::Limit;
-use bytes::{BufMut, Bytes};
+use crate::buffer::{PooledBuffer, SizedPools};
+use bytes::Bytes;
 pub use error::{Misplaced, Unsendable, WireError};
 pub use kind::{MessageKind, Party};
 pub use layout::HEADER_BYTES;
@@ -41,11 +41,20 @@ pub struct Decoder {
     stage: Stage,
     mac: Option<MacChain>,
     verify: bool,
-    ahead: Vec<u8>,
-    /// How much of `ahead` was taken.
+    memory: SizedPools,
+    ahead: Box<[u8]>,
+    /// How much of `ahead` was taken, and how much came.
     taken: usize,
-    /// The message that is too long for `ahead`, and how long it is.
-    long: Option<(Vec<u8>, usize)>,
+    filled: usize,
+    /// The message that is too long for `ahead`.
+    long: Option<Long>,
+}
+
+#[derive(Debug)]
+struct Long {
+    buffer: PooledBuffer,
+    filled: usize,
+    length: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,8 +80,16 @@ impl Decoder {
     }
 
     fn new(from: Party, first: Option<bool>) -> Self {
-        let ahead = Vec::with_capacity(AHEAD_BYTES);
-        Self { from, first, stage: Stage::Opening, mac: None, verify: false, ahead, taken: 0, long: None }
+        let (memory, ahead) = (SizedPools::none(), vec![0; AHEAD_BYTES].into());
+        let (taken, filled, long) = (0, 0, None);
+        Self { from, first, stage: Stage::Opening, mac: None, verify: false, memory, ahead, taken, filled, long }
+    }
+
+    /// Long messages are received into these.
+    #[must_use]
+    pub fn with_memory(mut self, memory: SizedPools) -> Self {
+        self.memory = memory;
+        self
     }
 
     /// Every message has a MAC.
@@ -89,28 +106,39 @@ impl Decoder {
         self
     }
 
-    /// Where the next bytes of the connection go: as many as fit, and there is always room for some once [`Self::message`] gave
-    /// `None`. They are not filled with anything before.
-    pub fn room(&mut self) -> Limit<&mut Vec<u8>> {
+    /// Where the next bytes of the connection go, some of them or all, which [`Self::came`] is told; there is always room for some
+    /// once [`Self::message`] gave `None`.
+    pub fn room(&mut self) -> &mut [u8] {
         match &mut self.long {
-            Some((bytes, length)) => {
-                let room = *length - bytes.len();
-                bytes.limit(room)
-            }
+            Some(Long { buffer, filled, length }) => &mut buffer[*filled..*length],
             None => {
-                self.ahead.drain(..self.taken);
+                self.ahead.copy_within(self.taken..self.filled, 0);
+                self.filled -= self.taken;
                 self.taken = 0;
-                let room = AHEAD_BYTES - self.ahead.len();
-                (&mut self.ahead).limit(room)
+                &mut self.ahead[self.filled..]
             }
         }
     }
 
+    /// So many bytes came to where there is room.
+    ///
+    /// # Panics
+    /// When there was no room for so many.
+    pub fn came(&mut self, bytes: usize) {
+        let (filled, length) = match &mut self.long {
+            Some(long) => (&mut long.filled, long.length),
+            None => (&mut self.filled, AHEAD_BYTES),
+        };
+        *filled += bytes;
+        assert!(*filled <= length, "{bytes} bytes cannot have come");
+    }
+
     /// Takes of `bytes` what there is room for; says how many. For who has them in a buffer of its own.
     pub fn take(&mut self, bytes: &[u8]) -> usize {
-        let mut room = self.room();
-        let length = room.remaining_mut().min(bytes.len());
-        room.put_slice(&bytes[..length]);
+        let room = self.room();
+        let length = room.len().min(bytes.len());
+        room[..length].copy_from_slice(&bytes[..length]);
+        self.came(length);
         length
     }
 
@@ -123,7 +151,7 @@ impl Decoder {
     /// Whether bytes of a message are there that is not whole: the connection must not end here.
     #[must_use]
     pub fn is_amid(&self) -> bool {
-        self.long.is_some() || self.taken < self.ahead.len()
+        self.long.is_some() || self.taken < self.filled
     }
 
     /// The next message, if it is whole.
@@ -146,25 +174,21 @@ impl Decoder {
     }
 
     fn step(&mut self) -> Result<Option<Message>, WireError> {
-        if let Some((bytes, length)) = &self.long {
-            if bytes.len() < *length {
-                return Ok(None);
-            }
-            let (bytes, _) = self.long.take().unwrap_or_default();
+        if let Some(long) = self.long.take_if(|long| long.filled == long.length) {
+            let bytes = long.buffer.freeze(long.length);
             let (kind, number, _) = self.judge(&bytes)?;
-            return self.whole(kind, number, &Bytes::from(bytes)).map(Some);
+            return self.whole(kind, number, &bytes).map(Some);
         }
-        let waiting = &self.ahead[self.taken..];
-        if waiting.len() < HEADER_BYTES {
+        let waiting = &self.ahead[self.taken..self.filled];
+        if self.long.is_some() || waiting.len() < HEADER_BYTES {
             return Ok(None);
         }
         let (kind, number, length) = self.judge(waiting)?;
         if length > AHEAD_BYTES {
-            let mut bytes = Vec::with_capacity(length);
-            bytes.extend_from_slice(waiting);
-            self.ahead.clear();
-            self.taken = 0;
-            self.long = Some((bytes, length));
+            let (mut buffer, filled) = (self.memory.take(length), waiting.len());
+            buffer[..filled].copy_from_slice(waiting);
+            (self.taken, self.filled) = (0, 0);
+            self.long = Some(Long { buffer, filled, length });
             return Ok(None);
         }
         let Some(message) = waiting.get(..length) else { return Ok(None) };

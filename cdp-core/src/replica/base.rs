@@ -4,6 +4,7 @@
 //! one of an image that was there. [`Base`] reads it and never gives a byte that does not verify.
 
 mod adopt;
+mod gather;
 mod resume;
 mod write;
 

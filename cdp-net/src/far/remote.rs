@@ -7,6 +7,7 @@ use super::{
     SeedOf, Seeded, Seeding, Standing, Sums, Trust, Zeros,
 };
 use crate::report::{DiskChanged, History, Problem};
+use bytes::Bytes;
 use cdp_core::capture::Room;
 use cdp_core::link::message::{Answer, Call};
 use cdp_core::replica::digest::hash;
@@ -48,11 +49,8 @@ pub trait Wire: Caller {
 
 /// The way of the pieces of one first copy. Each call may wait for room; `false`: nothing more is taken.
 pub trait SeedWay: Send {
-    /// Memory for the next piece, of [`PIECE`](super::PIECE) bytes.
-    fn buffer(&mut self) -> Vec<u8>;
-
     /// Bytes of the disk, in ascending order.
-    fn data(&mut self, buffer: Vec<u8>, length: usize, lsn: Lsn) -> bool;
+    fn data(&mut self, data: Vec<Bytes>, lsn: Lsn) -> bool;
 
     /// Zeros of the disk.
     fn zeros(&mut self, length: u64, lsn: Lsn) -> bool;
@@ -233,13 +231,9 @@ impl Seeding for Copying {
         self.position
     }
 
-    fn buffer(&mut self) -> Vec<u8> {
-        self.way.buffer()
-    }
-
-    fn data(&mut self, buffer: Vec<u8>, length: usize, lsn: Lsn) -> bool {
-        self.position += length as u64;
-        self.way.data(buffer, length, lsn)
+    fn data(&mut self, data: Vec<Bytes>, lsn: Lsn) -> bool {
+        self.position += data.iter().map(|data| data.len() as u64).sum::<u64>();
+        self.way.data(data, lsn)
     }
 
     fn zeros(&mut self, length: u64, lsn: Lsn) -> bool {

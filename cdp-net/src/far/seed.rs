@@ -2,6 +2,7 @@
 
 use super::ids;
 use crate::report::Problem;
+use bytes::Bytes;
 use cdp_core::types::{DiskId, Lsn};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -75,11 +76,8 @@ pub trait Seeding: Send {
     /// Where the next bytes belong.
     fn position(&self) -> u64;
 
-    /// Memory for the next piece, of [`PIECE`] bytes.
-    fn buffer(&mut self) -> Vec<u8>;
-
-    /// The next `length` bytes. Everything up to `lsn` in the write order is in them.
-    fn data(&mut self, buffer: Vec<u8>, length: usize, lsn: Lsn) -> bool;
+    /// The next bytes, [`PIECE`] of them at most, in pieces of whole blocks. Everything up to `lsn` in the write order is in them.
+    fn data(&mut self, data: Vec<Bytes>, lsn: Lsn) -> bool;
 
     /// The next `length` bytes are zeros.
     fn zeros(&mut self, length: u64, lsn: Lsn) -> bool;

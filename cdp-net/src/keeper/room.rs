@@ -100,6 +100,10 @@ impl Patient {
 }
 
 impl Storage for Patient {
+    fn create_streamed(&self, name: &str) -> Result<Arc<dyn File>> {
+        self.waiting.until_room(1, || self.inner.create_streamed(name)).map(|file| self.wrap(file))
+    }
+
     fn create(&self, name: &str) -> Result<Arc<dyn File>> {
         self.waiting.until_room(1, || self.inner.create(name)).map(|file| self.wrap(file))
     }

@@ -5,10 +5,11 @@
 
 use super::lock;
 use super::room::{Lack, Patient, RETRY, Waiting};
-use crate::far::{PIECE, SeedEnd, SeedHandle, Seeding, UNREACHABLE};
+use crate::far::{SeedEnd, SeedHandle, Seeding, UNREACHABLE};
 use crate::host::Edit;
 use crate::report::{Problem, ProblemClass};
 use crate::threads::pause;
+use bytes::Bytes;
 use cdp_core::journal::SeedingInfo;
 use cdp_core::media::{MediaError, MediaErrorKind, Operation, Storage};
 use cdp_core::replica::base::{BaseWriter, Checkpoint, ResumeError};
@@ -77,7 +78,7 @@ impl Notes {
 }
 
 enum Piece {
-    Data(Vec<u8>, usize, Lsn),
+    Data(Vec<Bytes>, Lsn),
     Zeros(u64, Lsn),
 }
 
@@ -92,8 +93,6 @@ struct Writing {
     position: u64,
     /// None when nothing more comes.
     pieces: Option<SyncSender<Piece>>,
-    /// Memory that was used and may be again.
-    spent: Receiver<Vec<u8>>,
     writer: Option<JoinHandle<Written>>,
 }
 
@@ -103,7 +102,6 @@ struct Writing {
 /// When the media or the manifest do not take it, or the system has no thread to give.
 pub(crate) fn begin(job: Job) -> Result<Box<dyn Seeding>, Problem> {
     let (pieces, incoming) = sync_channel(PIECES);
-    let (spent, buffers) = sync_channel(PIECES + 2);
     let (disk, roots, handle) = (job.disk, Arc::clone(&job.roots), job.handle.clone());
     let waiting = Waiting { lack: Arc::clone(&job.lack), stop: Arc::clone(&job.handle.stop) };
     let storage = Patient { inner: Arc::clone(&job.storage), waiting };
@@ -111,14 +109,14 @@ pub(crate) fn begin(job: Job) -> Result<Box<dyn Seeding>, Problem> {
     let position = begun.as_ref().map_or(0, BaseWriter::position);
     let writer = Builder::new().name("cdp-base".into()).spawn(move || {
         let begun = begun.map_or_else(|| create(&job, &storage), Ok);
-        let written = begun.and_then(|writer| write(&job, &storage, writer, notes, (&incoming, &spent)));
+        let written = begun.and_then(|writer| write(&job, &storage, writer, notes, &incoming));
         drop(job.alive);
         written
     });
     let writer = writer
         .map_err(|error| Problem::new(ProblemClass::Failed, "protect", format!("cannot start a thread: {error}")))?;
     let (pieces, writer) = (Some(pieces), Some(writer));
-    Ok(Box::new(Writing { disk, roots, handle, position, pieces, spent: buffers, writer }))
+    Ok(Box::new(Writing { disk, roots, handle, position, pieces, writer }))
 }
 
 /// Takes up what is there of the copy, if that is of use, and counts the attempt: before anything of it is taken that is durable.
@@ -175,12 +173,9 @@ impl Seeding for Writing {
         self.position
     }
 
-    fn buffer(&mut self) -> Vec<u8> {
-        self.spent.try_recv().unwrap_or_else(|_| vec![0; PIECE as usize])
-    }
-
-    fn data(&mut self, buffer: Vec<u8>, length: usize, lsn: Lsn) -> bool {
-        self.send(Piece::Data(buffer, length, lsn), length as u64)
+    fn data(&mut self, data: Vec<Bytes>, lsn: Lsn) -> bool {
+        let length = data.iter().map(|data| data.len() as u64).sum();
+        self.send(Piece::Data(data, lsn), length)
     }
 
     fn zeros(&mut self, length: u64, lsn: Lsn) -> bool {
@@ -212,13 +207,7 @@ impl Drop for Writing {
 }
 
 /// Writes what comes. `None`: less came than the disk has; what came stays.
-fn write(
-    job: &Job,
-    storage: &Patient,
-    mut writer: BaseWriter,
-    notes: Notes,
-    (incoming, spent): (&Receiver<Piece>, &SyncSender<Vec<u8>>),
-) -> Written {
+fn write(job: &Job, storage: &Patient, mut writer: BaseWriter, notes: Notes, incoming: &Receiver<Piece>) -> Written {
     let (sync, syncs) = sync_channel::<Checkpoint>(1);
     let began = writer.position();
     std::thread::scope(|scope| {
@@ -237,14 +226,12 @@ fn write(
             };
             let before = writer.position();
             match piece {
-                Piece::Data(buffer, length, lsn) => {
+                Piece::Data(data, lsn) => {
                     if checked.is_none_or(|checked| writer.stored_bytes() - checked >= ROOM_EVERY) {
                         wait_for_room(storage, job)?;
                         checked = Some(writer.stored_bytes());
                     }
-                    writer.data(&buffer[..length], lsn)?;
-                    // The reader may have ended: it needs no more buffers then.
-                    let _ = spent.try_send(buffer);
+                    data.iter().try_for_each(|data| writer.data(data, lsn))?;
                 }
                 Piece::Zeros(length, lsn) => writer.zeros(length, lsn)?,
             }

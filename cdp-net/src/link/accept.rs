@@ -127,9 +127,9 @@ async fn hello(opened: &mut Opened, preamble: &Preamble) -> Result<Box<Hello>, O
             Ok(None) => {}
             Err(error) => return Err(Some(error.farewell())),
         }
-        let read = opened.stream.read_buf(&mut opened.decoder.room()).await;
-        if read.map_err(|_| None)? == 0 {
-            return Err(None);
+        match opened.stream.read(opened.decoder.room()).await {
+            Ok(0) | Err(_) => return Err(None),
+            Ok(bytes) => opened.decoder.came(bytes),
         }
     }
 }

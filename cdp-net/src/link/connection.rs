@@ -5,6 +5,7 @@
 //! connection.
 
 use super::listener::Slot;
+use super::memory;
 use super::pin::Fingerprint;
 use super::stream::Stream;
 use bytes::{Buf, Bytes};
@@ -217,6 +218,7 @@ impl Opened {
     #[must_use]
     pub fn start(self, conn: ConnId, options: ConnectionOptions, events: mpsc::Sender<(ConnId, Event)>) -> Connection {
         let Self { stream, decoder, encoder, address, peer, slot } = self;
+        let decoder = decoder.with_memory(memory::messages());
         let decoder = if options.verify_chunks { decoder.with_chunks_verified() } else { decoder };
         let (outbox, inbox) = mpsc::unbounded_channel();
         let queued = Arc::new(Queued::default());
@@ -343,9 +345,9 @@ impl Reader {
                     let _ = self.events.queue.try_send((self.events.conn, Event::Heard));
                 }
             }
-            match timeout(wait, self.stream.read_buf(&mut self.decoder.room())).await {
+            match timeout(wait, self.stream.read(self.decoder.room())).await {
                 Ok(Ok(0)) => return Ended::Cut,
-                Ok(Ok(_)) => {}
+                Ok(Ok(bytes)) => self.decoder.came(bytes),
                 Ok(Err(error)) => return self.failed(error).await,
                 Err(_) if wait < self.silence => return Ended::Slow(MESSAGE_WITHIN),
                 Err(_) => return Ended::Silent(self.silence),

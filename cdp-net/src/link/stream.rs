@@ -1,5 +1,7 @@
 //! The bytes of a connection: TCP, with or without TLS.
 
+use super::memory;
+use cdp_core::buffer::PooledBuffer;
 use cdp_core::link::preamble::{CONTENT_MAX, PREAMBLE_BYTES, Preamble};
 use cdp_core::policy::traffic::is_private;
 use socket2::{SockRef, TcpKeepalive};
@@ -31,10 +33,19 @@ pub(super) fn may_be_plain(one: SocketAddr, other: SocketAddr) -> bool {
     is_private(one.ip()) && is_private(other.ip())
 }
 
-/// TCP below TLS that notices when the answer to a preamble is not TLS but a refusal: its first byte tells them apart.
+/// TCP below TLS that notices when the answer to a preamble is not TLS but a refusal: its first byte tells them apart. TLS asks for
+/// 4 KiB at a time; as much as there is is read for it.
 pub(super) struct Tcp {
     tcp: TcpStream,
     answer: Answer,
+    ahead: Option<Ahead>,
+}
+
+/// What was read and TLS has not taken. Not kept while there is nothing to read.
+struct Ahead {
+    buffer: PooledBuffer,
+    taken: usize,
+    filled: usize,
 }
 
 enum Answer {
@@ -49,12 +60,12 @@ enum Answer {
 impl Tcp {
     /// For who dialled.
     pub(super) fn awaiting(tcp: TcpStream) -> Self {
-        Self { tcp, answer: Answer::Awaited }
+        Self { tcp, answer: Answer::Awaited, ahead: None }
     }
 
     /// For who was dialled.
     pub(super) fn accepted(tcp: TcpStream) -> Self {
-        Self { tcp, answer: Answer::Tls }
+        Self { tcp, answer: Answer::Tls, ahead: None }
     }
 
     /// What came in place of TLS.
@@ -65,6 +76,22 @@ impl Tcp {
             _ => None,
         }
     }
+
+    fn poll_read_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let unused = || Ahead { buffer: memory::ahead().take(), taken: 0, filled: 0 };
+        let mut ahead = self.ahead.take().unwrap_or_else(unused);
+        if ahead.taken == ahead.filled {
+            let mut read = ReadBuf::new(&mut ahead.buffer);
+            ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut read))?;
+            (ahead.taken, ahead.filled) = (0, read.filled().len());
+        }
+        let came = &ahead.buffer[ahead.taken..ahead.filled];
+        let taken = came.len().min(buf.remaining());
+        buf.put_slice(&came[..taken]);
+        ahead.taken += taken;
+        self.ahead = Some(ahead);
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// First byte of a refusal; a TLS record begins with its type, 20 to 24.
@@ -74,7 +101,7 @@ impl AsyncRead for Tcp {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if matches!(this.answer, Answer::Tls) {
-            return Pin::new(&mut this.tcp).poll_read(cx, buf);
+            return this.poll_read_ahead(cx, buf);
         }
         loop {
             let before = buf.filled().len();

@@ -2,7 +2,7 @@
 //! and buffers of their own for the largest.
 
 use crate::sys::huge_pages::{self, HUGE_PAGE};
-use cdp_core::buffer::{BufferPool, PAGE, PooledBuffer};
+use cdp_core::buffer::{BufferPool, PAGE, PooledBuffer, SizedPools, half_way_sizes};
 
 /// Size of a receive buffer, in bytes: what one send of a client at depth brings fits several times.
 pub(crate) const RECEIVE_BYTES: usize = 1 << 20;
@@ -14,15 +14,16 @@ pub(crate) const LARGE_BYTES: usize = 64 << 10;
 const RECEIVE_RETAINED_MAX: usize = 64;
 /// Memory that payloads from [`LARGE_BYTES`] on share.
 const PAGES_BYTES: usize = HUGE_PAGE;
-/// Of unused such memory so much is kept.
-const PAGES_RETAINED_MAX: usize = 64;
+/// Of unused such memory so much is kept: what waits for a replica fills and empties by hundreds of MiB, and making a huge page anew costs
+/// more than receiving into it.
+const PAGES_RETAINED_MAX: usize = 256;
 /// The longest payload that shares such memory: a longer one would leave too much of it empty.
 pub(crate) const SHARED_MAX: usize = PAGES_BYTES / 2;
 /// The smallest size of large buffers, in bytes (reads by workers).
 const LARGE_MIN: usize = 64 << 10;
 /// Unused memory that each size of large buffers may hold, in bytes; at least one buffer is kept.
 const LARGE_RETAINED_BYTES: usize = 64 << 20;
-/// Doubling sizes and those half-way between: a payload leaves at most a third of its buffer empty.
+/// Sizes of large buffers.
 const LARGE_CLASSES: usize = 20;
 
 /// Pools for every size there is, up to the largest payload.
@@ -30,15 +31,13 @@ const LARGE_CLASSES: usize = 20;
 pub(crate) struct Buffers {
     receive: BufferPool,
     pages: BufferPool,
-    large: [BufferPool; LARGE_CLASSES],
+    large: SizedPools,
 }
 
 impl Buffers {
     pub(crate) fn new() -> Self {
-        let large = std::array::from_fn(|class| {
-            let bytes = (LARGE_MIN << (class / 2)) / 2 * (2 + class % 2);
-            BufferPool::new(bytes + PAGE, (LARGE_RETAINED_BYTES / bytes).max(1))
-        });
+        let sizes = half_way_sizes(LARGE_MIN, LARGE_CLASSES).map(|bytes| bytes + PAGE);
+        let large = SizedPools::new(sizes, LARGE_RETAINED_BYTES);
         let pages = BufferPool::prepared(PAGES_BYTES, HUGE_PAGE, PAGES_RETAINED_MAX, huge_pages::prefer);
         Self { receive: BufferPool::new(RECEIVE_BYTES, RECEIVE_RETAINED_MAX), pages, large }
     }
@@ -56,8 +55,7 @@ impl Buffers {
     /// A page-aligned buffer of at least `bytes` and a page more, for a header before aligned data. `bytes` is at most the
     /// largest payload.
     pub(crate) fn large(&self, bytes: usize) -> PooledBuffer {
-        let class = self.large.iter().position(|pool| pool.buffer_bytes() >= bytes + PAGE);
-        self.large[class.unwrap_or(LARGE_CLASSES - 1)].take()
+        self.large.take(bytes + PAGE)
     }
 }
 

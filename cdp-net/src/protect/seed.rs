@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::far::{PIECE, SeedEnd, Seeding, UNREACHABLE};
 use crate::report::Problem;
 use crate::threads::pause;
+use cdp_core::buffer::BufferPool;
 use cdp_core::types::{BLOCK, Lsn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +16,8 @@ use std::time::Duration;
 #[cfg(test)]
 mod tests;
 
+/// Pieces whose memory is kept: what is under way on a fast link.
+const RETAINED: usize = 32;
 /// How long a read that failed, or media that dropped what was written, are left alone.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -83,6 +86,7 @@ pub(super) fn run(seed: &Seed<'_>) -> Result<bool, Problem> {
 
 /// Reads the source from where the copy begins to the last byte; ends early when told to stop.
 fn read(seed: &Seed<'_>, size: u64, copy: &mut dyn Seeding) {
+    let memory = BufferPool::new(PIECE as usize, RETAINED);
     let mut at = copy.position();
     seed.progress.done.fetch_add(at, Ordering::Relaxed);
     while at < size && !seed.stop.load(Ordering::Relaxed) {
@@ -94,13 +98,13 @@ fn read(seed: &Seed<'_>, size: u64, copy: &mut dyn Seeding) {
             copy.zeros(run.length, lsn)
         } else {
             let length = run.length.min(PIECE) as usize;
-            let mut buffer = copy.buffer();
+            let mut buffer = memory.take();
             if seed.source.read(at, &mut buffer[..length]).is_err() {
                 wait(seed);
                 continue;
             }
             at += length as u64;
-            copy.data(buffer, length, lsn)
+            copy.data(vec![buffer.freeze(length)], lsn)
         };
         if !taken {
             return;

@@ -9,7 +9,7 @@ use cdp_core::link::message::{Answer, Call, CallStatus};
 use cdp_core::types::{BLOCK, DiskId, GroupId, Lsn, Timeline};
 use cdp_core::when::When;
 use cdp_net::far::{
-    Acks, Begin, CallKind, Caller, Close, Closed, Far, Find, Found, Frames, Lends, Near, PIECE, Reach, Reached, Remote,
+    Acks, Begin, CallKind, Caller, Close, Closed, Far, Find, Found, Frames, Lends, Near, Reach, Reached, Remote,
     RemoteNear, SeedBegin, SeedBegun, SeedHandle, SeedWay, Seeding, Standing, Wire, answer_near, ask,
 };
 use cdp_net::keeper::{Calls, Home, Keeper, KeeperOptions};
@@ -204,11 +204,9 @@ impl Way {
 }
 
 impl SeedWay for Way {
-    fn buffer(&mut self) -> Vec<u8> {
-        vec![0; PIECE as usize]
-    }
-    fn data(&mut self, buffer: Vec<u8>, length: usize, lsn: Lsn) -> bool {
-        self.give(length as u64, |copy| copy.data(buffer, length, lsn))
+    fn data(&mut self, data: Vec<Bytes>, lsn: Lsn) -> bool {
+        let length = data.iter().map(|data| data.len() as u64).sum();
+        self.give(length, |copy| copy.data(data, lsn))
     }
     fn zeros(&mut self, length: u64, lsn: Lsn) -> bool {
         self.give(length, |copy| copy.zeros(length, lsn))

@@ -30,3 +30,12 @@ fn the_key_is_not_shown() {
     let shown = format!("{:?}", MacChain::new(DataKey([0xab; 32]), Party::Source, 1));
     assert!(!shown.contains("171") && !shown.contains("ab, "), "{shown}");
 }
+
+#[test]
+fn how_a_message_is_cut_changes_nothing() {
+    let message: Vec<u8> = (0..5 * TOGETHER_BYTES + 77).map(|at| (at % 253) as u8).collect();
+    for cut in [1, 1000, TOGETHER_BYTES - HEADER_BYTES, TOGETHER_BYTES, 40_000, 2 * TOGETHER_BYTES + 1, message.len()] {
+        let hash = hash(&DataKey([5; 32]), &message[..7], message[7..].chunks(cut));
+        assert_eq!(hash, blake3::keyed_hash(&[5; 32], &message), "{cut}");
+    }
+}

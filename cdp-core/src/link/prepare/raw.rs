@@ -1,6 +1,5 @@
 //! The target proxy's half: frames as a replica host takes them that does not inflate.
 
-use super::work::joined;
 use crate::frame::{Compression, EncodedFrame, Encoder, FrameError, FrameHead};
 
 /// Unpacks a frame to raw chunks. Every chunk and every part is verified, also where nothing is compressed: what goes on from here is
@@ -10,7 +9,7 @@ use crate::frame::{Compression, EncodedFrame, Encoder, FrameError, FrameHead};
 /// Whatever does not verify; or the frame holds records that this version does not know, and has to be passed on as it is.
 pub fn to_raw(frame: &EncodedFrame, encoder: &mut Encoder) -> Result<EncodedFrame, FrameError> {
     let head = FrameHead::parse(&frame.head)?;
-    let raw = head.unpack(&joined(&frame.body))?;
+    let raw = head.unpack_pieces(&frame.body)?;
     if head.chunks.iter().all(|chunk| !chunk.compressed) {
         return Ok(frame.clone());
     }

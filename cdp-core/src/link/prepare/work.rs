@@ -70,7 +70,7 @@ impl Work {
         // Where each frame ended, what it said and of which clock epoch it was.
         let mut ends = Vec::with_capacity(self.items.len());
         for Item { head, frame } in &self.items {
-            let RawFrame { parts: found, settled, epoch, .. } = head.unpack(&joined(&frame.body))?;
+            let RawFrame { parts: found, settled, epoch, .. } = head.unpack_pieces(&frame.body)?;
             parts.extend(found);
             ends.push((head.info.end(), settled, epoch));
         }
@@ -174,12 +174,4 @@ fn drop_zeros(part: &mut Part) -> u64 {
 /// Most data shows in its first bytes that it is not.
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(64).all(|piece| piece.iter().fold(0, |all, byte| all | byte) == 0)
-}
-
-/// The body of a frame in one piece.
-pub(super) fn joined(body: &[Bytes]) -> Bytes {
-    match body {
-        [one] => one.clone(),
-        pieces => pieces.concat().into(),
-    }
 }

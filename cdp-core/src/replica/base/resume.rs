@@ -121,6 +121,7 @@ impl BaseWriter {
         if self.at == self.size || self.at.is_multiple_of(self.layout().covers()) {
             self.close_page()?;
         }
+        self.gather.write(self.image.as_ref())?;
         let done = (self.digests.len() as u64 * self.layout().covers()).min(self.size);
         let point = SeedingPoint { done, root: self.table.root() };
         Ok(Checkpoint { image: Arc::clone(&self.image), sidecar: Arc::clone(&self.sidecar), point })

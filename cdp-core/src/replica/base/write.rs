@@ -2,6 +2,7 @@
 
 use super::super::files::BASE_DIRECTORY;
 use super::super::sidecar::{Entry, Layout, Page, PageDigest, Root, Seed, Slot, TableBegin};
+use super::gather::Gather;
 use super::{FIRST_GENERATION, file_names, is_zero, seal_block, write_table};
 use crate::media::{File, MediaError, Storage};
 use crate::trust::{BlockPlace, BlockSealer, KeyError, Keyring};
@@ -24,6 +25,8 @@ pub struct BaseWriter {
     pub(super) digests: Vec<PageDigest>,
     pub(super) table: TableBegin,
     pub(super) stored: u64,
+    /// Of the image, and not written.
+    pub(super) gather: Gather,
     /// The image holds the bytes already: only pages are written.
     pub(super) adopts: bool,
 }
@@ -41,7 +44,7 @@ impl BaseWriter {
                 _ => {}
             }
         }
-        let image = storage.create(&image)?;
+        let image = storage.create_streamed(&image)?;
         image.set_len(size.next_multiple_of(BLOCK))?;
         let sidecar = storage.create(&sidecar)?;
         storage.sync_dir(BASE_DIRECTORY)?;
@@ -51,8 +54,9 @@ impl BaseWriter {
     /// At the beginning of a disk.
     pub(super) fn on((disk, seed): (DiskId, Seed), image: Arc<dyn File>, sidecar: Arc<dyn File>, size: u64) -> Self {
         let (digests, table) = (Vec::new(), TableBegin::default());
-        let (at, stored) = (0, 0);
-        Self { disk, image, sidecar, seed, sealer: None, size, at, page: None, digests, table, stored, adopts: false }
+        let (at, stored, gather) = (0, 0, Gather::default());
+        let (sealer, page, adopts) = (None, None, false);
+        Self { disk, image, sidecar, seed, sealer, size, at, page, digests, table, stored, gather, adopts }
     }
 
     /// The same, sealed at rest by the newest key on the ring of the store's writer. Before the first byte.
@@ -79,7 +83,7 @@ impl BaseWriter {
         Arc::clone(&self.image)
     }
 
-    /// Bytes that took room in the image.
+    /// Bytes that take room in the image, the few that are not written yet too.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
         self.stored
@@ -171,6 +175,7 @@ impl BaseWriter {
     pub fn finish(mut self, storage: &dyn Storage, lsn: Lsn) -> Result<Root, MediaError> {
         self.zeros(self.size - self.at, lsn)?;
         self.close_page()?;
+        self.gather.write(self.image.as_ref())?;
         self.sidecar.sync()?;
         self.image.sync()?;
         let root = write_table(storage, self.disk, FIRST_GENERATION, (self.size, self.layout()), &self.digests)?;
@@ -180,7 +185,7 @@ impl BaseWriter {
 
     fn store(&mut self, begin: u64, data: &[u8], from: usize) -> Result<(), MediaError> {
         if from < data.len() && !self.adopts {
-            self.image.write_all_at(begin + from as u64, &data[from..])?;
+            self.gather.add(self.image.as_ref(), begin + from as u64, &data[from..])?;
             self.stored += (data.len() - from) as u64;
         }
         Ok(())

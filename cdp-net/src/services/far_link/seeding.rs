@@ -2,10 +2,10 @@
 
 use super::task::Command;
 use super::{Shared, State, lock};
-use crate::far::{PIECE, SeedHandle, SeedWay};
+use crate::far::{SeedHandle, SeedWay};
 use crate::services::seeds::{Home, SEED_BYTES, of_data, of_zeros};
 use bytes::Bytes;
-use cdp_core::frame::EncodedFrame;
+use cdp_core::frame::{EncodedFrame, Encoder};
 use cdp_core::types::{DiskId, Lsn};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -28,15 +28,14 @@ pub(super) struct Way {
     /// Numbers of seeds that were given and are not known to be taken, and what of the disk each is.
     under_way: VecDeque<(u64, u64)>,
     under_way_bytes: u64,
-    /// Reused.
-    buffers: Vec<Vec<u8>>,
+    encoder: Encoder,
 }
 
 impl Way {
     pub(super) fn new(shared: Arc<Shared>, disk: DiskId, position: u64, handle: SeedHandle) -> Self {
         let session = lock(&shared.state).session;
-        let (under_way, buffers) = (VecDeque::new(), Vec::new());
-        Self { shared, handle, disk, session, at: position, under_way, under_way_bytes: 0, buffers }
+        let (under_way, encoder) = (VecDeque::new(), Encoder::new());
+        Self { shared, handle, disk, session, at: position, under_way, under_way_bytes: 0, encoder }
     }
 
     /// Waits until no more than `most` bytes are on their way. `false`: the session has ended, or the copy is to end.
@@ -91,23 +90,24 @@ fn wait<'a>(shared: &Shared, state: MutexGuard<'a, State>) -> MutexGuard<'a, Sta
 }
 
 impl SeedWay for Way {
-    fn buffer(&mut self) -> Vec<u8> {
-        self.buffers.pop().unwrap_or_else(|| vec![0; PIECE as usize])
-    }
-
-    fn data(&mut self, buffer: Vec<u8>, length: usize, lsn: Lsn) -> bool {
+    fn data(&mut self, data: Vec<Bytes>, lsn: Lsn) -> bool {
         let Some(home) = self.home() else { return false };
-        let given = buffer[..length].chunks(SEED_BYTES as usize).all(|piece| {
-            let frame = of_data(home, self.at, Bytes::copy_from_slice(piece), lsn);
-            frame.is_some_and(|frame| self.give(frame, piece.len() as u64))
-        });
-        self.buffers.push(buffer);
-        given
+        data.into_iter().all(|mut data| {
+            while !data.is_empty() {
+                let piece = data.split_to(data.len().min(SEED_BYTES as usize));
+                let bytes = piece.len() as u64;
+                let frame = of_data(&mut self.encoder, home, self.at, piece, lsn);
+                if !frame.is_some_and(|frame| self.give(frame, bytes)) {
+                    return false;
+                }
+            }
+            true
+        })
     }
 
     fn zeros(&mut self, length: u64, lsn: Lsn) -> bool {
         let Some(home) = self.home() else { return false };
-        let frame = of_zeros(home, self.at, length, lsn);
+        let frame = of_zeros(&mut self.encoder, home, self.at, length, lsn);
         self.give(frame, length)
     }
 

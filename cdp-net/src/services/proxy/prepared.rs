@@ -11,8 +11,11 @@ use cdp_core::types::{GroupId, MonoTime, Position, Timeline};
 use std::collections::VecDeque;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// A window at most, in bytes.
-const WINDOW_MAX: u64 = 16 << 20;
+/// A window at most, in bytes: what is written again within it goes once. Of pages of which a fifth gets four fifths of all writes, 64 MiB
+/// leave half of what 16 MiB do.
+const WINDOW_MAX: u64 = 64 << 20;
+/// Bytes in preparation at most: a window that is gathered, one that is being packed, and what of one is packed and not sent.
+const INSIDE_MAX: u64 = 160 << 20;
 
 /// See the module's text.
 pub(super) struct Prepared {
@@ -67,7 +70,14 @@ impl Prepared {
             Mode::Raw | Mode::Pass => 0,
         };
         let usual = Options::new(self.of.0, self.of.1);
-        Prepare::new(Options { have: self.have, zstd: self.zstd, level_max, whole: !self.known, ..usual })
+        Prepare::new(Options {
+            have: self.have,
+            inside_bytes_max: INSIDE_MAX,
+            zstd: self.zstd,
+            level_max,
+            whole: !self.known,
+            ..usual
+        })
     }
 
     /// A frame came.
@@ -150,7 +160,7 @@ impl Prepared {
         self.prepare.set_unsent(status.below.bytes.saturating_sub(status.below.far_bytes));
         self.prepare.set_window((bounds.window_bytes / 4).min(WINDOW_MAX));
         // A source without credit sends nothing more for which it would be worth to wait.
-        if status.waiting_bytes > bounds.window_bytes / 2 {
+        if status.waiting_bytes > bounds.window_bytes / 4 * 3 {
             self.prepare.flush();
         }
     }

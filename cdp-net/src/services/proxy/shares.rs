@@ -13,8 +13,8 @@ const AHEAD_MAX: u64 = 16 << 20;
 /// The least share of memory where there is no disk, and the least of disk: the longest write and two frames have room in what is held.
 const MEMORY_MIN: u64 = 64 << 20;
 const DISK_MIN: u64 = 80 << 20;
-/// Credit of a source at most, in bytes: more fills no line that there is.
-const WINDOW_MAX: u64 = 64 << 20;
+/// Credit of a source at most, in bytes: four windows of what is coalesced.
+const WINDOW_MAX: u64 = 256 << 20;
 
 /// See the module's text. Clones share it.
 #[derive(Clone, Debug)]

@@ -270,11 +270,7 @@ impl Task {
             let is_over = || current.load(Ordering::Relaxed) != session;
             let write = |number, seed: Seed| {
                 held.calls.copy(seed.disk, number, seed.offset, |copy| match seed.piece {
-                    Piece::Data(data) => {
-                        let mut buffer = copy.buffer();
-                        buffer[..data.len()].copy_from_slice(&data);
-                        copy.data(buffer, data.len(), seed.lsn)
-                    }
+                    Piece::Data(data) => copy.data(data, seed.lsn),
                     Piece::Zeros(length) => copy.zeros(length, seed.lsn),
                 });
             };
@@ -318,6 +314,7 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cdp_core::frame::Encoder;
     use cdp_core::types::{DiskId, GroupId};
     use std::cell::Cell;
 
@@ -325,7 +322,11 @@ mod tests {
     fn seeds_of_a_session_that_is_over_are_not_written_into_the_next_copy() {
         let group = GroupId::new([1; 16]).unwrap();
         let home = seeds::Home { group, timeline: Timeline::new([2; 16]).unwrap(), disk: DiskId::new(1).unwrap() };
-        let seed = |at: u64| seeds::of_data(home, at << 12, Bytes::from(vec![at as u8 + 1; 4096]), Lsn(1)).unwrap();
+        let mut encoder = Encoder::new();
+        let mut seed = |at: u64| {
+            let data = Bytes::from(vec![at as u8 + 1; 4096]);
+            seeds::of_data(&mut encoder, home, at << 12, data, Lsn(1)).unwrap()
+        };
         let current = Cell::new(7);
         let (mut written, mut taken) = (Vec::new(), Vec::new());
         let told = |number| {
@@ -336,7 +337,7 @@ mod tests {
             }
             true
         };
-        copy((0..4).map(seed), || current.get() != 7, |number, _| written.push(number), told);
+        copy((0..4).map(&mut seed), || current.get() != 7, |number, _| written.push(number), told);
         assert_eq!((written, taken), (vec![1, 2], vec![1, 2]));
     }
 }
