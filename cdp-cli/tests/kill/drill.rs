@@ -3,8 +3,8 @@
 use crate::Dice;
 use crate::aim::Aim;
 use crate::command::Protection;
-use crate::support::{Answer, cdp, wait_for};
 use crate::sessions::Sessions;
+use crate::support::{Answer, cdp, wait_for};
 use crate::writers::{LOADED, Writers};
 use cdp_core::capture::LogContents;
 use cdp_core::journal::read_manifest;
