@@ -2,13 +2,11 @@
 
 use crate::exit::{Exit, Failure};
 use cdp_core::trust::{KeyError, KeyHolder, WrappingKey};
-use std::io::Read;
+use cdp_net::key_file::{self, KeyFileError};
 use std::path::Path;
 
 /// The variable that has the key as 64 hexadecimal digits.
 const VARIABLE: &str = "CDP_KEY";
-/// No key file is longer, in bytes: 64 digits and white space.
-const FILE_MAX: u64 = 1 << 10;
 
 /// The key that was given, if any was.
 ///
@@ -33,12 +31,11 @@ pub fn given(file: Option<&Path>) -> Result<KeyHolder, Failure> {
 /// # Errors
 /// When it cannot be read or holds no key.
 pub fn read(path: &Path) -> Result<WrappingKey, Failure> {
-    let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(FILE_MAX).read_to_end(&mut bytes));
-    let name = path.display();
-    read.map_err(|error| Failure::new(Exit::Failed, "key-file", format!("cannot read the key file {name}: {error}")))?;
-    WrappingKey::parse(&bytes).map_err(|error| {
-        let hint = "make one with: head -c 32 /dev/urandom > FILE";
-        Failure::new(Exit::Usage, "key-malformed", format!("{name}: {error}")).hint(hint)
+    key_file::read(path).map_err(|error| {
+        let (exit, code) = match error {
+            KeyFileError::Read { .. } => (Exit::Failed, "key-file"),
+            KeyFileError::Content { .. } => (Exit::Usage, "key-malformed"),
+        };
+        Failure::new(exit, code, error.to_string()).hint(error.hint())
     })
 }

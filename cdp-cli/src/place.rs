@@ -137,7 +137,16 @@ mod tests {
         assert!(wrong.way().unwrap_err().message.contains("no HOST:PORT"));
         let directory = tempfile::tempdir().unwrap();
         let peer = vec![Fingerprint([7; 32])];
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        // With the reason, which is what somebody can act on.
+        let failure = Place { state: Some(file), peer: peer.clone(), ..far.clone() }.way().unwrap_err();
+        assert!(failure.message.contains("File exists") && failure.hint.is_some(), "{failure}");
         let state = Some(directory.path().join("state"));
+        let none = Some(directory.path().join("ticket"));
+        let failure =
+            Place { state: state.clone(), peer: peer.clone(), ticket: none, ..far.clone() }.way().unwrap_err();
+        assert!(failure.message.contains("No such file") && failure.hint.is_some(), "{failure}");
         let nameless = Place { dir: "cdp://127.0.0.1:1".into(), state, peer, ticket: None };
         assert!(nameless.way().unwrap_err().message.contains("names no group"));
     }

@@ -13,6 +13,7 @@ pub mod far;
 pub mod file_device;
 pub mod host;
 pub mod keeper;
+pub mod key_file;
 #[cfg(feature = "services")]
 pub mod link;
 pub mod moment;

@@ -93,6 +93,9 @@ fn an_identity_is_made_once_and_a_ticket_says_what_was_asked() {
     let mut arguments = vec!["ticket", "--ticket-key", &keys_text, "--tenant", "acme", "--certificate", &fingerprint];
     cdp(&arguments).failed(2, "usage");
     arguments.extend(["--route", "target-1", "--valid", "1h", "--connections", "3", "--limit", "1MiB"]);
+    // Nobody could keep anything under a name that is no directory's.
+    let strange: Vec<_> = arguments.iter().map(|argument| if *argument == "acme" { "a/b" } else { argument }).collect();
+    cdp(&strange).failed(2, "usage");
     let made = cdp(&arguments).done();
     let file = place.path("a.ticket");
     std::fs::write(&file, made["ticket"].as_str().unwrap()).unwrap();

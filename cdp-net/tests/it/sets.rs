@@ -23,6 +23,9 @@ const WRITERS: usize = 4;
 const BLOCK: usize = 4096;
 const DISK: usize = 1 << 20;
 
+/// What each writer had written last at a common point, on the one disk and on the other.
+type Ledger = ([u64; WRITERS], [u64; WRITERS]);
+
 struct Side {
     _directory: tempfile::TempDir,
     replica: PathBuf,
@@ -194,9 +197,11 @@ fn cuts_over(meet: impl FnOnce(&[Side; 2], SetId, &cdp_net::sets::Reports) -> (B
     );
     assert!(ledgers.len() >= 2, "too few cuts are common points to tell anything: {ended:?}");
     assert!(counts.iter().any(|counts| counts.held > 0), "writes were withheld: {counts:?}");
-    // What is compared would show what must not be: the sides at two different cuts are not of one moment.
-    let mixed = ledgers.windows(2).filter(|two| is_causal(&two[0].0, &two[1].1)).count();
-    assert_eq!(mixed, 0, "a ledger that is mixed of two cuts is found out");
+    // What is compared would show what must not be: the sides at two different cuts are not of one moment. Where nobody wrote on
+    // between the two, which a busy machine may bring about, they are.
+    let wrote_on = |two: &&[Ledger]| two[0].0.iter().zip(&two[1].0).any(|(before, after)| *after > before + 1);
+    let mixed: Vec<_> = ledgers.windows(2).filter(wrote_on).map(|two| is_causal(&two[0].0, &two[1].1)).collect();
+    assert!(mixed.contains(&false) && !mixed.contains(&true), "a ledger that is mixed of two cuts is found out");
 }
 
 /// Nobody tells it to go on: it goes on by its own clock.

@@ -1,6 +1,7 @@
 //! What a configuration must hold beside being TOML.
 
 use super::{Config, ConfigError, FilterConfig, FilterGroup, SetConfig};
+use crate::link::pin::Fingerprint;
 use crate::services::url::CdpUrl;
 use cdp_core::capture::QUEUE_BYTES_MIN;
 use cdp_core::link::message::DATA_CONNECTIONS_MAX;
@@ -92,8 +93,7 @@ fn peers(config: &Config) -> Result<(), ConfigError> {
     for peer in &config.peers {
         let place = format!("peer {:?}", peer.name);
         name(&place, &peer.name)?;
-        let digits = peer.fingerprint.strip_prefix("sha256:");
-        if !digits.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|digit| digit.is_ascii_hexdigit())) {
+        if peer.fingerprint.parse::<Fingerprint>().is_err() {
             return wrong(
                 place,
                 "its fingerprint is not \"sha256:\" and 64 hexadecimal digits, as `cdp identity` prints it",

@@ -3,22 +3,20 @@
 use super::frames::WINDOW;
 use super::{ReplicaHost, ReplicaHostOptions};
 use crate::keeper::KeeperOptions;
+use crate::key_file::{self, KeyFileError};
 use crate::link::listener::AcceptOptions;
 use crate::services::config::{Config, ReplicaHostConfig};
 use crate::services::door::{BehindGateway, Judge};
 use crate::services::role::{Context, DoorReport, Drained, Held, Report, Role, RoleError};
 use crate::services::tickets::TicketFileError;
-use cdp_core::trust::{KeyHolder, WrappingKey};
-use std::fs::{DirBuilder, File};
-use std::io::Read;
+use cdp_core::trust::KeyHolder;
+use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
-/// No key file is longer, in bytes: 64 digits and white space.
-const KEY_FILE_MAX: u64 = 1 << 10;
 /// Connections of a group: one that asks, one that reads, and those of its frames.
 const CONNECTIONS_OF_GROUP: usize = 8;
 
@@ -43,17 +41,6 @@ fn table(config: &Config) -> Result<&ReplicaHostConfig, RoleError> {
     config.replica_host.as_ref().ok_or_else(|| RoleError::new("there is no table [replica-host]"))
 }
 
-/// The key in a file.
-fn key_of(path: &Path) -> Result<WrappingKey, RoleError> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(KEY_FILE_MAX).read_to_end(&mut bytes));
-    read.map_err(|error| RoleError::new(format!("cannot read the key file {}: {error}", path.display())))?;
-    WrappingKey::parse(&bytes).map_err(|error| {
-        RoleError::new(format!("{}: {error}", path.display()))
-            .hint("make one with: (umask 077; head -c 32 /dev/urandom > FILE)")
-    })
-}
-
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
 fn wrong_keys(error: TicketFileError) -> RoleError {
     RoleError::new(format!("replica-host.ticket-key: {error}"))
@@ -66,7 +53,9 @@ fn judge_by(path: &Path) -> Result<Judge, RoleError> {
 impl Role for ReplicaHostRole {
     fn start(config: &Config, context: &Context) -> Result<Self, RoleError> {
         let table = table(config)?;
-        let key: KeyHolder = table.key_file.as_deref().map(key_of).transpose()?.into();
+        let key = table.key_file.as_deref().map(key_file::read).transpose();
+        let wrong = |error: KeyFileError| RoleError::new(format!("replica-host.key-file: {error}")).hint(error.hint());
+        let key: KeyHolder = key.map_err(wrong)?.into();
         let judge = table.ticket_key.as_deref().map(judge_by).transpose()?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&table.directory);
         made.map_err(|error| RoleError::new(format!("cannot make {}: {error}", table.directory.display())))?;
