@@ -116,7 +116,7 @@ enum Life {
 /// *Guest's path*: [`submit`](Self::submit), [`complete`](Self::complete), [`withdraw`](Self::withdraw),
 /// [`flush_begin`](Self::flush_begin), [`flushed`](Self::flushed). *Answers to outputs*: [`log_written`](Self::log_written),
 /// [`log_removed`](Self::log_removed), [`reread_done`](Self::reread_done), [`stored`](Self::stored), [`durable`](Self::durable),
-/// [`set_room`](Self::set_room), [`watchdog`](Self::watchdog). *Orders*:
+/// [`set_room`](Self::set_room), [`watchdog`](Self::watchdog), [`passed_by`](Self::passed_by). *Orders*:
 /// [`mark`](Self::mark), [`set_points`](Self::set_points), [`seed_done`](Self::seed_done), [`full_check`](Self::full_check), [`pause`](Self::pause),
 /// [`resume`](Self::resume), [`detach`](Self::detach), [`attach`](Self::attach), [`fork`](Self::fork),
 /// [`set_bounds`](Self::set_bounds), [`add_disk`](Self::add_disk), [`disk_seeded`](Self::disk_seeded),

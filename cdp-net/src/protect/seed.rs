@@ -75,7 +75,7 @@ pub(super) fn run(seed: &Seed<'_>) -> Result<bool, Problem> {
         match copy.end()? {
             SeedEnd::Whole => return Ok(true),
             SeedEnd::Stopped | SeedEnd::Again if seed.stop.load(Ordering::Relaxed) => return Ok(false),
-            // Where it was not stopped from here, who keeps the replica has ended: another one begins again.
+            // Where it was not stopped from here, the line was cut, or who keeps the replica has ended: it goes on where it is durable.
             SeedEnd::Stopped | SeedEnd::Again => {
                 seed.progress.done.store(before, Ordering::Relaxed);
                 pause(seed.stop, RETRY);

@@ -394,17 +394,18 @@ mod tests {
     #[test]
     fn who_waits_has_the_next_turn() {
         let turns = Turns::new(0);
-        let add = |many: u32| (0..many).for_each(|_| *turns.turn() += 1);
+        let adds = || (0..1000).for_each(|_| *turns.turn() += 1);
+        let guest = || match turns.guest(|_| ()) {
+            Ok(mut turn) => *turn += 1,
+            Err(()) => unreachable!("nobody hangs"),
+        };
+        let guests = || (0..1000).for_each(|_| guest());
         std::thread::scope(|scope| {
             let turn = turns.turn();
-            (0..4).for_each(|_| _ = scope.spawn(|| add(1000)));
-            (0..4).for_each(|_| {
-                scope.spawn(|| {
-                    for _ in 0..1000 {
-                        *turns.guest(|_| ()).unwrap_or_else(|()| unreachable!("nobody hangs")) += 1;
-                    }
-                });
-            });
+            for _ in 0..4 {
+                scope.spawn(adds);
+                scope.spawn(guests);
+            }
             drop(turn);
         });
         assert_eq!(*turns.turn(), 8000);
