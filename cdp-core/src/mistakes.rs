@@ -46,6 +46,10 @@ pub enum Mistake {
     ResyncEndsEarly,
     /// A write that failed at the source is not read again.
     FailureForgotten,
+    /// What was read again, or copied, is laid over what guests wrote meanwhile.
+    CopyOverWrites,
+    /// What was lent to a proxy that is lost is not read again.
+    LentForgotten,
     /// A relay says of what its disk has that it is durable.
     StoredIsDurable,
     /// A member of a consistency set keeps what it was cut at, whatever the taker was told.

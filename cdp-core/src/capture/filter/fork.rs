@@ -12,6 +12,7 @@ use super::{Doubt, Filter, Life, Window};
 use crate::capture::options::DiskSpec;
 use crate::capture::output::Event;
 use crate::frame::{Note, RecordKind, ResyncReason};
+use crate::mistakes::{self, Mistake};
 use crate::types::{Extent, Lsn, Now, Timeline};
 
 /// What was lost on the far side.
@@ -130,7 +131,9 @@ impl Filter {
                         self.mend.mark(disk, extent);
                     }
                 }
-                lent.into_iter().for_each(|(disk, extent)| self.mend.mark(disk, extent));
+                if !mistakes::is(Mistake::LentForgotten) {
+                    lent.into_iter().for_each(|(disk, extent)| self.mend.mark(disk, extent));
+                }
             }
             // Repairs have no LSN of their own in the log, and what is compared need not be marked there.
             (Fork::Lent, None) if self.doubt.is_some() => self.distrust_everything(),

@@ -5,6 +5,7 @@ use crate::capture::mend::Active;
 use crate::capture::options::{PART_COST, REREAD_BYTES_MAX};
 use crate::capture::output::{Event, Failed, Reread, RereadToken};
 use crate::frame::{Part, Payload, RecordKind, ResyncReason};
+use crate::mistakes::{self, Mistake};
 use crate::types::{Extent, Lsn, MonoTime, Now, PART_MAX, WallTime};
 use bytes::Bytes;
 
@@ -126,7 +127,10 @@ impl Filter {
         for payload in changed {
             let extent = payload.extent();
             let parts = payload.into_parts(RecordKind::Repair, id, Lsn::ZERO, WallTime(0));
-            let untouched = active.untouched(extent);
+            let untouched = match mistakes::is(Mistake::CopyOverWrites) {
+                true => vec![extent],
+                false => active.untouched(extent),
+            };
             let records = if untouched == [extent] { vec![parts.collect()] } else { cut(parts, &untouched) };
             for parts in records {
                 let time = self.stamp(now);

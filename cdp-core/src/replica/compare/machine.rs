@@ -323,7 +323,8 @@ impl<K: Copy + Ord> Compare<K> {
             }
             Answer::NotYet | Answer::Hashes(_) => {}
         }
-        look.due = now.after(NOT_YET_NS);
+        // It is there, and answers: what is lost next is waited for as if it were the first.
+        (look.due, look.patience_ns) = (now.after(NOT_YET_NS), self.options.patience_ns);
         self.asks_out.insert((look.due, id.0));
         match answer {
             Answer::Hashes(hashes) => Err(BadAnswer { expected, found: hashes.len() }),

@@ -361,6 +361,24 @@ fn what_is_no_range_is_refused() {
 }
 
 #[test]
+fn what_is_lost_after_a_side_was_not_there_yet_for_long_is_asked_again_as_soon_as_at_first() {
+    let options = CompareOptions::default();
+    let mut compare = Compare::new(options);
+    let mut now = MonoTime(1);
+    compare.begin(0, disk(1), Extent::new(0, 4096), Lsn(1)).unwrap();
+    for _ in 0..20 {
+        let ask = std::iter::from_fn(|| compare.poll(now)).find_map(|output| match output {
+            Output::Ask(ask) => Some(ask),
+            _ => None,
+        });
+        compare.answered(now, ask.expect("it is asked again").id, Answer::NotYet).unwrap();
+        now = compare.next_deadline().expect("it is to be asked again");
+    }
+    while compare.poll(now).is_some() {}
+    assert_eq!(compare.next_deadline(), Some(now.after(options.patience_ns)));
+}
+
+#[test]
 fn a_side_that_cannot_read_ends_the_range() {
     let mut compare = Compare::new(CompareOptions::default());
     let now = MonoTime(1);

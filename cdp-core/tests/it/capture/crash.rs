@@ -19,7 +19,7 @@ pub enum End {
 pub struct Left {
     world: World,
     /// Of the replica at the fork.
-    base: Vec<Tags>,
+    pub base: Vec<Tags>,
     pub fork: Lsn,
     /// If there is one and it is to be believed.
     pub log: Option<LogContents>,
@@ -105,6 +105,13 @@ fn tear_log(world: &mut World) {
         let at = world.rng.below(world.log_file.len() as u64) as usize;
         world.log_file[at] ^= 1 << world.rng.below(8);
     }
+}
+
+/// The machine comes back, and nothing is at the replica: the group begins again, whatever log lies around.
+pub fn begin_again(world: World, hostility: Hostility, timeline: Timeline) -> World {
+    let base = world.disks.iter().map(|disk| vec![0; disk.content.len()]).collect();
+    let options = FilterOptions { timeline, start: Start::First, log_generation_least: 0, ..world.options };
+    World::new(world.rng, hostility, world.disks, base, options)
 }
 
 impl Left {

@@ -16,7 +16,7 @@ pub const S: u64 = 1_000_000_000;
 
 mod change;
 mod far;
-pub use far::History;
+pub use far::{History, Order, Piece};
 mod fork;
 mod guest;
 mod host;
@@ -37,6 +37,8 @@ pub struct Hostility {
     pub clock_steps: bool,
     /// Ops that are large, one in so many.
     pub large_one_in: u64,
+    /// No op is longer, in sectors.
+    pub sectors_max: u64,
     /// Disks join, change their size and leave.
     pub disks_change: bool,
     /// The far side cannot continue the order: at one look in so many; 0: never.
@@ -163,7 +165,14 @@ pub struct World {
     pub events: Vec<Event>,
     pub bytes_reread: u64,
     pub trace: u64,
-    seeds_left: usize,
+    /// First copies of the group that are not through.
+    pub seeds_left: usize,
+    /// For whoever has the replica, where that is elsewhere.
+    pub orders: VecDeque<Order>,
+    /// What was handed to the filter to be repaired, and how many frames there were then.
+    repaired: Vec<(usize, Extent, usize)>,
+    /// What was durable when the first frame was lent of those that are.
+    lent_since: Option<Lsn>,
     /// Sectors that a record covers: the base below them is not seen.
     covered: Vec<Vec<bool>>,
 }
@@ -238,6 +247,9 @@ impl World {
             bytes_reread: 0,
             trace: 0,
             seeds_left: 0,
+            orders: VecDeque::new(),
+            repaired: Vec::new(),
+            lent_since: None,
             covered: Vec::new(),
         };
         world.covered = world.disks.iter().map(|disk| vec![false; disk.content.len()]).collect();
@@ -250,7 +262,9 @@ impl World {
         }
         if let Start::First = world.options.start {
             world.seeds_left = world.disks.len();
-            (0..world.disks.len()).for_each(|disk| world.later(5 * MS, Ev::SeedStep(disk, 0)));
+            if !hostility.far {
+                (0..world.disks.len()).for_each(|disk| world.later(5 * MS, Ev::SeedStep(disk, 0)));
+            }
         }
         if hostility.clock_steps {
             world.later(S, Ev::ClockStep);
@@ -303,6 +317,7 @@ impl World {
         assert!(status.settled <= status.lsn && status.restorable <= status.durable);
         assert!(status.restorable <= status.settled.max(self.forked_at));
         assert!(status.lent.is_some() || status.lent_bytes == 0);
+        self.lent_since = self.lent_since.filter(|_| status.lent.is_some());
         assert!(status.queued_bytes <= status.queue_bytes_max + (64 << 10), "the queue keeps its bound: {status:?}");
         call
     }
@@ -414,12 +429,20 @@ impl World {
             Output::Lend(lsn) => {
                 assert!(lsn <= self.stored, "only what a proxy has is lent");
                 self.lends += 1;
+                if self.hostility.far {
+                    self.orders.push_back(Order::Lend(lsn));
+                    self.lent_since.get_or_insert(self.applied_through);
+                }
             }
             Output::Event(event) => {
                 if let Event::Log(trust) = event {
                     self.told = self.told.max(trust.least());
-                    let slow = self.unlucky(self.hostility.log_fails_one_in);
-                    self.later(if slow { 8 * S } else { 5 * MS }, Ev::Trusted(trust.least()));
+                    if self.hostility.far {
+                        self.orders.push_back(Order::Trust(trust.least()));
+                    } else {
+                        let slow = self.unlucky(self.hostility.log_fails_one_in);
+                        self.later(if slow { 8 * S } else { 5 * MS }, Ev::Trusted(trust.least()));
+                    }
                 }
                 self.disk_changed(&event);
                 self.events.push(event);
@@ -454,29 +477,5 @@ impl World {
         let change = self.changes.iter_mut().find(waiting).expect("a zero or discard went");
         assert_eq!((change.disk, change.extent), (disk, extent));
         change.lsn = Some(lsn);
-    }
-
-    /// No running op lies at or below what the last frame calls settled.
-    fn check_settled(&self) {
-        let settled = self.frames.last().expect("a frame").settled;
-        for op in self.ops.values().filter(|op| op.running) {
-            let change = self.change_of_op.get(&op.sequence).and_then(|at| self.changes[*at].lsn);
-            assert!(change.is_none_or(|lsn| lsn > settled), "an op that runs is settled");
-        }
-    }
-
-    fn check_waits(&mut self) {
-        let open: Vec<(u64, usize, Extent)> = self.ops.values().map(|op| (op.sequence, op.disk, op.extent)).collect();
-        for op in self.ops.values_mut().filter(|op| !op.running) {
-            let blocked = open.iter().any(|(sequence, disk, extent)| {
-                *sequence < op.sequence && *disk == op.disk && extent.overlaps(&op.extent)
-            });
-            if blocked {
-                op.unblocked = self.now;
-            }
-            let waited = self.now - op.submitted.max(op.unblocked);
-            let (write, removal) = (self.options.log_wait_ns_max, self.options.log_remove_ns_max);
-            assert!(waited <= write + removal, "a guest waits {waited} ns for the log");
-        }
     }
 }

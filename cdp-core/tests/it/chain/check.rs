@@ -5,8 +5,9 @@ use crate::capture::disk::{Tags, tags_of};
 use crate::capture::model;
 use crate::capture::rng::Rng;
 use crate::capture::world::History;
-use cdp_core::frame::Part;
+use cdp_core::frame::{Part, ResyncReason};
 use cdp_core::journal::PointsMode;
+use cdp_core::replica::catalogue::LossReason;
 use cdp_core::replica::{Replica, ReplicaView};
 use cdp_core::types::{Lsn, SECTOR, Timeline};
 
@@ -25,6 +26,11 @@ pub fn look(group: &Group, rng: &mut Rng) -> u64 {
             assert!(branch.ranges().is_empty(), "nobody wrote timeline {}", branch.timeline);
             continue;
         };
+        if group.host.forked.contains(&branch.timeline) && branch.frontier().lsn > Lsn::ZERO {
+            let reason = branch.gaps().first().map(|gap| gap.reason);
+            let said = reason == Some(LossReason::Resync(ResyncReason::LentLost));
+            assert!(said, "what was lost with a proxy is said to be {reason:?}");
+        }
         let mut lsns: Vec<Lsn> = Vec::new();
         for range in branch.ranges() {
             let (from, to) = (range.from(), range.to());

@@ -1,14 +1,22 @@
 //! The filter's host: guests, filter and activity log as the capture tests have them, and the link's source end.
 
-use super::part::{In, MS, Out, Part, S, Side};
-use crate::capture::crash::{End, fall, left};
-use crate::capture::world::{History, Hostility, World};
-use cdp_core::capture::{Fork, Room};
+mod copies;
+
+use self::copies::Copies;
+use super::calls::{Ask, Begun, Reply};
+use super::part::{FRAME, In, MS, Out, Part, S, Side};
+use crate::capture::crash::{End, begin_again, fall, left};
+use crate::capture::world::{History, Hostility, Order, World, index};
+use cdp_core::capture::{Fork, QUEUE_BYTES_MIN, RereadToken, Room};
 use cdp_core::frame::{Compression, EncodedFrame, Encoder};
 use cdp_core::link::message::{Code, FarRoom, Features, Message};
 use cdp_core::link::source::{SourceEffect, SourceEnd, SourceOptions};
+use cdp_core::replica::compare::{Compare, CompareOptions, Outcome, Output};
 use cdp_core::types::{GroupId, Lsn, MonoTime, Position, Timeline};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Bytes of frames that are kept, at most: the filter's queue, with what frames take beside what they carry.
+const KEPT: u64 = QUEUE_BYTES_MIN + QUEUE_BYTES_MIN / 8;
 
 /// What the host is doing.
 pub enum Life {
@@ -28,6 +36,11 @@ pub struct Host {
     encoder: Encoder,
     /// Frames that are not durable, under their keys.
     kept: BTreeMap<u64, EncodedFrame>,
+    kept_bytes: u64,
+    copies: Copies,
+    compare: Compare<RereadToken>,
+    /// Ranges that wait to be compared.
+    doubtful: VecDeque<Order>,
     /// Frames of the world that were offered.
     offered: usize,
     /// A new timeline is wanted, and was asked for.
@@ -38,6 +51,9 @@ pub struct Host {
     left: VecDeque<Out>,
     /// What happened on the timelines before.
     pub histories: Vec<History>,
+    /// Timelines that a filter went on under.
+    pub forked: BTreeSet<Timeline>,
+    lends: u64,
     /// The last LSN that was called durable.
     pub durable: Lsn,
     pub forks: u32,
@@ -49,13 +65,16 @@ impl Host {
         let now = MonoTime(world.now);
         let end = source(now, group, world.options.timeline, (connections, 0, seed));
         Self {
-            life: Life::Up(Box::new(world)),
             group,
             connections,
             hostility,
             end,
             encoder: Encoder::new(),
             kept: BTreeMap::new(),
+            kept_bytes: 0,
+            copies: Copies::new(copies::all(&world)),
+            compare: comparison(),
+            doubtful: VecDeque::new(),
             offered: 0,
             forking: false,
             asked: false,
@@ -63,8 +82,11 @@ impl Host {
             seed,
             left: VecDeque::new(),
             histories: Vec::new(),
+            forked: BTreeSet::new(),
+            lends: 0,
             durable: Lsn::ZERO,
             forks: 0,
+            life: Life::Up(Box::new(world)),
         }
     }
 
@@ -96,36 +118,128 @@ impl Host {
         fall(&mut world, end);
         self.life = Life::Down(world);
         self.kept.clear();
+        self.kept_bytes = 0;
+        self.compare = comparison();
+        self.doubtful.clear();
         self.left.clear();
         (self.forking, self.asked) = (false, false);
     }
 
-    /// The replica has opened `timeline`, which forks from `parent` at `fork`: a start, or the filter that runs goes on there.
-    pub fn begin(&mut self, timeline: Timeline, parent: Timeline, fork: Lsn) {
-        match std::mem::replace(&mut self.life, Life::Between) {
-            Life::Down(world) => {
+    /// The replica has opened `timeline`: a start, or the filter that runs goes on there.
+    pub fn begin(&mut self, timeline: Timeline, begun: Begun) {
+        match (std::mem::replace(&mut self.life, Life::Between), begun.after) {
+            (Life::Down(world), None) => {
                 self.histories.push(world.history_so_far());
-                let world = left(*world, fork).restart_on(self.hostility, timeline, parent);
+                let world = begin_again(*world, self.hostility, timeline);
+                self.copies = Copies::new(copies::all(&world));
                 self.life = Life::Up(Box::new(world));
             }
-            Life::Up(mut world) => {
+            (Life::Down(mut world), Some((parent, fork))) => {
+                self.histories.push(world.history_so_far());
+                world.trusted(begun.least);
+                let mut left = left(*world, fork);
+                for (disk, base) in begun.bases {
+                    if self.copies.is_uncopied(disk) {
+                        left.base[index(disk)] = base;
+                    }
+                }
+                let mut world = left.restart_on(self.hostility, timeline, parent);
+                world.seeds_left = begun.uncopied.len();
+                self.copies = Copies::new(begun.uncopied);
+                self.life = Life::Up(Box::new(world));
+            }
+            (Life::Up(mut world), after) => {
+                let (_, fork) = after.expect("only a start finds nothing");
                 self.histories.push(world.history_so_far());
                 let now = MonoTime(world.now);
                 self.end.stop(now);
                 self.drain_end();
                 world.far_durable(fork);
+                let (before, lost) = (world.dirty_bytes(), world.lost_bytes(fork));
                 world.fork_at(timeline, fork, Fork::Lent);
+                let after = world.dirty_bytes();
+                // Only where ranges are kept it is known which were lost.
+                let exact = !world.options.keeps_ranges || after <= before + lost;
+                assert!(exact, "{after} bytes are read again, {before} were dirty and {lost} are lost");
+                self.forked.insert(timeline);
+                self.copies.session_changed(false);
                 self.life = Life::Up(world);
                 self.forks += 1;
             }
-            Life::Between => unreachable!("it was put back"),
+            (Life::Between, _) => unreachable!("it was put back"),
         }
         let now = MonoTime(self.any_world().now);
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.end = source(now, self.group, timeline, (self.connections, self.attempt, self.seed));
         self.kept.clear();
-        (self.offered, self.durable) = (0, Lsn::ZERO);
+        (self.offered, self.durable, self.kept_bytes) = (0, Lsn::ZERO, 0);
         (self.forking, self.asked) = (false, false);
+    }
+
+    /// What it asked the replica is answered.
+    pub fn answered(&mut self, now: MonoTime, ask: Ask, reply: Reply) {
+        let Life::Up(world) = &mut self.life else { return };
+        world.step(now.0);
+        match (ask, reply) {
+            (Ask::Trust { least }, Reply::Done) => world.trusted(least),
+            (Ask::Copy { disk, .. }, Reply::Copy { attempt, position }) => self.copies.begun(disk, attempt, position),
+            (Ask::Copied { disk, attempt }, Reply::Copied(whole)) => self.copies.ended(world, (disk, attempt), whole),
+            (Ask::Hashes(_), Reply::Hashes(id, answer)) => {
+                self.compare.answered(now, id, answer).expect("as many hashes as were asked for");
+            }
+            (ask, reply) => unreachable!("{ask:?} is answered by {reply:?}"),
+        }
+    }
+
+    /// How often frames were lent.
+    pub fn lends(&self) -> u64 {
+        self.lends
+    }
+
+    /// First copies are through, and nothing waits for them.
+    pub fn are_copied(&self) -> bool {
+        self.copies.are_done()
+    }
+
+    /// Bytes of disks that are not copied.
+    pub fn uncopied_bytes(&self) -> u64 {
+        self.copies.left(self.any_world())
+    }
+
+    /// What the filter wants of whoever has the replica; gives what is to be asked.
+    fn order(&mut self) -> Option<Ask> {
+        let Life::Up(world) = &mut self.life else { return None };
+        while let Some(order) = world.orders.pop_front() {
+            match order {
+                Order::Trust(least) => return Some(Ask::Trust { least }),
+                Order::Lend(through) => {
+                    self.lends += 1;
+                    self.end.lend(through);
+                }
+                Order::Compare { .. } => self.doubtful.push_back(order),
+            }
+        }
+        None
+    }
+
+    /// Goes on with what is compared; gives what is to be asked.
+    fn go_on_comparing(&mut self, now: MonoTime) -> Option<Ask> {
+        let Life::Up(world) = &mut self.life else { return None };
+        loop {
+            while let Some(Order::Compare { token, disk, extent, at }) =
+                self.doubtful.pop_front_if(|_| self.compare.has_room())
+            {
+                self.compare.begin(token, disk, extent, at).expect("there is room");
+            }
+            match self.compare.poll(now)? {
+                Output::Hash(job) => self.compare.hashed(job.id, Ok(world.hashes(job.disk, &job.asked))),
+                Output::Ask(ask) => return Some(Ask::Hashes(ask)),
+                Output::Done(done) => {
+                    let differs = if let Outcome::Differs(runs) = done.outcome { Some(runs) } else { None };
+                    world.compared(done.key, differs);
+                }
+            }
+        }
     }
 
     /// What an end that is stopped still wants: to close its connections.
@@ -145,10 +259,25 @@ impl Host {
                 break;
             }
             let frame = self.encoder.encode(raw.clone(), self.group, Compression::None);
+            if self.kept_bytes + frame.len() > KEPT {
+                // What is lent has no room here, whoever has stored it meanwhile or has not.
+                self.end.forfeit_lent(now);
+                let kept_from = self.end.acked().kept_from;
+                let Self { kept, kept_bytes, .. } = self;
+                let_go(kept, kept_bytes, kept_from);
+            }
+            self.kept_bytes += frame.len();
+            assert!(self.kept_bytes <= KEPT + FRAME, "{} bytes are kept", self.kept_bytes);
             let key = self.end.offer(now, &frame.info, frame.len()).expect("frames continue each other");
             self.kept.insert(key.0, frame);
             self.offered += 1;
         }
+    }
+
+    /// Goes on with first copies; gives what is to be asked.
+    fn copy(&mut self, now: MonoTime) -> Option<Ask> {
+        let Life::Up(world) = &mut self.life else { return None };
+        if self.forking { None } else { self.copies.go_on(now, world, (self.group, &mut self.end)) }
     }
 
     /// The end has something to say; none: it was dealt with here.
@@ -165,11 +294,13 @@ impl Host {
             }
             SourceEffect::Close { conn, farewell } => Out::Close(Side::Below, conn, farewell),
             SourceEffect::Acked(acked) => {
-                self.kept = self.kept.split_off(&acked.kept_from);
+                let_go(&mut self.kept, &mut self.kept_bytes, acked.kept_from);
+                self.copies.taken(acked.seeds);
                 let world = self.world_mut()?;
                 if acked.durable > Lsn::ZERO {
                     world.far_durable(acked.durable);
                 }
+                world.far_stored(acked.stored);
                 world.filter.set_room(match acked.room {
                     FarRoom::Ok => Room::Ok,
                     FarRoom::NoSpace | FarRoom::Quota => Room::NoSpace,
@@ -188,9 +319,28 @@ impl Host {
                 self.forking |= over;
                 return None;
             }
+            SourceEffect::Up { .. } => {
+                self.copies.session_changed(true);
+                return None;
+            }
+            SourceEffect::Down { .. } => {
+                self.copies.session_changed(false);
+                return None;
+            }
             _ => return None,
         })
     }
+}
+
+/// Frames with lower keys are needed no more.
+fn let_go(kept: &mut BTreeMap<u64, EncodedFrame>, bytes: &mut u64, kept_from: u64) {
+    let stays = kept.split_off(&kept_from);
+    *bytes -= std::mem::replace(kept, stays).values().map(EncodedFrame::len).sum::<u64>();
+}
+
+/// What is not answered is asked again soon.
+fn comparison() -> Compare<RereadToken> {
+    Compare::new(CompareOptions { patience_ns: 500 * MS, ..CompareOptions::default() })
 }
 
 fn source(
@@ -247,7 +397,8 @@ impl Part for Host {
 
     fn deadline(&self) -> Option<MonoTime> {
         let world = MonoTime(self.world()?.next_time());
-        Some(self.end.next_deadline().map_or(world, |end| end.min(world)))
+        let others = [self.end.next_deadline(), self.compare.next_deadline(), self.copies.next_deadline()];
+        others.into_iter().flatten().chain(Some(world)).min()
     }
 
     fn poll(&mut self, now: MonoTime) -> Option<Out> {
@@ -260,6 +411,9 @@ impl Part for Host {
                 return Some(Out::Begin);
             }
             self.offer(now);
+            if let Some(ask) = self.order().or_else(|| self.go_on_comparing(now)).or_else(|| self.copy(now)) {
+                return Some(Out::Ask(ask));
+            }
             let effect = self.end.poll()?;
             if let Some(out) = self.carry_out(effect) {
                 return Some(out);

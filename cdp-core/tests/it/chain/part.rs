@@ -1,5 +1,7 @@
 //! What the parts of a chain have in common, and what goes between them.
 
+use super::calls::Ask;
+use cdp_core::capture::REREAD_BYTES_MAX;
 use cdp_core::link::message::{Farewell, Hello, Message};
 use cdp_core::link::source::{ConnId, Dial};
 use cdp_core::types::MonoTime;
@@ -7,10 +9,14 @@ use cdp_core::types::MonoTime;
 pub const MS: u64 = 1_000_000;
 pub const S: u64 = 1_000 * MS;
 
-/// Bytes of frames that a part holds, at most, where a guest's longest write has so many: that, and two frames. A frame that ends
-/// within a write goes only with all of that write.
-pub fn window(longest: u64) -> u64 {
-    longest + 2 * FRAME
+/// The longest write of a guest in most worlds, in bytes.
+pub const WRITE: u64 = 256 << 10;
+
+/// Bytes of frames that a part holds, at most, where no disk has more bytes than this: the longest record, and two frames. A frame
+/// that ends within a record goes only with all of that record. The longest is a write of a guest, or a repair of what was read again.
+pub fn window(disk_bytes_max: u64) -> u64 {
+    let repair = disk_bytes_max.min(REREAD_BYTES_MAX);
+    repair.max(WRITE) + 2 * FRAME
 }
 /// No frame is longer, with its head.
 pub const FRAME: u64 = 290_000;
@@ -43,6 +49,8 @@ pub enum Out {
     Close(Side, ConnId, Option<Farewell>),
     /// Of the filter's host: another timeline has to be opened at the replica.
     Begin,
+    /// Of the filter's host: a question to whoever keeps the replica.
+    Ask(Ask),
 }
 
 /// A part of the chain. Times are its own clock's.

@@ -1,14 +1,15 @@
 //! What a seed makes of a world: how it is built, and what goes wrong in it.
 
 use super::host::Host;
-use super::part::{MS, S, window};
+use super::part::{MS, S, WRITE, window};
 use super::proxy::Proxy;
 use super::replica::ReplicaHost;
 use crate::capture::PEACE;
 use crate::capture::crash::End;
-use crate::capture::disk::SimDisk;
+use crate::capture::disk::{SimDisk, bytes_of};
 use crate::capture::rng::Rng;
 use crate::capture::world::{self, Hostility};
+use bytes::Bytes;
 use cdp_core::capture::{FilterOptions, QUEUE_BYTES_MIN, Start};
 use cdp_core::journal::PointsMode;
 use cdp_core::types::{GroupId, SECTOR, Timeline};
@@ -36,13 +37,23 @@ pub enum Fault {
     Replica { group: usize },
     /// A write or sync of the journal fails: the one after so many.
     ReplicaWrite { group: usize, after: u64 },
-    /// There is no room for another segment.
-    ReplicaFull { group: usize, ns: u64 },
+    /// There is no room for another segment, nor for what a first copy brings, or for a manifest either.
+    ReplicaFull { group: usize, ns: u64, at_all: bool },
     /// A proxy's disk fails.
-    ProxyDisk { hop: usize, ns: u64, reads: bool },
+    ProxyDisk { hop: usize, ns: u64, ill: Ill },
+}
+
+/// What is wrong with a disk.
+#[derive(Clone, Copy, Debug)]
+pub enum Ill {
+    Reads,
+    Writes,
+    Full,
 }
 
 pub struct Plan {
+    /// Frames are lent, if somebody has stored them.
+    pub lends: bool,
     pub hops: Vec<HopPlan>,
     pub faults: Vec<(u64, Fault)>,
     pub looks: Vec<(u64, usize)>,
@@ -51,8 +62,6 @@ pub struct Plan {
     pub disks: Vec<Vec<u64>>,
     pub hostility: Hostility,
     pub connections: u16,
-    /// Bytes of the longest write.
-    pub longest: u64,
 }
 
 fn proxies(rng: &mut Rng) -> usize {
@@ -64,17 +73,27 @@ impl Plan {
         let mut rng = Rng::new(seed ^ 0x0c4a_17f3);
         let groups = [1, 1, 1, 1, 2, 3][rng.below(6) as usize];
         let (source_side, target_side) = (proxies(&mut rng), proxies(&mut rng));
+        // Now and then so much is written and so little taken that what a proxy has stored is lent.
+        let lends = rng.one_in(10);
+        let source_side = if lends { source_side.max(1) } else { source_side };
         let hops = source_side + target_side + 1;
         let mut plan = Self {
+            lends,
             hops: (0..hops).map(|hop| HopPlan::of(&mut rng, hop == source_side)).collect(),
             faults: Vec::new(),
             looks: Vec::new(),
             active_ns: rng.between(1, 5) * S,
-            disks: (0..groups).map(|_| disks(&mut rng)).collect(),
+            disks: Vec::new(),
             hostility: hostility(&mut rng),
             connections: rng.below(3) as u16,
-            longest: 256 << 10,
         };
+        if lends {
+            plan.hops[source_side].bytes_per_second = 300_000;
+            plan.hostility.clients += 4;
+            plan.faults.push((rng.between(plan.active_ns / 2, plan.active_ns), Fault::Proxy { hop: 1, keeps: false }));
+        }
+        let rate = plan.hops[source_side].bytes_per_second;
+        plan.disks = (0..groups).map(|_| disks(&mut rng, lends, rate)).collect();
         let count = [0, 1, 1, 2, 2, 3, 4, 6][rng.below(8) as usize];
         for _ in 0..count {
             let after = rng.between(1, plan.active_ns);
@@ -92,7 +111,7 @@ impl Plan {
     /// Guests write what fills several frames, and the replica's host ends again and again.
     fn with_long_writes(&mut self, rng: &mut Rng, groups: usize) {
         let sectors = rng.between(1024, 2560);
-        self.longest = sectors * SECTOR;
+        self.hostility.sectors_max = sectors;
         self.disks.iter_mut().for_each(|disks| disks[0] = sectors);
         self.hostility.large_one_in = 1;
         self.active_ns = self.active_ns.max(3 * S);
@@ -115,12 +134,10 @@ impl Plan {
         let id = GroupId::new(rng.identity()).expect("not 0");
         let timeline = Timeline::new(rng.identity()).expect("not 0");
         let sizes: Vec<u64> = self.disks[group].iter().map(|sectors| sectors * SECTOR).collect();
-        let disk = |size: &u64| {
-            let mut disk = SimDisk::new(*size, &mut Rng::new(seed));
-            disk.put(0, &vec![0; (*size / SECTOR) as usize]);
-            disk
-        };
-        let disks: Vec<SimDisk> = sizes.iter().map(disk).collect();
+        let disks: Vec<SimDisk> = sizes.iter().map(|size| SimDisk::new(*size, rng)).collect();
+        let mut bring =
+            |(at, disk): (usize, &SimDisk)| rng.one_in(8).then(|| (world::spec(at, 0).id, older(disk, rng)));
+        let brought = disks.iter().enumerate().filter_map(&mut bring).collect();
         let base = disks.iter().map(|disk| vec![0; disk.content.len()]).collect();
         let specs = sizes.iter().enumerate().map(|(at, size)| world::spec(at, *size)).collect();
         let per_point = self.hostility.periods;
@@ -128,30 +145,45 @@ impl Plan {
             rpo_ns: S,
             queue_bytes_max: QUEUE_BYTES_MIN,
             hot_ns_min: S / 5,
-            keeps_ranges: seed.is_multiple_of(3),
+            keeps_ranges: self.lends || seed.is_multiple_of(3),
             points: if per_point { PointsMode::PerPoint } else { PointsMode::EveryWrite },
             ..FilterOptions::new(id, timeline, Start::First, specs)
         };
         let world = world::World::new(Rng::new(rng.next()), self.hostility, disks, base, options);
         let host = Host::new(world, self.hostility, self.connections, rng.next());
-        let window = window(self.longest);
+        let window = window(sizes.iter().copied().max().unwrap_or(0));
         let proxies = (1..self.hops.len()).map(|_| Proxy::new(id, timeline, window, Rng::new(rng.next()))).collect();
-        let replica = ReplicaHost::new(id, timeline, (&sizes, window), Rng::new(rng.next()));
+        let replica = ReplicaHost::new(id, timeline, &sizes, brought, Rng::new(rng.next()));
         (host, proxies, replica)
     }
 }
 
-fn disks(rng: &mut Rng) -> Vec<u64> {
+/// A copy of a disk that somebody made before: some of it has changed since.
+fn older(disk: &SimDisk, rng: &mut Rng) -> Bytes {
+    let mut tags = disk.content.clone();
+    for _ in 0..rng.below(4) {
+        let at = rng.below(tags.len() as u64) as usize;
+        tags[at] = rng.next();
+    }
+    bytes_of(&tags)
+}
+
+fn disks(rng: &mut Rng, lends: bool, rate: u64) -> Vec<u64> {
     let count = [1, 1, 1, 2, 2, 3, 5, 8][rng.below(8) as usize];
-    // Some are so large that queues fill.
-    let most = if rng.one_in(10) { 512 } else { 48 };
-    (0..count).map(|_| rng.between(1, most)).collect()
+    // Some are so large that queues fill, a few so large that first copies are noted in the middle.
+    let most = if lends || rng.one_in(10) { 512 } else { 48 };
+    let mut sizes: Vec<u64> = (0..count).map(|_| rng.between(1, most)).collect();
+    if rate > 1_000_000 && rng.one_in(12) {
+        sizes[0] = rng.between(3_000, 9_000);
+    }
+    sizes
 }
 
 fn hostility(rng: &mut Rng) -> Hostility {
     let mut maybe = |one_in: u64, of: u64| if rng.one_in(of) { one_in } else { 0 };
     Hostility {
         far: true,
+        sectors_max: WRITE / SECTOR,
         clients: 1 + maybe(2, 2) + maybe(4, 4),
         op_fails_one_in: maybe(25, 4),
         log_fails_one_in: maybe(12, 4),
@@ -189,10 +221,10 @@ impl Fault {
             5 => Self::Host { group, end: End::PowerCut },
             6 | 7 => Self::Replica { group },
             8 => Self::ReplicaWrite { group, after: rng.between(1, 60) },
-            9 => Self::ReplicaFull { group, ns },
+            9 => Self::ReplicaFull { group, ns, at_all: rng.one_in(2) },
             10 | 11 => Self::Proxy { hop: proxy, keeps: true },
             12 => Self::Proxy { hop: proxy, keeps: false },
-            _ => Self::ProxyDisk { hop: proxy, ns, reads: rng.one_in(2) },
+            _ => Self::ProxyDisk { hop: proxy, ns, ill: [Ill::Reads, Ill::Writes, Ill::Full][rng.below(3) as usize] },
         }
     }
 }

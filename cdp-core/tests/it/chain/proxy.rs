@@ -15,13 +15,15 @@ use cdp_core::types::{GroupId, Lsn, MonoTime, Position, Timeline};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Bytes of frames that are kept beside the window, at most.
+/// Bytes of frames that are kept, beside those that may come at once.
 const BESIDE: u64 = 50_000;
 
 pub struct Proxy {
     rng: Rng,
     group: GroupId,
     timeline: Timeline,
+    /// Bytes of frames that may come at once.
+    window: u64,
     pub relay: Relay,
     disk: SimDisk,
     executor: Executor,
@@ -35,20 +37,22 @@ pub struct Proxy {
     /// Writes, or reads, of its disk fail until then.
     pub writes_fail_until: MonoTime,
     pub reads_fail_until: MonoTime,
+    /// Its disk has no room until then.
+    pub full_until: MonoTime,
     pub is_down: bool,
     attempt: u64,
-    window: u64,
 }
 
 impl Proxy {
     pub fn new(group: GroupId, timeline: Timeline, window: u64, mut rng: Rng) -> Self {
         let disk = SimDisk::new();
-        let relay = relay(MonoTime(0), (group, timeline), (rng.next(), 0, window), &disk);
+        let relay = relay(MonoTime(0), (group, timeline, window), (rng.next(), 0), &disk);
         let executor = Executor::new(Arc::new(disk.clone()));
         Self {
             rng,
             group,
             timeline,
+            window,
             relay,
             executor,
             disk,
@@ -58,9 +62,9 @@ impl Proxy {
             found: 0,
             writes_fail_until: MonoTime(0),
             reads_fail_until: MonoTime(0),
+            full_until: MonoTime(0),
             is_down: false,
             attempt: 0,
-            window,
         }
     }
 
@@ -85,7 +89,7 @@ impl Proxy {
     }
 
     fn begin(&mut self, now: MonoTime, disk: SimDisk) {
-        self.relay = relay(now, (self.group, self.timeline), (self.rng.next(), self.attempt, self.window), &disk);
+        self.relay = relay(now, (self.group, self.timeline, self.window), (self.rng.next(), self.attempt), &disk);
         self.found = self.relay.status(now).held_bytes;
         self.executor = Executor::new(Arc::new(disk.clone()));
         self.disk = disk;
@@ -99,12 +103,15 @@ impl Proxy {
             let operation = if reads { Operation::Read } else { Operation::Write };
             return Err(MediaError::new(MediaErrorKind::Io, operation, "spool", 5, "simulated"));
         }
+        if now < self.full_until && matches!(effect, Effect::Create { .. } | Effect::Write { .. }) {
+            return Err(MediaError::new(MediaErrorKind::NoSpace, Operation::Write, "spool", 28, "simulated"));
+        }
         self.executor.run(effect)
     }
 }
 
-fn relay(now: MonoTime, of: (GroupId, Timeline), (number, attempt, window): (u64, u64, u64), disk: &SimDisk) -> Relay {
-    let (group, timeline) = of;
+fn relay(now: MonoTime, of: (GroupId, Timeline, u64), (number, attempt): (u64, u64), disk: &SimDisk) -> Relay {
+    let (group, timeline, window_bytes) = of;
     let mut seed = [9; 32];
     seed[..8].copy_from_slice(&number.to_le_bytes());
     let options = RelayOptions {
@@ -134,8 +141,8 @@ fn relay(now: MonoTime, of: (GroupId, Timeline), (number, attempt, window): (u64
             retry_max_ns: S,
             seed,
         },
-        held_bytes_max: window + BESIDE,
-        window_bytes: window,
+        held_bytes_max: window_bytes + BESIDE,
+        window_bytes,
         stores: true,
     };
     let spool = SpoolOptions {

@@ -1,7 +1,12 @@
 //! The replica host: the link's target end and a journal on a disk that tears and forgets.
 
-use super::part::{FRAME, In, MS, Out, Part, Side};
+mod copies;
+
+use self::copies::Copies;
+use super::calls::Reply;
+use super::part::{FRAME, In, MS, Out, Part, Side, window};
 use crate::capture::rng::Rng;
+use bytes::Bytes;
 use cdp_core::frame::EncodedFrame;
 use cdp_core::journal::{
     Appended, DiskInfo, Effect, EffectId, Executor, Generation, Manifest, Opened, Options, Outcome, Refusal, Refused,
@@ -16,17 +21,12 @@ use cdp_core::types::{DiskId, GroupId, Lsn, MonoTime, Position, ReplicaId, Timel
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// What a host answers who wants another timeline.
-#[derive(Clone, Copy, Debug)]
-pub struct Begun {
-    pub parent: Timeline,
-    pub fork: Lsn,
-}
-
 pub struct ReplicaHost {
     rng: Rng,
     group: GroupId,
     pub disk: SimDisk,
+    /// Bytes of frames that are held, at most.
+    window: u64,
     executor: Executor,
     pub writer: Writer,
     flying: BTreeMap<(MonoTime, EffectId), Effect>,
@@ -47,8 +47,6 @@ pub struct ReplicaHost {
     /// How often that was so, and how often it went on within a write.
     pub torn_times: u32,
     pub within_times: u32,
-    /// Bytes of frames that are held, at most.
-    window: u64,
     /// Nothing is taken any more: another timeline is about to be opened, in this generation of the manifest.
     closing: bool,
     opening: Option<(Timeline, Generation)>,
@@ -56,7 +54,10 @@ pub struct ReplicaHost {
     pub is_down: bool,
     pub writes_fail: u64,
     pub no_space_until: MonoTime,
+    /// Nor for a manifest.
+    pub no_space_at_all: bool,
     left: VecDeque<Out>,
+    copies: Copies,
 }
 
 fn options() -> Options {
@@ -88,8 +89,8 @@ fn target(group: GroupId, timeline: Timeline, attempt: u64) -> TargetEnd {
 }
 
 impl ReplicaHost {
-    /// A replica of disks of these sizes, in bytes, on its first timeline.
-    pub fn new(group: GroupId, timeline: Timeline, (sizes, window): (&[u64], u64), mut rng: Rng) -> Self {
+    /// A replica of disks of these sizes, in bytes, on its first timeline, and images of some of them that somebody brought.
+    pub fn new(group: GroupId, timeline: Timeline, sizes: &[u64], brought: Vec<(DiskId, Bytes)>, mut rng: Rng) -> Self {
         let disk = SimDisk::new();
         let mut manifest = Manifest::new(ReplicaId::new(rng.identity()).expect("not 0"), group, "vm");
         for (at, size) in sizes.iter().enumerate() {
@@ -111,6 +112,7 @@ impl ReplicaHost {
             group,
             executor: Executor::new(Arc::new(disk.clone())),
             disk,
+            window: window(sizes.iter().copied().max().unwrap_or(0)),
             flying: BTreeMap::new(),
             end: target(group, timeline, 0),
             timeline,
@@ -123,15 +125,17 @@ impl ReplicaHost {
             torn: false,
             torn_times: 0,
             within_times: 0,
-            window,
             closing: false,
             opening: None,
             attempt: 0,
             is_down: false,
             writes_fail: 0,
             no_space_until: MonoTime(0),
+            no_space_at_all: false,
             left: VecDeque::new(),
+            copies: Copies::new(brought),
         };
+        this.copies.bring(&this.disk);
         this.writer.open_timeline(info(timeline, 1, None, Lsn::ZERO));
         cdp_core::journal::drain(&mut this.writer, &this.executor, MonoTime(1));
         this
@@ -192,21 +196,27 @@ impl ReplicaHost {
         self.waiting.clear();
         self.pending.clear();
         self.pending_bytes = 0;
+        self.copies.fell();
     }
 
     /// Somebody wants to write this timeline from now on; none: not yet.
-    pub fn begin(&mut self, now: MonoTime, timeline: Timeline) -> Option<Begun> {
-        if self.is_down || self.has_failed() {
+    fn begin(&mut self, now: MonoTime, timeline: Timeline, starts: bool) -> Option<Reply> {
+        if self.has_failed() {
             return None;
         }
-        let there = self.writer.manifest().timelines.iter().find(|there| there.id == timeline);
-        if let Some(&TimelineInfo { parent, fork, .. }) = there {
-            let open = self.opening.is_none_or(|(_, generation)| self.writer.manifest_durable() >= generation);
-            if !open {
+        if timeline == self.timeline {
+            if self.opening.is_some_and(|(_, generation)| self.writer.manifest_durable() < generation) {
                 return None;
             }
-            (self.closing, self.torn, self.opening) = (false, false, None);
-            return Some(Begun { parent: parent.expect("it forked"), fork });
+            if self.opening.take().is_some() {
+                (self.closing, self.torn) = (false, false);
+            }
+            return Some(Reply::Begun(self.begun()));
+        }
+        if starts && self.is_vacant() {
+            // No copy of any disk came anywhere: the group is begun anew.
+            self.begin_anew(timeline);
+            return Some(Reply::Begun(self.begun()));
         }
         if !std::mem::replace(&mut self.closing, true) {
             self.end.close(Farewell::new(Code::TimelineClosed, "another timeline is written now"));
@@ -224,6 +234,7 @@ impl ReplicaHost {
         (self.timeline, self.have) = (timeline, Position::whole(Lsn::ZERO));
         self.pending.clear();
         self.pending_bytes = 0;
+        self.copies.forget();
         let left: Vec<Out> = std::iter::from_fn(|| self.poll(now)).collect();
         self.left.extend(left);
         self.end = target(self.group, timeline, 0);
@@ -257,7 +268,10 @@ impl ReplicaHost {
 
     fn run(&mut self, now: MonoTime, effect: &Effect) -> Outcome {
         let error = |kind| Err(MediaError::new(kind, Operation::Write, "journal", 5, "simulated"));
-        if matches!(effect, Effect::Create { preallocate: 1.., .. }) && now < self.no_space_until {
+        if let Effect::Create { preallocate, .. } = effect
+            && now < self.no_space_until
+            && (*preallocate > 0 || self.no_space_at_all)
+        {
             return error(MediaErrorKind::NoSpace);
         }
         if self.writes_fail > 0 && matches!(effect, Effect::Write { .. } | Effect::Sync { .. }) {
@@ -328,6 +342,7 @@ impl Part for ReplicaHost {
             self.writer.completed(now, id, outcome);
         }
         self.turn(now);
+        self.take_seeds(now);
         self.tell(now);
         self.end.handle_timer(now);
     }
@@ -337,7 +352,8 @@ impl Part for ReplicaHost {
             return None;
         }
         let disk = self.flying.keys().next().map(|(due, _)| *due);
-        [disk, self.writer.next_deadline(), self.end.next_deadline()].into_iter().flatten().min()
+        let copies = self.copies.waits().then_some(self.no_space_until);
+        [disk, copies, self.writer.next_deadline(), self.end.next_deadline()].into_iter().flatten().min()
     }
 
     fn poll(&mut self, now: MonoTime) -> Option<Out> {
@@ -365,6 +381,17 @@ impl Part for ReplicaHost {
                         self.waiting.push_back(frame);
                         self.turn(now);
                     }
+                    continue;
+                }
+                TargetEffect::TakeSeed(seed) => {
+                    self.pending_bytes += seed.len();
+                    assert!(self.pending_bytes <= self.window + FRAME, "{} bytes are held", self.pending_bytes);
+                    self.copies.arrives(seed);
+                    self.take_seeds(now);
+                    continue;
+                }
+                TargetEffect::Up { .. } | TargetEffect::Down { .. } => {
+                    self.pending_bytes -= self.copies.forget();
                     continue;
                 }
                 _ => continue,

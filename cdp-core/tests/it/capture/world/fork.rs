@@ -112,6 +112,7 @@ impl World {
         self.change_of_op.clear();
         self.start_sizes = known;
         self.frames.clear();
+        self.repaired.clear();
         self.taken = 0;
         (self.shape, self.chain_start, self.forked_at) = (Shape::default(), Lsn::ZERO, at);
         self.events.retain(|event| !matches!(event, Event::PointDurable { .. }));

@@ -16,7 +16,8 @@ impl World {
             }
             _ => self.rng.between(1, 1024),
         }
-        .min(total);
+        .min(total)
+        .min(self.hostility.sectors_max);
         let zone = if self.rng.one_in(2) { 512.min(total) } else { total };
         let first = self.rng.below(zone).min(total - count);
         (disk, Extent::new(first * SECTOR, count * SECTOR), kind)
@@ -183,6 +184,30 @@ impl World {
             if self.rng.one_in(2) {
                 self.disks[op.disk].write(sector, op.tags.get(at).copied().unwrap_or(0));
             }
+        }
+    }
+
+    /// No running op lies at or below what the last frame calls settled.
+    pub(super) fn check_settled(&self) {
+        let settled = self.frames.last().expect("a frame").settled;
+        for op in self.ops.values().filter(|op| op.running) {
+            let change = self.change_of_op.get(&op.sequence).and_then(|at| self.changes[*at].lsn);
+            assert!(change.is_none_or(|lsn| lsn > settled), "an op that runs is settled");
+        }
+    }
+
+    pub(super) fn check_waits(&mut self) {
+        let open: Vec<(u64, usize, Extent)> = self.ops.values().map(|op| (op.sequence, op.disk, op.extent)).collect();
+        for op in self.ops.values_mut().filter(|op| !op.running) {
+            let blocked = open.iter().any(|(sequence, disk, extent)| {
+                *sequence < op.sequence && *disk == op.disk && extent.overlaps(&op.extent)
+            });
+            if blocked {
+                op.unblocked = self.now;
+            }
+            let waited = self.now - op.submitted.max(op.unblocked);
+            let (write, removal) = (self.options.log_wait_ns_max, self.options.log_remove_ns_max);
+            assert!(waited <= write + removal, "a guest waits {waited} ns for the log");
         }
     }
 }

@@ -68,6 +68,11 @@ impl World {
     }
 
     pub(super) fn reread_done(&mut self, token: RereadToken) {
+        let reread = self.rereads[&token].reread;
+        if let Some(at) = reread.compare_at.filter(|_| self.hostility.far && !self.rng.one_in(4)) {
+            let Reread { token, disk, extent, .. } = reread;
+            return self.orders.push_back(Order::Compare { token, disk, extent, at });
+        }
         let OpenReread { reread, disk, tags, .. } = self.rereads.remove(&token).expect("a re-read");
         if self.unlucky(self.hostility.reread_fails_one_in) {
             self.filter.reread_done(self.both(), token, Err(Failed { errno: 5 })).expect("it was under way");
@@ -77,7 +82,7 @@ impl World {
         let payloads = match reread.compare_at {
             // It was compared with what the replica has lost since: whatever came of that counts for nothing.
             Some(at) if at > self.applied_through && self.forked_at > Lsn::ZERO => Vec::new(),
-            Some(at) if self.rng.one_in(2) => {
+            Some(at) if !self.hostility.far && self.rng.one_in(2) => {
                 assert!(at <= self.applied_through, "the replica has what it is compared at");
                 let there = &self.applied[disk][sectors(reread.extent)];
                 let block = |(at, (here, there)): (usize, (&[u64], &[u64]))| {
@@ -87,6 +92,7 @@ impl World {
             }
             _ => vec![whole(reread.extent.offset, &tags)],
         };
+        self.repaired.extend(payloads.iter().map(|payload| (disk, payload.extent(), self.frames.len())));
         self.filter.reread_done(self.both(), token, Ok(payloads)).expect("it was under way");
     }
 
@@ -96,8 +102,7 @@ impl World {
         let range = first as usize..end as usize;
         let content = self.disks[disk].content[range.clone()].to_vec();
         // The base lies below all records: it must not cover what was applied on top of it. No moment before is shown.
-        // Where the replica is elsewhere, disks begin as zeros, as its do: nothing is copied.
-        for (at, tag) in range.zip(content).filter(|_| !self.hostility.far) {
+        for (at, tag) in range.zip(content) {
             if !self.covered[disk][at] {
                 self.applied[disk][at] = tag;
                 self.base[disk][at] = tag;
