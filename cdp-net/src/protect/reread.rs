@@ -6,6 +6,7 @@ use super::engine::Engine;
 use super::sources::Sources;
 use crate::device::Device;
 use crate::far::Far;
+use crate::threads::step_back;
 use bytes::Bytes;
 use cdp_core::capture::{Failed, Reread};
 use cdp_core::frame::Payload;
@@ -15,6 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Carries out re-reads until the queue is closed, on as many threads as call this.
 pub(super) fn run(sources: &Sources, far: &dyn Far, engine: &Engine, queue: &Mutex<Receiver<Reread>>) {
+    step_back();
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(reread) = next else { return };
