@@ -128,6 +128,9 @@ impl Server {
             let thread = std::thread::Builder::new().name("nbd-accept".into());
             thread.spawn(move || accept(&listener, &shared, &connections, &stop)).map_err(ServeError::Thread)?
         };
+        let for_memory = Arc::clone(&shared);
+        // Where the system has no thread to give guests wait for memory themselves.
+        let _ = std::thread::Builder::new().name("nbd-memory".into()).spawn(move || for_memory.buffers.tend());
         Ok(Self { shared, connections, address, stop, acceptor: Some(acceptor) })
     }
 
@@ -183,6 +186,7 @@ impl Server {
         // Those that were only held up by their client end now.
         drop(self.connections.wait_for_none(open, Instant::now() + Duration::from_millis(500)));
         self.shared.workers.stop();
+        self.shared.buffers.end();
         clean
     }
 }
