@@ -15,6 +15,7 @@ pub use sizes::{SizedPools, half_way_sizes};
 use bytes::{Bytes, BytesMut};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The alignment of every buffer, in bytes: what direct I/O demands at most.
@@ -36,7 +37,12 @@ struct Shared {
     retained_max: usize,
     /// Is shown every new buffer before anything else touches it.
     prepare: fn(&mut [u8]),
+    /// Those that were used last come last.
     free: Mutex<Vec<(BytesMut, Arc<Home>)>>,
+    /// How many buffers there are, unused ones included.
+    made: AtomicUsize,
+    /// How many were unused at least since the last [`BufferPool::trim`].
+    unused: AtomicUsize,
 }
 
 /// Where the pieces of one buffer come back to.
@@ -65,7 +71,8 @@ impl BufferPool {
     pub fn prepared(buffer_bytes: usize, align: usize, retained_max: usize, prepare: fn(&mut [u8])) -> Self {
         let (buffer_bytes, align) = (buffer_bytes.max(1).next_multiple_of(PAGE), align.next_power_of_two().max(PAGE));
         let free = Mutex::new(Vec::with_capacity(retained_max));
-        Self { shared: Arc::new(Shared { buffer_bytes, align, retained_max, prepare, free }) }
+        let (made, unused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { shared: Arc::new(Shared { buffer_bytes, align, retained_max, prepare, free, made, unused }) }
     }
 
     /// The size of each buffer, in bytes.
@@ -83,18 +90,59 @@ impl BufferPool {
     /// A whole buffer; what it holds is unspecified (an earlier user's bytes).
     #[must_use]
     pub fn take(&self) -> PooledBuffer {
-        let free = lock(&self.shared.free).pop();
-        let (tail, home) = free.unwrap_or_else(|| {
-            let home = Home {
-                pool: Arc::downgrade(&self.shared),
-                buffer_bytes: self.shared.buffer_bytes,
-                pieces: Mutex::new(Vec::new()),
-            };
-            let mut fresh = aligned(self.shared.buffer_bytes, self.shared.align);
-            (self.shared.prepare)(&mut fresh);
-            (fresh, Arc::new(home))
-        });
+        let mut unused = lock(&self.shared.free);
+        let free = unused.pop();
+        self.shared.unused.fetch_min(unused.len(), Ordering::Relaxed);
+        drop(unused);
+        let (tail, home) = free.unwrap_or_else(|| self.shared.fresh());
         PooledBuffer { tail, offset: 0, home }
+    }
+
+    /// How many buffers somebody uses.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.shared.made.load(Ordering::Relaxed).saturating_sub(self.retained())
+    }
+
+    /// Makes buffers until there are `count` unused ones, as far as they are kept, and touches all of their memory: who takes one
+    /// waits for none. That takes its time, which is for a thread that nobody waits for.
+    pub fn stock(&self, count: usize) {
+        while self.retained() < count.min(self.shared.retained_max) {
+            let (mut fresh, home) = self.shared.fresh();
+            fresh.iter_mut().step_by(PAGE).for_each(|byte| *std::hint::black_box(byte) = 0);
+            // The first one that is taken is still one of those that are warm in the cache.
+            lock(&self.shared.free).insert(0, (fresh, home));
+        }
+    }
+
+    /// Gives memory back to the system: half of what nobody used since the last call, beyond `keep` buffers.
+    pub fn trim(&self, keep: usize) {
+        let mut free = lock(&self.shared.free);
+        let unused = self.shared.unused.swap(free.len(), Ordering::Relaxed).min(free.len());
+        let surplus = unused.saturating_sub(keep).div_ceil(2);
+        let dropped: Vec<_> = free.drain(..surplus).collect();
+        drop(free);
+        // Outside of the lock: it takes a while.
+        drop(dropped);
+    }
+}
+
+impl Shared {
+    fn fresh(self: &Arc<Self>) -> (BytesMut, Arc<Home>) {
+        self.made.fetch_add(1, Ordering::Relaxed);
+        let (pool, buffer_bytes) = (Arc::downgrade(self), self.buffer_bytes);
+        let home = Home { pool, buffer_bytes, pieces: Mutex::new(Vec::new()) };
+        let mut fresh = aligned(buffer_bytes, self.align);
+        (self.prepare)(&mut fresh);
+        (fresh, Arc::new(home))
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.made.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -278,6 +326,24 @@ mod tests {
             buffer[1] = 9;
         }
         assert_eq!(pool.take()[1], 9, "the same one again and again");
+    }
+
+    #[test]
+    fn a_stock_is_made_ahead_and_what_nobody_used_for_two_looks_goes_back() {
+        let pool = BufferPool::new(2 * PAGE, 8);
+        pool.stock(20);
+        assert_eq!((pool.retained(), pool.in_use()), (8, 0), "no more than are kept");
+        let taken: Vec<_> = (0..3).map(|_| pool.take()).collect();
+        assert_eq!((pool.retained(), pool.in_use()), (5, 3));
+        pool.trim(2);
+        assert_eq!(pool.retained(), 5, "none was unused when this began");
+        drop(taken);
+        pool.trim(2);
+        assert_eq!((pool.retained(), pool.in_use()), (6, 0), "half of the three beyond two go");
+        for _ in 0..3 {
+            pool.trim(2);
+        }
+        assert_eq!((pool.retained(), pool.in_use()), (2, 0));
     }
 
     #[test]

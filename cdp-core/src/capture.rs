@@ -29,6 +29,7 @@ mod options;
 mod order;
 mod output;
 mod points;
+mod rest;
 mod status;
 
 #[cfg(feature = "fuzzing")]

@@ -46,6 +46,18 @@ impl Threads {
     }
 }
 
+/// Where a thread stands that no guest waits for. A guest that wants a core all the time leaves it a tenth of that: the protection goes
+/// on, and who holds the filter's lock when he loses the core has it back soon.
+const BEHIND_GUESTS: i32 = 10;
+
+/// The calling thread, and those that it starts, step back behind guests. One that stands further back stays there.
+pub(crate) fn step_back() {
+    if rustix::process::getpriority_process(None).is_ok_and(|now| now < BEHIND_GUESTS) {
+        // A wish that a system may refuse.
+        let _ = rustix::process::setpriority_process(None, BEHIND_GUESTS);
+    }
+}
+
 /// Waits, unless the end is wished.
 pub(crate) fn pause(stop: &AtomicBool, time: Duration) {
     const STEP: Duration = Duration::from_millis(50);
@@ -53,5 +65,26 @@ pub(crate) fn pause(stop: &AtomicBool, time: Duration) {
     while !left.is_zero() && !stop.load(Ordering::Relaxed) {
         std::thread::sleep(STEP);
         left = left.saturating_sub(STEP);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_steps_back_alone_and_never_forward() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let here = nice();
+        std::thread::spawn(move || {
+            step_back();
+            assert_eq!(nice(), here.max(BEHIND_GUESTS));
+            rustix::process::setpriority_process(None, here.max(15)).unwrap();
+            step_back();
+            assert_eq!(nice(), here.max(15));
+        })
+        .join()
+        .unwrap();
+        assert_eq!(nice(), here);
     }
 }

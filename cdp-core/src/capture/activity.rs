@@ -29,6 +29,10 @@ use writer::Writer;
 
 /// How many extents ahead of a sequential writer are marked: 32 MiB.
 pub const LOOKAHEAD: u64 = 8;
+/// How many extents around it are marked with one that a writer at random finds unmarked, at most: 256 MiB. A power of two.
+const AROUND_MAX: u64 = 64;
+/// Within this time after an unmarked extent another one is found by a writer at random.
+const AROUND_NS: u64 = 1_000_000_000;
 /// How often one sector of the bitmap (16 GiB of disk) is looked over for extents to clear, in nanoseconds.
 pub const CLEAN_SLICE_NS: u64 = 50_000_000;
 /// The shortest time between two passes over all disks that clear bits, and so between two log writes nobody waits for.
@@ -73,6 +77,9 @@ struct Region {
     /// One flag per sector whose content on disk may not be `want`.
     stale: Vec<bool>,
     wanted: u64,
+    /// When an op last found an extent unmarked, and how many were marked then.
+    missed: MonoTime,
+    around: u64,
     /// Grows when a flush begins; a completion belongs to the generation it falls into.
     flush: u64,
     /// Completions of generations below this one are flushed.
@@ -102,6 +109,8 @@ impl Region {
             touches: vec![[0; 3]; extents_of(size) as usize],
             stale: vec![true; sectors],
             wanted: 0,
+            missed: MonoTime(0),
+            around: 1,
             flush: 1,
             flushed: 1,
             // Whoever wrote before us may not have flushed.
@@ -154,6 +163,17 @@ impl Region {
         }
         self.touches[extent as usize] = Touch { lsn: 0, mono: mono.0, flush: 0 }.pack();
         true
+    }
+
+    /// Marks an extent that an op found unmarked, and those around it if that happens often.
+    fn mark_around(&mut self, extent: u64, now: MonoTime) {
+        let again = self.missed != MonoTime(0) && now.since(self.missed) < AROUND_NS;
+        self.around = if again { (self.around * 4).min(AROUND_MAX) } else { 1 };
+        self.missed = now;
+        let first = extent / self.around * self.around;
+        for near in first..(first + self.around).min(self.extents) {
+            self.mark(near, now);
+        }
     }
 
     fn clear(&mut self, extent: u64) {
@@ -266,14 +286,19 @@ impl Activity {
     /// Marks what an op touches, and ahead of it if it writes in sequence. Whether the op is covered: the log on disk marks it.
     pub(super) fn prepare(&mut self, disk: usize, extent: Extent, now: MonoTime) -> bool {
         let region = &mut self.regions[disk];
-        let mut covered = true;
+        let (mut covered, mut missed) = (true, false);
         for index in range_of(extent) {
             let known = Region::is(&region.want, index);
             covered &= Region::is(&region.safe, index);
             if known && region.touches[index as usize][0] != 0 {
                 continue;
             }
-            region.mark(index, now);
+            if known || missed {
+                region.mark(index, now);
+            } else {
+                region.mark_around(index, now);
+                missed = true;
+            }
             let in_sequence = index > 0 && Region::is(&region.want, index - 1);
             if in_sequence {
                 for ahead in index + 1..(index + 1 + LOOKAHEAD).min(region.extents) {

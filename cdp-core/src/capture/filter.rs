@@ -30,6 +30,7 @@ use super::options::{DiskSpec, FilterOptions, LSN_JUMP, OptionsError, Start};
 use super::order::Order;
 use super::output::{Detached, Event, FlushTicket, Ticket};
 use super::points::Points;
+use super::rest::Rest;
 use super::status::{Counters, Rates, State};
 use crate::frame::{GapReason, Note, RecordKind, ResyncReason};
 use crate::types::{Extent, Lsn, MonoTime, Now, Timeline};
@@ -177,6 +178,9 @@ pub struct Filter {
     reread_due: MonoTime,
     /// When a re-read that was put off is looked at again.
     reread_wait: Option<MonoTime>,
+    /// How long the gap lasts at least, and when it is looked at again for that alone.
+    rest: Rest,
+    rest_wait: Option<MonoTime>,
     ready: VecDeque<Ticket>,
     events: VecDeque<Event>,
     told_state: State,
@@ -286,6 +290,8 @@ impl Filter {
             tell_due: None,
             reread_due: now.mono,
             reread_wait: None,
+            rest: Rest::default(),
+            rest_wait: None,
             ready: VecDeque::with_capacity(options.ops_expected),
             events: VecDeque::new(),
             told_state: State::Protecting,

@@ -18,7 +18,7 @@ use std::fmt;
 /// | protecting | a write or flush of the source fails; a full check is asked for; the filter forks | resyncing |
 /// | resyncing | nothing is dirty any more | protecting |
 /// | seeding, protecting, resyncing | the queue reaches its bound and nothing more can be lent | tracking |
-/// | tracking | the queue is half empty again, and the replica's side has room | seeding, if that goes on; else resyncing |
+/// | tracking | the queue is half empty again, and the replica's side has room; where the gap before was followed by this one and by no end of a resync, a pause is over as well: 1 s, doubled up to the RPO | seeding, if that goes on; else resyncing |
 /// | tracking | the filter forks: the queue is forgotten | seeding, if that goes on; else resyncing |
 /// | all but paused and detached | `pause` | paused |
 /// | paused | `resume` | tracking, until the queue is half empty |

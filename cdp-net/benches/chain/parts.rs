@@ -47,6 +47,8 @@ pub(crate) enum Run {
     Usual,
     /// Only when nobody else wants a core.
     Idle,
+    /// The same, on this core alone.
+    IdleOn(u8),
     /// On this core alone.
     Pinned(u8),
 }
@@ -57,6 +59,7 @@ impl Run {
         match self {
             Self::Usual => Vec::new(),
             Self::Idle => ["chrt", "--idle", "0"].map(str::to_owned).to_vec(),
+            Self::IdleOn(core) => [Self::Pinned(core).words(), Self::Idle.words()].concat(),
             Self::Pinned(core) => vec!["taskset".into(), "--cpu-list".into(), core.to_string()],
         }
     }
@@ -180,16 +183,18 @@ pub(crate) struct Facts {
     pub(crate) protecting: bool,
     pub(crate) queued: u64,
     pub(crate) rpo: Duration,
+    /// Ops that waited for the activity log.
+    pub(crate) held: u64,
 }
 
 impl Facts {
     /// Asks a filter.
     pub(crate) fn of(filter: &mut Part) -> Result<Self, Failure> {
-        let [lsn, durable, gaps, tracked, protecting, queued, rpo] = filter.numbers()?[..] else {
+        let [lsn, durable, gaps, tracked, protecting, queued, rpo, held] = filter.numbers()?[..] else {
             return Err("a status that is none".into());
         };
         let (protecting, rpo) = (protecting == 1, Duration::from_nanos(rpo));
-        Ok(Self { lsn, durable, gaps, tracked, protecting, queued, rpo })
+        Ok(Self { lsn, durable, gaps, tracked, protecting, queued, rpo, held })
     }
 
     /// Waits until everything that was given an LSN by now is durable.

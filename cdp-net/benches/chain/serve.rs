@@ -186,8 +186,13 @@ fn protect(root: &Path, source: &str, socket: &str, points: &str, far: &Arc<dyn 
         let protecting = u8::from(status.state == Filtering::Protecting);
         let rpo = status.rpo_ns.unwrap_or(0);
         format!(
-            "{} {} {} {} {protecting} {} {rpo}",
-            status.lsn.0, status.durable.0, status.counters.gaps, status.counters.ops_tracked, status.queued_bytes
+            "{} {} {} {} {protecting} {} {rpo} {}",
+            status.lsn.0,
+            status.durable.0,
+            status.counters.gaps,
+            status.counters.ops_tracked,
+            status.queued_bytes,
+            status.counters.holds_log
         )
     });
     drop(server);

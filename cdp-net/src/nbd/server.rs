@@ -10,6 +10,7 @@ use super::stats::Stats;
 use super::tls::TlsServer;
 use super::uri::{Address, Uri};
 use super::wire::Wire;
+use crate::sys::slice;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::Shutdown;
 use std::collections::BTreeMap;
@@ -127,6 +128,9 @@ impl Server {
             let thread = std::thread::Builder::new().name("nbd-accept".into());
             thread.spawn(move || accept(&listener, &shared, &connections, &stop)).map_err(ServeError::Thread)?
         };
+        let for_memory = Arc::clone(&shared);
+        // Where the system has no thread to give guests wait for memory themselves.
+        let _ = std::thread::Builder::new().name("nbd-memory".into()).spawn(move || for_memory.buffers.tend());
         Ok(Self { shared, connections, address, stop, acceptor: Some(acceptor) })
     }
 
@@ -182,6 +186,7 @@ impl Server {
         // Those that were only held up by their client end now.
         drop(self.connections.wait_for_none(open, Instant::now() + Duration::from_millis(500)));
         self.shared.workers.stop();
+        self.shared.buffers.end();
         clean
     }
 }
@@ -255,6 +260,7 @@ fn admit(socket: Socket, shared: &Arc<Shared>, connections: &Arc<Connections>) {
     let guard = OnClose { id, shared: Arc::clone(shared), connections: Arc::clone(connections) };
     // If no thread can be had, the closure with its guard is dropped, and so is the connection.
     let _ = std::thread::Builder::new().name("nbd-client".into()).spawn(move || {
+        slice::shorten();
         connection::serve(&guard.shared, &wire);
         drop(guard);
     });

@@ -3,6 +3,7 @@
 use super::Shared;
 use super::seed::{self, Seed};
 use crate::far::{DisksEdit, NOT_SEEDED, SeedBegin, SeedHandle, Seeded, SizeOf};
+use crate::threads::step_back;
 use cdp_core::types::{DiskId, Lsn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +25,7 @@ pub(super) enum CopyOrder {
 
 /// Copies, one disk after the other, until nobody orders anything any more. At most one order for each disk waits.
 pub(super) fn run(shared: &Shared, orders: &Receiver<CopyOrder>) {
+    step_back();
     for order in orders {
         match order {
             CopyOrder::Group => {

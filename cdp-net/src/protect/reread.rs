@@ -7,6 +7,7 @@ use super::sources::Sources;
 use super::watch::Inbox;
 use crate::device::Device;
 use crate::far::Far;
+use crate::threads::step_back;
 use bytes::Bytes;
 use cdp_core::capture::{Failed, Reread};
 use cdp_core::frame::Payload;
@@ -14,6 +15,7 @@ use cdp_core::types::Extent;
 
 /// Carries out re-reads until the queue is closed, on as many threads as call this.
 pub(super) fn run(sources: &Sources, far: &dyn Far, engine: &Engine, queue: &Inbox<Reread>) {
+    step_back();
     while let Some((reread, _taken)) = queue.take() {
         let result = match sources.get(reread.disk) {
             Some(held) => read(held.device.as_ref(), far, &reread),

@@ -17,6 +17,7 @@ use crate::far::{
 use crate::link::identity::Identity;
 use crate::link::pin::Peers;
 use crate::report::{Problem, ProblemClass};
+use crate::threads::step_back;
 use bytes::Bytes;
 use cdp_core::link::message::{Answer, Call, CallStatus};
 use cdp_core::types::{GroupId, Lsn, Position, Timeline};
@@ -155,7 +156,12 @@ impl FarLink {
     /// When the system has no thread to give, or the directory of the spool cannot be used.
     pub fn start(identity: Arc<Identity>, options: FarOptions) -> io::Result<Arc<Self>> {
         // One thread that serves no guest: TLS and checksums of messages run on it.
-        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("cdp-link").enable_all().build()?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("cdp-link")
+            .on_thread_start(step_back)
+            .enable_all()
+            .build()?;
         let (commands, queue) = unbounded_channel();
         let (near, state, changed) = (Mutex::default(), Mutex::default(), Condvar::new());
         let shared = Arc::new(Shared { commands, near, state, changed });

@@ -99,6 +99,34 @@ fn a_writer_in_sequence_finds_its_extents_marked() {
 }
 
 #[test]
+fn a_writer_at_random_waits_a_few_times_and_not_for_each_extent() {
+    let mut fixture = Fixture::new();
+    let (mut waits, mut at) = (0, 1u64);
+    for lsn in 1..2000 {
+        at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let extent = Extent::new((at >> 40) % (1 << 18) * 4096, 4096);
+        if !fixture.activity.prepare(0, extent, fixture.now) {
+            waits += 1;
+        }
+        fixture.write();
+        fixture.activity.touched(0, extent, Lsn(lsn), fixture.now);
+        fixture.now = fixture.now.after(MS / 10);
+    }
+    assert!(waits <= 10, "{waits} of 256 extents waited");
+}
+
+#[test]
+fn unmarked_extents_that_are_found_now_and_then_are_marked_alone() {
+    let mut fixture = Fixture::new();
+    for extent in [HERE, Extent::new(3 << 28, 4096), Extent::new(1 << 29, 4096)] {
+        assert!(!fixture.activity.prepare(0, extent, fixture.now));
+        fixture.write();
+        fixture.now = fixture.now.after(1500 * MS);
+    }
+    assert_eq!(fixture.activity.hot_bytes(), 3 * ACTIVITY_EXTENT);
+}
+
+#[test]
 fn a_bit_is_cleared_only_when_durable_flushed_quiet_and_clean() {
     let mut fixture = Fixture::new();
     let hot = |fixture: &Fixture| fixture.activity.hot_bytes() > 0;

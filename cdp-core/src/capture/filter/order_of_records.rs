@@ -3,7 +3,7 @@
 use super::{Bracket, Doubt, Filter, Gap, Life, Window};
 use crate::capture::options::MarkError;
 use crate::capture::output::Event;
-use crate::frame::{Mark, Note, Part, PointKinds, RecordKind, ResyncReason};
+use crate::frame::{GapReason, Mark, Note, Part, PointKinds, RecordKind, ResyncReason};
 use crate::mistakes::{self, Mistake};
 use crate::set::{Place, Refusal, SetPoint};
 use crate::types::{DiskId, Lsn, MonoTime, NAME_MAX, Now, SET_LABEL_MAX, WallTime};
@@ -147,6 +147,9 @@ impl Filter {
             self.control(now, RecordKind::GapBegin, None, Note::GapBegin { from, reason });
         }
         self.gap = Some(Gap { from, reason });
+        if reason == GapReason::Overload {
+            self.rest.gap_began(now.mono, self.limits.rpo_ns);
+        }
         self.counters.gaps += 1;
         self.shut_window(from);
         self.events.push_back(Event::GapBegan { from, reason });
@@ -157,6 +160,7 @@ impl Filter {
     /// Writes are recorded again; what was only tracked is read again.
     pub(super) fn end_gap(&mut self, now: Now) {
         let Some(gap) = self.gap.take() else { return };
+        self.rest.gap_ended();
         let time = self.stamp(now);
         let lsn = self.give_lsn(now);
         let end = crate::types::Extent::new(0, 0);
@@ -192,6 +196,7 @@ impl Filter {
             return;
         }
         self.bracket = None;
+        self.rest.mended();
         let lsn = self.control(now, RecordKind::ResyncEnd, None, Note::ResyncEnd { bytes_read, bytes_changed });
         self.events.push_back(Event::ResyncEnded { lsn, bytes_read, bytes_changed });
         if let Some(window) = &mut self.window {

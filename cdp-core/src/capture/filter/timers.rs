@@ -67,7 +67,7 @@ impl Filter {
         let time = (running && self.gap.is_none()).then(|| self.clock.due());
         let point = running.then(|| self.points.due());
         let clean = Some(self.activity.clean_due());
-        let records = [frame, time, point, clean, self.tell_due, self.reread_wait];
+        let records = [frame, time, point, clean, self.tell_due, self.reread_wait, self.rest_wait];
         log.into_iter().chain(records).flatten().min()
     }
 
@@ -117,8 +117,14 @@ impl Filter {
     fn tick_records(&mut self, now: Now) {
         let drained_enough = self.gather.queued() <= self.limits.queue_bytes() / 2;
         let wanted = !self.paused && self.detached.is_none();
+        self.rest_wait = None;
         if self.gap.is_some() && wanted && self.room == Room::Ok && drained_enough {
-            self.end_gap(now);
+            // Who drains has no guests any more that could be held up.
+            if self.life != Life::Running || self.rest.until() <= now.mono {
+                self.end_gap(now);
+            } else {
+                self.rest_wait = Some(self.rest.until());
+            }
         }
         self.settle_disks(now);
         self.try_close_bracket(now);

@@ -181,3 +181,25 @@ fn as_many_re_reads_are_under_way_as_are_asked_for() {
         assert_eq!(rig.rereads.len(), count);
     }
 }
+
+#[test]
+fn a_gap_after_an_attempt_in_vain_lasts_a_while_and_who_drains_does_not_wait() {
+    let mut rig = Rig::protecting();
+    overload(&mut rig);
+    rig.durable();
+    assert_eq!(rig.filter.state(), State::Resyncing, "the first attempt is made at once");
+    fill(&mut rig, 100, 5);
+    rig.durable();
+    assert_eq!(rig.filter.state(), State::Tracking, "the guest is as quick as before");
+    rig.pass(S - 10 * MS);
+    assert_eq!(rig.filter.state(), State::Tracking);
+    rig.pass(20 * MS);
+    assert_eq!(rig.filter.state(), State::Resyncing);
+    fill(&mut rig, 200, 5);
+    rig.durable();
+    rig.pass(S);
+    assert_eq!(rig.filter.state(), State::Tracking, "twice as long as before");
+    rig.filter.request_drain();
+    rig.drain();
+    assert_eq!(rig.filter.state(), State::Resyncing);
+}
