@@ -6,6 +6,9 @@ use super::kit::*;
 use cdp_core::frame::{Compression, EncodedFrame};
 use cdp_core::journal::*;
 use cdp_core::media::{Memory, Storage};
+use cdp_core::replica::base::{Base, BaseWriter};
+use cdp_core::replica::merge::Merge;
+use cdp_core::replica::{Bases, retention};
 use cdp_core::sim::{SimDisk, Survival};
 use cdp_core::types::*;
 use std::collections::BTreeMap;
@@ -428,4 +431,102 @@ fn a_journal_that_cannot_say_within_which_part_it_ends_takes_another_timeline_on
     assert!(matches!(refusal(&mut rig, &peer.kept[3]), Refusal::Timeline { open: None, .. }));
     rig.start(timeline(2), Some(timeline(1)), Lsn(2));
     assert_eq!(rig.writer.manifest().timelines[0].last, Some(Lsn(2)));
+}
+
+/// A disk of a rig whose bases are merged into.
+struct Merging {
+    storage: Arc<dyn Storage>,
+    rig: Rig,
+    bases: Bases,
+}
+
+impl Merging {
+    /// Merges up to there, and drops the segments that are in the base whole.
+    fn merge(&mut self, lsn: Lsn) {
+        let stamp = Stamp { epoch: ClockEpoch(1), time: WallTime(1) };
+        let moment = StampedMoment { timeline: timeline(1), lsn, stamp };
+        retention::begin(&mut self.rig.writer, moment, None, None);
+        self.rig.drain();
+        let path = path(&self.rig.reader(), &self.rig.writer.snapshot(), &[(timeline(1), lsn)]);
+        let now = Now { wall: WallTime(1), mono: MonoTime(1) };
+        let bases = Arc::new(std::mem::take(&mut self.bases).changed_by(moment));
+        let manifest = self.rig.writer.manifest();
+        let mut merge = Merge::begin(&self.storage, manifest, moment, &path, &bases, None).unwrap();
+        while merge.step(now, 1 << 20).unwrap() {}
+        let merged = merge.finish(now).unwrap();
+        retention::end(&mut self.rig.writer, &merged);
+        self.rig.drain();
+        self.open_base();
+    }
+
+    /// Reads the base that the manifest names.
+    fn open_base(&mut self) {
+        let Manifest { replica, disks, .. } = self.rig.writer.manifest();
+        let root = disks[0].base.unwrap().into();
+        let base = Base::open_with(self.storage.as_ref(), *replica, disk(1), root, Arc::clone(&self.rig.keys));
+        let mut bases = Bases::default();
+        bases.insert(disk(1), Arc::new(base.unwrap()));
+        self.bases = bases;
+    }
+
+    fn read(&self, lsn: Lsn) -> Vec<u8> {
+        let path = path(&self.rig.reader(), &self.rig.writer.snapshot(), &[(timeline(1), lsn)]);
+        let mut found = vec![0; 1 << 20];
+        View::open(&path, 1 << 20).unwrap().read(disk(1), 0, &mut found, &self.bases).unwrap();
+        found
+    }
+}
+
+/// A merge that ends before the record leaves the segment with its first parts; one that takes the record takes all of it.
+#[test]
+fn merges_leave_the_parts_of_an_unfinished_record_and_take_a_whole_one_whole() {
+    for at_rest in [AtRest::default()] {
+        let storage: Arc<dyn Storage> = Arc::new(Memory::new());
+        let mut rig = Rig::create_at_rest(Arc::clone(&storage), &at_rest);
+        rig.drain();
+        let replica = rig.writer.manifest().replica;
+        let mut base = BaseWriter::create(storage.as_ref(), replica, disk(1), 1 << 20).unwrap();
+        if at_rest.key.is_some() {
+            base = base.at_rest(&rig.keys).unwrap();
+        }
+        base.data(&[0; 1 << 20], Lsn::ZERO).unwrap();
+        let base = Some(base.finish(storage.as_ref(), Lsn::ZERO).unwrap().named(Lsn::ZERO));
+        let (size, added, source) = (1 << 20, Lsn::ZERO, String::new());
+        let info =
+            DiskInfo { id: disk(1), name: "disk".into(), size, source, added, removed: None, stopped: None, base };
+        rig.writer.edit(|manifest| manifest.disks.push(info));
+        rig.start(timeline(1), None, Lsn::ZERO);
+        let mut peer = Peer::new(1, size);
+        peer.source.write(1, Extent::new(0, 8192), 1);
+        peer.source.write(1, Extent::new(512, 8192), 2);
+        peer.source.write_with_zeros(1, Extent::new(512, size - 1024), 3);
+        peer.source.write(1, Extent::new(1024, 512), 4);
+        peer.kept = peer.source.short_frames(Compression::None, 5);
+        peer.kept[..3].iter().for_each(|frame| drop(rig.append(frame.clone())));
+        rig.sync();
+        drop(rig);
+        let reopen = |seed| Rig::open_at_rest(Arc::clone(&storage), seed, &at_rest).unwrap();
+        let expected = |lsn| peer.source.model.at(&[(timeline(1), Lsn(lsn))], 1, size as usize);
+        let mut merging = Merging { rig: reopen(2), storage: Arc::clone(&storage), bases: Bases::default() };
+        merging.open_base();
+        merging.merge(Lsn(2));
+        assert_eq!(merging.rig.writer.manifest().segments.iter().filter_map(|segment| segment.summary()).count(), 1);
+        assert!(merging.read(Lsn(2)) == expected(2));
+        // Another start finds the same place.
+        merging.rig = reopen(3);
+        let tail = open_with(storage.as_ref(), DIRECTORY, None, &at_rest.holder()).unwrap().tail.position().unwrap();
+        assert_eq!((tail.lsn, tail.parts != Position::WHOLE), (Lsn(3), true));
+        peer.after(tail).into_iter().for_each(|frame| drop(merging.rig.append(frame)));
+        merging.rig.sync();
+        assert!((2..5).all(|lsn| merging.read(Lsn(lsn)) == expected(lsn)));
+        merging.rig.writer.roll();
+        merging.rig.drain();
+        merging.merge(Lsn(3));
+        assert_eq!(merging.rig.writer.manifest().segments.iter().filter_map(|segment| segment.summary()).count(), 1);
+        assert!((3..5).all(|lsn| merging.read(Lsn(lsn)) == expected(lsn)));
+        merging.rig = reopen(4);
+        assert_eq!(merging.rig.writer.durable().lsn(), Lsn(4));
+        assert!((3..5).all(|lsn| merging.read(Lsn(lsn)) == expected(lsn)));
+        at_rest.check().unwrap();
+    }
 }
