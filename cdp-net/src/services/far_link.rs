@@ -17,6 +17,7 @@ use crate::far::{
 use crate::link::identity::Identity;
 use crate::link::pin::Peers;
 use crate::report::{Problem, ProblemClass};
+use crate::services::traffic::Traffic;
 use bytes::Bytes;
 use cdp_core::link::message::{Answer, Call, CallStatus};
 use cdp_core::types::{GroupId, Lsn, Position, Timeline};
@@ -52,6 +53,8 @@ pub struct FarOptions {
     pub connections: u16,
     /// What a gateway on the way lets in; empty: none.
     pub ticket: Bytes,
+    /// Says what goes without TLS, from the next session on. Its limits are those of proxies.
+    pub traffic: Traffic,
 }
 
 impl FarOptions {

@@ -12,9 +12,11 @@ use self::group::Group;
 use self::sets::Sets;
 use super::config::{Config, FilterConfig, FilterGroup, SetConfig};
 use super::role::{Context, DoorReport, Drained, Held, Report, Role, RoleError};
+use super::traffic::{self, Traffic};
 use crate::link::listener::AcceptStats;
 use crate::protect::SharedBudget;
 use crate::sets::link::member::Attendance;
+use cdp_core::policy::traffic::Rules;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,6 +48,8 @@ struct Shared {
     context: Context,
     /// Of all groups together.
     memory: Arc<SharedBudget>,
+    /// The rules of the file, for all groups.
+    traffic: Traffic,
     /// As many as the file names.
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
     config: Mutex<(FilterConfig, Vec<SetConfig>)>,
@@ -64,6 +68,10 @@ fn table(config: &Config) -> Result<&FilterConfig, RoleError> {
     config.filter.as_ref().ok_or_else(|| RoleError::new("the file has no table [filter]"))
 }
 
+fn rules(config: &Config) -> Result<Rules, RoleError> {
+    traffic::read(config).map_err(|error| RoleError::new(error.to_string()))
+}
+
 impl Shared {
     fn groups(&self) -> Vec<Arc<Group>> {
         lock(&self.groups).values().cloned().collect()
@@ -72,8 +80,10 @@ impl Shared {
     /// Makes groups and opens them, all at once: each may wait for its replica for a while. Gives why the first one of those does not
     /// work, and whether any does.
     fn add(&self, config: &FilterConfig, groups: Vec<FilterGroup>) -> (Option<String>, bool) {
-        let made: Vec<_> =
-            groups.into_iter().map(|group| Arc::new(Group::new(config, group, &self.context, &self.memory))).collect();
+        let made: Vec<_> = groups
+            .into_iter()
+            .map(|group| Arc::new(Group::new(config, group, &self.context, &self.memory, &self.traffic)))
+            .collect();
         std::thread::scope(|scope| {
             for group in &made {
                 scope.spawn(|| group.open());
@@ -131,6 +141,7 @@ impl Role for Filter {
         let shared = Arc::new(Shared {
             context: context.clone(),
             memory: SharedBudget::new(filter.spool.memory.0),
+            traffic: Traffic::new(rules(config)?),
             groups: Mutex::default(),
             config: Mutex::new((filter.clone(), config.sets.clone())),
             sets: Mutex::default(),
@@ -153,6 +164,7 @@ impl Role for Filter {
 
     fn reload(&self, config: &Config) -> Result<Vec<String>, RoleError> {
         let filter = table(config)?;
+        self.shared.traffic.set(rules(config)?);
         let mut known = lock(&self.shared.config);
         let before = known.0.clone();
         let mut unchanged = Vec::new();

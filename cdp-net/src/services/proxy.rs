@@ -17,19 +17,17 @@ mod prepared;
 mod role;
 mod shares;
 mod task;
-mod traffic;
 
 pub use role::{SourceProxy, TargetProxy};
-pub use traffic::RuleError;
 
 use self::disk::CacheDisk;
 use self::pool::Pool;
 use self::shares::Shares;
 use self::task::{Begin, spool_options};
-use self::traffic::Traffic;
 use super::door::BehindGateway;
 use super::peers::PeerBook;
 use super::role::Notes;
+use super::traffic::{self, Traffic};
 use crate::link::accept::{Accepted, Admission, Gate, LinkDoor};
 use crate::link::identity::Identity;
 use crate::link::listener::{AcceptOptions, AcceptStats, Listener};

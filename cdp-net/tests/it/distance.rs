@@ -19,6 +19,7 @@ use cdp_net::services::config::Peer;
 use cdp_net::services::far_link::{FarLink, FarOptions};
 use cdp_net::services::peers::PeerBook;
 use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
+use cdp_net::services::traffic::Traffic;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -107,6 +108,7 @@ impl Sites {
             silence_ms: 1_500,
             connections: 0,
             ticket: Bytes::new(),
+            traffic: Traffic::encrypted(),
         }
     }
 

@@ -42,5 +42,7 @@ mod sets;
 #[cfg(feature = "services")]
 mod spooling;
 mod stopping;
+#[cfg(feature = "services")]
+mod tapped;
 mod wan;
 mod watch;

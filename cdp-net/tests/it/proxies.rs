@@ -23,6 +23,7 @@ use cdp_net::services::proxy::{Mode, Proxy, ProxyOptions};
 use cdp_net::services::remote_reading::{RemoteOptions, RemoteReplica};
 use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
 use cdp_net::services::role::Notes;
+use cdp_net::services::traffic::Traffic;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -143,6 +144,7 @@ impl Chain {
             silence_ms: 1_500,
             connections: 0,
             ticket: Bytes::new(),
+            traffic: Traffic::default(),
         };
         let link = FarLink::start(self.identity("filter"), options).unwrap();
         let far: Arc<dyn Far> = Arc::new(Remote::new(link));

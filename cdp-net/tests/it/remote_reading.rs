@@ -28,6 +28,7 @@ use cdp_net::services::far_link::{FarLink, FarOptions};
 use cdp_net::services::peers::PeerBook;
 use cdp_net::services::remote_reading::{RemoteOptions, RemoteReplica, RemoteSessionDevice, RemoteView};
 use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
+use cdp_net::services::traffic::Traffic;
 use cdp_net::services::url::CdpUrl;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -101,6 +102,7 @@ impl Sites {
             silence_ms: 1_500,
             connections: 0,
             ticket: Bytes::new(),
+            traffic: Traffic::encrypted(),
         };
         FarLink::start(self.identity(name), options).unwrap()
     }

@@ -1,11 +1,12 @@
 //! The two proxies as roles of a process.
 
-use super::{Mode, Proxy, ProxyOptions, Standing, traffic};
+use super::{Mode, Proxy, ProxyOptions, Standing};
 use crate::link::listener::AcceptOptions;
 use crate::services::config::{Cache, Config, SourceProxyConfig, TargetProxyConfig};
 use crate::services::door::{BehindGateway, Judge};
 use crate::services::role::{Context, DoorReport, Drained, GroupReport, Held, Report, Role, RoleError};
 use crate::services::tickets::{TicketFileError, read_ticket};
+use crate::services::traffic;
 use crate::services::url::CdpUrl;
 use bytes::Bytes;
 use std::collections::BTreeMap;

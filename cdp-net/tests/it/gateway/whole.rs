@@ -12,6 +12,7 @@ use cdp_net::far::{CallKind, Far, Remote};
 use cdp_net::owner::Owner;
 use cdp_net::protect::{GivenSources, Protection, ProtectionOptions, SourceOptions, State};
 use cdp_net::services::far_link::{FarLink, FarOptions};
+use cdp_net::services::traffic::Traffic;
 
 fn protect(provider: &Provider, place: &Place, ticket: Bytes) -> Protection {
     let options = FarOptions {
@@ -24,6 +25,8 @@ fn protect(provider: &Provider, place: &Place, ticket: Bytes) -> Protection {
         silence_ms: 10_000,
         connections: 2,
         ticket,
+        // Whatever rules say: what passes a gateway is encrypted.
+        traffic: Traffic::default(),
     };
     let far: Arc<dyn Far> = Arc::new(Remote::new(FarLink::start(provider.identity("filter"), options).unwrap()));
     let sources = vec![SourceOptions { name: "disk".into(), path: place.source("disk") }];

@@ -1,8 +1,8 @@
-//! The network traffic rules of a process, as its proxies follow them: what a connection is guarded by, and how fast frames go.
+//! The network traffic rules of a process, as who sends frames follows them: what a connection is guarded by, and how fast frames go.
 
+use super::config::{self, Config};
+use super::pace::Pace;
 use crate::clock::wall;
-use crate::services::config::{self, Config};
-use crate::services::pace::Pace;
 use crate::sys::local_time::utc_offset_s;
 use cdp_core::policy::traffic::{Flow, Limit, LocalTime, Range, Rule, Rules, Traffic as Decided, Window};
 use std::collections::BTreeMap;
@@ -19,8 +19,8 @@ pub struct RuleError {
 }
 
 /// See the module's text. Clones share it; a new file changes it for all.
-#[derive(Clone, Debug)]
-pub(super) struct Traffic {
+#[derive(Clone, Debug, Default)]
+pub struct Traffic {
     held: Arc<Mutex<Held>>,
 }
 
@@ -69,14 +69,24 @@ pub(super) struct Now {
 }
 
 impl Traffic {
-    pub(super) fn new(rules: Rules) -> Self {
+    /// That of these rules.
+    #[must_use]
+    pub fn new(rules: Rules) -> Self {
         let traffic = Self { held: Arc::default() };
         traffic.set(rules);
         traffic
     }
 
+    /// Everything is encrypted, and nothing limited.
+    #[must_use]
+    pub fn encrypted() -> Self {
+        let (name, any) = ("everything is encrypted".to_owned(), Range::ANY);
+        let rule = Rule { name, enabled: true, source: any, target: any, encrypt: Some(true), limit: None };
+        Self::new(Rules::new(vec![rule]).unwrap_or_default())
+    }
+
     /// Other rules from now on. Flows ask anew every few seconds.
-    pub(super) fn set(&self, rules: Rules) {
+    pub fn set(&self, rules: Rules) {
         let mut held = self.lock();
         held.paces.retain(|name, _| rules.as_slice().iter().any(|rule| rule.name == *name && rule.limit.is_some()));
         held.rules = rules;
