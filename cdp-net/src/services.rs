@@ -22,4 +22,5 @@ pub mod scrape;
 mod seeds;
 pub mod supervisor;
 pub mod tickets;
+pub mod traffic;
 pub mod url;

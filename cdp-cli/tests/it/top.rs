@@ -10,6 +10,7 @@ use cdp_net::link::pin::Peers;
 use cdp_net::owner::Owner;
 use cdp_net::protect::{GivenSources, ProtectError, Protection, ProtectionOptions, SourceOptions, State};
 use cdp_net::services::far_link::{FarLink, FarOptions};
+use cdp_net::services::traffic::Traffic;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ fn protect(place: &Place, serving: &Serving) -> Result<Protection, ProtectError>
         silence_ms: 5_000,
         connections: 0,
         ticket: Default::default(),
+        traffic: Traffic::encrypted(),
     };
     let far: Arc<dyn Far> = Arc::new(Remote::new(FarLink::start(identity, options).unwrap()));
     let sources = vec![SourceOptions { name: "disk".into(), path: place.source("disk", 1, 4 << 20) }];

@@ -1,7 +1,7 @@
 //! The parts of a chain as processes: started, asked how they stand, and what they cost.
 
 use super::image::{Pool, directory, program};
-use super::serve::PART;
+use super::serve::{PART, TLS};
 use cdp_net::nbd::Uri;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -271,7 +271,8 @@ impl Chain {
         let at = source.line()?;
         let socket = root.join("filter.sock");
         let (image, socket_text) = (text(&place.source)?, text(&socket)?);
-        let mut filter = Part::start_in(near, root, &["filter", image, socket_text, made.points, &at], made.filter)?;
+        let words = ["filter", image, socket_text, made.points, &at, TLS];
+        let mut filter = Part::start_in(near, root, &words, made.filter)?;
         filter.line()?;
         Ok(Self { filter, source, target, host, uri: Uri::unix(socket) })
     }
@@ -321,15 +322,15 @@ pub(crate) struct Hop {
 }
 
 impl Hop {
-    /// Starts both with nothing from before, and waits for the first copy of this image.
-    pub(crate) fn start(place: &Place, image: &Path) -> Result<Self, Failure> {
+    /// Starts both with nothing from before, and waits for the first copy of this image. `guard` is that of the hop.
+    pub(crate) fn start(place: &Place, image: &Path, guard: &str) -> Result<Self, Failure> {
         place.clear();
         let root = &place.root;
         let mut host = Part::start(root, &["host", LOOPBACK], Run::Usual)?;
         let at = host.line()?;
         let socket = root.join("filter.sock");
         let begin = Instant::now();
-        let words = ["filter", text(image)?, text(&socket)?, "every-write", &at];
+        let words = ["filter", text(image)?, text(&socket)?, "every-write", &at, guard];
         let mut filter = Part::start(root, &words, Run::Usual)?;
         filter.line()?;
         Ok(Self { filter, host, uri: Uri::unix(socket), seeded: begin.elapsed() })

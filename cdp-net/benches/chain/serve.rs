@@ -21,6 +21,7 @@ use cdp_net::services::peers::PeerBook;
 use cdp_net::services::proxy::{Mode, Proxy, ProxyOptions};
 use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
 use cdp_net::services::role::Notes;
+use cdp_net::services::traffic::Traffic;
 use std::io::BufRead;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +32,9 @@ type Failure = Box<dyn std::error::Error>;
 
 /// Tells this program to be a part: its kind, its directory, and what else it needs follow.
 pub(crate) const PART: &str = "--part";
+/// How the filter guards its frames: by TLS, or as the rules have it where none is written, on loopback by a MAC alone.
+pub(crate) const TLS: &str = "tls";
+pub(crate) const PLAIN: &str = "plain";
 /// The spool bound of every row, in bytes.
 const QUEUE_BYTES: u64 = 512 << 20;
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -61,7 +65,7 @@ pub(crate) fn serve_if_told(arguments: &[String]) -> Result<bool, Failure> {
         ("identities", []) => NAMES.iter().try_for_each(|name| identity(root, name).map(drop))?,
         ("host", [ip]) => host(root, ip)?,
         ("proxy", [name, mode, to, ip]) => proxy(root, name, mode, to, ip)?,
-        ("filter", [source, socket, points, to]) => filter(root, source, socket, points, to)?,
+        ("filter", [source, socket, points, to, guard]) => filter(root, source, socket, points, to, guard)?,
         ("plain", [source, socket]) => plain(source, socket)?,
         ("null", [source, socket]) => null(root, source, socket)?,
         _ => return Err(format!("no part is called {kind} with {} words", rest.len()).into()),
@@ -130,7 +134,7 @@ fn proxy(root: &Path, name: &str, mode: &str, to: &str, ip: &str) -> Result<(), 
     Ok(())
 }
 
-fn filter(root: &Path, source: &str, socket: &str, points: &str, to: &str) -> Result<(), Failure> {
+fn filter(root: &Path, source: &str, socket: &str, points: &str, to: &str, guard: &str) -> Result<(), Failure> {
     let options = FarOptions {
         to: vec![to.to_owned()],
         peers: Peers::new(
@@ -143,6 +147,7 @@ fn filter(root: &Path, source: &str, socket: &str, points: &str, to: &str) -> Re
         silence_ms: 10_000,
         connections: 0,
         ticket: Default::default(),
+        traffic: if guard == PLAIN { Traffic::default() } else { Traffic::encrypted() },
     };
     let link = FarLink::start(identity(root, "filter")?, options)?;
     protect(root, source, socket, points, &(Arc::new(Remote::new(link)) as _))

@@ -6,6 +6,7 @@ use super::image::{SOURCE_BYTES, settle};
 use super::load::{self, Shape};
 use super::others::{EXPORT, Goes, StorageDaemon, empty};
 use super::parts::{Facts, Hop, Place};
+use super::serve::TLS;
 use cdp_net::nbd::Uri;
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -50,7 +51,7 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<(), Failure> {
 }
 
 fn protected(place: &Place, plan: &Plan, round: usize) -> Result<Loaded, Failure> {
-    let mut hop = Hop::start(place, &place.source)?;
+    let mut hop = Hop::start(place, &place.source, TLS)?;
     settle();
     let before = hop.cpu();
     let (mut bytes, mut written) = (0, Duration::ZERO);

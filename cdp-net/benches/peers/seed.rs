@@ -5,6 +5,7 @@ use super::figure::{Figure, Reach, median};
 use super::image::{self, MIB, program, settle};
 use super::others::{EXPORT, Goes, Kind, Served, StorageDaemon, empty};
 use super::parts::{Hop, Place, cpu_of_children};
+use super::serve::PLAIN;
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
@@ -59,7 +60,7 @@ fn compare(place: &Place, plan: &Plan, image: &Path, bytes: u64) -> Result<(), F
     let mut others = PEERS.map(|peer| (peer, Vec::new()));
     for round in 0..plan.rounds {
         settle();
-        let hop = Hop::start(place, image)?;
+        let hop = Hop::start(place, image, PLAIN)?;
         ours.push(tell(round, "ours", &Copied { time: hop.seeded, cpu: hop.cpu() }));
         hop.stop()?;
         place.clear();

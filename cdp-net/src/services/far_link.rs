@@ -17,6 +17,7 @@ use crate::far::{
 use crate::link::identity::Identity;
 use crate::link::pin::Peers;
 use crate::report::{Problem, ProblemClass};
+use crate::services::traffic::Traffic;
 use crate::threads::step_back;
 use bytes::Bytes;
 use cdp_core::link::message::{Answer, Call, CallStatus};
@@ -56,6 +57,8 @@ pub struct FarOptions {
     pub connections: u16,
     /// What a gateway on the way lets in; empty: none.
     pub ticket: Bytes,
+    /// Says what goes without TLS, from the next session on. Its limits are those of proxies.
+    pub traffic: Traffic,
 }
 
 impl FarOptions {

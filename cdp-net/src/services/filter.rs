@@ -14,6 +14,7 @@ use self::group::Group;
 use self::sets::Sets;
 use super::config::{Config, FilterConfig, FilterGroup, SetConfig};
 use super::role::{Context, DoorReport, Drained, Held, Report, Role, RoleError};
+use super::traffic::{Traffic, rules};
 use crate::link::listener::AcceptStats;
 use crate::protect::SharedBudget;
 use crate::sets::link::member::Attendance;
@@ -48,6 +49,8 @@ struct Shared {
     context: Context,
     /// Of all groups together.
     memory: Arc<SharedBudget>,
+    /// The rules of the file, for all groups.
+    traffic: Traffic,
     /// As many as the file names.
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
     config: Mutex<(FilterConfig, Vec<SetConfig>)>,
@@ -74,8 +77,10 @@ impl Shared {
     /// Makes groups and opens them, all at once: each may wait for its replica for a while. Gives why the first one of those does not
     /// work, and whether any does.
     fn add(&self, config: &FilterConfig, groups: Vec<FilterGroup>) -> (Option<String>, bool) {
-        let made: Vec<_> =
-            groups.into_iter().map(|group| Arc::new(Group::new(config, group, &self.context, &self.memory))).collect();
+        let made: Vec<_> = groups
+            .into_iter()
+            .map(|group| Arc::new(Group::new(config, group, &self.context, &self.memory, &self.traffic)))
+            .collect();
         std::thread::scope(|scope| {
             for group in &made {
                 scope.spawn(|| group.open());
@@ -133,6 +138,7 @@ impl Role for Filter {
         let shared = Arc::new(Shared {
             context: context.clone(),
             memory: SharedBudget::new(filter.spool.memory.0),
+            traffic: Traffic::new(rules(config)?),
             groups: Mutex::default(),
             config: Mutex::new((filter.clone(), config.sets.clone())),
             sets: Mutex::default(),
@@ -156,6 +162,7 @@ impl Role for Filter {
 
     fn reload(&self, config: &Config) -> Result<Vec<String>, RoleError> {
         let filter = table(config)?;
+        self.shared.traffic.set(rules(config)?);
         let mut known = lock(&self.shared.config);
         let before = known.0.clone();
         let mut unchanged = Vec::new();

@@ -18,7 +18,6 @@ mod refusals;
 mod role;
 mod shares;
 mod task;
-mod traffic;
 
 pub use role::{SourceProxy, TargetProxy};
 
@@ -26,10 +25,10 @@ use self::disk::CacheDisk;
 use self::pool::Pool;
 use self::shares::Shares;
 use self::task::{Begin, spool_options};
-use self::traffic::Traffic;
 use super::door::BehindGateway;
 use super::peers::PeerBook;
 use super::role::Notes;
+use super::traffic::{self, Traffic};
 use crate::link::accept::{Accepted, Admission, Gate, LinkDoor};
 use crate::link::identity::Identity;
 use crate::link::listener::{AcceptOptions, AcceptStats, Listener};

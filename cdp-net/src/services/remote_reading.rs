@@ -11,6 +11,7 @@ pub use self::device::RemoteSessionDevice;
 use self::flight::Flight;
 pub use self::view::RemoteView;
 use super::far_link::{FarLink, FarOptions};
+use super::traffic::Traffic;
 use super::url::CdpUrl;
 use crate::diff::{Difference, DiskDigest, Of};
 use crate::far::{
@@ -102,6 +103,7 @@ impl RemoteReplica {
             silence_ms: SILENCE_MS,
             connections: 0,
             ticket,
+            traffic: Traffic::encrypted(),
             spool: None,
         };
         let own = identity.fingerprint();

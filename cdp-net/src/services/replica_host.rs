@@ -84,7 +84,7 @@ struct Shared {
     seats: Mutex<BTreeMap<SeatKey, Arc<Seat>>>,
     turns: Arc<Turns>,
     /// Keys of data connections without TLS, by session.
-    keys: Mutex<BTreeMap<SessionId, DataKey>>,
+    keys: Mutex<BTreeMap<SessionId, (Arc<Seat>, DataKey)>>,
     /// Told something when the host ends.
     ending: watch::Sender<()>,
 }
@@ -108,7 +108,7 @@ impl Gate for Doorkeeper {
         }
         match preamble {
             Preamble::Plain { session, .. } => {
-                let key = lock(&self.shared.keys).get(session).cloned();
+                let key = lock(&self.shared.keys).get(session).map(|(_, key)| key.clone());
                 key.map(Admission::Plain).ok_or_else(|| Farewell::new(Code::Unexpected, "there is no such session"))
             }
             _ => Ok(Admission::Tls(self.peers.clone())),
@@ -209,19 +209,22 @@ impl Shared {
     /// The group that a connection is for, if its peer may name it; and the only one that this name may be of.
     fn seat_of(&self, accepted: &Accepted) -> Result<(Arc<Seat>, Option<Only>), Farewell> {
         let hello = &accepted.hello;
+        let Some(peer) = accepted.opened.peer() else {
+            // A data connection: its MAC proves whose session it is of, whatever names it says, or says not.
+            let of = lock(&self.keys).get(&hello.session).map(|(seat, _)| (Arc::clone(seat), None));
+            return of.ok_or_else(|| Farewell::new(Code::Unexpected, "there is no such session"));
+        };
         let tickets = self.options.tickets.as_ref();
         let holder = tickets.map(|tickets| tickets.holder(accepted)).transpose()?.flatten();
-        let tenant = match accepted.opened.peer() {
-            _ if holder.is_some() => holder.as_ref().map_or_else(String::new, |holder| holder.tenant.clone()),
-            Some(peer) => {
+        let tenant = match &holder {
+            Some(holder) => holder.tenant.clone(),
+            None => {
                 let known = self.options.peers.who(&peer);
                 let known = known.ok_or_else(|| Farewell::new(Code::Unauthorized, "this certificate is not let in"))?;
                 known
                     .tenant
                     .unwrap_or_else(|| if hello.tenant.is_empty() { "local".to_owned() } else { hello.tenant.clone() })
             }
-            // A data connection: its MAC proves whose session it is of.
-            None => hello.tenant.clone(),
         };
         if !hello.tenant.is_empty() && tenant != hello.tenant {
             let text = format!("this certificate speaks for {tenant:?}, not for {:?}", hello.tenant);

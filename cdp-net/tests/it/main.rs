@@ -48,5 +48,7 @@ mod sets;
 mod spooling;
 mod stopping;
 mod stuck;
+#[cfg(feature = "services")]
+mod tapped;
 mod wan;
 mod watch;

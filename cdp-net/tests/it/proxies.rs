@@ -8,8 +8,10 @@ use cdp_net::far::{OpenView, ReadName};
 use cdp_net::link::pin::Peers;
 use cdp_net::moment::MomentDisks;
 use cdp_net::protect::Protection;
+use cdp_net::services::far_link::FarOptions;
 use cdp_net::services::proxy::{Mode, Proxy};
 use cdp_net::services::remote_reading::{RemoteOptions, RemoteReplica};
+use cdp_net::services::traffic::Traffic;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -28,7 +30,7 @@ fn source_proxy(sites: &Sites, cache: &str, at: SocketAddr, to: &[SocketAddr]) -
 }
 
 fn protect(sites: &Sites, to: &[SocketAddr]) -> Protection {
-    let far = far_options(to, &sites.identity("source"));
+    let far = FarOptions { traffic: Traffic::default(), ..far_options(to, &sites.identity("source")) };
     let protection = sites.protect_over(far, "disk", |_| {}).unwrap();
     seeded(&protection);
     protection

@@ -13,6 +13,7 @@ use cdp_net::link::pin::Peers;
 use cdp_net::protect::{ProtectionOptions, SourceOptions};
 use cdp_net::services::far_link::FarOptions;
 use cdp_net::services::remote::{PATIENCE, RemoteNotice, RemoteOptions, RemoteProtection};
+use cdp_net::services::traffic::Traffic;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ fn options(spec: &ProtectSpec, there: &ThereSpec) -> Result<RemoteOptions, Failu
             silence_ms: SILENCE_MS,
             connections: 0,
             ticket: there.ticket.clone().into(),
+            traffic: Traffic::encrypted(),
             spool: None,
         },
         protection: ProtectionOptions {

@@ -9,6 +9,7 @@ use crate::link::dial::Guard;
 use crate::link::hub::{Happened, Hub};
 use crate::link::identity::Identity;
 use crate::random::identity as random;
+use crate::services::traffic::addresses;
 use bytes::Bytes;
 use cdp_core::capture::Room;
 use cdp_core::frame::{Compression, EncodedFrame, Encoder, RawFrame};
@@ -28,8 +29,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 const CALL_RETRY_NS: u64 = 50_000_000;
 /// How often it is asked how the replica stands.
 const STANDING_NS: u64 = 1_000_000_000;
-/// The longest wait between two attempts to reach the other end.
-const RETRY_MAX_NS: u64 = 10_000_000_000;
+/// The longest wait between two attempts to reach the other end, as a proxy's.
+const RETRY_MAX_NS: u64 = 2_000_000_000;
 
 /// What the task is told.
 pub(super) enum Command {
@@ -233,6 +234,7 @@ impl Task {
                     self.calls.happened(happened);
                 }
                 happened = next(self.frames.as_mut()) => {
+                    self.look_at_traffic(&happened);
                     if let Some(frames) = &mut self.frames {
                         frames.happened(happened);
                     }
@@ -240,6 +242,19 @@ impl Task {
                 () = until(due) => self.timers(),
             }
         }
+    }
+
+    /// Where the next hop is, is known; what it is asked for is not said yet.
+    fn look_at_traffic(&mut self, happened: &Happened) {
+        let (Some(frames), Happened::Connected { dial, conn }) = (&mut self.frames, happened) else { return };
+        if dial.index > 0 {
+            return;
+        }
+        let FarOptions { traffic, connections, ticket, .. } = &self.options;
+        let way = frames.hub.get(*conn).and_then(|connection| addresses(&connection.address.to_string()));
+        let encrypt = way.is_none_or(|(own, far)| traffic.decide(own, far, !ticket.is_empty()).encrypt);
+        // Without TLS only data connections go plain, beside the one that agreed on their key.
+        frames.end.set_data_connections(connections + u16::from(!encrypt), !encrypt);
     }
 
     /// Keeps for people why nobody answers.

@@ -8,6 +8,7 @@ use crate::services::config::{FilterConfig, FilterGroup, FilterPolicy};
 use crate::services::far_link::{FarOptions, SpoolPlace};
 use crate::services::remote::{PATIENCE, RemoteNotice, RemoteOptions, RemoteProtection};
 use crate::services::role::{Context, GroupReport, Held, Notes};
+use crate::services::traffic::Traffic;
 use crate::services::url::CdpUrl;
 use bytes::Bytes;
 use cdp_core::capture;
@@ -87,6 +88,7 @@ impl Group {
         config: FilterGroup,
         context: &Context,
         memory: &Arc<SharedBudget>,
+        traffic: &Traffic,
     ) -> Self {
         let (queue, to) = (filter.spool.memory.0, places(&filter.to));
         let state = context.state.join("filter").join(&config.name);
@@ -106,6 +108,7 @@ impl Group {
                 silence_ms: SILENCE_MS,
                 connections: filter.connections - 1,
                 ticket: Bytes::new(),
+                traffic: traffic.clone(),
                 spool: (disk > 0).then(|| SpoolPlace { directory: state.join("spool"), bytes: disk }),
             },
             protection: ProtectionOptions {

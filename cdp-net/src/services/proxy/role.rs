@@ -6,6 +6,7 @@ use crate::services::config::{Cache, Config, SourceProxyConfig, TargetProxyConfi
 use crate::services::door::{BehindGateway, Judge};
 use crate::services::role::{Context, DoorReport, Drained, GroupReport, Held, Report, Role, RoleError};
 use crate::services::tickets::{TicketFileError, read_ticket};
+use crate::services::traffic::rules;
 use crate::services::url::CdpUrl;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -53,10 +54,6 @@ fn ticket(path: Option<&Path>) -> Result<Bytes, RoleError> {
         }
         None => Ok(Bytes::new()),
     }
-}
-
-fn rules(config: &Config) -> Result<cdp_core::policy::traffic::Rules, RoleError> {
-    config.traffic().map_err(|error| RoleError::new(error.to_string()))
 }
 
 impl<C> Running<C> {

@@ -13,7 +13,7 @@ const AHEAD_MAX: u64 = 16 << 20;
 /// The least share of memory where there is no disk, and the least of disk: the longest write and two frames have room in what is held.
 const MEMORY_MIN: u64 = 64 << 20;
 const DISK_MIN: u64 = 80 << 20;
-/// Credit of a source at most, in bytes: four windows of what is coalesced.
+/// Credit of a source at most, in bytes: more than any window of what is coalesced takes.
 const WINDOW_MAX: u64 = 256 << 20;
 
 /// See the module's text. Clones share it.

@@ -4,7 +4,6 @@ use super::disk::Place;
 use super::prepared::Prepared;
 use super::refusals::Refusals;
 use super::shares::Share;
-use super::traffic::Now;
 use super::{RelayKey, Shared, Stand, ToRelay, lock};
 use crate::clock::{mono, until};
 use crate::link::connection::ConnectionOptions;
@@ -12,6 +11,7 @@ use crate::link::dial::Guard;
 use crate::link::hub::{Happened, Hub};
 use crate::random;
 use crate::services::pace::{Member, Pace};
+use crate::services::traffic::{Now, Traffic};
 use cdp_core::frame::FrameInfo;
 use cdp_core::link::message::{Code, DATA_CONNECTIONS_MAX, DataKey, Farewell, Features, Message};
 use cdp_core::link::relay::{Hop, Relay, RelayBounds, RelayEffect, RelayEvent, RelayOptions};
@@ -30,8 +30,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 /// After so long without a word a neighbour is taken for dead, in milliseconds.
 const SILENCE_MS: u32 = 10_000;
-/// The longest wait between two attempts to reach the next hop, in nanoseconds.
-const RETRY_MAX_NS: u64 = 10_000_000_000;
+/// The longest wait between two attempts to reach the next hop, in nanoseconds: after a long cut, what waits goes on about a second after
+/// its end.
+const RETRY_MAX_NS: u64 = 2_000_000_000;
 /// How often a busy relay's share is looked at, and an idle one's.
 const BUSY_NS: u64 = 20_000_000;
 const IDLE_NS: u64 = 1_000_000_000;
@@ -611,7 +612,7 @@ impl Task {
 
 impl super::Way {
     /// What holds for frames on this way now.
-    fn traffic(&self, rules: &super::traffic::Traffic) -> Now {
+    fn traffic(&self, rules: &Traffic) -> Now {
         match self.addresses {
             Some((own, far)) => rules.decide(own, far, !self.ticket.is_empty()),
             None => Now { encrypt: true, pace: None },

@@ -248,7 +248,7 @@ impl Task {
             DataKey(key)
         });
         if let Some(key) = &data_key {
-            lock(&self.shared.keys).insert(session, key.clone());
+            lock(&self.shared.keys).insert(session, (Arc::clone(&self.seat), key.clone()));
             self.key = Some(session);
         }
         let room_bytes = WINDOW.saturating_sub(self.traffic.held());

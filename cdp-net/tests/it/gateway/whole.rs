@@ -10,10 +10,13 @@ use cdp_core::when::When;
 use cdp_net::far::{CallKind, Far, Remote};
 use cdp_net::protect::Protection;
 use cdp_net::services::far_link::{FarLink, FarOptions};
+use cdp_net::services::traffic::Traffic;
 
 fn protect(provider: &Provider, place: &Place, ticket: Bytes) -> Protection {
     let straight = far_options(&[provider.address], &provider.identity("host"));
-    let options = FarOptions { silence_ms: 10_000, connections: 2, ticket, ..straight };
+    // Whatever rules say: what passes a gateway is encrypted.
+    let traffic = Traffic::default();
+    let options = FarOptions { silence_ms: 10_000, connections: 2, ticket, traffic, ..straight };
     let far: Arc<dyn Far> = Arc::new(Remote::new(FarLink::start(provider.identity("filter"), options).unwrap()));
     place.protect(&place.options_for_far(&["disk"]), &far, |_| {}).unwrap()
 }

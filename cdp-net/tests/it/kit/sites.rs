@@ -13,6 +13,7 @@ use cdp_net::protect::{Notice, ProtectError, Protection, ProtectionOptions};
 use cdp_net::services::far_link::{FarLink, FarOptions};
 use cdp_net::services::proxy::{Mode, Proxy, ProxyOptions};
 use cdp_net::services::role::Notes;
+use cdp_net::services::traffic::Traffic;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -30,6 +31,7 @@ pub(crate) fn far_options(to: &[SocketAddr], peer: &Identity) -> FarOptions {
         silence_ms: 1_500,
         connections: 0,
         ticket: Bytes::new(),
+        traffic: Traffic::encrypted(),
     }
 }
 

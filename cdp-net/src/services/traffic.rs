@@ -1,16 +1,18 @@
-//! The network traffic rules of a process, as its proxies follow them: what a connection is guarded by, and how fast frames go.
+//! The network traffic rules of a process, as who sends frames follows them: what a connection is guarded by, and how fast frames go.
 
+use super::config::Config;
+use super::pace::Pace;
+use super::role::RoleError;
 use crate::clock::wall;
-use crate::services::pace::Pace;
 use crate::sys::local_time::utc_offset_s;
-use cdp_core::policy::traffic::{Flow, LocalTime, Rules, Traffic as Decided};
+use cdp_core::policy::traffic::{Flow, LocalTime, Range, Rule, Rules, Traffic as Decided};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// See the module's text. Clones share it; a new file changes it for all.
-#[derive(Clone, Debug)]
-pub(super) struct Traffic {
+#[derive(Clone, Debug, Default)]
+pub struct Traffic {
     held: Arc<Mutex<Held>>,
 }
 
@@ -30,15 +32,30 @@ pub(super) struct Now {
     pub(super) pace: Option<Arc<Pace>>,
 }
 
+/// The rules of a file, for a role of it.
+pub(super) fn rules(config: &Config) -> Result<Rules, RoleError> {
+    config.traffic().map_err(|error| RoleError::new(error.to_string()))
+}
+
 impl Traffic {
-    pub(super) fn new(rules: Rules) -> Self {
+    /// That of these rules.
+    #[must_use]
+    pub fn new(rules: Rules) -> Self {
         let traffic = Self { held: Arc::default() };
         traffic.set(rules);
         traffic
     }
 
+    /// Everything is encrypted, and nothing limited.
+    #[must_use]
+    pub fn encrypted() -> Self {
+        let (name, any) = ("everything is encrypted".to_owned(), Range::ANY);
+        let rule = Rule { name, enabled: true, source: any, target: any, encrypt: Some(true), limit: None };
+        Self::new(Rules::new(vec![rule]).unwrap_or_default())
+    }
+
     /// Other rules from now on. Flows ask anew every few seconds.
-    pub(super) fn set(&self, rules: Rules) {
+    pub fn set(&self, rules: Rules) {
         let mut held = self.lock();
         held.paces.retain(|name, _| rules.as_slice().iter().any(|rule| rule.name == *name && rule.limit.is_some()));
         held.rules = rules;
@@ -88,7 +105,6 @@ pub(super) fn addresses(address: &str) -> Option<(IpAddr, IpAddr)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::services::config::Config;
 
     #[test]
     fn what_stays_in_private_networks_goes_plain_unless_a_rule_or_a_gateway_says_otherwise() {
