@@ -480,53 +480,47 @@ impl Merging {
 /// A merge that ends before the record leaves the segment with its first parts; one that takes the record takes all of it.
 #[test]
 fn merges_leave_the_parts_of_an_unfinished_record_and_take_a_whole_one_whole() {
-    for at_rest in [AtRest::default()] {
-        let storage: Arc<dyn Storage> = Arc::new(Memory::new());
-        let mut rig = Rig::create_at_rest(Arc::clone(&storage), &at_rest);
-        rig.drain();
-        let replica = rig.writer.manifest().replica;
-        let mut base = BaseWriter::create(storage.as_ref(), replica, disk(1), 1 << 20).unwrap();
-        if at_rest.key.is_some() {
-            base = base.at_rest(&rig.keys).unwrap();
-        }
-        base.data(&[0; 1 << 20], Lsn::ZERO).unwrap();
-        let base = Some(base.finish(storage.as_ref(), Lsn::ZERO).unwrap().named(Lsn::ZERO));
-        let (size, added, source) = (1 << 20, Lsn::ZERO, String::new());
-        let info =
-            DiskInfo { id: disk(1), name: "disk".into(), size, source, added, removed: None, stopped: None, base };
-        rig.writer.edit(|manifest| manifest.disks.push(info));
-        rig.start(timeline(1), None, Lsn::ZERO);
-        let mut peer = Peer::new(1, size);
-        peer.source.write(1, Extent::new(0, 8192), 1);
-        peer.source.write(1, Extent::new(512, 8192), 2);
-        peer.source.write_with_zeros(1, Extent::new(512, size - 1024), 3);
-        peer.source.write(1, Extent::new(1024, 512), 4);
-        peer.kept = peer.source.short_frames(Compression::None, 5);
-        peer.kept[..3].iter().for_each(|frame| drop(rig.append(frame.clone())));
-        rig.sync();
-        drop(rig);
-        let reopen = |seed| Rig::open_at_rest(Arc::clone(&storage), seed, &at_rest).unwrap();
-        let expected = |lsn| peer.source.model.at(&[(timeline(1), Lsn(lsn))], 1, size as usize);
-        let mut merging = Merging { rig: reopen(2), storage: Arc::clone(&storage), bases: Bases::default() };
-        merging.open_base();
-        merging.merge(Lsn(2));
-        assert_eq!(merging.rig.writer.manifest().segments.iter().filter_map(|segment| segment.summary()).count(), 1);
-        assert!(merging.read(Lsn(2)) == expected(2));
-        // Another start finds the same place.
-        merging.rig = reopen(3);
-        let tail = open_with(storage.as_ref(), DIRECTORY, None, &at_rest.holder()).unwrap().tail.position().unwrap();
-        assert_eq!((tail.lsn, tail.parts != Position::WHOLE), (Lsn(3), true));
-        peer.after(tail).into_iter().for_each(|frame| drop(merging.rig.append(frame)));
-        merging.rig.sync();
-        assert!((2..5).all(|lsn| merging.read(Lsn(lsn)) == expected(lsn)));
-        merging.rig.writer.roll();
-        merging.rig.drain();
-        merging.merge(Lsn(3));
-        assert_eq!(merging.rig.writer.manifest().segments.iter().filter_map(|segment| segment.summary()).count(), 1);
-        assert!((3..5).all(|lsn| merging.read(Lsn(lsn)) == expected(lsn)));
-        merging.rig = reopen(4);
-        assert_eq!(merging.rig.writer.durable().lsn(), Lsn(4));
-        assert!((3..5).all(|lsn| merging.read(Lsn(lsn)) == expected(lsn)));
-        at_rest.check().unwrap();
-    }
+    let at_rest = AtRest::default();
+    let storage: Arc<dyn Storage> = Arc::new(Memory::new());
+    let mut rig = Rig::create_at_rest(Arc::clone(&storage), &at_rest);
+    rig.drain();
+    let replica = rig.writer.manifest().replica;
+    let mut base = BaseWriter::create(storage.as_ref(), replica, disk(1), 1 << 20).unwrap();
+    base.data(&[0; 1 << 20], Lsn::ZERO).unwrap();
+    let base = Some(base.finish(storage.as_ref(), Lsn::ZERO).unwrap().named(Lsn::ZERO));
+    let (size, added, source) = (1 << 20, Lsn::ZERO, String::new());
+    let info = DiskInfo { id: disk(1), name: "disk".into(), size, source, added, removed: None, stopped: None, base };
+    rig.writer.edit(|manifest| manifest.disks.push(info));
+    rig.start(timeline(1), None, Lsn::ZERO);
+    let mut peer = Peer::new(1, size);
+    peer.source.write(1, Extent::new(0, 8192), 1);
+    peer.source.write(1, Extent::new(512, 8192), 2);
+    peer.source.write_with_zeros(1, Extent::new(512, size - 1024), 3);
+    peer.source.write(1, Extent::new(1024, 512), 4);
+    peer.kept = peer.source.short_frames(Compression::None, 5);
+    peer.kept[..3].iter().for_each(|frame| drop(rig.append(frame.clone())));
+    rig.sync();
+    drop(rig);
+    let reopen = |seed| Rig::open_at_rest(Arc::clone(&storage), seed, &at_rest).unwrap();
+    let expected = |lsn| peer.source.model.at(&[(timeline(1), Lsn(lsn))], 1, size as usize);
+    let mut merging = Merging { rig: reopen(2), storage: Arc::clone(&storage), bases: Bases::default() };
+    merging.open_base();
+    merging.merge(Lsn(2));
+    assert_eq!(merging.rig.writer.manifest().segments.iter().filter_map(|segment| segment.summary()).count(), 1);
+    assert!(merging.read(Lsn(2)) == expected(2));
+    // Another start finds the same place.
+    merging.rig = reopen(3);
+    let tail = open_with(storage.as_ref(), DIRECTORY, None, &at_rest.holder()).unwrap().tail.position().unwrap();
+    assert_eq!((tail.lsn, tail.parts != Position::WHOLE), (Lsn(3), true));
+    peer.after(tail).into_iter().for_each(|frame| drop(merging.rig.append(frame)));
+    merging.rig.sync();
+    assert!((2..5).all(|lsn| merging.read(Lsn(lsn)) == expected(lsn)));
+    merging.rig.writer.roll();
+    merging.rig.drain();
+    merging.merge(Lsn(3));
+    assert_eq!(merging.rig.writer.manifest().segments.iter().filter_map(|segment| segment.summary()).count(), 1);
+    assert!((3..5).all(|lsn| merging.read(Lsn(lsn)) == expected(lsn)));
+    merging.rig = reopen(4);
+    assert_eq!(merging.rig.writer.durable().lsn(), Lsn(4));
+    assert!((3..5).all(|lsn| merging.read(Lsn(lsn)) == expected(lsn)));
 }
