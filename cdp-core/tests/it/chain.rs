@@ -144,6 +144,7 @@ fn each_deliberate_fault_is_noticed() {
         Mistake::StoredIsDurable,
         Mistake::FailureForgotten,
         Mistake::CopyOverWrites,
+        Mistake::LentForgotten,
     ];
     let quiet = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
