@@ -22,6 +22,9 @@ pub struct HopPlan {
     pub bytes_per_second: u64,
 }
 
+/// A disk with so many sectors begins empty.
+const VAST: u64 = 20_000;
+
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
@@ -75,14 +78,14 @@ impl Plan {
         let (source_side, target_side) = (proxies(&mut rng), proxies(&mut rng));
         // Now and then so much is written and so little taken that what a proxy has stored is lent.
         let lends = rng.one_in(10);
-        let source_side = if lends { source_side.max(1) } else { source_side };
+        let source_side = if lends { 1 } else { source_side };
         let hops = source_side + target_side + 1;
         let mut plan = Self {
             lends,
             hops: (0..hops).map(|hop| HopPlan::of(&mut rng, hop == source_side)).collect(),
             faults: Vec::new(),
             looks: Vec::new(),
-            active_ns: rng.between(1, 5) * S,
+            active_ns: rng.between(if lends { 3 } else { 1 }, 5) * S,
             disks: Vec::new(),
             hostility: hostility(&mut rng),
             connections: rng.below(3) as u16,
@@ -94,6 +97,10 @@ impl Plan {
         }
         let rate = plan.hops[source_side].bytes_per_second;
         plan.disks = (0..groups).map(|_| disks(&mut rng, lends, rate)).collect();
+        if lends && rng.one_in(3) {
+            // So large that most of what is lent is not written again.
+            plan.disks[0] = vec![rng.between(VAST, 2 * VAST)];
+        }
         let count = [0, 1, 1, 2, 2, 3, 4, 6][rng.below(8) as usize];
         for _ in 0..count {
             let after = rng.between(1, plan.active_ns);
@@ -134,7 +141,15 @@ impl Plan {
         let id = GroupId::new(rng.identity()).expect("not 0");
         let timeline = Timeline::new(rng.identity()).expect("not 0");
         let sizes: Vec<u64> = self.disks[group].iter().map(|sectors| sectors * SECTOR).collect();
-        let disks: Vec<SimDisk> = sizes.iter().map(|size| SimDisk::new(*size, rng)).collect();
+        let disk = |size: &u64| {
+            let mut disk = SimDisk::new(*size, rng);
+            if *size >= VAST * SECTOR {
+                // Its first copy is soon through.
+                disk.put(0, &vec![0; (*size / SECTOR) as usize]);
+            }
+            disk
+        };
+        let disks: Vec<SimDisk> = sizes.iter().map(disk).collect();
         let mut bring =
             |(at, disk): (usize, &SimDisk)| rng.one_in(8).then(|| (world::spec(at, 0).id, older(disk, rng)));
         let brought = disks.iter().enumerate().filter_map(&mut bring).collect();
