@@ -31,7 +31,8 @@ use writer::Writer;
 pub const LOOKAHEAD: u64 = 8;
 /// How many extents around it are marked with one that a writer at random finds unmarked, at most: 256 MiB. A power of two.
 const AROUND_MAX: u64 = 64;
-/// Within this time after an unmarked extent another one is found by a writer at random.
+/// So many unmarked extents, each found within this time after the one before, make a writer at random: until then each is marked alone.
+const ALONE: u32 = 4;
 const AROUND_NS: u64 = 1_000_000_000;
 /// How often one sector of the bitmap (16 GiB of disk) is looked over for extents to clear, in nanoseconds.
 pub const CLEAN_SLICE_NS: u64 = 50_000_000;
@@ -77,9 +78,9 @@ struct Region {
     /// One flag per sector whose content on disk may not be `want`.
     stale: Vec<bool>,
     wanted: u64,
-    /// When an op last found an extent unmarked, and how many were marked then.
+    /// When an op last found an extent unmarked, and how many did one soon after the other.
     missed: MonoTime,
-    around: u64,
+    misses: u32,
     /// Grows when a flush begins; a completion belongs to the generation it falls into.
     flush: u64,
     /// Completions of generations below this one are flushed.
@@ -110,7 +111,7 @@ impl Region {
             stale: vec![true; sectors],
             wanted: 0,
             missed: MonoTime(0),
-            around: 1,
+            misses: 0,
             flush: 1,
             flushed: 1,
             // Whoever wrote before us may not have flushed.
@@ -167,11 +168,12 @@ impl Region {
 
     /// Marks an extent that an op found unmarked, and those around it if that happens often.
     fn mark_around(&mut self, extent: u64, now: MonoTime) {
-        let again = self.missed != MonoTime(0) && now.since(self.missed) < AROUND_NS;
-        self.around = if again { (self.around * 4).min(AROUND_MAX) } else { 1 };
+        let again = now.since(self.missed) < AROUND_NS;
+        self.misses = if again { self.misses.saturating_add(1) } else { 1 };
         self.missed = now;
-        let first = extent / self.around * self.around;
-        for near in first..(first + self.around).min(self.extents) {
+        let around = 4_u64.saturating_pow(self.misses.saturating_sub(ALONE)).min(AROUND_MAX);
+        let first = extent / around * around;
+        for near in first..(first + around).min(self.extents) {
             self.mark(near, now);
         }
     }
