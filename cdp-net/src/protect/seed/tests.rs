@@ -93,7 +93,7 @@ fn a_first_copy_waits_for_room_at_whatever_it_does() {
         (Operation::Create, ".dig1", 0),
         (Operation::SetLength, ".img", 0),
         (Operation::Write, ".img", 0),
-        (Operation::Write, ".img", 3),
+        (Operation::Write, ".img", 1),
         (Operation::Write, ".sum", 0),
         (Operation::Write, ".sum", 2),
         (Operation::Write, ".dig1", 0),
