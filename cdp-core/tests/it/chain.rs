@@ -36,18 +36,19 @@ struct Told {
 fn run(seed: u64) -> Told {
     let plan = Plan::of(seed);
     let (active, rate) = (plan.active_ns, plan.hops.iter().map(|hop| hop.bytes_per_second).min().expect("a hop"));
+    let lasts = plan.faults.iter().map(|(after, fault)| after + fault.lasts_ns()).max().unwrap_or(0);
     let mut world = plan.build(seed);
-    let end = world.now + active;
+    let (end, over) = (world.now + active, world.now + lasts);
     world.run(end, |_| false);
     world.heal();
     let there = world.run(end + 30 * S, |world| world.mending == 0);
     assert!(there, "what was down did not come back");
-    converge(&mut world, rate)
+    converge(&mut world, over, rate)
 }
 
-/// What differs is made equal, and everything is durable.
-fn converge(world: &mut World, rate: u64) -> Told {
-    let healed = world.now;
+/// What differs is made equal, and everything is durable. The last fault is over then.
+fn converge(world: &mut World, over: u64, rate: u64) -> Told {
+    let healed = over.max(world.now);
     let status = |group: &world::Group| group.host.world().map(|world| world.filter.status(world.both()));
     let left: u64 = world
         .groups
@@ -82,7 +83,7 @@ fn converge(world: &mut World, rate: u64) -> Told {
         let torn = group.replica.torn_times;
         assert!(lends > 0 || group.host.forks <= torn, "{} new timelines, and {torn} were due", group.host.forks);
     }
-    let (took_ms, may_take_ms) = ((world.now - healed) / 1_000_000, may_take / 1_000_000);
+    let (took_ms, may_take_ms) = (world.now.saturating_sub(healed) / 1_000_000, may_take / 1_000_000);
     Told { trace: world.trace, looks: world.looks, ops, forks, within, lends, took_ms, may_take_ms }
 }
 

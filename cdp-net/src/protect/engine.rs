@@ -109,7 +109,7 @@ pub enum AttachError {
 pub(super) struct Engine {
     held: Turns<Held>,
     /// The filter as it was when it was last looked at, for the time in which nobody can.
-    last: Mutex<Option<Status>>,
+    last: Mutex<Status>,
     ready: Mutex<Ready>,
     ready_signal: Condvar,
     timer_stopped: Mutex<bool>,
@@ -123,9 +123,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Engine {
     pub(super) fn new(filter: Filter, queues: Queues, queue_bytes: u64) -> Self {
+        // Somebody may hang before anybody has looked.
+        let last = Mutex::new(filter.status(clock::now()));
         Self {
             held: Turns::new(Held { filter, queues: Some(queues), member: None, bounds: Bounds::new(queue_bytes) }),
-            last: Mutex::default(),
+            last,
             ready: Mutex::default(),
             ready_signal: Condvar::new(),
             timer_stopped: Mutex::new(false),
@@ -370,9 +372,7 @@ impl Engine {
         if let Some(status) = self.look(|filter, now| filter.status(now)) {
             return status;
         }
-        let last = lock(&self.last).clone();
-        // Nothing hangs before it was looked at for the first time.
-        let mut status = last.unwrap_or_else(|| self.with(|filter, now| filter.status(now)));
+        let mut status = lock(&self.last).clone();
         status.state = State::Detached;
         let waited_ns = u64::from(turns::STUCK_LOOKS) * turns::LOOK.as_nanos() as u64;
         status.detached.get_or_insert(Detached::Stuck(Stuck::Lock { waited_ns }));
@@ -471,7 +471,7 @@ impl Engine {
                 });
                 drop(turn);
                 looked(Some(status.detached));
-                *lock(&self.last) = Some(status);
+                *lock(&self.last) = status;
             } else if self.held.is_past() {
                 looked(None);
             }

@@ -65,12 +65,13 @@ fn can_be_read(traffic: Traffic) -> [bool; 2] {
     let options = FarOptions { traffic, ..sites.far_options(tap.address) };
     let protection = sites.protect_over(options, "disk", |_| {}).unwrap();
     seeded(&protection);
-    let (written, copied) = (noise(5, 8192), model[1 << 20..][..4096].to_vec());
+    // What comes before the connections for frames are there goes by the first one, which is never plain.
+    let (written, copied) = (noise(5, 8192), [12, 23].map(|at| model[at << 20..][..64].to_vec()));
     write(&protection, &mut model, 64 << 10, written.clone());
     let lsn = protection.status().lsn;
     wait_for("what was written", || protection.status().durable >= lsn);
     stop(protection);
-    let heard = [&written[..64], &copied[..64]].map(|words| tap.has_heard(words));
+    let heard = [tap.has_heard(&written[..64]), copied.iter().any(|words| tap.has_heard(words))];
     assert!(restored(&sites.load().0, &When::Latest, "disk") == model);
     heard
 }

@@ -170,9 +170,10 @@ impl Relay {
     fn below_is_down(&mut self, now: MonoTime, why: Farewell) {
         self.kept.to_send.clear();
         self.calls_up.clear();
-        // Seeds are kept by nobody: the source hears that those of this session may be lost.
+        // Seeds are kept by nobody: the source hears that those of this session may be lost, or what keeps them from going on ever.
         if self.seeds_passed > self.seeds_before || !self.seeds.is_empty() {
-            self.above.close(Farewell::new(Code::Unreachable, "seeds may be lost: the next hop cannot be reached"));
+            let lost = || Farewell::new(Code::Unreachable, "seeds may be lost: the next hop cannot be reached");
+            self.above.close(if is_of_the_source(why.code) { why.clone() } else { lost() });
         }
         self.seeds.clear();
         (self.seeds_before, self.seeds_passed) = (0, 0);
@@ -193,11 +194,7 @@ impl Relay {
             // One that was found in a cache again, say, and whose source has come here meanwhile.
             self.redial = Some(now.after(REDIAL_NS));
         }
-        let of_the_source = matches!(
-            farewell.code,
-            Code::UnknownGroup | Code::OtherTenant | Code::TimelineClosed | Code::TimelineUnknown | Code::Torn
-        );
-        if of_the_source {
+        if is_of_the_source(farewell.code) {
             self.above.close(farewell.clone());
         }
         self.tell(RelayEvent::Refused(farewell));
@@ -206,4 +203,9 @@ impl Relay {
     fn tell(&mut self, event: RelayEvent) {
         self.effects.push_back(RelayEffect::Event(event));
     }
+}
+
+/// Whether a refusal is of the group or the timeline, and not of the relay that hears it.
+fn is_of_the_source(code: Code) -> bool {
+    matches!(code, Code::UnknownGroup | Code::OtherTenant | Code::TimelineClosed | Code::TimelineUnknown | Code::Torn)
 }

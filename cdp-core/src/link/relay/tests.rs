@@ -298,12 +298,24 @@ fn seeds_pass_on_and_a_lost_hop_is_said_where_some_may_be_lost() {
     assert_eq!(closed_above(&rig.effects()), Some(Code::Unreachable));
 }
 
+/// Also while it copies a disk: that the next hop cannot be reached would only have it try again, for ever.
 #[test]
 fn what_the_next_hop_says_of_the_timeline_the_source_hears() {
-    for (code, heard) in [(Code::TimelineClosed, Some(Code::TimelineClosed)), (Code::Unauthorized, None)] {
+    let closed = Some(Code::TimelineClosed);
+    let refusals = [
+        (Code::TimelineClosed, false, closed),
+        (Code::TimelineClosed, true, closed),
+        (Code::Torn, true, Some(Code::Torn)),
+        (Code::Unauthorized, false, None),
+        (Code::Unauthorized, true, Some(Code::Unreachable)),
+    ];
+    for (code, copies, heard) in refusals {
         let mut rig = Rig::new();
         rig.hello(1, 0, 0);
         rig.up_below(welcome());
+        if copies {
+            rig.hear(Hop::Above, Message::Seed(1, frame(0, [1], 512)));
+        }
         let effects = rig.hear(Hop::Below, Message::Error(Farewell::new(code, "no")));
         assert_eq!(closed_above(&effects), heard);
         let told = effects.iter().any(|effect| matches!(effect, RelayEffect::Event(RelayEvent::Refused(_))));

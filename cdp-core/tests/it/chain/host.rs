@@ -410,8 +410,12 @@ impl Part for Host {
             if self.forking && !std::mem::replace(&mut self.asked, true) {
                 return Some(Out::Begin);
             }
+            // What is lent makes room for the frames behind it.
+            if let Some(ask) = self.order() {
+                return Some(Out::Ask(ask));
+            }
             self.offer(now);
-            if let Some(ask) = self.order().or_else(|| self.go_on_comparing(now)).or_else(|| self.copy(now)) {
+            if let Some(ask) = self.go_on_comparing(now).or_else(|| self.copy(now)) {
                 return Some(Out::Ask(ask));
             }
             let effect = self.end.poll()?;

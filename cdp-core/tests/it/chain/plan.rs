@@ -221,6 +221,18 @@ impl HopPlan {
 }
 
 impl Fault {
+    /// How long it goes on.
+    pub fn lasts_ns(&self) -> u64 {
+        match *self {
+            Self::Dark { ns, .. } | Self::ReplicaFull { ns, .. } | Self::ProxyDisk { ns, .. } => ns,
+            Self::Cut { .. }
+            | Self::Host { .. }
+            | Self::Proxy { .. }
+            | Self::Replica { .. }
+            | Self::ReplicaWrite { .. } => 0,
+        }
+    }
+
     fn of(rng: &mut Rng, groups: usize, hops: usize) -> Self {
         let hop = rng.below(hops as u64) as usize;
         let group = rng.below(groups as u64) as usize;

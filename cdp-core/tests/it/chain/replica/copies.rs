@@ -132,6 +132,7 @@ impl ReplicaHost {
         let (brought, attempt) = (self.copies.brought.clone(), self.attempt);
         let mut anew = Self::new(self.group, timeline, &sizes, brought, self.rng.clone());
         (anew.attempt, anew.no_space_until) = (attempt, self.no_space_until);
+        (anew.torn_times, anew.within_times) = (self.torn_times, self.within_times);
         self.end.close(super::Farewell::new(super::Code::TimelineClosed, "the group begins anew"));
         let left: Vec<_> = std::iter::from_fn(|| self.poll(MonoTime(0))).collect();
         *self = anew;
