@@ -265,6 +265,13 @@ impl Rules {
         Ok(Self(rules))
     }
 
+    /// One rule: everything is encrypted, and nothing limited.
+    #[must_use]
+    pub fn encrypting() -> Self {
+        let (name, any) = ("everything is encrypted".to_owned(), Range::ANY);
+        Self(vec![Rule { name, enabled: true, source: any, target: any, encrypt: Some(true), limit: None }])
+    }
+
     /// The rules, in their order.
     #[must_use]
     pub fn as_slice(&self) -> &[Rule] {

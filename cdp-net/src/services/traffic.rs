@@ -5,7 +5,7 @@ use super::pace::Pace;
 use super::role::RoleError;
 use crate::clock::wall;
 use crate::sys::local_time::utc_offset_s;
-use cdp_core::policy::traffic::{Flow, LocalTime, Range, Rule, Rules, Traffic as Decided};
+use cdp_core::policy::traffic::{Flow, LocalTime, Rules, Traffic as Decided};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,9 +49,7 @@ impl Traffic {
     /// Everything is encrypted, and nothing limited.
     #[must_use]
     pub fn encrypted() -> Self {
-        let (name, any) = ("everything is encrypted".to_owned(), Range::ANY);
-        let rule = Rule { name, enabled: true, source: any, target: any, encrypt: Some(true), limit: None };
-        Self::new(Rules::new(vec![rule]).unwrap_or_default())
+        Self::new(Rules::encrypting())
     }
 
     /// Other rules from now on. Flows ask anew every few seconds.
