@@ -84,16 +84,12 @@ fn live(rig: &mut Rig, source: &mut Source, dice: &mut Dice, mistake: Mistake, b
     for round in 0..14u64 {
         (0..1 + dice.below(3)).for_each(|_| source.any());
         for frame in source.frames(if dice.below(2) == 0 { Compression::None } else { Compression::Zstd(1) }) {
-            let mut frame = Some(frame);
-            for _ in 0..50 {
-                let Some(offered) = frame.take() else { break };
-                match rig.writer.append(rig.now, offered) {
-                    Ok(_) => break,
-                    Err(Refused { frame: back, why: Refusal::NotNow(_) }) => frame = Some(back),
-                    Err(_) => return note(rig, believed),
-                }
+            let offered = rig.offer(frame, |rig| {
                 shuffle(rig, dice, mistake);
                 note(rig, believed);
+            });
+            if offered.is_err() {
+                return note(rig, believed);
             }
         }
         match dice.below(6) {

@@ -196,16 +196,24 @@ impl Rig {
 
     /// Appends, giving the driver its turns while the writer says "not now".
     pub(crate) fn append(&mut self, frame: EncodedFrame) -> Appended {
-        let mut frame = frame;
-        for _ in 0..100 {
+        self.offer(frame, Self::drain).unwrap_or_else(|why| panic!("{why}")).expect("a frame that is taken some time")
+    }
+
+    /// Offers a frame until it is taken, with a turn of somebody else each time that it is not; none: it never was.
+    pub(crate) fn offer(
+        &mut self,
+        mut frame: EncodedFrame,
+        mut turn: impl FnMut(&mut Self),
+    ) -> Result<Option<Appended>, Refusal> {
+        for _ in 0..50 {
             match self.writer.append(self.now, frame) {
-                Ok(appended) => return appended,
+                Ok(appended) => return Ok(Some(appended)),
                 Err(Refused { frame: back, why: Refusal::NotNow(_) }) => frame = back,
-                Err(refused) => panic!("{}", refused.why),
+                Err(refused) => return Err(refused.why),
             }
-            self.drain();
+            turn(self);
         }
-        panic!("never taken");
+        Ok(None)
     }
 
     pub(crate) fn sync(&mut self) {

@@ -99,17 +99,14 @@ const LIVES: u8 = 5;
 /// Appends what follows until the power goes or everything is there; somebody may sync, roll or look at any time.
 fn live(rig: &mut Rig, frames: Vec<EncodedFrame>, dice: &mut Dice, durable: &mut Lsn) -> Result<(), String> {
     for frame in frames {
-        let mut frame = Some(frame);
-        for _ in 0..50 {
-            let Some(offered) = frame.take() else { break };
-            match rig.writer.append(rig.now, offered) {
-                Ok(_) => break,
-                Err(Refused { frame: back, why: Refusal::NotNow(_) }) => frame = Some(back),
-                Err(Refused { why: Refusal::Failed(_), .. }) => return Ok(()),
-                Err(refused) => return Err(format!("what follows is refused: {}", refused.why)),
-            }
+        let offered = rig.offer(frame, |rig| {
             shuffle(rig, dice, Mistake::None);
             *durable = rig.writer.durable().lsn();
+        });
+        match offered {
+            Err(Refusal::Failed(_)) => return Ok(()),
+            Err(why) => return Err(format!("what follows is refused: {why}")),
+            Ok(_) => {}
         }
         match dice.below(6) {
             0 => rig.writer.request_sync(),
