@@ -303,12 +303,18 @@ impl Running {
     }
 }
 
-#[test]
-fn guests_write_on_past_a_filter_in_which_somebody_hangs_and_afterwards_everything_is_compared() {
+/// A disk that is protected, and guests that write to it.
+fn scene(seed: u64) -> (Place, Running, Guests) {
     let place = Place::new();
-    let model = place.make_source("disk", 1);
+    let model = place.make_source("disk", seed);
     let running = start(place.directory.path(), "disk");
     let guests = Guests::start(&running.server, &model);
+    (place, running, guests)
+}
+
+#[test]
+fn guests_write_on_past_a_filter_in_which_somebody_hangs_and_afterwards_everything_is_compared() {
+    let (place, running, guests) = scene(1);
     guests.go_on(20);
     assert_eq!(running.protection.attach(), Err(AttachError::NotDetached));
     for time in 1..=2 {
@@ -346,10 +352,7 @@ fn guests_write_on_past_a_filter_in_which_somebody_hangs_and_afterwards_everythi
 /// None of these is called by a guest's thread, nor under what such a one waits for.
 #[test]
 fn what_hangs_at_the_replica_outside_of_the_filter_takes_nothing_out_of_the_guests_path() {
-    let place = Place::new();
-    let model = place.make_source("disk", 2);
-    let running = start(place.directory.path(), "disk");
-    let guests = Guests::start(&running.server, &model);
+    let (place, running, guests) = scene(2);
     let calls = [
         "trust",
         "sync",
@@ -394,10 +397,7 @@ fn what_hangs_at_the_replica_outside_of_the_filter_takes_nothing_out_of_the_gues
 
 #[test]
 fn a_replica_that_takes_no_frame_is_waited_for_by_nobody_and_what_was_written_meanwhile_is_read_again() {
-    let place = Place::new();
-    let model = place.make_source("disk", 5);
-    let running = start(place.directory.path(), "disk");
-    let guests = Guests::start(&running.server, &model);
+    let (place, running, guests) = scene(5);
     running.gate.close(&["frames"]);
     wait_for("frames to hang", || running.gate.hangs("frames"));
     guests.go_on(50);
@@ -413,10 +413,7 @@ fn a_replica_that_takes_no_frame_is_waited_for_by_nobody_and_what_was_written_me
 
 #[test]
 fn a_protection_that_ends_while_it_is_detached_has_everything_compared_at_its_next_start() {
-    let place = Place::new();
-    let model = place.make_source("disk", 3);
-    let running = start(place.directory.path(), "disk");
-    let guests = Guests::start(&running.server, &model);
+    let (place, running, guests) = scene(3);
     guests.go_on(10);
     running.protection.detach();
     guests.go_on(30);
