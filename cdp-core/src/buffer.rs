@@ -20,6 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The alignment of every buffer, in bytes: what direct I/O demands at most.
 pub const PAGE: usize = 4096;
+/// So many pages are touched at a stretch.
+const REST: usize = 8;
 
 /// A source of equal, page-aligned buffers. Clones share one pool.
 ///
@@ -105,11 +107,14 @@ impl BufferPool {
     }
 
     /// Makes buffers until there are `count` unused ones, as far as they are kept, and touches all of their memory: who takes one
-    /// waits for none. That takes its time, which is for a thread that nobody waits for.
-    pub fn stock(&self, count: usize) {
+    /// waits for none. That takes its time, which is for a thread that nobody waits for; `rest` is called every few pages.
+    pub fn stock(&self, count: usize, rest: impl Fn()) {
         while self.retained() < count.min(self.shared.retained_max) {
             let (mut fresh, home) = self.shared.fresh();
-            fresh.iter_mut().step_by(PAGE).for_each(|byte| *std::hint::black_box(byte) = 0);
+            for pages in fresh.chunks_mut(REST * PAGE) {
+                pages.iter_mut().step_by(PAGE).for_each(|byte| *std::hint::black_box(byte) = 0);
+                rest();
+            }
             // The first one that is taken is still one of those that are warm in the cache.
             lock(&self.shared.free).insert(0, (fresh, home));
         }
@@ -331,7 +336,7 @@ mod tests {
     #[test]
     fn a_stock_is_made_ahead_and_what_nobody_used_for_two_looks_goes_back() {
         let pool = BufferPool::new(2 * PAGE, 8);
-        pool.stock(20);
+        pool.stock(20, || ());
         assert_eq!((pool.retained(), pool.in_use()), (8, 0), "no more than are kept");
         let taken: Vec<_> = (0..3).map(|_| pool.take()).collect();
         assert_eq!((pool.retained(), pool.in_use()), (5, 3));

@@ -27,6 +27,9 @@ mod rpo;
 mod seed;
 #[path = "chain/serve.rs"]
 mod serve;
+#[path = "../tests/wan/mod.rs"]
+#[allow(dead_code, reason = "a part only cuts and mends it")]
+mod wan;
 
 use std::time::Duration;
 

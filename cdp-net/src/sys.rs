@@ -8,4 +8,4 @@ pub(crate) mod local_time;
 pub mod lock;
 #[cfg(feature = "uring")]
 pub(crate) mod ring;
-pub(crate) mod slice;
+pub(crate) mod sched;

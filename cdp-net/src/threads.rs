@@ -1,6 +1,8 @@
 //! Threads whose panics are told, and waits that end when they are to.
 
 use crate::failure::Failure;
+use crate::sys::sched;
+use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,11 +52,26 @@ impl Threads {
 /// on, and who holds the filter's lock when he loses the core has it back soon.
 const BEHIND_GUESTS: i32 = 10;
 
+thread_local! {
+    /// Whether this thread stepped back.
+    static STANDS_BACK: Cell<bool> = const { Cell::new(false) };
+}
+
 /// The calling thread, and those that it starts, step back behind guests. One that stands further back stays there.
 pub(crate) fn step_back() {
+    STANDS_BACK.set(true);
+    sched::give_way();
     if rustix::process::getpriority_process(None).is_ok_and(|now| now < BEHIND_GUESTS) {
         // A wish that a system may refuse.
         let _ = rustix::process::setpriority_process(None, BEHIND_GUESTS);
+    }
+}
+
+/// Lets a guest's thread have the core, if this one stepped back; to be called where some ten microseconds were worked. A thread that is
+/// owed time keeps a core that others want until the next tick, some milliseconds, unless it says itself that they may have it.
+pub(crate) fn make_way() {
+    if STANDS_BACK.get() {
+        std::thread::yield_now();
     }
 }
 

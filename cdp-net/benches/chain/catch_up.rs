@@ -23,7 +23,7 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<(), Failure> {
         let mut wan = None;
         // Nothing is compressed: the line's bytes are the guest's.
         let made = Made { level: "pass", ..USUAL };
-        let mut chain = Chain::start(place, made, |at| wan.insert(Wan::start(at)).address())?;
+        let mut chain = Chain::start(place, made, |at| Ok(wan.insert(Wan::start(at)).address()))?;
         let wan = wan.ok_or("there is a line")?;
         wan.set(Weather { rate: RATE, ..Weather::default() });
         settle();

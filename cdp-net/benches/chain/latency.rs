@@ -6,7 +6,7 @@ use super::figure::{Figure, Reach};
 use super::image::settle;
 use super::load;
 use super::parts::{Chain, Facts, Made, Part, Place, Run, USUAL, text};
-use super::wan::Wan;
+use super::serve::{CUT, MEND};
 use cdp_net::nbd::Uri;
 
 type Failure = Box<dyn std::error::Error>;
@@ -93,24 +93,29 @@ fn plain(place: &Place, plan: &Plan, rate: u64) -> Result<[f64; 3], Failure> {
 }
 
 fn replicated(place: &Place, plan: &Plan, kind: Kind, rate: u64) -> Result<[f64; 3], Failure> {
-    // The client looks without sleeping: what shared its core would hold it up, and it is not what is measured.
+    // The client looks without sleeping: what shared its core would hold it up, and it is not what is measured. So the line is a part
+    // like the others, too.
     let made = Made { filter: Run::Pinned(SERVER), others: Run::IdleOn(SERVER), ..USUAL };
-    let mut wan = None;
-    let mut chain = Chain::start(place, made, |at| wan.insert(Wan::start(at)).address())?;
-    let wan = wan.ok_or("there is a line")?;
+    let mut line = None;
+    let mut chain = Chain::start(place, made, |at| {
+        let line = line.insert(Part::start(&place.root, &["line", &at.to_string()], made.others)?);
+        Ok(line.line()?.parse()?)
+    })?;
+    let mut line = line.ok_or("there is a line")?;
     settle();
     if kind != Kind::Steady {
-        wan.cut();
+        line.ask(CUT)?;
     }
     if kind == Kind::CatchUp {
         load::open(&chain.uri, rate, plan.paced, &place.pool)?;
-        wan.mend();
+        line.ask(MEND)?;
     }
     let took = load::open(&chain.uri, rate, plan.paced, &place.pool)?;
     let Facts { held, gaps, tracked, .. } = chain.facts()?;
     eprintln!("    {held} writes waited for the activity log; {gaps} gaps, {tracked} writes tracked");
-    wan.mend();
+    line.ask(MEND)?;
     chain.wait_durable()?;
     chain.stop()?;
+    line.stop()?;
     Ok(quantiles(took))
 }

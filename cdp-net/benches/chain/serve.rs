@@ -1,6 +1,7 @@
 //! This very program as one part of the chain.
 
 use super::null::Null;
+use super::wan::Wan;
 use cdp_core::capture::State as Filtering;
 use cdp_core::media::{Disk, Storage};
 use cdp_core::policy::traffic::Rules;
@@ -23,6 +24,7 @@ use cdp_net::services::replica_host::{ReplicaHost, ReplicaHostOptions};
 use cdp_net::services::role::Notes;
 use cdp_net::services::traffic::Traffic;
 use std::io::BufRead;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +37,9 @@ pub(crate) const PART: &str = "--part";
 /// How the filter guards its frames: by TLS, or as the rules have it where none is written, on loopback by a MAC alone.
 pub(crate) const TLS: &str = "tls";
 pub(crate) const PLAIN: &str = "plain";
+/// What a line is told.
+pub(crate) const CUT: &str = "cut";
+pub(crate) const MEND: &str = "mend";
 /// The spool bound of every row, in bytes.
 const QUEUE_BYTES: u64 = 512 << 20;
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -68,6 +73,7 @@ pub(crate) fn serve_if_told(arguments: &[String]) -> Result<bool, Failure> {
         ("filter", [source, socket, points, to, guard]) => filter(root, source, socket, points, to, guard)?,
         ("plain", [source, socket]) => plain(source, socket)?,
         ("null", [source, socket]) => null(root, source, socket)?,
+        ("line", [to]) => line(to.parse()?),
         _ => return Err(format!("no part is called {kind} with {} words", rest.len()).into()),
     }
     Ok(true)
@@ -206,6 +212,19 @@ fn protect(root: &Path, source: &str, socket: &str, points: &str, far: &Arc<dyn 
     let summary = protection.stop(PATIENCE, &|| false);
     println!("{} {} {}", u8::from(summary.drained), summary.written_bytes, summary.stored_bytes);
     Ok(())
+}
+
+/// A line to one of the others, which is cut and mended.
+fn line(to: SocketAddr) {
+    let wan = Wan::start(to);
+    println!("{}", wan.address());
+    for word in std::io::stdin().lock().lines().map_while(Result::ok) {
+        match word.as_str() {
+            CUT => wan.cut(),
+            _ => wan.mend(),
+        }
+        println!("{word}");
+    }
 }
 
 /// The same server on the same file, with nothing between.

@@ -18,7 +18,7 @@ pub(crate) fn chain(place: &Place, plan: &Plan) -> Result<(), Failure> {
     let (mut ours, mut limits, mut spent) = (Vec::new(), Vec::new(), Vec::new());
     let mut gaps = 0;
     for round in 0..plan.rounds {
-        let mut chain = Chain::start(place, USUAL, |at| at)?;
+        let mut chain = Chain::start(place, USUAL, Ok)?;
         settle();
         let before = chain.cpu();
         let begin = Instant::now();
@@ -66,7 +66,7 @@ pub(crate) fn chain(place: &Place, plan: &Plan) -> Result<(), Failure> {
 pub(crate) fn saturation(place: &Place, plan: &Plan) -> Result<(), Failure> {
     let (mut ours, mut limits) = (Vec::new(), Vec::new());
     for round in 0..plan.rounds {
-        let mut chain = Chain::start(place, super::parts::Made { others: Run::Idle, ..USUAL }, |at| at)?;
+        let mut chain = Chain::start(place, super::parts::Made { others: Run::Idle, ..USUAL }, Ok)?;
         settle();
         let begin = Instant::now();
         let bytes = load::full(&chain.uri, SHAPE, plan.load, &place.pool)?;

@@ -44,7 +44,7 @@ pub(crate) fn run(place: &Place, plan: &Plan, kind: Kind) -> Result<(), Failure>
         let mut wan = None;
         let points = if kind == Kind::Rewrite { "per-point" } else { "every-write" };
         let made = Made { level: "3", points, ..USUAL };
-        let mut chain = Chain::start(place, made, |at| wan.insert(Wan::start(at)).address())?;
+        let mut chain = Chain::start(place, made, |at| Ok(wan.insert(Wan::start(at)).address()))?;
         let wan = wan.ok_or("there is a line")?;
         settle();
         let (before, back) = wan.bytes();

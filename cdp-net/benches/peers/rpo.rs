@@ -67,7 +67,7 @@ pub(crate) fn run(place: &Place, plan: &Plan) -> Result<(), Failure> {
 fn seen(place: &Place, plan: &Plan, line: &Line, round: usize) -> Result<Seen, Failure> {
     // Nothing is compressed: the line's bytes are the guest's.
     let made = Made { level: "pass", sides: Some(line.sides()), ..USUAL };
-    let mut chain = Chain::start(place, made, |at| at)?;
+    let mut chain = Chain::start(place, made, Ok)?;
     settle();
     let (uri, time) = (chain.uri.clone(), BEGINNING + plan.paced);
     let mut seen = Seen { ages: Vec::new(), load: 0.0, lost: 0 };

@@ -8,6 +8,7 @@ use super::listener::Slot;
 use super::memory;
 use super::pin::Fingerprint;
 use super::stream::Stream;
+use crate::threads::make_way;
 use bytes::{Buf, Bytes};
 use cdp_core::link::codec::{Decoder, Encoder, Unsendable, WireError};
 use cdp_core::link::message::{Code, Farewell, Message};
@@ -430,6 +431,7 @@ pub(super) async fn write_all(
         if written == 0 {
             return Err(Ended::Failed(io::ErrorKind::WriteZero.into()));
         }
+        make_way();
         while let Some(piece) = pieces.front_mut().filter(|_| written > 0) {
             let part = written.min(piece.len());
             piece.advance(part);

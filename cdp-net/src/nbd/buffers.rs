@@ -2,7 +2,7 @@
 //! and buffers of their own for the largest.
 
 use crate::sys::huge_pages::{self, HUGE_PAGE};
-use crate::threads::step_back;
+use crate::threads::{make_way, step_back};
 use cdp_core::buffer::{BufferPool, PAGE, PooledBuffer, SizedPools, half_way_sizes};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -88,7 +88,7 @@ impl Buffers {
         while !state.ended {
             if std::mem::take(&mut state.wanted) {
                 drop(state);
-                pools.iter().filter(|pool| pool.in_use() >= KEPT).for_each(|pool| pool.stock(READY));
+                pools.iter().filter(|pool| pool.in_use() >= KEPT).for_each(|pool| pool.stock(READY, make_way));
                 state = self.lock();
             } else if pools.iter().any(|pool| pool.in_use() >= KEPT || pool.retained() > READY) {
                 let (woken, waited) = self.wanted.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner);

@@ -10,7 +10,7 @@ use super::stats::Stats;
 use super::tls::TlsServer;
 use super::uri::{Address, Uri};
 use super::wire::Wire;
-use crate::sys::slice;
+use crate::sys::sched;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::Shutdown;
 use std::collections::BTreeMap;
@@ -260,7 +260,7 @@ fn admit(socket: Socket, shared: &Arc<Shared>, connections: &Arc<Connections>) {
     let guard = OnClose { id, shared: Arc::clone(shared), connections: Arc::clone(connections) };
     // If no thread can be had, the closure with its guard is dropped, and so is the connection.
     let _ = std::thread::Builder::new().name("nbd-client".into()).spawn(move || {
-        slice::shorten();
+        sched::shorten();
         connection::serve(&guard.shared, &wire);
         drop(guard);
     });

@@ -12,6 +12,7 @@ use super::turns::{self, Turn, Turns};
 use super::watch::{Inbox, Sender};
 use crate::clock;
 use crate::far::{Frames, Lends};
+use crate::threads::step_back;
 use cdp_core::capture::{
     Detached, Event, Failed, Filter, FlushTicket, Health, LogWrite, Op, Output, Reread, State, Status, Stuck,
     SubmitError, Submitted, Ticket,
@@ -34,6 +35,7 @@ pub(super) enum Outgoing {
 
 /// Hands it over until the queue is closed.
 pub(super) fn run_outgoing(queue: &Inbox<Outgoing>, frames: &Frames, lends: Option<&Lends>) {
+    step_back();
     while let Some((outgoing, _taken)) = queue.take() {
         match outgoing {
             Outgoing::Frame(frame) => frames(frame),
