@@ -28,6 +28,17 @@ pub struct ZeroFlags {
     pub fast: bool,
 }
 
+/// What is left of a write that has to wait: for a thread that may.
+pub type Rest = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// How far [`Device::write_now`] came.
+pub enum Written {
+    /// The data are written.
+    Whole,
+    /// The write has its place among the others and waits for something: this has to be called, on a thread that may wait.
+    Waits(Rest),
+}
+
 /// A disk that can be served. Offsets and lengths are bytes, multiples of 512 and inside the disk: the front end has checked.
 ///
 /// Errors are told to the client by their OS error where they have one (`ENOSPC`, `EIO`, `EPERM`), else as `EIO`.
@@ -67,6 +78,14 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// What the disk says; the range then holds the old bytes, the new ones, or a mixture.
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> io::Result<()>;
+
+    /// As [`Device::write`] without `fua`, where nothing has to be waited for but the disk itself; else what is left to do.
+    ///
+    /// # Errors
+    /// As [`Device::write`].
+    fn write_now(&self, offset: u64, data: Bytes) -> io::Result<Written> {
+        self.write(offset, data, false).map(|()| Written::Whole)
+    }
 
     /// Makes every write that completed before this call durable.
     ///

@@ -1,7 +1,7 @@
 //! This very program as one part of the chain.
 
 use super::null::Null;
-use super::wan::Wan;
+use super::wan::{Wan, Weather};
 use cdp_core::capture::State as Filtering;
 use cdp_core::media::{Disk, Storage};
 use cdp_core::policy::traffic::Rules;
@@ -41,7 +41,7 @@ pub(crate) const PLAIN: &str = "plain";
 pub(crate) const CUT: &str = "cut";
 pub(crate) const MEND: &str = "mend";
 /// The spool bound of every row, in bytes.
-const QUEUE_BYTES: u64 = 512 << 20;
+const QUEUE_BYTES: u64 = 1 << 30;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Everybody's.
 pub(crate) const NAMES: [&str; 4] = ["filter", "source", "target", "host"];
@@ -73,7 +73,7 @@ pub(crate) fn serve_if_told(arguments: &[String]) -> Result<bool, Failure> {
         ("filter", [source, socket, points, to, guard]) => filter(root, source, socket, points, to, guard)?,
         ("plain", [source, socket]) => plain(source, socket)?,
         ("null", [source, socket]) => null(root, source, socket)?,
-        ("line", [to]) => line(to.parse()?),
+        ("line", [to, rate]) => line(to.parse()?, rate.parse()?),
         _ => return Err(format!("no part is called {kind} with {} words", rest.len()).into()),
     }
     Ok(true)
@@ -214,14 +214,16 @@ fn protect(root: &Path, source: &str, socket: &str, points: &str, far: &Arc<dyn 
     Ok(())
 }
 
-/// A line to one of the others, which is cut and mended.
-fn line(to: SocketAddr) {
+/// A line to one of the others, with so many bytes a second or no bound of its own, which is cut and mended.
+fn line(to: SocketAddr, rate: u64) {
     let wan = Wan::start(to);
+    wan.set(Weather { rate, ..Weather::default() });
     println!("{}", wan.address());
     for word in std::io::stdin().lock().lines().map_while(Result::ok) {
         match word.as_str() {
             CUT => wan.cut(),
-            _ => wan.mend(),
+            MEND => wan.mend(),
+            _ => break,
         }
         println!("{word}");
     }

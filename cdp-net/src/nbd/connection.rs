@@ -15,10 +15,13 @@ use super::protocol::*;
 use super::stats::Counters;
 use super::tls::TlsServer;
 use super::wire::{InFlight, Wire};
-use super::workers::{self, Job, Workers};
+use super::workers::{self, Job, Work, Workers};
+use crate::device::{Rest, Written};
+use crate::sys::sched;
 use bytes::Bytes;
 use receive::{Limit, Next, Receiver};
 use std::io;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -64,7 +67,8 @@ pub(crate) fn serve(shared: &Arc<Shared>, wire: &Arc<Wire>) {
     match handshake(shared, wire, &mut receiver) {
         Ok(Some((session, export))) => {
             let replies = Replies { bytes: vec![0; REPLIES_BYTES].into(), length: 0, count: 0 };
-            let connection = Connection { shared, wire, session, export, receiver, replies, complete_by: None };
+            let aside = Aside::default();
+            let connection = Connection { shared, wire, session, export, receiver, replies, aside, complete_by: None };
             if connection.run().is_err() {
                 shared.counters.connections_broken.add(1);
             }
@@ -124,8 +128,35 @@ struct Connection<'a> {
     export: Arc<Export>,
     receiver: Receiver,
     replies: Replies,
+    aside: Aside,
     /// When the request that has begun to arrive must be complete.
     complete_by: Option<Instant>,
+}
+
+/// A thread of this connection for its writes that wait for something. It takes them in the order of their places, so that whoever is
+/// waited for is under way or next at one of these threads: among the workers, which are few, those who wait could keep out whom they
+/// wait for.
+#[derive(Default)]
+struct Aside(Option<Sender<Job>>);
+
+impl Aside {
+    /// Gives the job back where the caller must run it.
+    fn put(&mut self, shared: &Arc<Shared>, job: Job) -> Option<Job> {
+        if self.0.is_none() {
+            let (sender, jobs) = channel::<Job>();
+            let for_thread = Arc::clone(shared);
+            let run = move || {
+                sched::shorten();
+                jobs.iter().for_each(|job| workers::run(&for_thread, job));
+            };
+            self.0 = std::thread::Builder::new().name("nbd-aside".into()).spawn(run).ok().map(|_| sender);
+        }
+        match &self.0 {
+            // The thread ends with this.
+            Some(sender) => sender.send(job).err().map(|unsent| unsent.0),
+            None => Some(job),
+        }
+    }
 }
 
 /// Replies that wait to be sent together.
@@ -248,9 +279,13 @@ impl Connection<'_> {
         }
         match request.command {
             command::WRITE if request.length <= INLINE_WRITE_MAX && !request.has(command_flag::FUA) => {
-                let result = execute::apply(request, export, payload, &self.shared.counters);
-                self.answer(request, result);
-                Ok(())
+                match execute::write_now(request.offset, payload, export, &self.shared.counters) {
+                    Ok(Written::Waits(rest)) => self.put_aside(request, rest),
+                    result => {
+                        self.answer(request, result.map(|_| ()));
+                        Ok(())
+                    }
+                }
             }
             command::READ if request.length <= INLINE_READ_MAX && self.read_inline(request) => Ok(()),
             _ => self.slow(request, payload),
@@ -297,12 +332,26 @@ impl Connection<'_> {
         self.wire.begin(bytes);
         let (wire, session, request) = (Arc::clone(self.wire), self.session, *request);
         let export = Arc::clone(&self.export);
-        let job = Job { wire, session, export, request, payload, charge: bytes };
+        let job = Job { wire, session, export, request, work: Work::Request(payload), charge: bytes };
         let here = if alone { Some(job) } else { self.shared.workers.submit(self.shared, job) };
         if let Some(job) = here {
             workers::run(self.shared, job);
         }
         Ok(())
+    }
+
+    /// Leaves a write that waits for something to another thread: the others of this client do not wait for it.
+    fn put_aside(&mut self, request: &Request, rest: Rest) -> io::Result<()> {
+        let charge = request.length as usize;
+        self.wire.begin(charge);
+        let (wire, session, request) = (Arc::clone(self.wire), self.session, *request);
+        let job = Job { wire, session, export: Arc::clone(&self.export), request, work: Work::Rest(rest), charge };
+        if let Some(job) = self.aside.put(self.shared, job) {
+            self.send_replies();
+            workers::run(self.shared, job);
+        }
+        // It has its place already; the bounds hold for those behind it.
+        self.admit(0)
     }
 
     fn refuse(&mut self, request: &Request, error: NbdError) {

@@ -4,7 +4,7 @@ use super::export::Export;
 use super::handshake::{CONTEXT_ID, Session};
 use super::protocol::*;
 use super::stats::Counters;
-use crate::device::{BlockStatus, ZeroFlags};
+use crate::device::{BlockStatus, Rest, Written, ZeroFlags};
 use bytes::Bytes;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -78,6 +78,17 @@ pub(crate) fn apply(request: &Request, export: &Export, payload: Bytes, counters
         command::CACHE => device.cache(offset, length),
         _ => Err(io::ErrorKind::InvalidInput.into()),
     })
+}
+
+/// Runs a write without `FUA` as far as nothing but the disk has to be waited for.
+pub(crate) fn write_now(offset: u64, data: Bytes, export: &Export, counters: &Counters) -> Result<Written, NbdError> {
+    counters.bytes_written.add(data.len() as u64);
+    contain(counters, || export.device.write_now(offset, data))
+}
+
+/// What was left of a write.
+pub(crate) fn finish(rest: Rest, counters: &Counters) -> Result<(), NbdError> {
+    contain(counters, rest)
 }
 
 /// Reads, waiting for the disk.

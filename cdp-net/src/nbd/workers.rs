@@ -9,6 +9,8 @@ use super::export::Export;
 use super::handshake::Session;
 use super::protocol::*;
 use super::wire::Wire;
+use crate::device::Rest;
+use crate::sys::sched;
 use bytes::Bytes;
 use cdp_core::buffer::PAGE;
 use std::collections::VecDeque;
@@ -20,16 +22,28 @@ const HOLES_FROM_BYTES: u32 = 64 << 10;
 const READ_PIECES_MAX: usize = 16;
 
 /// One request on its way to the device.
-#[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) wire: Arc<Wire>,
     pub(crate) session: Session,
     pub(crate) export: Arc<Export>,
     pub(crate) request: Request,
-    /// What a write brought along.
-    pub(crate) payload: Bytes,
+    pub(crate) work: Work,
     /// What was counted by `Wire::begin`.
     pub(crate) charge: usize,
+}
+
+/// What is to be done for a request.
+pub(crate) enum Work {
+    /// All of it, with what a write brought along.
+    Request(Bytes),
+    /// What is left of a write that waits for something. It has its place among the others: it is never dropped.
+    Rest(Rest),
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("request", &self.request).field("charge", &self.charge).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -108,6 +122,8 @@ impl Workers {
 
 fn work(shared: &Weak<Shared>) {
     let Some(shared) = shared.upgrade() else { return };
+    // A guest waits for what it does.
+    sched::shorten();
     while let Some(job) = shared.workers.next() {
         run(&shared, job);
     }
@@ -115,13 +131,14 @@ fn work(shared: &Weak<Shared>) {
 
 /// Runs a job and sends its reply.
 pub(crate) fn run(shared: &Shared, job: Job) {
-    let Job { wire, session, export, request, payload, charge } = job;
-    let export = export.as_ref();
-    let result = match request.command {
-        command::READ => read(shared, &wire, &request, (session, export)),
-        command::BLOCK_STATUS => execute::block_status_reply(&request, export, &shared.counters).map(Bytes::from),
-        _ => execute::apply(&request, export, payload, &shared.counters)
-            .map(|()| Bytes::copy_from_slice(ShortReply::new(&request, session, Ok(())).as_bytes())),
+    let Job { wire, session, export, request, work, charge } = job;
+    let (export, counters) = (export.as_ref(), &shared.counters);
+    let short = |()| Bytes::copy_from_slice(ShortReply::new(&request, session, Ok(())).as_bytes());
+    let result = match (request.command, work) {
+        (_, Work::Rest(rest)) => execute::finish(rest, counters).map(short),
+        (command::READ, _) => read(shared, &wire, &request, (session, export)),
+        (command::BLOCK_STATUS, _) => execute::block_status_reply(&request, export, counters).map(Bytes::from),
+        (_, Work::Request(payload)) => execute::apply(&request, export, payload, counters).map(short),
     };
     shared.counters.requests.add(1);
     let reply = result.unwrap_or_else(|error| {

@@ -1,7 +1,7 @@
 //! A protected disk as a front end serves it: each write gets its place in the order, goes to the source, and is kept.
 
-use super::engine::Engine;
-use crate::device::{BlockStatus, Device, ZeroFlags};
+use super::engine::{Admitted, Engine};
+use crate::device::{BlockStatus, Device, Written, ZeroFlags};
 use bytes::Bytes;
 use cdp_core::capture::{Op, SubmitError};
 use cdp_core::frame::Payload;
@@ -38,16 +38,18 @@ impl ProtectedDisk {
         // What goes past the filter is not refused by it.
         self.check()?;
         let flush = if fua { Some(self.engine.flush_begin(self.id).map_err(refused)?) } else { None };
-        let place = match self.engine.submit(self.id, op) {
+        let place = self.engine.submit(self.id, op).and_then(|admitted| match admitted {
+            Admitted::Now(place) => Ok(place),
+            Admitted::Later(ticket) => self.engine.wait_ready(ticket),
+        });
+        let place = match place {
             Ok(place) => place,
             Err(error) => {
                 flush.into_iter().for_each(|flush| self.engine.flush_end(self.id, flush, None));
                 return Err(refused(error));
             }
         };
-        // A source that panics must not leave its op open for ever: others would wait for it.
-        let source = std::panic::AssertUnwindSafe(|| work(self.source.as_ref()));
-        let result = std::panic::catch_unwind(source).unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::EIO)));
+        let result = contained(|| work(self.source.as_ref()));
         if let Some(flush) = flush {
             // The system tells once that it could not write pages: what this call heard of may be others' pages.
             self.engine.flush_end(self.id, flush, Some(&result).filter(|result| result.is_err()));
@@ -55,6 +57,18 @@ impl ProtectedDisk {
         self.engine.complete(place, &result);
         result
     }
+}
+
+/// A source that panics must not leave its op open for ever: others would wait for it.
+fn contained(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let work = std::panic::AssertUnwindSafe(work);
+    std::panic::catch_unwind(work).unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::EIO)))
+}
+
+/// What is kept of a write. The parts are checksummed here, before any lock.
+fn payload(offset: u64, data: &Bytes) -> io::Result<Op> {
+    let payload = Payload::new(offset, data.clone()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    Ok(Op::Write(payload))
 }
 
 fn refused(error: SubmitError) -> io::Error {
@@ -87,9 +101,28 @@ impl Device for ProtectedDisk {
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> io::Result<()> {
-        // The parts are checksummed here, before any lock. What goes to the source are the very bytes that are kept.
-        let payload = Payload::new(offset, data.clone()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-        self.ordered(Op::Write(payload), fua, |source| source.write(offset, data, fua))
+        // What goes to the source are the very bytes that are kept.
+        self.ordered(payload(offset, &data)?, fua, |source| source.write(offset, data, fua))
+    }
+
+    fn write_now(&self, offset: u64, data: Bytes) -> io::Result<Written> {
+        self.check()?;
+        let admitted = self.engine.submit(self.id, payload(offset, &data)?).map_err(refused)?;
+        let run = move |engine: &Engine, source: &dyn Device, place, data| {
+            let result = contained(|| source.write(offset, data, false));
+            engine.complete(place, &result);
+            result
+        };
+        match admitted {
+            Admitted::Now(place) => run(&self.engine, self.source.as_ref(), place, data).map(|()| Written::Whole),
+            Admitted::Later(ticket) => {
+                let (engine, source) = (Arc::clone(&self.engine), Arc::clone(&self.source));
+                Ok(Written::Waits(Box::new(move || {
+                    let place = engine.wait_ready(ticket).map_err(refused)?;
+                    run(&engine, source.as_ref(), place, data)
+                })))
+            }
+        }
     }
 
     fn flush(&self) -> io::Result<()> {

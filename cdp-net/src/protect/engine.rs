@@ -89,6 +89,15 @@ pub(super) enum Place {
     Past,
 }
 
+/// Whether an op may run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Admitted {
+    /// At once.
+    Now(Place),
+    /// When [`Engine::wait_ready`] says so, which has to be called.
+    Later(Ticket),
+}
+
 /// A flush that began, or one that the filter does not know of.
 #[must_use]
 pub(super) struct FlushPlace(Option<FlushTicket>);
@@ -283,20 +292,21 @@ impl Engine {
         self.stop_timer();
     }
 
-    /// Gives an op its place in the order; returns when it may run. The wait is one of the two bounded ones: for an op that
-    /// overlaps, or for one sync of the activity log (where that takes too long: for the removal of its file). Where somebody hangs in
-    /// the filter it ends too, and the op goes past.
-    pub(super) fn submit(&self, disk: DiskId, op: Op) -> Result<Place, SubmitError> {
+    /// Gives an op its place in the order.
+    pub(super) fn submit(&self, disk: DiskId, op: Op) -> Result<Admitted, SubmitError> {
         let submitted = self.with_guest(|held, now| held.filter.submit(now, disk, op), turns::Past::begin);
         match submitted {
-            Err(past) => past,
+            Err(past) => past.map(Admitted::Now),
             Ok(Err(refused)) => Err(refused),
-            Ok(Ok(Submitted::Go(ticket))) => Ok(Place::Ordered(ticket)),
-            Ok(Ok(Submitted::Hold(ticket))) => self.wait_ready(ticket),
+            Ok(Ok(Submitted::Go(ticket))) => Ok(Admitted::Now(Place::Ordered(ticket))),
+            Ok(Ok(Submitted::Hold(ticket))) => Ok(Admitted::Later(ticket)),
         }
     }
 
-    fn wait_ready(&self, ticket: Ticket) -> Result<Place, SubmitError> {
+    /// Returns when an op may run that was held. The wait is one of the two bounded ones: for an op that overlaps, or for one sync of
+    /// the activity log (where that takes too long: for the removal of its file). Where somebody hangs in the filter it ends too, and
+    /// the op goes past.
+    pub(super) fn wait_ready(&self, ticket: Ticket) -> Result<Place, SubmitError> {
         let mut ready = lock(&self.ready);
         while !ready.tickets.remove(&ticket) {
             if ready.ended {

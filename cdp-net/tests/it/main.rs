@@ -37,6 +37,7 @@ mod protect;
 #[cfg(feature = "services")]
 mod proxies;
 mod prune;
+mod put_aside;
 mod readers;
 #[cfg(feature = "services")]
 mod remote_reading;

@@ -4,7 +4,7 @@
 //! one short wait: what comes then waits for what is under way at the source, as it would for an overlap. The protection that takes
 //! over does not read the sources before all of them are handed over ([`Gate`]), so that what it reads has all that it did not see.
 
-use crate::device::{BlockStatus, Device, ZeroFlags};
+use crate::device::{BlockStatus, Device, Written, ZeroFlags};
 use bytes::Bytes;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,6 +70,10 @@ impl Device for EarlyDisk {
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> io::Result<()> {
         self.through(|device| device.write(offset, data, fua))
+    }
+
+    fn write_now(&self, offset: u64, data: Bytes) -> io::Result<Written> {
+        self.through(|device| device.write_now(offset, data))
     }
 
     fn flush(&self) -> io::Result<()> {
