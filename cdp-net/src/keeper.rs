@@ -62,7 +62,7 @@ use cdp_core::journal::Options;
 use cdp_core::media::Storage;
 use cdp_core::replica::sidecar::Root;
 use cdp_core::trust::KeyHolder;
-use cdp_core::types::{DiskId, Position, ReplicaId};
+use cdp_core::types::{DiskId, GroupId, Position, ReplicaId, Timeline};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -233,6 +233,14 @@ impl Keeper {
     #[must_use]
     pub fn began_at(&self) -> Option<Position> {
         self.running.get().map(|running| running.have)
+    }
+
+    /// The group and the timelines that are known of it, closed ones too, once a filter has begun.
+    #[must_use]
+    pub fn timelines(&self) -> Option<(GroupId, Vec<Timeline>)> {
+        let replica = self.running.get()?.host.replica();
+        let manifest = replica.manifest();
+        Some((manifest.group, manifest.timelines.iter().map(|info| info.id).collect()))
     }
 
     /// What carries out the journal's writes and syncs: "threads" or "io_uring".

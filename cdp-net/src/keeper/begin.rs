@@ -40,8 +40,8 @@ impl Keeper {
     /// what this side's journal has to hold.
     ///
     /// # Errors
-    /// `not-following` when the timeline is not the one that is open, `broken` when nobody can tell with which part of a record it goes
-    /// on; else what keeps the replica from being opened.
+    /// `not-following` when the timeline is one of the replica's and not the open one, `unknown-timeline` when it is none of them, `broken` when
+    /// nobody can tell with which part of a record it goes on; else what keeps the replica from being opened.
     pub fn resume(
         &self,
         group: GroupId,
@@ -299,6 +299,10 @@ fn check_origin(begin: &Begin, manifest: &Manifest, durable: Lsn) -> Result<(), 
     };
     let is_new = matches!(begin.origin, Origin::First | Origin::Fork { .. });
     let known = manifest.timelines.iter().any(|info| info.id == begin.timeline);
+    if matches!(begin.origin, Origin::Resumes { .. }) && !known {
+        let message = format!("the replica has no timeline {}, or has it no more", begin.timeline);
+        return Err(Problem::new(ProblemClass::Failed, "unknown-timeline", message).hint("begin again"));
+    }
     if !follows || (is_new && known) {
         let message = "the replica is not as it was found: its records would not follow each other";
         return Err(Problem::new(ProblemClass::Failed, "not-following", message).hint("begin again"));
@@ -435,7 +439,15 @@ mod tests {
         assert!(refused(&manifest, old, fork(old, 7)), "the timeline is there already");
         let resumes = |at| Origin::Resumes { at: Lsn(at) };
         assert!(!refused(&manifest, old, resumes(7)) && refused(&manifest, old, resumes(6)));
-        assert!(refused(&manifest, new, resumes(7)), "another timeline");
+        // Nothing is said of one that is not known here.
+        let unknown = check_origin(&begin(new, resumes(7)), &manifest, durable).unwrap_err();
+        assert_eq!(unknown.code, "unknown-timeline");
+        manifest.timelines[0].state = TimelineState::Closed;
+        manifest.timelines.push(new_timeline(&manifest, &begin(new, fork(old, 7))));
+        assert!(refused(&manifest, old, resumes(7)), "another one is open");
+        assert!(!refused(&manifest, new, resumes(7)));
+        manifest.timelines.pop();
+        manifest.timelines[0].state = TimelineState::Open;
         manifest.clean = true;
         assert!(!refused(&manifest, old, Origin::GoesOn) && refused(&manifest, new, Origin::GoesOn));
     }

@@ -68,7 +68,7 @@ impl Cable {
         let keeper = Keeper::new(Home::acquire(&place.replica()).unwrap(), KeeperOptions::default());
         let near = || Arc::new(RemoteNear::new(Arc::new(Back(Weak::clone(&self.me)))));
         let refused = keeper.resume(group, Timeline::new([9; 16]).unwrap(), Some(seen), near());
-        assert_eq!(refused.unwrap_err().code, "not-following");
+        assert_eq!(refused.unwrap_err().code, "unknown-timeline");
         drop(keeper);
         let keeper = Keeper::new(Home::acquire(&place.replica()).unwrap(), KeeperOptions::default());
         let kept = self.kept.lock().unwrap();

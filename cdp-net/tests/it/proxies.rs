@@ -246,6 +246,44 @@ fn a_drain_drops_what_is_of_a_closed_timeline_and_nothing_else() {
     assert!(restored(&replica, &When::Latest, "disk") == model);
 }
 
+/// A volume that is not mounted looks so. Who says then that nobody knows the timeline has the only copy of it dropped.
+#[test]
+fn a_drain_keeps_what_is_of_a_replica_that_is_not_there() {
+    let mut sites = chain();
+    let mut model = sites.place.make_source("disk", 13);
+    let target = target_proxy(&sites, any(), sites.host.address);
+    let far = Wan::start(target.address());
+    let source = source_proxy(&sites, "first", any(), &[far.address()]);
+    let protection = protect(&sites, &[source.address()]);
+    far.cut();
+    (0..8).for_each(|piece| write(&protection, &mut model, piece << 16, noise(piece as u64, 40 << 10)));
+    let written = protection.status().lsn;
+    wait_for("the cache", || source.stored("machine") >= Some(written));
+    // The source is gone for good, and the host starts before its volume is there.
+    drop((protection, source));
+    sites.host.stop();
+    let volume = sites.place.path("volume");
+    std::fs::rename(sites.replicas(), &volume).unwrap();
+    std::fs::create_dir(sites.replicas()).unwrap();
+    sites.host.again();
+    far.mend();
+    let source = source_proxy(&sites, "first", any(), &[far.address()]);
+    let why = "Unreachable: there is no replica of this group here: is the volume of this group's replica mounted?";
+    assert!(source.stop(Duration::from_secs(3)) > 0 && source.dropped_bytes() == 0);
+    assert!(sites.told.count(why) > 0);
+    drop(source);
+    sites.host.stop();
+    // Nothing was put there either.
+    std::fs::remove_dir(sites.replicas()).unwrap();
+    std::fs::rename(&volume, sites.replicas()).unwrap();
+    sites.host.again();
+    let source = source_proxy(&sites, "first", any(), &[far.address()]);
+    assert_eq!((source.stop(Duration::from_secs(20)), source.dropped_bytes()), (0, 0));
+    drop((source, target, far));
+    let (replica, _place) = sites.load();
+    assert!(restored(&replica, &When::Latest, "disk") == model);
+}
+
 /// The first of each list does not let them in, for good: the second one does.
 #[test]
 fn who_is_refused_by_one_turns_to_the_next() {

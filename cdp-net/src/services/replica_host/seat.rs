@@ -15,11 +15,11 @@ use crate::report::{Problem, ProblemClass, State};
 use crate::services::role::{GroupReport, Held as OnTheWay};
 use bytes::Bytes;
 use cdp_core::capture::Room;
-use cdp_core::journal::MANIFEST_NAME;
+use cdp_core::journal::{MANIFEST_COPY, MANIFEST_NAME};
 use cdp_core::link::message::{Answer, Call, CallStatus, Code, Farewell, Hello};
 use cdp_core::media::Disk;
 use cdp_core::trust::KeyHolder;
-use cdp_core::types::{Lsn, MonoTime, Position, Timeline};
+use cdp_core::types::{GroupId, Lsn, MonoTime, Position, Timeline};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -65,6 +65,37 @@ pub(super) struct Begun {
     pub(super) durable: Lsn,
 }
 
+/// What is written, and what else the replica had when that began.
+#[derive(Clone)]
+struct Written {
+    timeline: Timeline,
+    group: GroupId,
+    known: Arc<[Timeline]>,
+}
+
+impl Written {
+    fn by(keeper: &Keeper, timeline: Timeline) -> Option<Self> {
+        let (group, known) = keeper.timelines()?;
+        Some(Self { timeline, group, known: known.into() })
+    }
+
+    /// What is said to who comes with another timeline. What nobody will ever take is dropped by who keeps it: only what is known here is
+    /// said of it.
+    fn refuses(&self, group: Option<GroupId>, timeline: Timeline) -> Farewell {
+        if group != Some(self.group) {
+            return absent("the replica here is of another group");
+        }
+        let is_known = self.known.contains(&timeline);
+        let code = if is_known { Code::TimelineClosed } else { Code::TimelineUnknown };
+        Farewell::new(code, "another timeline is written now")
+    }
+}
+
+/// Nothing is here of what somebody wants to go on with. That its medium is not mounted looks the same, so he comes again.
+fn absent(what: &str) -> Farewell {
+    Farewell::new(Code::Unreachable, format!("{what}: is the volume of this group's replica mounted?"))
+}
+
 /// A keeper while it keeps the group's replica for one filter.
 #[derive(Clone)]
 pub(super) struct Held {
@@ -90,7 +121,7 @@ pub(super) struct Seat {
     options: KeeperOptions,
     held: Mutex<Option<Held>>,
     /// What is written, for who may not wait for `held`.
-    begun: Mutex<Option<Timeline>>,
+    written: Mutex<Option<Written>>,
     way: Arc<Way>,
     /// What is read of it from afar.
     pub(super) reads: Reads,
@@ -149,7 +180,7 @@ impl Seat {
             directory,
             options,
             held: Mutex::default(),
-            begun: Mutex::default(),
+            written: Mutex::default(),
             way: Arc::default(),
             traffic: Mutex::default(),
             moment: Mutex::default(),
@@ -235,7 +266,7 @@ impl Seat {
             // A filter that starts: whoever kept this for the one before lets go.
             // So does the task that has its frames: of the same timeline too the next ones are for the next keeper.
             *lock(&self.way.0) = None;
-            *lock(&self.begun) = None;
+            *lock(&self.written) = None;
             if let Some(before) = held.take() {
                 self.let_go_of(&before);
             }
@@ -258,25 +289,28 @@ impl Seat {
             && let Some(held) = held.as_mut()
         {
             held.note(call, &answer);
-            *lock(&self.begun) = held.begun.map(|begun| begun.timeline);
+            *lock(&self.written) = held.begun.and_then(|begun| Written::by(&held.keeper, begun.timeline));
         }
         answer
     }
 
     /// Where a session of frames may begin, as the keeper has it; the replica is opened again where this host was started anew.
     pub(super) fn resume(&self, hello: &Hello) -> Result<Resumed, Farewell> {
-        let unknown = |text: String| Farewell::new(Code::TimelineUnknown, text);
         let (Some(group), Some(timeline)) = (hello.group, hello.timeline) else {
             return Err(Farewell::new(Code::Malformed, "frames are of a group and a timeline"));
         };
         let mut held = lock(&self.held);
         if let Some(held) = held.as_ref() {
-            return match held.begun {
-                Some(begun) if begun.timeline == timeline => Ok(Resumed::Held(held.clone(), begun)),
-                Some(_) => Err(Farewell::new(Code::TimelineClosed, "another timeline is written now")),
+            return match (held.begun, &*lock(&self.written)) {
+                (Some(begun), _) if begun.timeline == timeline => Ok(Resumed::Held(held.clone(), begun)),
+                (_, Some(written)) => Err(written.refuses(Some(group), timeline)),
                 // Its filter has found the replica, and says in a moment what it goes on with.
-                None => Err(Farewell::new(Code::Busy, "a filter begins, and has not said what")),
+                _ => Err(Farewell::new(Code::Busy, "a filter begins, and has not said what")),
             };
+        }
+        // Before a directory is made where its volume may be missing.
+        if ![MANIFEST_NAME, MANIFEST_COPY].iter().any(|name| self.directory.join(name).exists()) {
+            return Err(absent("there is no replica of this group here"));
         }
         let shut = |text: String| Farewell::new(Code::Unreachable, text);
         let mut new = self.hold().map_err(|problem| shut(problem.message))?;
@@ -295,15 +329,16 @@ impl Seat {
                         Ok(Resumed::Lost { have: Position::whole(at), lost })
                     }
                     (None, "not-following") => Err(Farewell::new(Code::TimelineClosed, problem.message)),
+                    (None, "unknown-timeline") => Err(Farewell::new(Code::TimelineUnknown, problem.message)),
                     (None, "broken") => Err(Farewell::new(Code::Torn, problem.message)),
-                    (None, "not-found") => Err(unknown(problem.message)),
+                    (None, "not-found") => Err(absent(&problem.message)),
                     // What cannot be opened now is there all the same.
                     (None, _) => Err(shut(problem.message)),
                 };
             }
         };
         new.begun = Some(begun);
-        *lock(&self.begun) = Some(timeline);
+        *lock(&self.written) = Written::by(&new.keeper, timeline);
         // Without its control socket it is kept all the same.
         let _ = new.keeper.serve();
         *held = Some(new.clone());
@@ -316,10 +351,10 @@ impl Seat {
             tokio::spawn(accepted.opened.refuse(Farewell::new(Code::Malformed, "frames are of a timeline")));
             return;
         };
-        if lock(&self.begun).is_some_and(|begun| begun != timeline) {
+        let other = lock(&self.written).as_ref().filter(|written| written.timeline != timeline).cloned();
+        if let Some(written) = other {
             // A proxy that still has some of it: who writes now is not disturbed.
-            let why = Farewell::new(Code::TimelineClosed, "another timeline is written now");
-            tokio::spawn(accepted.opened.refuse(why));
+            tokio::spawn(accepted.opened.refuse(written.refuses(accepted.hello.group, timeline)));
             return;
         }
         let mut way = lock(&self.way.0);
@@ -398,7 +433,7 @@ impl Seat {
         self.reads.end();
         drop(lock(&self.idle).take());
         let held = lock(&self.held).take();
-        *lock(&self.begun) = None;
+        *lock(&self.written) = None;
         // Nobody is left to take frames either where nothing was held.
         *lock(&self.way.0) = None;
         held.iter().for_each(|held| self.let_go_of(held));
