@@ -12,6 +12,7 @@ pub mod metrics;
 mod pace;
 pub mod peers;
 pub mod proxy;
+mod refusals;
 pub mod remote;
 pub mod remote_reading;
 pub mod replica_host;

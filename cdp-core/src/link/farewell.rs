@@ -34,6 +34,15 @@ impl Code {
         }
     }
 
+    /// Whether a refusal is of the group or the timeline, and not of whoever hears it.
+    #[must_use]
+    pub fn is_of_the_source(self) -> bool {
+        matches!(
+            self,
+            Self::UnknownGroup | Self::OtherTenant | Self::TimelineClosed | Self::TimelineUnknown | Self::Torn
+        )
+    }
+
     /// Whether the other side did something wrong or cannot be served; else it is an end in order.
     fn is_error(self) -> bool {
         !matches!(self, Self::Superseded | Self::Stopping | Self::Broken | Self::Done | Self::Torn)

@@ -111,7 +111,7 @@ pub enum RelayEvent {
     Up(Hop),
     /// It does not any more.
     Down(Hop, Farewell),
-    /// The next hop does not let us in.
+    /// The next hop does not let us in. Answered by [`Relay::handle_refused`].
     Refused(Farewell),
     /// What the next hop had called durable is lost there; the source is told.
     Lost(RangeInclusive<Lsn>),
@@ -183,6 +183,8 @@ pub struct Relay {
     seeds: VecDeque<EncodedFrame>,
     seeds_before: u64,
     seeds_passed: u64,
+    /// Some may be lost, and what the source hears is not said yet.
+    seeds_cut: bool,
     /// Calls that were passed on, by what they are called on the other side. Bounded by what both ends have open.
     calls_down: BTreeMap<CallId, CallId>,
     calls_up: BTreeMap<CallId, CallId>,
@@ -208,6 +210,7 @@ impl Relay {
             seeds: VecDeque::new(),
             seeds_before: 0,
             seeds_passed: 0,
+            seeds_cut: false,
             calls_down: BTreeMap::new(),
             calls_up: BTreeMap::new(),
             effects: VecDeque::new(),

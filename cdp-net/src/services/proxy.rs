@@ -14,7 +14,6 @@
 mod disk;
 mod pool;
 mod prepared;
-mod refusals;
 mod role;
 mod shares;
 mod task;
@@ -422,6 +421,11 @@ async fn dispatch(shared: Arc<Shared>, mut accepted: Receiver<Accepted>) {
 }
 
 type Refused = Box<(Accepted, Farewell)>;
+
+/// Where they are, in their order.
+fn places(ways: &[Way]) -> Vec<&str> {
+    ways.iter().map(|way| way.address.as_str()).collect()
+}
 
 impl Shared {
     fn ways(&self) -> Arc<Vec<Way>> {

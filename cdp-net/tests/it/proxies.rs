@@ -1,6 +1,6 @@
 //! A filter, two proxies and a replica host: nothing is lost, whichever of them goes.
 
-use crate::kit::{Sites, any, far_options, label, noise, restored, seeded, stop, wait_for, write};
+use crate::kit::{Host, Sites, any, far_options, label, noise, restored, seeded, stop, wait_for, write};
 use crate::wan::network::{Wan, Weather};
 use bytes::Bytes;
 use cdp_core::when::When;
@@ -13,6 +13,7 @@ use cdp_net::services::proxy::{Mode, Proxy};
 use cdp_net::services::remote_reading::{RemoteOptions, RemoteReplica};
 use cdp_net::services::traffic::Traffic;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
 /// A host to which target proxies send.
@@ -280,6 +281,81 @@ fn a_drain_keeps_what_is_of_a_replica_that_is_not_there() {
     let source = source_proxy(&sites, "first", any(), &[far.address()]);
     assert_eq!((source.stop(Duration::from_secs(20)), source.dropped_bytes()), (0, 0));
     drop((source, target, far));
+    let (replica, _place) = sites.load();
+    assert!(restored(&replica, &When::Latest, "disk") == model);
+}
+
+/// Another host, with the replicas as they are at the first one, which has stopped.
+fn copied(sites: &Sites) -> Host {
+    let root = sites.place.path("other");
+    std::fs::create_dir(&root).unwrap();
+    for name in ["host", "target", "replicas"] {
+        assert!(Command::new("cp").arg("-a").arg(sites.place.path(name)).arg(&root).status().unwrap().success());
+    }
+    Host::start(&root, &[("target", "*")])
+}
+
+/// The second next hop has an old copy of the replica, and the first one, whose is the timeline, is away for a moment. That word alone
+/// would end the protection for good.
+#[test]
+fn one_next_hop_of_two_that_does_not_know_the_timeline_ends_no_protection() {
+    let mut sites = chain();
+    let mut model = sites.place.make_source("disk", 14);
+    let target = target_proxy(&sites, any(), sites.host.address);
+    let source = source_proxy(&sites, "first", any(), &[target.address()]);
+    // As by a crash: the next start forks.
+    drop((protect(&sites, &[source.address()]), source, target));
+    sites.host.stop();
+    let other = copied(&sites);
+    sites.host.again();
+    let listed = [("source", "acme"), ("host", "*")];
+    let to = [sites.host.address, other.address];
+    let target = sites.proxy("target", "target-cache", any(), &listed, &to, Mode::Pass);
+    let source = source_proxy(&sites, "first", any(), &[target.address()]);
+    let protection = protect(&sites, &[source.address()]);
+    sites.host.stop();
+    write(&protection, &mut model, 1 << 20, noise(1, 64 << 10));
+    wait_for("the other one's word", || {
+        sites.told.count("target: acme/machine: is refused by the next hop: Timeline") > 0
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(protection.failure(), None);
+    sites.host.again();
+    let written = protection.status().lsn;
+    wait_for("what was written meanwhile", || protection.status().durable >= written);
+    assert_eq!(protection.failure(), None);
+    // What the filter asks goes to whoever answered it first.
+    drop(other);
+    stop(protection);
+    assert_eq!((source.stop(Duration::from_secs(20)), target.stop(Duration::from_secs(20))), (0, 0));
+    drop((source, target));
+    let (replica, _place) = sites.load();
+    assert!(restored(&replica, &When::Latest, "disk") == model);
+}
+
+/// The first of the list refuses for good, again and again; the second one comes later.
+#[test]
+fn who_is_refused_by_one_waits_for_the_other() {
+    let sites = chain();
+    let mut model = sites.place.make_source("disk", 15);
+    let target = target_proxy(&sites, any(), sites.host.address);
+    let to = [target.address()];
+    let mode = Mode::Compress { level: 3 };
+    let stranger = sites.proxy("source", "strange-source", any(), &[("target", "*")], &to, mode);
+    let source = source_proxy(&sites, "first", any(), &to);
+    let at = source.address();
+    drop(source);
+    let (protection, source) = std::thread::scope(|scope| {
+        let protection = scope.spawn(|| protect(&sites, &[stranger.address(), at]));
+        std::thread::sleep(Duration::from_secs(1));
+        let source = source_proxy(&sites, "first", at, &to);
+        (protection.join().unwrap(), source)
+    });
+    write(&protection, &mut model, 8192, noise(1, 64 << 10));
+    assert_eq!(protection.failure(), None);
+    stop(protection);
+    assert_eq!(source.stop(Duration::from_secs(20)), 0);
+    drop((source, stranger, target));
     let (replica, _place) = sites.load();
     assert!(restored(&replica, &When::Latest, "disk") == model);
 }

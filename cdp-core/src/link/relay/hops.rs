@@ -170,10 +170,13 @@ impl Relay {
     fn below_is_down(&mut self, now: MonoTime, why: Farewell) {
         self.kept.to_send.clear();
         self.calls_up.clear();
-        // Seeds are kept by nobody: the source hears that those of this session may be lost, or what keeps them from going on ever.
+        // Seeds are kept by nobody: the source hears that those of this session may be lost.
         if self.seeds_passed > self.seeds_before || !self.seeds.is_empty() {
-            let lost = || Farewell::new(Code::Unreachable, "seeds may be lost: the next hop cannot be reached");
-            self.above.close(if is_of_the_source(why.code) { why.clone() } else { lost() });
+            // What ends a timeline is said as a refusal next, and whoever knows the other ways decides who hears it.
+            self.seeds_cut = why.code.is_of_the_source();
+            if !self.seeds_cut {
+                self.above.close(seeds_lost());
+            }
         }
         self.seeds.clear();
         (self.seeds_before, self.seeds_passed) = (0, 0);
@@ -188,16 +191,25 @@ impl Relay {
         }
     }
 
-    /// What the next hop says of group and timeline the source has to hear; what it says of this relay is the relay's affair.
+    /// Whoever drives this relay knows whether there are other ways, and says who hears of it.
     fn refused(&mut self, now: MonoTime, farewell: Farewell) {
         if farewell.code == Code::Superseded {
             // One that was found in a cache again, say, and whose source has come here meanwhile.
             self.redial = Some(now.after(REDIAL_NS));
         }
-        if is_of_the_source(farewell.code) {
-            self.above.close(farewell.clone());
-        }
         self.tell(RelayEvent::Refused(farewell));
+    }
+
+    /// The driver's answer to [`RelayEvent::Refused`]. With `is_last` nobody else could let in what this next hop refuses: what it says of
+    /// group and timeline the source has to hear then. What it says of this relay is the relay's affair.
+    pub fn handle_refused(&mut self, now: MonoTime, farewell: Farewell, is_last: bool) {
+        let seeds_cut = std::mem::take(&mut self.seeds_cut);
+        if is_last && farewell.code.is_of_the_source() {
+            self.above.close(farewell);
+        } else if seeds_cut {
+            self.above.close(seeds_lost());
+        }
+        self.work(now);
     }
 
     fn tell(&mut self, event: RelayEvent) {
@@ -205,7 +217,6 @@ impl Relay {
     }
 }
 
-/// Whether a refusal is of the group or the timeline, and not of the relay that hears it.
-fn is_of_the_source(code: Code) -> bool {
-    matches!(code, Code::UnknownGroup | Code::OtherTenant | Code::TimelineClosed | Code::TimelineUnknown | Code::Torn)
+fn seeds_lost() -> Farewell {
+    Farewell::new(Code::Unreachable, "seeds may be lost: the next hop cannot be reached")
 }

@@ -298,28 +298,42 @@ fn seeds_pass_on_and_a_lost_hop_is_said_where_some_may_be_lost() {
     assert_eq!(closed_above(&rig.effects()), Some(Code::Unreachable));
 }
 
+/// The next hop refuses a relay with a source, that copies a disk or does not. Gives what the source hears before somebody said whether
+/// there are other ways, and then.
+fn refused_below(code: Code, copies: bool, is_last: bool) -> (Option<Code>, Option<Code>) {
+    let mut rig = Rig::new();
+    rig.hello(1, 0, 0);
+    rig.up_below(welcome());
+    if copies {
+        rig.hear(Hop::Above, Message::Seed(1, frame(0, [1], 512)));
+    }
+    let effects = rig.hear(Hop::Below, Message::Error(Farewell::new(code, "no")));
+    let why = effects.iter().find_map(|effect| match effect {
+        RelayEffect::Event(RelayEvent::Refused(why)) => Some(why.clone()),
+        _ => None,
+    });
+    let Some(why) = why else { panic!("{effects:?}") };
+    rig.relay.handle_refused(rig.now, why, is_last);
+    (closed_above(&effects), closed_above(&rig.effects()))
+}
+
 /// Also while it copies a disk: that the next hop cannot be reached would only have it try again, for ever.
 #[test]
-fn what_the_next_hop_says_of_the_timeline_the_source_hears() {
+fn what_the_last_next_hop_says_of_the_timeline_the_source_hears() {
     let closed = Some(Code::TimelineClosed);
-    let refusals = [
-        (Code::TimelineClosed, false, closed),
-        (Code::TimelineClosed, true, closed),
-        (Code::Torn, true, Some(Code::Torn)),
-        (Code::Unauthorized, false, None),
-        (Code::Unauthorized, true, Some(Code::Unreachable)),
-    ];
-    for (code, copies, heard) in refusals {
-        let mut rig = Rig::new();
-        rig.hello(1, 0, 0);
-        rig.up_below(welcome());
-        if copies {
-            rig.hear(Hop::Above, Message::Seed(1, frame(0, [1], 512)));
-        }
-        let effects = rig.hear(Hop::Below, Message::Error(Farewell::new(code, "no")));
-        assert_eq!(closed_above(&effects), heard);
-        let told = effects.iter().any(|effect| matches!(effect, RelayEffect::Event(RelayEvent::Refused(_))));
-        assert!(told, "{effects:?}");
+    assert_eq!(refused_below(Code::TimelineClosed, false, true), (None, closed));
+    assert_eq!(refused_below(Code::TimelineClosed, true, true), (None, closed));
+    assert_eq!(refused_below(Code::Torn, true, true), (None, Some(Code::Torn)));
+    assert_eq!(refused_below(Code::Unauthorized, false, true), (None, None));
+    assert_eq!(refused_below(Code::Unauthorized, true, true), (Some(Code::Unreachable), None));
+}
+
+/// It would end a protection for good that somebody else takes on. What was copied is lost all the same.
+#[test]
+fn what_one_next_hop_says_of_the_timeline_the_source_does_not_hear_where_another_may_take_it() {
+    for code in [Code::TimelineClosed, Code::TimelineUnknown, Code::UnknownGroup, Code::OtherTenant] {
+        assert_eq!(refused_below(code, false, false), (None, None), "{code:?}");
+        assert_eq!(refused_below(code, true, false), (None, Some(Code::Unreachable)), "{code:?}");
     }
 }
 

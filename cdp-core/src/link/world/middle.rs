@@ -5,7 +5,7 @@ use super::{In, MS, Out, Part, Random, SECOND, Side};
 use crate::frame::EncodedFrame;
 use crate::journal::{Effect, EffectId, Executor};
 use crate::link::message::{Code, Farewell, Features, Message};
-use crate::link::relay::{Hop, Relay, RelayEffect, RelayOptions, Run};
+use crate::link::relay::{Hop, Relay, RelayEffect, RelayEvent, RelayOptions, Run};
 use crate::link::source::SourceOptions;
 use crate::link::spool::{Spool, SpoolOptions};
 use crate::link::target::TargetOptions;
@@ -34,7 +34,7 @@ pub(super) struct Middle {
     left: VecDeque<Out>,
     /// Bytes that its disk had at the last start: also of frames that are durable.
     found: u64,
-    pub(super) events: Vec<crate::link::relay::RelayEvent>,
+    pub(super) events: Vec<RelayEvent>,
 }
 
 impl Middle {
@@ -191,6 +191,10 @@ impl Part for Middle {
                     continue;
                 }
                 RelayEffect::Event(event) => {
+                    if let RelayEvent::Refused(why) = &event {
+                        // There is one way.
+                        self.relay.handle_refused(now, why.clone(), true);
+                    }
                     self.events.push(event);
                     continue;
                 }

@@ -5,7 +5,7 @@ use crate::capture::rng::Rng;
 use cdp_core::frame::EncodedFrame;
 use cdp_core::journal::{Effect, EffectId, Executor, Outcome};
 use cdp_core::link::message::Features;
-use cdp_core::link::relay::{Hop, Relay, RelayEffect, RelayOptions, Run};
+use cdp_core::link::relay::{Hop, Relay, RelayEffect, RelayEvent, RelayOptions, Run};
 use cdp_core::link::source::SourceOptions;
 use cdp_core::link::spool::{Spool, SpoolOptions};
 use cdp_core::link::target::TargetOptions;
@@ -234,7 +234,13 @@ impl Part for Proxy {
                     self.flying.insert((due, id), effect);
                     continue;
                 }
-                RelayEffect::Event(_) => continue,
+                RelayEffect::Event(event) => {
+                    if let RelayEvent::Refused(why) = event {
+                        // There is one way.
+                        self.relay.handle_refused(now, why, true);
+                    }
+                    continue;
+                }
             });
         }
         let status = self.relay.status(now);

@@ -9,6 +9,7 @@ use crate::link::dial::Guard;
 use crate::link::hub::{Happened, Hub};
 use crate::link::identity::Identity;
 use crate::random::identity as random;
+use crate::services::refusals::Refusals;
 use crate::services::traffic::addresses;
 use bytes::Bytes;
 use cdp_core::capture::Room;
@@ -62,10 +63,12 @@ pub(super) enum Command {
 struct End {
     end: SourceEnd,
     hub: Hub,
-    /// Which address is tried, how often one was since the last session that held, and how many of them refused for good.
+    /// Which address is tried, and how often one was since the last session that held.
     at: usize,
     tries: usize,
-    refusals: usize,
+    refusals: Refusals,
+    /// It rests, and is dialled again then.
+    redial: Option<MonoTime>,
 }
 
 /// What waits for an answer.
@@ -138,18 +141,48 @@ fn source(options: &FarOptions, of: Option<(GroupId, Timeline)>, start: Position
 impl End {
     fn new(identity: &Arc<Identity>, options: SourceOptions) -> Self {
         let hub = Hub::new(Arc::clone(identity), ConnectionOptions::default());
-        Self { end: SourceEnd::new(mono(), options), hub, at: 0, tries: 0, refusals: 0 }
+        let (end, refusals) = (SourceEnd::new(mono(), options), Refusals::default());
+        Self { end, hub, at: 0, tries: 0, refusals, redial: None }
     }
 
     /// Whoever is spoken to is left, and looked for from the beginning of the list.
     fn leave(&mut self) {
-        (self.at, self.tries, self.refusals) = (0, 0, 0);
+        (self.at, self.tries, self.refusals, self.redial) = (0, 0, Refusals::default(), None);
         for conn in self.hub.connections() {
             self.hub.close(conn, Some(Farewell::new(Code::Done, "this filter turns to another place")));
             self.end.handle_disconnected(mono(), conn, "it is none of the places any more");
         }
         // One that was refused for good rests.
         self.end.dial(mono());
+    }
+
+    /// A session holds.
+    fn let_in(&mut self) {
+        (self.tries, self.redial) = (0, None);
+        self.refusals.up(mono());
+    }
+
+    /// One of the places does not let it in, for good: whether none of them does.
+    fn refused(&mut self, now: MonoTime, code: Code, to: &[String]) -> bool {
+        let to: Vec<&str> = to.iter().map(String::as_str).collect();
+        let again = self.refusals.refused(now, code, &to);
+        // One that let in before it refused is not the next one that is asked, either.
+        self.tries = self.tries.max(1);
+        let is_last = self.refusals.are_all(now, &to);
+        self.redial = again.filter(|_| !is_last);
+        is_last
+    }
+
+    fn timers(&mut self, now: MonoTime) {
+        self.end.handle_timer(now);
+        if self.redial.is_some_and(|at| at <= now) {
+            self.redial = None;
+            self.end.dial(now);
+        }
+    }
+
+    fn next_deadline(&self) -> Option<MonoTime> {
+        self.end.next_deadline().into_iter().chain(self.redial).min()
     }
 
     fn happened(&mut self, happened: Happened) {
@@ -199,10 +232,10 @@ impl Task {
             self.carry_out(false);
             self.carry_out(true);
             self.spool();
-            let frames_due = self.frames.as_ref().and_then(|frames| frames.end.next_deadline());
+            let frames_due = self.frames.as_ref().and_then(End::next_deadline);
             let standing = self.frames.is_some().then_some(self.standing);
             let spool = self.keep.next_deadline();
-            let due = [self.calls.end.next_deadline(), frames_due, self.retry, standing, spool];
+            let due = [self.calls.next_deadline(), frames_due, self.retry, standing, spool];
             let due = due.into_iter().flatten().min();
             tokio::select! {
                 command = commands.recv() => match command {
@@ -281,9 +314,9 @@ impl Task {
 
     fn timers(&mut self) {
         let now = mono();
-        self.calls.end.handle_timer(now);
+        self.calls.timers(now);
         if let Some(frames) = &mut self.frames {
-            frames.end.handle_timer(now);
+            frames.timers(now);
         }
         if self.retry.is_some_and(|at| at <= now) {
             self.retry = None;
@@ -477,6 +510,9 @@ impl Task {
                         end.tries += 1;
                     }
                     let address = &self.options.to[end.at % self.options.to.len()];
+                    if dial.index == 0 {
+                        end.refusals.asked(address);
+                    }
                     let ticket = self.options.ticket.clone();
                     let guard = plain.map_or(Guard::Tls { ticket }, |key| Guard::Plain { session, key });
                     if !of_frames {
@@ -500,25 +536,30 @@ impl Task {
                     lock(&self.shared.state).road.why = Some(format!("it refuses: {farewell}"));
                     match class {
                         Class::Never if farewell.code == Code::Torn => self.shared.breaks(farewell.to_string()),
-                        Class::Never if end.refusals + 1 < self.options.to.len() => {
-                            end.refusals += 1;
-                            end.end.dial(mono());
+                        Class::Never => {
+                            // Else another one may let it in, be it one that is not there now.
+                            if end.refused(mono(), farewell.code, &self.options.to) {
+                                self.shared.fail(format!("the other side refuses for good: {farewell}"));
+                            }
                         }
-                        Class::Never => self.shared.fail(format!("the other side refuses for good: {farewell}")),
-                        Class::Retry | Class::Elsewhere => {}
+                        Class::Retry | Class::Elsewhere => end.refusals.unsaid(),
                     }
                 }
                 SourceEffect::Up { .. } if of_frames => {
-                    (end.tries, end.refusals) = (0, 0);
+                    end.let_in();
                     self.up();
                 }
-                SourceEffect::Down { .. } if of_frames => self.down(),
+                SourceEffect::Down { .. } if of_frames => {
+                    end.refusals.down(mono());
+                    self.down();
+                }
                 SourceEffect::Up { .. } => {
-                    (end.tries, end.refusals) = (0, 0);
+                    end.let_in();
                     let address = self.options.to[end.at % self.options.to.len()].clone();
                     lock(&self.shared.state).road = Road { address, is_up: true, why: None };
                 }
                 SourceEffect::Down { why } => {
+                    end.refusals.down(mono());
                     let mut state = lock(&self.shared.state);
                     state.road.is_up = false;
                     state.road.why.get_or_insert_with(|| why.to_string());

@@ -2,15 +2,15 @@
 
 use super::disk::Place;
 use super::prepared::Prepared;
-use super::refusals::Refusals;
 use super::shares::Share;
-use super::{RelayKey, Shared, Stand, ToRelay, lock};
+use super::{RelayKey, Shared, Stand, ToRelay, lock, places};
 use crate::clock::{mono, until};
 use crate::link::connection::ConnectionOptions;
 use crate::link::dial::Guard;
 use crate::link::hub::{Happened, Hub};
 use crate::random;
 use crate::services::pace::{Member, Pace};
+use crate::services::refusals::Refusals;
 use crate::services::traffic::{Now, Traffic};
 use cdp_core::frame::FrameInfo;
 use cdp_core::link::message::{Code, DATA_CONNECTIONS_MAX, DataKey, Farewell, Features, Message};
@@ -41,7 +41,7 @@ const REST_NS: u64 = 60_000_000_000;
 
 /// Sessions above whose keys are kept: the one that holds, and one before it.
 const KEYS_MAX: usize = 2;
-/// Reasons that are said why the next hops are not reached: more are the same ones in other words.
+/// Reasons that are said why the next hops do not let in: more are the same ones in other words.
 const UNREACHED_MAX: usize = 16;
 
 /// What a task begins with.
@@ -75,7 +75,7 @@ struct Task {
     bounds: RelayBounds,
     prepared: Option<Prepared>,
     stand: Arc<Stand>,
-    /// Why the next hops are not reached, as it was said; emptied by a session that holds.
+    /// Why the next hops are not reached or refuse, as it was said; emptied by a session that holds.
     unreached: BTreeSet<String>,
     /// Which of the next hops is tried, and how often one was since the last session that held.
     at: usize,
@@ -312,7 +312,10 @@ impl Task {
             Happened::NotConnected { dial, error } => {
                 let why = error.to_string();
                 self.relay.handle_connect_failed(now, dial, &why);
-                self.say_unreached(why);
+                // Of calls whoever asks is told.
+                if self.group.is_some() {
+                    self.say_once(format!("does not reach the next hop: {why}"));
+                }
             }
             Happened::Message { conn, message } => self.relay.handle_message(now, hop, conn, message),
             Happened::Heard { conn } => self.relay.handle_heard(now, hop, conn),
@@ -385,6 +388,7 @@ impl Task {
         let ways = self.shared.ways();
         let way = &ways[self.at % ways.len()];
         if dial.index == 0 {
+            self.refusals.asked(&way.address);
             self.traffic = way.traffic(&self.shared.traffic);
             let encrypt = self.traffic.encrypt;
             // Without TLS only data connections go plain, beside the one that agreed on their key.
@@ -472,9 +476,9 @@ impl Task {
         let is_at_rest = self.above.is_empty() && self.relay.is_drained();
         self.resting = if is_at_rest { Some(self.resting.unwrap_or(now)) } else { None };
         let since = |at: Option<MonoTime>, ns: u64| at.is_some_and(|at| now.since(at) >= ns);
-        let is_refused = self.above.is_empty() && self.refusals.is_given_up(now);
+        let is_refused = self.above.is_empty() && self.refusals.is_given_up(now, &places(&ways));
         if !self.is_retired && self.share.is_some() && (since(self.resting, REST_NS) || is_refused) {
-            self.retire(now, "the next hop has refused them for ten minutes");
+            self.retire(now, "every next hop has refused them for ten minutes");
         }
     }
 
@@ -493,7 +497,9 @@ impl Task {
 
     /// At the end of the process nobody waits for what no next hop will ever take. What is refused for another reason stays.
     fn drop_nobodys(&mut self, now: MonoTime) {
-        if self.is_draining && self.refusals.is_nobodys() && !self.is_retired && self.share.is_some() {
+        let ways = self.shared.ways();
+        if self.is_draining && self.refusals.is_nobodys(now, &places(&ways)) && !self.is_retired && self.share.is_some()
+        {
             self.retire(now, "their timeline is closed at the replica, or was never opened there");
         }
     }
@@ -505,7 +511,7 @@ impl Task {
             RelayEvent::Down(Hop::Above, _) => {}
             RelayEvent::Up(Hop::Below) => {
                 (self.redial, self.tries) = (None, 0);
-                self.refusals.up();
+                self.refusals.up(now);
                 self.unreached.clear();
                 let status = self.relay.status(now).below;
                 let fits = self.prepared.as_mut().is_none_or(|prepared| prepared.up(&status));
@@ -520,20 +526,14 @@ impl Task {
                 if let Some(prepared) = &mut self.prepared {
                     prepared.down();
                 }
+                self.refusals.down(now);
                 self.outgoing.clear();
                 self.turn = None;
                 if self.group.is_some() {
                     self.say(&format!("lost the next hop: {why}"));
                 }
             }
-            RelayEvent::Refused(why) => {
-                let ways = self.shared.ways();
-                let (at, untried) = (&ways[self.at % ways.len()].address, self.tries < ways.len());
-                let redial = self.refusals.refused(now, why.code, at, &ways, untried);
-                self.redial = redial.or(self.redial);
-                self.say(&format!("is refused by the next hop: {why}"));
-                self.drop_nobodys(now);
-            }
+            RelayEvent::Refused(why) => self.refused(now, why),
             RelayEvent::Lost(lost) => self.say(&format!(
                 "the replica lost what it had acknowledged, LSN {} to {}: the source is told",
                 lost.start(),
@@ -555,12 +555,30 @@ impl Task {
         }
     }
 
-    /// Says why nothing goes on: each reason once, until a session holds. Of calls whoever asks is told.
-    fn say_unreached(&mut self, why: String) {
-        if self.group.is_none() || self.unreached.len() >= UNREACHED_MAX || self.unreached.contains(&why) {
+    fn refused(&mut self, now: MonoTime, why: Farewell) {
+        let ways = self.shared.ways();
+        let ways = places(&ways);
+        if why.code == Code::Superseded {
+            // Another one goes on; it is not that nobody does.
+            self.refusals.unsaid();
+        } else if let Some(at) = self.refusals.refused(now, why.code, &ways) {
+            self.redial = Some(at);
+            // One that let in before it refused is not the next one that is asked, either.
+            self.tries = self.tries.max(1);
+        }
+        self.say_once(format!("is refused by the next hop: {why}"));
+        // Who has the timeline knows where it is torn; the rest another way may know better.
+        let is_last = why.code == Code::Torn || self.refusals.are_of_the_source(now, &ways);
+        self.relay.handle_refused(now, why, is_last);
+        self.drop_nobodys(now);
+    }
+
+    /// Says why nothing goes on: each reason once, until a session holds.
+    fn say_once(&mut self, why: String) {
+        if self.unreached.len() >= UNREACHED_MAX || self.unreached.contains(&why) {
             return;
         }
-        self.say(&format!("does not reach the next hop: {why}"));
+        self.say(&why);
         self.unreached.insert(why);
     }
 
