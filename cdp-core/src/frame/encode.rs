@@ -7,7 +7,6 @@ use super::layout::{
 use super::layout::{MAGIC, MUST_UNDERSTAND, RECORD_BYTES, RecordEntry, VERSION};
 use super::record::{Part, RawFrame};
 use super::{crc, note};
-use crate::buffer::{BufferPool, PooledBuffer};
 use crate::types::{CHUNK_PLAIN_MAX, GroupId};
 use bytes::Bytes;
 use zerocopy::{FromZeros, IntoBytes};
@@ -71,18 +70,13 @@ const PROMISING_PERCENT: usize = 60;
 /// Where it does not even shrink to so much it is noise: compressed or encrypted before.
 const NOISE_PERCENT: usize = 96;
 
-/// Stored bytes of several frames lie one after another in so much memory.
-const PACKED_BYTES: usize = 1 << 20;
-/// Of unused such memory so much is kept.
-const PACKED_RETAINED: usize = 64;
-
 /// Packs frames; keeps the compressor and its buffers between calls.
 pub struct Encoder {
     zstd: zstd::bulk::Compressor<'static>,
     level: i32,
     gathered: Vec<u8>,
-    memory: BufferPool,
-    packed: Option<PooledBuffer>,
+    /// What is being compressed; none before the first chunk.
+    packed: Vec<u8>,
 }
 
 impl std::fmt::Debug for Encoder {
@@ -101,9 +95,7 @@ impl Encoder {
     /// An encoder with its own compressor.
     #[must_use]
     pub fn new() -> Self {
-        let zstd = zstd::bulk::Compressor::default();
-        let memory = BufferPool::new(PACKED_BYTES, PACKED_RETAINED);
-        Self { zstd, level: 0, gathered: Vec::new(), memory, packed: None }
+        Self { zstd: zstd::bulk::Compressor::default(), level: 0, gathered: Vec::new(), packed: Vec::new() }
     }
 
     /// Packs `raw` as a frame of `group`. Its data goes into the frame: nothing is copied where it is stored as it is.
@@ -186,8 +178,7 @@ impl Encoder {
             self.gathered.extend_from_slice(piece(parts.clone(), at, SAMPLE_BYTES));
         }
         let room = self.gathered.len() * percent / 100;
-        let packed = room_in(&mut self.packed, &self.memory);
-        self.zstd.compress_to_buffer(self.gathered.as_slice(), &mut packed[..room]).is_ok()
+        self.zstd.compress_to_buffer(self.gathered.as_slice(), room_in(&mut self.packed, room)).is_ok()
     }
 
     fn set_level(&mut self, level: i32) {
@@ -199,10 +190,10 @@ impl Encoder {
     }
 }
 
-/// Where there is room for a chunk.
-fn room_in<'a>(packed: &'a mut Option<PooledBuffer>, memory: &BufferPool) -> &'a mut PooledBuffer {
-    *packed = packed.take().filter(|packed| packed.len() >= CHUNK_PLAIN_MAX as usize);
-    packed.get_or_insert_with(|| memory.take())
+/// Room for so much of a chunk.
+fn room_in(packed: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
+    packed.resize(CHUNK_PLAIN_MAX as usize, 0);
+    &mut packed[..bytes]
 }
 
 /// What lies at a place of the parts' joint data, in one part and at most `length` bytes.
@@ -282,7 +273,7 @@ impl Packer<'_> {
             Compression::Promising(_) => self.encoder.promises(parts.clone(), plain as usize, PROMISING_PERCENT),
         };
         if worth_it {
-            let Encoder { zstd, gathered, memory, packed, .. } = &mut *self.encoder;
+            let Encoder { zstd, gathered, packed, .. } = &mut *self.encoder;
             let mut data = parts.clone().map(|part| &part.data[..]);
             let plain_bytes = match (data.next(), data.next()) {
                 (Some(whole), None) => whole,
@@ -294,9 +285,10 @@ impl Packer<'_> {
             };
             // The output has no room for more than fifteen sixteenths: what does not fit is not worth inflating later.
             let room = plain_bytes.len() - plain_bytes.len() / 16;
-            let packed = room_in(packed, memory);
-            if let Ok(length) = zstd.compress_to_buffer(plain_bytes, &mut packed[..room]) {
-                let stored = packed.freeze_front(length);
+            let packed = room_in(packed, room);
+            if let Ok(length) = zstd.compress_to_buffer(plain_bytes, packed) {
+                // In memory of its own: frames wait long, each for its own way, and bounds count what a frame has.
+                let stored = Bytes::copy_from_slice(&packed[..length]);
                 let crc = crc32c::crc32c(&stored);
                 self.push(CODEC_ZSTD, CONTENT_DATA, plain, length as u32, crc);
                 self.body.push(stored);

@@ -285,6 +285,24 @@ fn only_chunks_whose_sample_shrinks_well_are_packed_where_that_is_asked() {
     }
 }
 
+/// Frames wait long, each for its own way: one that is kept must not keep what was packed beside it.
+#[test]
+fn packed_bytes_have_memory_of_their_own_and_no_more_than_they_need() {
+    let mut encoder = Encoder::new();
+    let mut pack = |number: u64| {
+        let ops = [Op::Write { offset: number << 7, sectors: 128, fill: number as u8, random: false }];
+        encoder.encode(raw(&ops), group(), Compression::Zstd(1)).body
+    };
+    // A few hundred bytes each.
+    let kept: Vec<Bytes> = (0..100).flat_map(&mut pack).collect();
+    assert_eq!(kept.len(), 100);
+    for packed in kept {
+        let length = packed.len();
+        let own = packed.try_into_mut().expect("nobody else has a part of this memory");
+        assert_eq!(own.capacity(), length);
+    }
+}
+
 #[test]
 fn a_newer_kind_is_skipped_or_refused_as_its_flag_says() {
     let frame = Encoder::new().encode(raw(&[Op::Barrier]), group(), Compression::None);
