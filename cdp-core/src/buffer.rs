@@ -25,8 +25,8 @@ const REST: usize = 8;
 
 /// A source of equal, page-aligned buffers. Clones share one pool.
 ///
-/// Bound: at most `retained_max` unused buffers are kept; a buffer that comes back to a full pool is freed. How many are in
-/// use is the caller's to bound: `take` never waits.
+/// Bound: at most `retained_max` unused buffers are kept; a buffer that comes back to a full pool is freed. Pools of several sizes may
+/// have one bound together ([`SizedPools`]). How many are in use is the caller's to bound: `take` never waits.
 #[derive(Clone)]
 pub struct BufferPool {
     shared: Arc<Shared>,
@@ -36,7 +36,8 @@ struct Shared {
     buffer_bytes: usize,
     /// Where buffers begin: on multiples of this.
     align: usize,
-    retained_max: usize,
+    /// What is unused has its place there.
+    room: Arc<Room>,
     /// Is shown every new buffer before anything else touches it.
     prepare: fn(&mut [u8]),
     /// Those that were used last come last.
@@ -45,6 +46,28 @@ struct Shared {
     made: AtomicUsize,
     /// How many were unused at least since the last [`BufferPool::trim`].
     unused: AtomicUsize,
+}
+
+/// Room for unused buffers: of one pool, or of several together.
+struct Room {
+    bytes_max: usize,
+    bytes: AtomicUsize,
+}
+
+impl Room {
+    fn new(bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self { bytes_max, bytes: AtomicUsize::new(0) })
+    }
+
+    /// Whether there is a place, which is taken then.
+    fn enter(&self, bytes: usize) -> bool {
+        let more = |held: usize| held.checked_add(bytes).filter(|held| *held <= self.bytes_max);
+        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn leave(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 /// Where the pieces of one buffer come back to.
@@ -71,10 +94,16 @@ impl BufferPool {
     /// they are new: nothing has touched their memory then, so that advice to the system on how to back it comes in time.
     #[must_use]
     pub fn prepared(buffer_bytes: usize, align: usize, retained_max: usize, prepare: fn(&mut [u8])) -> Self {
-        let (buffer_bytes, align) = (buffer_bytes.max(1).next_multiple_of(PAGE), align.next_power_of_two().max(PAGE));
-        let free = Mutex::new(Vec::with_capacity(retained_max));
+        let room = Room::new(whole_pages(buffer_bytes).saturating_mul(retained_max));
+        Self::within(room, buffer_bytes, align, prepare)
+    }
+
+    /// A pool whose unused buffers have their places in a room that may be that of others too.
+    fn within(room: Arc<Room>, buffer_bytes: usize, align: usize, prepare: fn(&mut [u8])) -> Self {
+        let (buffer_bytes, align) = (whole_pages(buffer_bytes), align.next_power_of_two().max(PAGE));
+        let free = Mutex::new(Vec::with_capacity(room.bytes_max / buffer_bytes));
         let (made, unused) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { shared: Arc::new(Shared { buffer_bytes, align, retained_max, prepare, free, made, unused }) }
+        Self { shared: Arc::new(Shared { buffer_bytes, align, room, prepare, free, made, unused }) }
     }
 
     /// The size of each buffer, in bytes.
@@ -96,6 +125,9 @@ impl BufferPool {
         let free = unused.pop();
         self.shared.unused.fetch_min(unused.len(), Ordering::Relaxed);
         drop(unused);
+        if free.is_some() {
+            self.shared.room.leave(self.shared.buffer_bytes);
+        }
         let (tail, home) = free.unwrap_or_else(|| self.shared.fresh());
         PooledBuffer { tail, offset: 0, home }
     }
@@ -109,7 +141,7 @@ impl BufferPool {
     /// Makes buffers until there are `count` unused ones, as far as they are kept, and touches all of their memory: who takes one
     /// waits for none. That takes its time, which is for a thread that nobody waits for; `rest` is called every few pages.
     pub fn stock(&self, count: usize, rest: impl Fn()) {
-        while self.retained() < count.min(self.shared.retained_max) {
+        while self.retained() < count && self.shared.room.enter(self.shared.buffer_bytes) {
             let (mut fresh, home) = self.shared.fresh();
             for pages in fresh.chunks_mut(REST * PAGE) {
                 pages.iter_mut().step_by(PAGE).for_each(|byte| *std::hint::black_box(byte) = 0);
@@ -127,6 +159,7 @@ impl BufferPool {
         let surplus = unused.saturating_sub(keep).div_ceil(2);
         let dropped: Vec<_> = free.drain(..surplus).collect();
         drop(free);
+        self.shared.room.leave(dropped.len() * self.shared.buffer_bytes);
         // Outside of the lock: it takes a while.
         drop(dropped);
     }
@@ -158,6 +191,10 @@ impl fmt::Debug for BufferPool {
             .field("retained", &self.retained())
             .finish_non_exhaustive()
     }
+}
+
+fn whole_pages(bytes: usize) -> usize {
+    bytes.max(1).next_multiple_of(PAGE)
 }
 
 /// Zeroed bytes that begin on a multiple of `align`: over-allocated, the odd front cut off. The system has memory of zeros, so
@@ -283,9 +320,8 @@ impl Home {
         let whole = pieces.pop();
         drop(pieces);
         let (Some(whole), Some(pool)) = (whole, home.pool.upgrade()) else { return };
-        let mut free = lock(&pool.free);
-        if free.len() < pool.retained_max {
-            free.push((whole.bytes, Arc::clone(home)));
+        if pool.room.enter(pool.buffer_bytes) {
+            lock(&pool.free).push((whole.bytes, Arc::clone(home)));
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Pools for buffers of many sizes: for what may be of any length and is known to be of one before it comes.
 
-use super::{BufferPool, PooledBuffer};
+use super::{BufferPool, PAGE, PooledBuffer, Room};
 use std::sync::Arc;
 
 /// A pool for each of some sizes. Clones share them.
 ///
-/// Bound: of each size unused buffers are kept up to an amount of bytes, and one whatever it is.
+/// Bound: of all sizes together unused buffers are kept up to an amount of bytes. Which ones is up to what came back last: who calls
+/// [`Self::trim`] now and then has those of the sizes that are in use.
 #[derive(Clone, Debug)]
 pub struct SizedPools {
     /// Ascending.
@@ -13,9 +14,10 @@ pub struct SizedPools {
 }
 
 impl SizedPools {
-    /// Pools for these sizes, which ascend; of each so many bytes are kept unused.
+    /// Pools for these sizes, which ascend; of all together so many bytes are kept unused.
     pub fn new(sizes: impl IntoIterator<Item = usize>, retained_bytes: usize) -> Self {
-        let pool = |bytes: usize| BufferPool::new(bytes, (retained_bytes / bytes.max(1)).max(1));
+        let room = Room::new(retained_bytes);
+        let pool = |bytes: usize| BufferPool::within(Arc::clone(&room), bytes, PAGE, |_| {});
         Self { pools: sizes.into_iter().map(pool).collect() }
     }
 
@@ -31,6 +33,17 @@ impl SizedPools {
         let fits = self.pools.partition_point(|pool| pool.buffer_bytes() < bytes);
         self.pools.get(fits).map_or_else(|| BufferPool::new(bytes, 0).take(), BufferPool::take)
     }
+
+    /// Gives memory back to the system: half of what nobody used since the last call.
+    pub fn trim(&self) {
+        self.pools.iter().for_each(|pool| pool.trim(0));
+    }
+
+    /// Bytes of unused buffers that are kept.
+    #[must_use]
+    pub fn retained_bytes(&self) -> usize {
+        self.pools.iter().map(|pool| pool.retained() * pool.buffer_bytes()).sum()
+    }
 }
 
 /// So many sizes from `least` on, doubling and half-way between: what takes the smallest that it fits into leaves at most a third of it
@@ -42,18 +55,43 @@ pub fn half_way_sizes(least: usize, count: usize) -> impl Iterator<Item = usize>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buffer::PAGE;
 
     #[test]
     fn each_length_has_the_smallest_buffer_that_it_fits_into() {
-        let pools = SizedPools::new(half_way_sizes(2 * PAGE, 5), 10 * PAGE);
+        let pools = SizedPools::new(half_way_sizes(2 * PAGE, 5), 23 * PAGE);
         let taken = |bytes: usize| pools.take(bytes).len() / PAGE;
         let lengths = [1, 2 * PAGE, 2 * PAGE + 1, 4 * PAGE - 1, 4 * PAGE + 1, 8 * PAGE, 8 * PAGE + 1];
         assert_eq!(lengths.map(taken), [2, 2, 3, 4, 6, 8, 9]);
         let retained: Vec<_> = pools.pools.iter().map(BufferPool::retained).collect();
         assert_eq!(retained, [1, 1, 1, 1, 1], "one of each, used again");
-        drop([(); 9].map(|()| pools.take(PAGE)));
-        assert_eq!(pools.pools[0].retained(), 5, "of each size so many bytes are kept");
         assert_eq!(SizedPools::none().take(7).len(), PAGE);
+    }
+
+    /// Whatever lengths came, and however many of each.
+    #[test]
+    fn unused_memory_of_all_sizes_together_has_one_bound() {
+        let pools = SizedPools::new(half_way_sizes(2 * PAGE, 5), 10 * PAGE);
+        let retained = || pools.pools.iter().map(|pool| pool.retained() * pool.buffer_bytes()).sum::<usize>();
+        for pages in [2, 3, 4, 6, 8] {
+            drop([(); 9].map(|()| pools.take(pages * PAGE)));
+            assert!(retained() <= 10 * PAGE, "{} bytes", retained());
+        }
+        assert_eq!(retained(), 10 * PAGE, "and all of it is used");
+    }
+
+    #[test]
+    fn what_nobody_uses_makes_room_for_other_sizes() {
+        let pools = SizedPools::new([2 * PAGE, 8 * PAGE], 8 * PAGE);
+        drop([(); 4].map(|()| pools.take(2 * PAGE)));
+        drop(pools.take(8 * PAGE));
+        assert_eq!(pools.pools[1].retained(), 0, "the small ones have the room");
+        for _ in 0..4 {
+            drop(pools.take(8 * PAGE));
+            pools.trim();
+        }
+        drop(pools.take(8 * PAGE));
+        assert_eq!((pools.pools[1].retained(), pools.retained_bytes()), (1, 8 * PAGE));
+        (0..3).for_each(|_| pools.trim());
+        assert_eq!(pools.retained_bytes(), 0);
     }
 }

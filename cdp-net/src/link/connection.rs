@@ -348,7 +348,10 @@ impl Reader {
             }
             match timeout(wait, self.stream.read(self.decoder.room())).await {
                 Ok(Ok(0)) => return Ended::Cut,
-                Ok(Ok(bytes)) => self.decoder.came(bytes),
+                Ok(Ok(bytes)) => {
+                    self.decoder.came(bytes);
+                    memory::tend();
+                }
                 Ok(Err(error)) => return self.failed(error).await,
                 Err(_) if wait < self.silence => return Ended::Slow(MESSAGE_WITHIN),
                 Err(_) => return Ended::Silent(self.silence),

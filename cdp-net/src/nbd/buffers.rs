@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(crate) const SHARED_MAX: usize = PAGES_BYTES / 2;
 /// The smallest size of large buffers, in bytes (reads by workers).
 const LARGE_MIN: usize = 64 << 10;
-/// Unused memory that each size of large buffers may hold, in bytes; at least one buffer is kept.
+/// Unused memory of all sizes of large buffers together, at most, in bytes.
 const LARGE_RETAINED_BYTES: usize = 64 << 20;
 /// Sizes of large buffers.
 const LARGE_CLASSES: usize = 20;
