@@ -64,7 +64,8 @@ pub struct SpoolOptions {
     pub memory_bytes_max: u64,
     /// Room on disk, in bytes, in steps of `file_bytes`; less than that: nothing is written.
     pub disk_bytes_max: u64,
-    /// How long a file becomes, in bytes; at least [`FILE_BYTES_MIN`].
+    /// How long a file becomes, in bytes; at least [`FILE_BYTES_MIN`]. It may be another length for the next one
+    /// ([`Spool::set_file_bytes`]).
     pub file_bytes: u64,
     /// The files' directory in the storage; empty: the storage's own.
     pub directory: String,
@@ -335,6 +336,12 @@ impl Spool {
         self.options = options.clamped();
         let SpoolOptions { memory_bytes_max, ahead_bytes, .. } = self.options;
         self.held.set_bounds(memory_bytes_max - ahead_bytes, ahead_bytes);
+    }
+
+    /// Files that are begun from now on become so long: see [`SpoolOptions::file_bytes`].
+    pub fn set_file_bytes(&mut self, bytes: u64) {
+        let options = SpoolOptions { file_bytes: bytes, ..self.options.clone() };
+        self.options = options.clamped();
     }
 
     /// No frame comes any more: files are removed as soon as everything is released, the one that is being written too.

@@ -53,6 +53,8 @@ struct OnDisk {
 struct Open {
     file: FileId,
     sequence: u64,
+    /// How long it becomes.
+    bytes: u64,
     made: bool,
     /// Where the next entry goes; 0: the header does.
     offset: u64,
@@ -84,7 +86,7 @@ impl Open {
 /// The files of a spool.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    /// Bounded by the disk's bytes: each takes a file's.
+    /// Bounded by the disk's bytes: each takes its own.
     on_disk: BTreeMap<u64, OnDisk>,
     open: Option<Open>,
     last_sequence: u64,
@@ -221,6 +223,7 @@ impl Spool {
         self.files.open = Some(Open {
             file,
             sequence,
+            bytes,
             made: false,
             offset: 0,
             names: Vec::new(),
@@ -266,7 +269,7 @@ impl Spool {
             }
             let Some(frame) = self.held.peek(number) else { break };
             let header = if open.offset == 0 { HEADER_BYTES } else { 0 };
-            if open.offset + header + entry_bytes(frame.len()) > self.options.file_bytes {
+            if open.offset + header + entry_bytes(frame.len()) > open.bytes {
                 open.full = true;
                 break;
             }

@@ -16,7 +16,7 @@ use std::io;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// A file is this long at most, and an eighth of the room for all of them.
+/// A file is this long at most, and an eighth of the room that there is for all of them when it is begun.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Frames that are read before they are asked for take so much memory at most, and an eighth of what there is.
 const AHEAD_BYTES_MAX: u64 = 16 << 20;
@@ -59,11 +59,17 @@ impl Keep {
     pub(super) fn set_disk_bytes(&mut self, bytes: u64) {
         if self.driver.is_some() {
             self.disk_bytes = bytes;
-            let ahead_bytes = self.ahead_bytes();
+            let (ahead_bytes, file_bytes) = (self.ahead_bytes(), self.file_bytes());
             if let Some(spool) = &mut self.spool {
                 spool.set_bounds(self.memory_bytes, ahead_bytes, bytes);
+                // Files of the length that they had might have no room at all.
+                spool.set_file_bytes(file_bytes);
             }
         }
+    }
+
+    fn file_bytes(&self) -> u64 {
+        (self.disk_bytes / 8).min(FILE_BYTES_MAX)
     }
 
     fn ahead_bytes(&self) -> u64 {
@@ -77,7 +83,7 @@ impl Keep {
         self.spool = Some(Spool::new(SpoolOptions {
             memory_bytes_max: self.memory_bytes,
             disk_bytes_max: self.disk_bytes,
-            file_bytes: (self.disk_bytes / 8).min(FILE_BYTES_MAX),
+            file_bytes: self.file_bytes(),
             directory: String::new(),
             ahead_bytes: self.ahead_bytes(),
             always: false,
@@ -146,5 +152,69 @@ impl Keep {
             self.told = capacity;
             capacity
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::pin::Peers;
+    use crate::services::traffic::Traffic;
+    use bytes::Bytes;
+    use cdp_core::frame::{Compression, Encoder, Part, Payload, RawFrame, RecordKind};
+    use cdp_core::types::{ClockEpoch, DiskId, GroupId, Lsn, Timeline, WallTime};
+    use std::path::PathBuf;
+    use std::time::{Duration, Instant};
+
+    const MIB: u64 = 1 << 20;
+
+    fn options(directory: PathBuf, bytes: u64) -> FarOptions {
+        FarOptions {
+            to: vec!["127.0.0.1:1".into()],
+            peers: Peers::new([]),
+            tenant: String::new(),
+            name: "machine".into(),
+            memory_bytes: 4 * MIB,
+            spool: Some(SpoolPlace { directory, bytes }),
+            silence_ms: 1000,
+            connections: 0,
+            ticket: Bytes::new(),
+            traffic: Traffic::default(),
+        }
+    }
+
+    /// A frame with one write of 128 KiB.
+    fn frame(lsn: u64) -> EncodedFrame {
+        let plain_bytes = 128 << 10;
+        let data = Bytes::from(vec![lsn as u8; plain_bytes as usize]);
+        let (disk, time) = (DiskId::new(1).unwrap(), WallTime(lsn));
+        let parts: Vec<Part> =
+            Payload::new(0, data).unwrap().into_parts(RecordKind::Write, disk, Lsn(lsn), time).collect();
+        let (timeline, prev_lsn, epoch) = (Timeline::new([2; 16]).unwrap(), Lsn(lsn - 1), ClockEpoch(1));
+        let raw = RawFrame { timeline, prev_lsn, settled: prev_lsn, epoch, parts, plain_bytes };
+        Encoder::new().encode(raw, GroupId::new([1; 16]).unwrap(), Compression::None)
+    }
+
+    /// As a reload does that names ten groups where there was one.
+    #[test]
+    fn a_spool_whose_part_becomes_small_goes_on_with_shorter_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let (commands, _queue) = tokio::sync::mpsc::unbounded_channel();
+        let mut keep = Keep::new(&options(directory.path().join("spool"), 160 * MIB), commands).unwrap();
+        keep.begin();
+        keep.set_disk_bytes(16 * MIB);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        // Three times what memory has room for.
+        for lsn in 1..=96 {
+            while let Err(why) = keep.push(frame(lsn)) {
+                assert!(Instant::now() < deadline, "frame {lsn}: {why}");
+                keep.work();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            keep.work();
+        }
+        let files = std::fs::read_dir(directory.path().join("spool")).unwrap();
+        let lengths: Vec<u64> = files.map(|file| file.unwrap().metadata().unwrap().len()).collect();
+        assert!(lengths.iter().sum::<u64>() <= 16 * MIB, "{lengths:?}");
     }
 }

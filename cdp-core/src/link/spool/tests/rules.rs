@@ -74,6 +74,42 @@ fn only_what_memory_has_no_room_for_is_written_where_nothing_need_survive() {
     assert_eq!((left > 0, sweep(&storage, "spool/a").unwrap()), (true, left));
 }
 
+/// As a share of a disk does: it becomes smaller than the files that were begun under it, and later larger again.
+#[test]
+fn files_that_are_begun_later_are_as_long_as_is_said_then() {
+    let storage = Memory::new();
+    let whole = SpoolOptions { disk_bytes_max: 8 * MIB, file_bytes: 4 * MIB, ..options(true) };
+    let mut rig = Rig::new(Spool::new(whole), Arc::new(storage.clone()));
+    let mut source = Source::new(1);
+    let mut frames = vec![source.frame(60, 1)];
+    rig.spool.push(frames[0].clone()).unwrap();
+    rig.settle();
+    rig.spool.set_bounds(3 * MIB, MIB, 6 * MIB);
+    rig.spool.set_file_bytes(MIB);
+    while rig.spool.can_take(40 << 10) && frames.len() < 1000 {
+        frames.push(source.frame(60, 1));
+        rig.spool.push(frames[frames.len() - 1].clone()).unwrap();
+        rig.settle_for(TICK);
+    }
+    let length = |name: &String| storage.open(&format!("spool/a/{name}"), false).unwrap().len().unwrap();
+    let lengths = || storage.list("spool/a").unwrap().iter().map(length).collect::<Vec<_>>();
+    assert_eq!(lengths(), [4 * MIB, MIB, MIB], "the one that is open stays as it is");
+    let last = frames.len() as u64 - 1;
+    for (number, frame) in (0..).zip(&frames) {
+        assert_eq!(bytes_of(&rig.read(number).unwrap()), bytes_of(frame), "{number}");
+    }
+    rig.spool.release(last);
+    rig.spool.set_file_bytes(2 * MIB);
+    for _ in 0..50 {
+        rig.spool.push(source.frame(60, 1)).unwrap();
+        rig.settle_for(TICK);
+    }
+    assert_eq!(lengths(), [2 * MIB]);
+    drop(rig);
+    let found = Spool::recover(&storage, "spool/a").unwrap().found.pop().unwrap();
+    assert_eq!(found.end, Position::whole(source.prev));
+}
+
 #[test]
 fn a_full_spool_takes_no_frame_until_some_are_released() {
     let mut rig = Rig::new(Spool::new(options(true)), Arc::new(Memory::new()));
