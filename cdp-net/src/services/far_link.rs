@@ -123,6 +123,8 @@ struct State {
     road: Road,
     /// From then on nobody is asked any more.
     give_up: Option<Instant>,
+    /// The protection over this link has ended, and no other one has begun.
+    let_go: bool,
     /// Why what was begun cannot go on.
     broken: Option<String>,
     /// Sessions of frames so far, and whether the last one holds.
@@ -265,8 +267,11 @@ fn given_up(kind: u16) -> Answer {
 impl Caller for FarLink {
     fn call(&self, call: Call) -> Answer {
         if CallKind::of(call.kind) == Some(CallKind::Find) {
-            // Another protection begins over this link.
-            lock(&self.shared.state).give_up = None;
+            let mut state = lock(&self.shared.state);
+            // Another protection begins over this link. One that looks for a way to go on while it is stopped has no more time for that.
+            if std::mem::take(&mut state.let_go) {
+                state.give_up = None;
+            }
         }
         let answer = self.ask(call.clone());
         if answer.status == CallStatus::Done {
@@ -301,7 +306,9 @@ impl Wire for FarLink {
         let ends = near.is_none();
         *lock(&self.shared.near) = near;
         if ends {
-            lock(&self.shared.state).give_up = Some(Instant::now());
+            let mut state = lock(&self.shared.state);
+            (state.give_up, state.let_go) = (Some(Instant::now()), true);
+            drop(state);
             // A task that has ended has let go of everybody.
             let _ = self.shared.commands.send(Command::LetGo);
         }
@@ -344,5 +351,55 @@ impl Drop for FarLink {
             let _ = end.recv_timeout(Duration::from_secs(2));
         }
         self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn ask(link: &FarLink, kind: CallKind) -> CallStatus {
+        link.call(Call { kind: kind as u16, header: Bytes::from_static(b"null"), tail: Bytes::new() }).status
+    }
+
+    /// The order breaks while the protection is stopped, and the replica cannot be reached.
+    #[test]
+    fn a_stop_keeps_its_patience_whoever_looks_for_the_replica_meanwhile() {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = Arc::new(Identity::open_or_make(directory.path(), "filter").unwrap());
+        // Takes connections and says nothing.
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let options = FarOptions {
+            to: vec![silent.local_addr().unwrap().to_string()],
+            peers: Peers::new([]),
+            tenant: String::new(),
+            name: "machine".into(),
+            memory_bytes: 4 << 20,
+            spool: None,
+            silence_ms: 1000,
+            connections: 0,
+            ticket: Bytes::new(),
+            traffic: Traffic::encrypted(),
+        };
+        let link = FarLink::start(identity, options).unwrap();
+        link.patience(Duration::from_millis(200));
+        let begun = Instant::now();
+        // Who forks looks for the replica; who stops asks what it all came to, has it synced and closed.
+        for kind in [CallKind::Find, CallKind::Sums, CallKind::Sync, CallKind::Close] {
+            assert_ne!(ask(&link, kind), CallStatus::Done);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        // The next protection has all its time.
+        link.listen(None);
+        std::thread::scope(|scope| {
+            let found = scope.spawn(|| ask(&link, CallKind::Find));
+            while lock(&link.shared.state).give_up.is_some() {
+                assert!(!found.is_finished(), "it was not asked at all");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            link.abandon();
+            assert_ne!(found.join().unwrap(), CallStatus::Done);
+        });
     }
 }
