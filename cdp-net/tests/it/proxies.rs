@@ -4,17 +4,20 @@ use crate::kit::{Host, Sites, any, far_options, label, noise, restored, seeded, 
 use crate::wan::network::{Wan, Weather};
 use bytes::Bytes;
 use cdp_core::when::When;
-use cdp_net::far::{OpenView, ReadName};
+use cdp_net::far::{Far, OpenView, ReadName, Remote};
 use cdp_net::link::pin::Peers;
 use cdp_net::moment::MomentDisks;
-use cdp_net::protect::Protection;
-use cdp_net::services::far_link::FarOptions;
+use cdp_net::owner::PolicyChange;
+use cdp_net::protect::{Protection, ProtectionOptions};
+use cdp_net::report::PointPolicy;
+use cdp_net::services::far_link::{FarLink, FarOptions};
 use cdp_net::services::proxy::{Mode, Proxy};
 use cdp_net::services::remote_reading::{RemoteOptions, RemoteReplica};
 use cdp_net::services::traffic::Traffic;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A host to which target proxies send.
 fn chain() -> Sites {
@@ -409,4 +412,54 @@ fn a_proxy_that_does_not_reach_the_next_hop_says_why_and_once() {
         wait_for("what was written meanwhile", || protection.status().durable >= written);
     }
     stop(protection);
+}
+
+/// With a period that stays open all through the test, and in it a write that a source proxy keeps back, because it may be written over.
+fn gathered(sites: &Sites, source: &Proxy) -> Protection {
+    let mut model = sites.place.make_source("disk", 13);
+    let options =
+        FarOptions { traffic: Traffic::default(), ..far_options(&[source.address()], &sites.identity("source")) };
+    let far: Arc<dyn Far> = Arc::new(Remote::new(FarLink::start(sites.identity("filter"), options).unwrap()));
+    let (rpo_ms, points) = (Some(600_000), Some(PointPolicy::PerPoint));
+    let policy = PolicyChange { rpo_ms, points, ..PolicyChange::default() };
+    let options = ProtectionOptions { policy, ..sites.place.options_for_far(&["disk"]) };
+    let protection = sites.place.protect(&options, &far, |_| {}).unwrap();
+    seeded(&protection);
+    write(&protection, &mut model, 4096, noise(1, 64 << 10));
+    wait_for("the window", || held(source) > 64 << 10);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(held(source) > 64 << 10, "it is not kept back at all");
+    protection
+}
+
+fn held(source: &Proxy) -> u64 {
+    source.groups().iter().map(|group| group.held.memory).sum()
+}
+
+/// A window is open for fifteen seconds.
+const SOON: Duration = Duration::from_secs(9);
+
+#[test]
+fn a_drain_waits_for_no_window_that_nobody_fills_any_more() {
+    let sites = chain();
+    let target = target_proxy(&sites, any(), sites.host.address);
+    let source = source_proxy(&sites, "first", any(), &[target.address()]);
+    let protection = gathered(&sites, &source);
+    let begun = Instant::now();
+    assert_eq!(source.stop(Duration::from_secs(30)), 0);
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    drop((protection, source, target));
+}
+
+#[test]
+fn what_was_gathered_of_a_source_that_is_gone_goes_on_at_once() {
+    let sites = chain();
+    let target = target_proxy(&sites, any(), sites.host.address);
+    let source = source_proxy(&sites, "first", any(), &[target.address()]);
+    let protection = gathered(&sites, &source);
+    let begun = Instant::now();
+    drop(protection);
+    wait_for("what was gathered", || held(&source) == 0);
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    drop((source, target));
 }

@@ -99,15 +99,23 @@ impl Prepared {
         self.waiting.clear();
     }
 
-    /// Gives work to the pool; the next frame that is ready.
+    /// Gives work to the pool; the next frame that is ready. Where nobody is there who could send more (`all_came`) nothing is waited for.
     ///
     /// # Errors
     /// When a frame that came is none that can be prepared.
-    pub(super) fn work(&mut self, now: MonoTime, pool: &Pool) -> Result<Option<(Run, EncodedFrame)>, PrepareError> {
+    pub(super) fn work(
+        &mut self,
+        now: MonoTime,
+        pool: &Pool,
+        all_came: bool,
+    ) -> Result<Option<(Run, EncodedFrame)>, PrepareError> {
         while !self.prepare.is_full()
             && let Some(frame) = self.waiting.pop_front()
         {
             self.prepare.push(now, frame)?;
+        }
+        if all_came {
+            self.prepare.flush();
         }
         while let Some(work) = self.prepare.poll(now) {
             pool.give(work, self.to_done.clone());

@@ -337,7 +337,8 @@ impl Task {
                 self.carry_out(now, effect);
             }
             let Some(prepared) = &mut self.prepared else { break };
-            match prepared.work(now, &self.shared.pool) {
+            let all_came = self.is_draining || self.above.is_empty();
+            match prepared.work(now, &self.shared.pool, all_came) {
                 Ok(Some((run, frame))) => self.relay.keep(now, run, frame),
                 Ok(None) => break,
                 Err(error) => {
