@@ -44,6 +44,8 @@ mod remote_reading;
 mod restoring;
 mod rotating;
 mod seeding;
+#[cfg(feature = "services")]
+mod session_names;
 mod sets;
 #[cfg(feature = "services")]
 mod spooling;

@@ -46,6 +46,7 @@ struct Task {
     sessions: u64,
     /// The one that holds, for the thread of its seeds; 0: none does.
     current: Arc<AtomicU64>,
+    /// The session whose key is known to the door.
     key: Option<SessionId>,
     copier: Option<std::sync::mpsc::Sender<EncodedFrame>>,
     seed_bytes: VecDeque<u64>,
@@ -248,7 +249,14 @@ impl Task {
             DataKey(key)
         });
         if let Some(key) = &data_key {
-            lock(&self.shared.keys).insert(session, (Arc::clone(&self.seat), key.clone()));
+            let mut keys = lock(&self.shared.keys);
+            // The session's name is its source's choice: nobody takes another's, be it of another group or timeline.
+            if keys.contains_key(&session) {
+                drop(keys);
+                return self.end.refuse(session, Farewell::new(Code::Unexpected, "another session has this name"));
+            }
+            keys.insert(session, (Arc::clone(&self.seat), key.clone()));
+            drop(keys);
             self.key = Some(session);
         }
         let room_bytes = WINDOW.saturating_sub(self.traffic.held());
