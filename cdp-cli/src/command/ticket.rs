@@ -29,7 +29,7 @@ pub struct Arguments {
     /// Whose groups it lets in
     #[arg(long, required_unless_present = "new_key")]
     tenant: Option<String>,
-    /// The fingerprint of the source proxy that will hold it, as `cdp identity` prints it there
+    /// The fingerprint of whoever dials the gateway with it (a source proxy, a filter, or who reads), as `cdp identity` prints it there
     #[arg(long, value_name = "SHA256", required_unless_present = "new_key")]
     certificate: Option<Fingerprint>,
     /// Where it leads: a name in the gateway's table `gateway.to`

@@ -22,5 +22,6 @@ mod shorten;
 mod sources;
 mod statuses;
 mod support;
+mod tickets;
 mod to;
 mod top;

@@ -144,6 +144,7 @@ impl Config {
         let place = |path: &mut PathBuf| *path = directory.join(&*path);
         place(&mut self.state);
         if let Some(filter) = &mut self.filter {
+            filter.ticket.iter_mut().for_each(place);
             filter.groups.iter_mut().flat_map(|group| &mut group.disks).for_each(|disk| place(&mut disk.source));
         }
         if let Some(proxy) = &mut self.source_proxy {

@@ -189,6 +189,12 @@ impl FarLink {
         let _ = self.shared.commands.send(Command::Places(to));
     }
 
+    /// From now on whoever is dialled is shown this ticket; empty: none. Connections that are there stay.
+    pub fn set_ticket(&self, ticket: Bytes) {
+        // A task that has ended dials nobody.
+        let _ = self.shared.commands.send(Command::Ticket(ticket));
+    }
+
     /// From now on the files of the spool take so much at most; where there is no spool there is none after. What is there beyond it
     /// stays until it is durable.
     pub fn set_spool_bytes(&self, bytes: u64) {

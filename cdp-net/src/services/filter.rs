@@ -13,11 +13,12 @@ mod tests;
 use self::group::Group;
 use self::sets::Sets;
 use super::config::{Config, FilterConfig, FilterGroup, SetConfig};
-use super::role::{Context, DoorReport, Drained, Held, Report, Role, RoleError};
+use super::role::{Context, DoorReport, Drained, Held, Report, Role, RoleError, ticket_of};
 use super::traffic::{Traffic, rules};
 use crate::link::listener::AcceptStats;
 use crate::protect::SharedBudget;
 use crate::sets::link::member::Attendance;
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,6 +52,8 @@ struct Shared {
     memory: Arc<SharedBudget>,
     /// The rules of the file, for all groups.
     traffic: Traffic,
+    /// What the file's ticket is, for all groups; empty: it names none.
+    ticket: Mutex<Bytes>,
     /// As many as the file names.
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
     config: Mutex<(FilterConfig, Vec<SetConfig>)>,
@@ -77,9 +80,11 @@ impl Shared {
     /// Makes groups and opens them, all at once: each may wait for its replica for a while. Gives why the first one of those does not
     /// work, and whether any does.
     fn add(&self, config: &FilterConfig, groups: Vec<FilterGroup>) -> (Option<String>, bool) {
+        let ticket = lock(&self.ticket).clone();
         let made: Vec<_> = groups
             .into_iter()
-            .map(|group| Arc::new(Group::new(config, group, &self.context, &self.memory, &self.traffic)))
+            .map(|group| Group::new(config, group, &self.context, &self.memory, &self.traffic, ticket.clone()))
+            .map(Arc::new)
             .collect();
         std::thread::scope(|scope| {
             for group in &made {
@@ -134,11 +139,13 @@ fn attendance(listen: SocketAddr, context: &Context) -> Result<Arc<Attendance>, 
 impl Role for Filter {
     fn start(config: &Config, context: &Context) -> Result<Self, RoleError> {
         let filter = table(config)?;
+        let ticket = ticket_of("filter", filter.ticket.as_deref())?;
         let attendance = filter.listen.map(|listen| attendance(listen, context)).transpose()?;
         let shared = Arc::new(Shared {
             context: context.clone(),
             memory: SharedBudget::new(filter.spool.memory.0),
             traffic: Traffic::new(rules(config)?),
+            ticket: Mutex::new(ticket),
             groups: Mutex::default(),
             config: Mutex::new((filter.clone(), config.sets.clone())),
             sets: Mutex::default(),
@@ -162,7 +169,8 @@ impl Role for Filter {
 
     fn reload(&self, config: &Config) -> Result<Vec<String>, RoleError> {
         let filter = table(config)?;
-        self.shared.traffic.set(rules(config)?);
+        let (ticket, rules) = (ticket_of("filter", filter.ticket.as_deref())?, rules(config)?);
+        self.shared.traffic.set(rules);
         let mut known = lock(&self.shared.config);
         let before = known.0.clone();
         let mut unchanged = Vec::new();
@@ -184,9 +192,12 @@ impl Role for Filter {
         // What of the others stays as it was is remembered as it is.
         let stays = before.groups.iter().filter(|group| is_in(&filter.groups, &group.name)).cloned();
         let groups = stays.chain(new.iter().cloned()).collect();
-        let now = FilterConfig { groups, to: filter.to.clone(), ..before.clone() };
+        let now = FilterConfig { groups, to: filter.to.clone(), ticket: filter.ticket.clone(), ..before.clone() };
         *known = (now.clone(), config.sets.clone());
         drop(known);
+        // Another place may be a gateway that wants it.
+        self.shared.groups().iter().for_each(|group| group.set_ticket(&ticket));
+        *lock(&self.shared.ticket) = ticket;
         if before.to != filter.to {
             self.shared.groups().iter().for_each(|group| group.set_places(&filter.to));
         }

@@ -21,6 +21,7 @@ use crate::protect::{
 };
 use crate::report::{self, Problem, ProblemClass};
 use crate::threads::pause;
+use bytes::Bytes;
 use cdp_core::media::{Disk, Storage};
 use cdp_core::types::Lsn;
 use cdp_core::when::Label;
@@ -102,6 +103,8 @@ struct Inner {
     now: Mutex<Now>,
     /// Where the other side is.
     places: Mutex<Vec<String>>,
+    /// What a gateway on the way is shown; empty: none is.
+    ticket: Mutex<Bytes>,
     /// What files of the spool take at most, where there is one.
     spool_bytes: AtomicU64,
     stop: AtomicBool,
@@ -158,6 +161,7 @@ impl RemoteProtection {
         let disks = given.files().map(early).collect::<std::io::Result<_>>().map_err(system("open the source"))?;
         let inner = Arc::new(Inner {
             places: Mutex::new(options.link.to.clone()),
+            ticket: Mutex::new(options.link.ticket.clone()),
             spool_bytes: AtomicU64::new(options.link.spool.as_ref().map_or(0, |spool| spool.bytes)),
             options,
             storage,
@@ -212,6 +216,16 @@ impl RemoteProtection {
         self.inner.places.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&to);
         if let Some(link) = &self.inner.now().link {
             link.set_places(to);
+        }
+    }
+
+    /// From now on gateways on the way are shown this ticket; empty: none.
+    pub fn set_ticket(&self, ticket: Bytes) {
+        // As with the spool's bytes.
+        let now = self.inner.now();
+        self.inner.ticket.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&ticket);
+        if let Some(link) = &now.link {
+            link.set_ticket(ticket);
         }
     }
 
@@ -368,6 +382,7 @@ impl Inner {
         let to = self.places.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut options = FarOptions { to, ..self.options.link.clone() };
         let mut now = self.now();
+        options.ticket.clone_from(&self.ticket.lock().unwrap_or_else(PoisonError::into_inner));
         if let Some(spool) = &mut options.spool {
             spool.bytes = self.spool_bytes.load(Ordering::Relaxed);
         }

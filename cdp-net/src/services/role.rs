@@ -5,8 +5,10 @@
 
 use super::config::Config;
 use super::peers::PeerBook;
+use super::tickets::read_ticket;
 use crate::link::identity::Identity;
-use std::path::PathBuf;
+use bytes::Bytes;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
@@ -71,6 +73,14 @@ impl RoleError {
         self.hint = Some(hint.into());
         self
     }
+}
+
+/// The ticket for a gateway that a role's table names; empty: it names none.
+pub(super) fn ticket_of(table: &str, path: Option<&Path>) -> Result<Bytes, RoleError> {
+    let read = path.map(read_ticket).transpose().map_err(|error| {
+        RoleError::new(format!("{table}.ticket: {error}")).hint("whoever has the gateway makes one with `cdp ticket`")
+    })?;
+    Ok(read.unwrap_or_default().into())
 }
 
 /// How a drain ended.

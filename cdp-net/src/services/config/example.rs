@@ -22,8 +22,10 @@ tenant = "*"
 const FILTER: &str = r#"
 # Serves disks over NBD, captures every write, sends it on.
 [filter]
-# Source proxies; when the first is lost the next one takes over. A replica host may stand here too.
+# Source proxies; when the first is lost the next one takes over. A replica host may stand here too, or a gateway before it.
 to = ["cdp://127.0.0.1:10820"]
+# Where it is a gateway: what that lets in, made with `cdp ticket` for this process's fingerprint. The [[peer]] is the host.
+# ticket = "provider.ticket"
 # What is captured and not yet durable waits here: first in memory, then on disk; beyond it changes are only tracked.
 spool = { memory = "1GiB", disk = "8GiB" }
 

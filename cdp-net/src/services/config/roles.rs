@@ -77,8 +77,10 @@ pub struct Spool {
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FilterConfig {
-    /// Source proxies (or replica hosts), the one that is wanted most first.
+    /// Source proxies (or replica hosts, or gateways before those), the one that is wanted most first.
     pub to: Vec<CdpUrl>,
+    /// The ticket that a gateway asks for.
+    pub ticket: Option<PathBuf>,
     /// What waits to become durable, shared by all groups.
     #[serde(default)]
     pub spool: Spool,

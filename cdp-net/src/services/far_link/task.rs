@@ -51,6 +51,8 @@ pub(super) enum Command {
     Answered { id: CallId, answer: Answer },
     /// The other end is to be found there.
     Places(Vec<String>),
+    /// Whoever is dialled is shown this.
+    Ticket(Bytes),
     /// Files of the spool take so much at most.
     SpoolBytes(u64),
     /// Whoever waits for an answer is told that there is none.
@@ -358,6 +360,7 @@ impl Task {
                 }
             }
             Command::Places(to) => self.set_places(to),
+            Command::Ticket(ticket) => self.options.ticket = ticket,
             Command::SpoolBytes(bytes) => self.keep.set_disk_bytes(bytes),
             Command::LetGo => self.let_go(),
             Command::Stop { .. } => {}

@@ -30,6 +30,8 @@ pub(super) struct Group {
     options: RemoteOptions,
     /// Source proxies or replica hosts.
     to: Mutex<Vec<String>>,
+    /// For a gateway before them; empty: none.
+    ticket: Mutex<Bytes>,
     /// What its spool takes on disk, at most.
     spool_bytes: AtomicU64,
     notes: Notes,
@@ -89,6 +91,7 @@ impl Group {
         context: &Context,
         memory: &Arc<SharedBudget>,
         traffic: &Traffic,
+        ticket: Bytes,
     ) -> Self {
         let (queue, to) = (filter.spool.memory.0, places(&filter.to));
         let state = context.state.join("filter").join(&config.name);
@@ -107,7 +110,7 @@ impl Group {
                 memory_bytes: FarOptions::memory_for(queue),
                 silence_ms: SILENCE_MS,
                 connections: filter.connections - 1,
-                ticket: Bytes::new(),
+                ticket: ticket.clone(),
                 traffic: traffic.clone(),
                 spool: (disk > 0).then(|| SpoolPlace { directory: state.join("spool"), bytes: disk }),
             },
@@ -130,6 +133,7 @@ impl Group {
             config,
             options,
             to: Mutex::new(to),
+            ticket: Mutex::new(ticket),
             spool_bytes: AtomicU64::new(disk),
             notes,
             opening: Mutex::default(),
@@ -148,6 +152,14 @@ impl Group {
         lock(&self.to).clone_from(&places(to));
         if let Some(running) = &lock(&self.now).running {
             running.remote.set_places(places(to));
+        }
+    }
+
+    /// Gateways are shown this from now on.
+    pub(super) fn set_ticket(&self, ticket: &Bytes) {
+        lock(&self.ticket).clone_from(ticket);
+        if let Some(running) = &lock(&self.now).running {
+            running.remote.set_ticket(ticket.clone());
         }
     }
 
@@ -189,7 +201,8 @@ impl Group {
                 drop(running);
             }
             Ok(running) => {
-                // It may be another list since it was read, and another part of the room.
+                // It may be another list since it was read, another ticket, and another part of the room.
+                running.remote.set_ticket(lock(&self.ticket).clone());
                 running.remote.set_places(lock(&self.to).clone());
                 running.remote.set_spool_bytes(self.spool_bytes.load(Ordering::Relaxed));
                 now.running = Some(running);
@@ -231,6 +244,7 @@ impl Group {
         };
         let mut options = self.options.clone();
         options.link.to.clone_from(&lock(&self.to));
+        options.link.ticket.clone_from(&lock(&self.ticket));
         if let Some(spool) = &mut options.link.spool {
             spool.bytes = self.spool_bytes.load(Ordering::Relaxed);
         }

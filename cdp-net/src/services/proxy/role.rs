@@ -4,13 +4,12 @@ use super::{Mode, Proxy, ProxyOptions, Standing};
 use crate::link::listener::AcceptOptions;
 use crate::services::config::{Cache, Config, SourceProxyConfig, TargetProxyConfig};
 use crate::services::door::{BehindGateway, Judge};
-use crate::services::role::{Context, DoorReport, Drained, GroupReport, Held, Report, Role, RoleError};
-use crate::services::tickets::{TicketFileError, read_ticket};
+use crate::services::role::{Context, DoorReport, Drained, GroupReport, Held, Report, Role, RoleError, ticket_of};
+use crate::services::tickets::TicketFileError;
 use crate::services::traffic::rules;
 use crate::services::url::CdpUrl;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,16 +43,6 @@ fn wrong_keys(error: TicketFileError) -> RoleError {
 
 fn places(to: &[CdpUrl]) -> Vec<String> {
     to.iter().map(CdpUrl::authority).collect()
-}
-
-fn ticket(path: Option<&Path>) -> Result<Bytes, RoleError> {
-    match path {
-        Some(path) => {
-            let read = read_ticket(path).map_err(|error| RoleError::new(format!("source-proxy.ticket: {error}")));
-            Ok(read.map_err(|error| error.hint("whoever has the gateway makes one with `cdp ticket`"))?.into())
-        }
-        None => Ok(Bytes::new()),
-    }
 }
 
 impl<C> Running<C> {
@@ -131,7 +120,7 @@ impl Role for SourceProxy {
             name: "source-proxy",
             listen: table.listen.to_string(),
             to: places(&table.to),
-            ticket: ticket(table.ticket.as_deref())?,
+            ticket: ticket_of("source-proxy", table.ticket.as_deref())?,
             tickets: None,
             mode: Mode::Compress { level: table.level },
             cache: None,
@@ -150,7 +139,7 @@ impl Role for SourceProxy {
 
     fn reload(&self, config: &Config) -> Result<Vec<String>, RoleError> {
         let Some(new) = &config.source_proxy else { return Ok(Vec::new()) };
-        let (ticket, rules) = (ticket(new.ticket.as_deref())?, rules(config)?);
+        let (ticket, rules) = (ticket_of("source-proxy", new.ticket.as_deref())?, rules(config)?);
         self.0.proxy.set(&places(&new.to), &ticket, rules);
         let mut held = self.0.config.lock().unwrap_or_else(PoisonError::into_inner);
         let differs = [
