@@ -77,6 +77,28 @@ fn a_window_ends_when_it_is_full_or_old() {
     assert_eq!(prepare.next_deadline(), None);
 }
 
+/// Frames that were prepared wait, and their bounds count what they have: not what it came in.
+#[test]
+fn what_little_is_left_of_a_frame_keeps_no_more_than_itself() {
+    let mut source = Source::new();
+    // Bytes that do not compress, in one of eight parts; the others are zeros.
+    let mut state = 1_u32;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    });
+    let mut data: Vec<u8> = noise.take(32 << 10).collect();
+    data.resize(256 << 10, 0);
+    source.write(0, data);
+    let out = prepared(options(), &[source.close()]);
+    let left: Vec<_> = out.into_iter().flat_map(|frame| frame.body).collect();
+    assert_eq!(left.iter().map(bytes::Bytes::len).sum::<usize>(), 32 << 10);
+    for piece in left {
+        let length = piece.len();
+        assert_eq!(piece.try_into_mut().expect("nobody else has a part of this memory").capacity(), length);
+    }
+}
+
 #[test]
 fn the_bound_is_kept_and_nothing_waits_for_ever_at_it() {
     let mut source = Source::new();

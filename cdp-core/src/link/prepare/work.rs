@@ -80,6 +80,9 @@ impl Work {
             (stats.records_coalesced, stats.bytes_coalesced) = coalesce(&mut parts, self.place, self.keep);
         }
         stats.bytes_zero = parts.iter_mut().map(drop_zeros).sum();
+        if stats.bytes_coalesced + stats.bytes_zero > 0 {
+            self.copy_rests(&mut parts, &said);
+        }
         let mut frames = Vec::new();
         let (mut rest, mut prev_lsn, mut settled) = (parts.into_iter().peekable(), prev_lsn, self.settled);
         while rest.peek().is_some() {
@@ -99,6 +102,17 @@ impl Work {
             frames.push(encoder.encode(raw, group, self.compression));
         }
         Ok(frames)
+    }
+
+    /// Gives what is left of a frame memory of its own where that is little: the rest of what it came in does not wait with it for its way.
+    fn copy_rests(&self, parts: &mut [Part], said: &Said<'_>) {
+        for left in parts.chunk_by_mut(|one, next| said.frame_of(one) == said.frame_of(next)) {
+            let came = self.items.get(said.frame_of(&left[0])).map_or(0, |item| item.head.info.plain_bytes);
+            let bytes: usize = left.iter().map(|part| part.data.len()).sum();
+            if bytes < came as usize / 2 {
+                left.iter_mut().for_each(|part| part.data = Bytes::copy_from_slice(&part.data));
+            }
+        }
     }
 
     /// A record of a newer version in a frame that would have to be unpacked all the same.
@@ -128,10 +142,14 @@ struct Said<'a> {
 }
 
 impl Said<'_> {
-    fn of(&self, part: &Part) -> ClockEpoch {
+    /// The number of the frame that a part came in.
+    fn frame_of(&self, part: &Part) -> usize {
         let at = behind(part);
-        let frame = self.ends.partition_point(|(end, ..)| *end < at);
-        self.ends.get(frame).map_or(ClockEpoch(1), |(.., epoch)| *epoch)
+        self.ends.partition_point(|(end, ..)| *end < at)
+    }
+
+    fn of(&self, part: &Part) -> ClockEpoch {
+        self.ends.get(self.frame_of(part)).map_or(ClockEpoch(1), |(.., epoch)| *epoch)
     }
 
     fn settled_at(&self, raw: &RawFrame) -> Lsn {
