@@ -156,6 +156,9 @@ fn segment(file: &dyn File, front: &[u8], out: &mut String) -> Result<std::fmt::
                 if parts == 1 { "" } else { "s" }
             )?;
         }
+        if let Some(unfinished) = &scan.unfinished {
+            writeln!(out, "{:>12} the frames end {unfinished}", scan.end)?;
+        }
         match (&trailer, &scan.stop) {
             (Ok((id, summary)), _) if *id == header.id => {
                 writeln!(out, "{:>12} footer: sealed", scan.end)?;

@@ -43,7 +43,7 @@ pub(super) struct Scan {
     pub(super) end: u64,
     pub(super) last_lsn: Lsn,
     /// What the last frame has not all parts of.
-    unfinished: Option<Unfinished>,
+    pub(super) unfinished: Option<Unfinished>,
     /// The last LSN that is whole; none if no part here is the last of its record.
     pub(super) whole: Option<Lsn>,
     pub(super) plain_bytes: u64,

@@ -20,6 +20,12 @@ pub struct Unfinished {
     count: u16,
 }
 
+impl std::fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "within LSN {}, of which {} of {} parts are there", self.lsn, self.parts, self.count)
+    }
+}
+
 impl Unfinished {
     /// What a frame leaves so.
     pub(super) fn left_by(head: &FrameHead) -> Option<Self> {

@@ -365,6 +365,38 @@ fn behind_the_first_parts_of_a_record_only_the_next_one_is_taken() {
     peer.kept.clear();
 }
 
+/// Sealed or not, people are told that more has to come, and which part of what.
+#[test]
+fn people_see_within_which_record_a_journal_ends() {
+    let storage = Arc::new(Memory::new());
+    let words = |number| {
+        let name = format!("{DIRECTORY}/{}", segment_name(number));
+        inspect(storage.open(&name, false).unwrap().as_ref()).unwrap().unwrap()
+    };
+    let ends = |parts| format!("the frames end within LSN 3, of which {parts} of 32 parts are there\n");
+    let (mut rig, peer) = cut_within(&storage, 2);
+    let sealed = words(rig.writer.manifest().segments[0].number);
+    for expected in [ends(8).as_str(), "footer: sealed", "LSN 1 to 3, whole to 2"] {
+        assert!(sealed.contains(expected), "{expected:?} in\n{sealed}");
+    }
+    rig.drain();
+    let mut rest = peer.after(Position { lsn: Lsn(3), parts: 8 }).into_iter();
+    rig.append(rest.next().unwrap());
+    rig.sync();
+    let active = |rig: &Rig| {
+        let is = |segment: &&SegmentInfo| segment.state == SegmentState::Active;
+        words(rig.writer.manifest().segments.iter().find(is).unwrap().number)
+    };
+    let open = active(&rig);
+    assert!(open.contains(&ends(13)) && open.contains("end: not sealed"), "{open}");
+    for frame in rest {
+        rig.append(frame);
+        rig.sync();
+    }
+    let whole = active(&rig);
+    assert!(!whole.contains("the frames end within") && whole.contains("end: not sealed"), "{whole}");
+}
+
 /// The parts that are there count for nothing where another timeline begins; and that one is empty, whatever the one before left.
 #[test]
 fn another_timeline_forks_below_an_unfinished_record_and_begins_at_its_own_beginning() {
