@@ -462,6 +462,9 @@ pub struct Status {
     /// While the state is `detached`: why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detached: Option<String>,
+    /// Why nothing is recorded until the protection is started again, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
     /// Where the replica is, if it is kept at another site: what only that knows is left out here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<RemoteReplica>,

@@ -63,7 +63,9 @@ fn for_people(status: &Status) -> String {
     if status.sealed_at_rest {
         text.push_str("sealed  at rest: nobody reads it without its key\n");
     }
-    if let Some(why) = &status.detached {
+    if let Some(why) = &status.failure {
+        text.push_str(&format!("failed  {why}: nothing is recorded, and a restart takes the protection up again\n"));
+    } else if let Some(why) = &status.detached {
         text.push_str(&format!("detached {why}: nothing is recorded, and everything is compared once it is back\n"));
     }
     if let Some(lacks) = &status.lacks {
@@ -262,6 +264,20 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    /// What a thread of ours did nobody does any more: it comes back with another process only.
+    #[test]
+    fn what_has_ended_for_good_is_not_said_to_come_back() {
+        let detached = Status { state: State::Detached, detached: Some("stuck".into()), ..Status::default() };
+        let text = for_people(&detached);
+        assert!(
+            text.contains("detached stuck: nothing is recorded, and everything is compared once it is back\n"),
+            "{text}"
+        );
+        let text = for_people(&Status { failure: Some("the thread x ended by a panic".into()), ..detached });
+        assert!(text.contains("failed  the thread x ended by a panic: nothing is recorded, and a restart"), "{text}");
+        assert!(!text.contains("once it is back"), "{text}");
     }
 
     /// Where the replica is elsewhere, its numbers are not known, and zeros would be taken for them.

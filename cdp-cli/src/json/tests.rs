@@ -143,6 +143,7 @@ fn status() {
         hot_bytes: 2,
         reread_bytes: 3,
         detached: None,
+        failure: Some("away for good".into()),
         remote: Some(RemoteReplica { address: "h:1".into(), linked: false, problem: Some("away".into()) }),
     };
     check(
@@ -159,7 +160,7 @@ fn status() {
             "history": {"window_ms": 9, "kept_ms": 8, "forecast_ms": 7, "limit": "room", "room_bytes": 6, "cut": true, "cut_by": "max-bytes"},
             "holds": [{"at": at_json(), "by": "pin", "label": "court", "bytes": 6}],
             "pins": 1, "journal": {"driver": "threads"}, "sealed_at_rest": false, "hot_bytes": 2, "reread_bytes": 3,
-            "remote": {"address": "h:1", "linked": false, "problem": "away"}
+            "failure": "away for good", "remote": {"address": "h:1", "linked": false, "problem": "away"}
         }),
     );
     let text = serde_json::to_string(&status).unwrap();

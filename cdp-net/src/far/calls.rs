@@ -279,6 +279,9 @@ pub struct Facts {
     /// Why replication is out of the guest's path, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detached: Option<String>,
+    /// Why nothing is recorded until the protection is started again, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
     /// The last LSN that was given.
     #[serde(with = "ids::lsn")]
     pub lsn: Lsn,

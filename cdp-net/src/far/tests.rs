@@ -175,6 +175,7 @@ fn calls_while_it_goes_on_are_told_as_they_are() {
         state: State::Resync,
         unrecorded: Some(State::NoSpace),
         detached: Some("by order".into()),
+        failure: Some("the thread x ended by a panic".into()),
         lsn: Lsn(8),
         hot_bytes: 1,
         reread_bytes: 2,

@@ -102,7 +102,7 @@ impl Live for Running {
         status.lsn = facts.lsn;
         status.hot_bytes = facts.hot_bytes;
         status.reread_bytes = facts.reread_bytes;
-        status.detached = facts.detached;
+        (status.detached, status.failure) = (facts.detached, facts.failure);
         status.rpo_ms = facts.rpo_ms;
         status.journal = self.driver.get().map(|driver| report::Journal { driver: (*driver).to_owned() });
         status.rates.write_bytes_per_s = facts.write_bytes_per_s;

@@ -3,7 +3,7 @@
 use super::Shared;
 use crate::far::{DiskOrder, Facts, FilterPolicy, MarkOrder, Near};
 use crate::report::{self, DiskChanged, Problem, ProblemClass};
-use cdp_core::capture::{MarkError, Room};
+use cdp_core::capture::{Detached, MarkError, Room, Stuck};
 use cdp_core::frame::Mark;
 use cdp_core::types::Lsn;
 use std::sync::PoisonError;
@@ -61,10 +61,13 @@ impl Near for Shared {
             Room::NoSpace => Some(self.without_room()),
             _ => None,
         };
+        // Whose thread ended says so a moment later.
+        let ended = now.detached.filter(|why| *why == Detached::Stuck(Stuck::Ended)).map(|why| why.to_string());
         Facts {
             state: self.state(now.state),
             unrecorded,
             detached: now.detached.map(|why| why.to_string()),
+            failure: self.failure().or(ended),
             lsn: now.lsn,
             hot_bytes: now.hot_bytes,
             reread_bytes: now.counters.bytes_reread,

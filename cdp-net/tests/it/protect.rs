@@ -242,6 +242,9 @@ fn a_thread_that_ends_takes_replication_out_of_the_guests_path_and_not_the_guest
     assert_eq!(protector.status().detached, Some(Detached::Stuck(Stuck::Ended)));
     assert_eq!(protector.state(), State::Detached);
     wait_for("the reason", || protector.failure().is_some_and(|why| why.contains("cdp-events")));
+    // Whoever asks is told of no return that never comes.
+    let status = serde_json::to_value(protector.host().status().unwrap()).unwrap();
+    assert!(status["failure"].as_str().is_some_and(|why| why.contains("cdp-events")), "{status}");
     write_to(device.as_ref(), &mut model, 1 << 20, noise(9, 64 << 10));
     device.flush().unwrap();
     drop((protector, device));

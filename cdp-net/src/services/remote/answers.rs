@@ -53,6 +53,7 @@ impl Inner {
             hot_bytes: facts.hot_bytes,
             reread_bytes: facts.reread_bytes,
             detached: facts.detached,
+            failure: facts.failure,
             rates: Rates { write_bytes_per_s: facts.write_bytes_per_s, ..Rates::default() },
             owner_pid: Some(std::process::id()),
             remote: Some(RemoteReplica {
