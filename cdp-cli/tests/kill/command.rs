@@ -1,25 +1,19 @@
 //! `cdp protect` as a process that is killed.
 
 use crate::aim::Aim;
+use crate::support::{PATIENCE, Running};
 use cdp_net::nbd::Uri;
+use rustix::process::Signal;
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const CDP: &str = env!("CARGO_BIN_EXE_cdp");
-/// The longest anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A `cdp protect` that runs.
-pub(crate) struct Protection {
-    process: Child,
-    events: Receiver<Value>,
-    opened: Option<Value>,
-}
+pub(crate) struct Protection(Running);
 
 impl Protection {
     pub(crate) fn start(source: &Path, replica: &Path, socket: &Path) -> Self {
@@ -35,28 +29,18 @@ impl Protection {
 
     fn spawn(mut command: Command, source: &Path, replica: &Path, socket: &Path) -> Self {
         let uri = format!("nbd+unix:///?socket={}", socket.display());
-        let mut process = command
+        command
             .arg("protect")
             .arg(source)
             .arg("--replica")
             .arg(replica)
             // Segments roll and manifests are written all the time.
-            .args(["--listen", &uri, "--json", "--rpo", "500ms", "--segment-size", "1MiB"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let (sender, events) = channel();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let Ok(event) = serde_json::from_str(&line) else { return };
-                if sender.send(event).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { process, events, opened: None }
+            .args(["--listen", &uri, "--json", "--rpo", "500ms", "--segment-size", "1MiB"]);
+        Self(Running::spawn(command))
+    }
+
+    fn event(&self, name: &str) -> Option<Value> {
+        self.0.events().into_iter().find(|event| event["event"] == name)
     }
 
     /// Waits until the disk is served.
@@ -66,29 +50,30 @@ impl Protection {
 
     /// The same; `None` when it ended before.
     pub(crate) fn ready_unless_killed(&mut self) -> Option<Uri> {
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            match self.events.recv_timeout(PATIENCE) {
-                Ok(event) if event["event"] == "opened" => self.opened = Some(event),
-                Ok(event) if event["event"] == "ready" => {
-                    return Some(event["exports"][0]["uri"].as_str().unwrap().parse().unwrap());
-                }
-                Ok(_) => {}
-                Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => panic!("waited too long for the protection to become ready"),
+            let is_alive = self.0.is_alive();
+            if let Some(event) = self.event("ready") {
+                return Some(event["exports"][0]["uri"].as_str().unwrap().parse().unwrap());
             }
+            if !is_alive {
+                return None;
+            }
+            assert!(Instant::now() < deadline, "waited too long for the protection to become ready");
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.process.id()
+        self.0.child.id()
     }
 
     /// Whether it was killed, waiting so long for that; one that ends otherwise must end well.
     pub(crate) fn is_killed_within(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(status) = self.process.try_wait().unwrap() {
-                assert!(status.success() || status.signal() == Some(9), "{status}: {:?}", self.events.try_iter());
+            if let Some(status) = self.0.child.try_wait().unwrap() {
+                assert!(status.success() || status.signal() == Some(9), "{status}: {:?}", self.0.events());
                 return !status.success();
             }
             if Instant::now() > deadline {
@@ -100,34 +85,23 @@ impl Protection {
 
     /// What it found at its start.
     pub(crate) fn opened(&self) -> Value {
-        self.opened.clone().expect("it is ready")
+        self.event("opened").expect("it is ready")
     }
 
     /// SIGKILL: nothing of it runs on.
     pub(crate) fn kill(&mut self) {
-        // It may have been killed already.
-        let _ = self.process.kill();
-        self.process.wait().unwrap();
+        self.0.kill();
     }
 
     /// SIGTERM.
     pub(crate) fn ask_to_stop(&self) {
-        let pid = rustix::process::Pid::from_child(&self.process);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.0.signal(Signal::TERM);
     }
 
     /// SIGTERM: it ends well.
     pub(crate) fn stop(mut self) {
         let asked = Instant::now();
-        self.ask_to_stop();
-        let status = self.process.wait().unwrap();
-        let events: Vec<_> = self.events.iter().collect();
-        assert!(status.success(), "{status} after {:?}: {events:?}", asked.elapsed());
-    }
-}
-
-impl Drop for Protection {
-    fn drop(&mut self) {
-        self.kill();
+        let (status, last) = self.0.stop();
+        assert_eq!(status, 0, "after {:?}: {last}", asked.elapsed());
     }
 }

@@ -34,7 +34,7 @@ pub(crate) struct Inject<'a> {
 
 /// A command that answers with one event a line. Killed when it is dropped.
 pub(crate) struct Running {
-    child: Child,
+    pub(crate) child: Child,
     heard: Arc<(Mutex<Heard>, Condvar)>,
     uri: String,
 }
