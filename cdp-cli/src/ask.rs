@@ -4,7 +4,9 @@ use crate::engine::Engine;
 use crate::exit::{AS_THAT_USER, Exit, Failure};
 use crate::place::{Place, Way};
 use cdp_core::journal::MANIFEST_NAME;
-use cdp_net::owner::{Access, Connection, ControlClient, Request, SOCKET_FILE};
+use cdp_core::replica::JOURNAL_DIRECTORY;
+use cdp_net::owner::{Access, ClientError, Connection, ControlClient, Request, SOCKET_FILE};
+use cdp_net::protect::ACTIVITY_LOG;
 use serde::de::DeserializeOwned;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -34,12 +36,32 @@ pub fn access(dir: &Path) -> Result<Access, Failure> {
         }
         // The state of a protection whose replica is kept elsewhere: it answers what it can.
         if dir.join(SOCKET_FILE).exists() {
-            return Ok(Access::Client(ControlClient::connect(dir)?));
+            return match ControlClient::connect(dir) {
+                Ok(client) => Ok(Access::Client(client)),
+                Err(ClientError::NoOwner { .. }) => Err(state_of_nobody(dir)),
+                Err(error) => Err(error.into()),
+            };
+        }
+        if is_state(dir) {
+            return Err(state_of_nobody(dir));
         }
         let message = format!("{} holds no replica: it has no {MANIFEST_NAME}", dir.display());
         return Err(Failure::new(Exit::Failed, "no-replica", message).hint(PLACES));
     }
     Ok(Access::open(dir, PATIENCE)?)
+}
+
+/// Whether it is the state of a protection whose replica is kept elsewhere, and not a replica that lost its manifest.
+fn is_state(dir: &Path) -> bool {
+    dir.join(ACTIVITY_LOG).exists() && !dir.join(JOURNAL_DIRECTORY).exists()
+}
+
+/// Such a state answers while somebody protects with it.
+fn state_of_nobody(dir: &Path) -> Failure {
+    let message = format!("nobody protects now with the state in {}, and its replica is kept elsewhere", dir.display());
+    Failure::new(Exit::Refused, "no-owner", message).hint(
+        "start `cdp protect --to` or `cdp serve` with it again, or ask where the replica is: cdp://HOST:PORT/GROUP",
+    )
 }
 
 /// Asks and waits for the answer.

@@ -9,7 +9,8 @@ use self::teller::Teller;
 use super::listen_at;
 use crate::engine::{ProtectSpec, SourceTrust};
 use crate::exit::{Exit, Failure};
-use crate::json::{ProtectEvent, Stopped};
+use crate::human;
+use crate::json::{ProtectEvent, State, Stopped};
 use crate::stop::Stop;
 use cdp_core::media::MediaErrorKind;
 use cdp_core::trust::KeyHolder;
@@ -17,14 +18,17 @@ use cdp_net::nbd::Server;
 use cdp_net::owner::{Owner, is_owned};
 use cdp_net::protect::{ProtectError, ProtectOptions, Protector, SourceOptions, Summary};
 use cdp_net::source::SourceError;
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often the wish to end is looked at, and the progress of the first copy told.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long requests that are under way at the end may take.
 const CLOSE: Duration = Duration::from_secs(10);
+/// An end that takes no longer needs no words.
+const SOON: Duration = Duration::from_secs(1);
 
 impl From<ProtectError> for Failure {
     fn from(error: ProtectError) -> Self {
@@ -127,7 +131,32 @@ pub(super) fn run(
     let gaps = shown::gaps_before(&protector, began);
     watch(&protector, Teller::new(&protector, gaps), &server, &noticed, stop, events);
     server.stop(CLOSE);
-    Ok(stopped(&protector.stop(spec.drain, &|| false)))
+    let waits = Waits::new(spec.drain, events);
+    Ok(stopped(&protector.stop(spec.drain, &|| waits.looked())))
+}
+
+/// An end that takes its time: that is told once, as nobody knows else for what he waits.
+struct Waits<'a> {
+    drain: Duration,
+    begun: Instant,
+    events: RefCell<Option<&'a mut dyn FnMut(ProtectEvent)>>,
+}
+
+impl<'a> Waits<'a> {
+    fn new(drain: Duration, events: &'a mut dyn FnMut(ProtectEvent)) -> Self {
+        Self { drain, begun: Instant::now(), events: RefCell::new(Some(events)) }
+    }
+
+    /// Asked again and again while it waits. Whether it is to hurry: a second signal ends the process itself.
+    fn looked(&self) -> bool {
+        let untold = if self.begun.elapsed() > SOON { self.events.take() } else { None };
+        if let Some(events) = untold {
+            let most = human::span(self.drain);
+            let reason = format!("waits {most} at most until everything is durable; a second signal ends it at once");
+            events(ProtectEvent::State { state: State::Draining, reason: Some(reason), lacks: None });
+        }
+        false
+    }
 }
 
 fn stopped(summary: &Summary) -> Stopped {

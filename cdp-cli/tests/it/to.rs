@@ -56,6 +56,14 @@ impl Site {
     }
 }
 
+/// Neither a replica's directory, nor one that is to be protected first.
+fn nobody_protects(site: &Site) {
+    let refused = cdp(&["status".as_ref(), site.state().as_os_str()]).failed(4, "no-owner");
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.starts_with("nobody protects now with the state in "), "{refused}");
+    assert!(refused["hint"].as_str().unwrap().contains("`cdp protect --to` or `cdp serve`"), "{refused}");
+}
+
 fn opened(running: &Running) -> Value {
     running.wait_event("that it began", |event| event["event"] == "opened")
 }
@@ -80,7 +88,7 @@ fn what_a_guest_wrote_is_at_the_other_site_after_a_kill_too() {
     let model = guest.model.clone();
     drop(guest);
     first.kill();
-    cdp(&["status".as_ref(), site.state().as_os_str()]).failed(4, "no-owner");
+    nobody_protects(&site);
     let mut second = site.protect();
     let found = opened(&second);
     assert_eq!((found["resumed"].as_bool(), found["clean"].as_bool()), (Some(true), Some(false)));
@@ -94,6 +102,7 @@ fn what_a_guest_wrote_is_at_the_other_site_after_a_kill_too() {
     let model = second_guest.model.clone();
     drop(second_guest);
     second.stop_clean();
+    nobody_protects(&site);
     site.host.stop();
     site.check("latest", &model);
     site.check("monday", &at_monday);
@@ -108,7 +117,7 @@ fn what_a_guest_wrote_is_at_the_other_site_after_a_kill_too() {
 #[test]
 fn an_end_without_the_replica_host_takes_as_long_as_it_may() {
     let mut site = Site::new(10);
-    let mut running = site.try_protect(&["--drain", "1s"]).unwrap_or_else(|end| panic!("{end:?}")).protecting();
+    let mut running = site.try_protect(&["--drain", "3s"]).unwrap_or_else(|end| panic!("{end:?}")).protecting();
     site.host.stop();
     let mut guest = site.guest(&running, 11);
     guest.work(20);
@@ -120,6 +129,8 @@ fn an_end_without_the_replica_host_takes_as_long_as_it_may() {
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     assert_eq!((status, stopped["drained"].as_bool()), (1, Some(false)), "{stopped}");
     assert!(stopped["hot_bytes"].as_u64() > Some(0), "{stopped}");
+    let waits = |event: &Value| event["reason"].as_str().is_some_and(|why| why.starts_with("waits 3.0 s at most"));
+    assert!(running.events().iter().any(|event| event["state"] == "draining" && waits(event)), "nobody knows for what");
     site.host.again();
     let mut running = site.protect().protecting();
     running.stop_clean();

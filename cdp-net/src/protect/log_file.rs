@@ -11,7 +11,7 @@ use cdp_core::types::Lsn;
 use std::sync::Arc;
 
 /// The activity log's file inside the directory of the filter's state.
-pub(super) const ACTIVITY_LOG: &str = "state/activity.log";
+pub const ACTIVITY_LOG: &str = "state/activity.log";
 
 /// The most bytes of an activity log that are read: 64 disks of a PiB have fewer.
 pub const LOG_BYTES_MAX: u64 = 4 << 30;

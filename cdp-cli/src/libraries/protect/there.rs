@@ -2,7 +2,7 @@
 
 use super::shown::Told;
 use super::teller::{self, Teller};
-use super::{CLOSE, owned, stopped, watch};
+use super::{CLOSE, Waits, owned, stopped, watch};
 use crate::engine::{ProtectSpec, SourceTrust, ThereSpec};
 use crate::exit::{Exit, Failure};
 use crate::json::{ProtectEvent, Stopped};
@@ -112,5 +112,6 @@ pub(super) fn run(
     early.iter().for_each(|first| teller.told(&remote, first, events));
     watch(&remote, teller, &server, &told, stop, events);
     server.stop(CLOSE);
-    Ok(stopped(&remote.stop(spec.drain, &|| false)))
+    let waits = Waits::new(spec.drain, events);
+    Ok(stopped(&remote.stop(spec.drain, &|| waits.looked())))
 }
