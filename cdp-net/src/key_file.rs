@@ -35,6 +35,9 @@ impl KeyFileError {
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "let the user that this runs as read it, and nobody else"
+            }
             Self::Read { .. } => "give the file that the replica was made with; a new replica takes a new key",
             Self::Content { .. } => "make one with: (umask 077; head -c 32 /dev/urandom > FILE)",
         }

@@ -1,8 +1,11 @@
 //! `cdp serve`: the parts of the chain, as one file names them.
 
 use crate::exit::{Exit, Failure};
+use crate::human;
 use crate::output::Output;
 use anyhow::Context;
+use cdp_core::types::SECTOR;
+use cdp_core::when::format_bytes;
 use cdp_net::owner::OwnerError;
 use cdp_net::services::config::{Config, ConfigError, example};
 use cdp_net::services::inbox::Inbox;
@@ -15,6 +18,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Run parts of the chain: what FILE has tables of. SIGHUP reads it again, SIGTERM and SIGINT drain and end, a second one ends at once
 #[derive(Args, Debug)]
@@ -128,13 +132,33 @@ fn sentence(event: &Event) -> String {
         }
         Event::Failed { role, why } => format!("{role} does not work any more: {why}"),
         Event::Note { text } => text.clone(),
-        Event::Drained { role, left_bytes: 0 } => format!("{role} is drained"),
-        Event::Drained { role, left_bytes } => format!(
-            "{role} is ended; {left_bytes} bytes that came here are not known to be durable: whoever sent them still has them"
+        Event::Draining { within_s } => format!(
+            "ends; waits {} at most until what is under way is safe, and a second signal ends it at once",
+            human::span(Duration::from_secs(*within_s))
         ),
+        Event::Drained { role, left_bytes: 0 } => format!("{role} is drained"),
+        Event::Drained { role, left_bytes } => format!("{role} is ended; {}", left(role, *left_bytes)),
         Event::Stopped => "stopped".into(),
         // An event of a newer library.
         other => format!("{other:?}"),
+    }
+}
+
+/// What is not known to be durable at the end, and who has it: whoever reads this may be about to throw something away.
+fn left(role: &str, bytes: u64) -> String {
+    let amount = format_bytes(bytes);
+    match role {
+        // What guests wrote is at the source. A part of a sector stands for what only could not be written down.
+        "filter" if (SECTOR..u64::MAX).contains(&bytes) => {
+            format!("not everything is durable: the next start reads {amount} of the disks again")
+        }
+        "filter" => "not everything is known to be durable: the next start finds what it has to read again".into(),
+        // A filter that was short of room forgot what this one has on disk.
+        "source-proxy" | "target-proxy" => format!(
+            "{amount} are not known to be durable: they are in its cache, or still with whoever sent them. Keep the cache: the next \
+             start sends what is in it"
+        ),
+        _ => format!("{amount} that came here are not known to be durable: whoever sent them still has them"),
     }
 }
 
@@ -199,7 +223,31 @@ mod tests {
         let said = "cdp: the file was read again and is taken; until the next start this stays as it was: state; \
                     not taken by gateway: no\n";
         assert_eq!(capture(false, |output| tell(&event, output)), (String::new(), said.into()));
-        let left = sentence(&Event::Drained { role: "filter", left_bytes: 7 });
-        assert!(left.contains("7 bytes"), "{left}");
+    }
+
+    /// A guest has no copy of what its disk has, and a filter that lent keeps nothing of what a proxy has.
+    #[test]
+    fn the_last_word_of_a_role_says_who_has_what_is_not_durable() {
+        for (role, left_bytes, says) in [
+            (
+                "filter",
+                3 << 20,
+                "filter is ended; not everything is durable: the next start reads 3.00 MiB of the disks",
+            ),
+            ("filter", 1, "filter is ended; not everything is known to be durable: the next start finds"),
+            ("filter", u64::MAX, "filter is ended; not everything is known to be durable: the next start finds"),
+            ("source-proxy", 1 << 20, "1.00 MiB are not known to be durable: they are in its cache, or still with"),
+            ("target-proxy", 1 << 20, "1.00 MiB are not known to be durable: they are in its cache, or still with"),
+            (
+                "replica-host",
+                1 << 20,
+                "1.00 MiB that came here are not known to be durable: whoever sent them still has",
+            ),
+        ] {
+            let said = sentence(&Event::Drained { role, left_bytes });
+            assert!(said.contains(says), "{said}");
+            assert_eq!(said.ends_with("whoever sent them still has them"), role == "replica-host", "{said}");
+        }
+        assert_eq!(sentence(&Event::Drained { role: "filter", left_bytes: 0 }), "filter is drained");
     }
 }

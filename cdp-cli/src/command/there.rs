@@ -15,7 +15,8 @@ const PEERS_MAX: u64 = 1 << 20;
 #[derive(Args, Debug)]
 pub(super) struct ThereFlags {
     /// Keep the replica at another site: a source proxy or a replica host, and what the group is called there. Given again: where
-    /// to turn when that one is lost
+    /// to turn when that one is lost. All that goes there is encrypted, also within a private network: traffic rules are of
+    /// `cdp serve` only
     #[arg(long, value_name = "cdp://HOST:PORT[/GROUP]", requires = "state")]
     to: Vec<CdpUrl>,
     /// With --to: directory of this side's identity, activity log and control socket; made if it is not there

@@ -82,7 +82,13 @@ impl Arguments {
     /// What is wrong with the keys, or with what the ticket would say.
     pub fn run(self, output: &mut Output<'_>) -> Result<Exit, Failure> {
         if let Some(file) = self.new_key {
-            let key = if file.exists() { KeyFile::rotate(&file)? } else { KeyFile::make(&file)? };
+            let made = if file.exists() { KeyFile::rotate(&file) } else { KeyFile::make(&file) };
+            let key = made.map_err(|error| match error {
+                error @ TicketFileError::Io { .. } => {
+                    Failure::from(error).hint("give a file in a directory that is there and that you may write to")
+                }
+                error => error.into(),
+            })?;
             let text = |new: &NewKey| format!("key {} is in {}\n", new.key, new.file.display());
             output.answer(&NewKey { file, key }, text);
             return Ok(Exit::Done);
@@ -138,9 +144,6 @@ impl Arguments {
 impl From<TicketFileError> for Failure {
     fn from(error: TicketFileError) -> Self {
         let failure = Self::new(Exit::Failed, "ticket-key", chain(&error));
-        match error {
-            TicketFileError::Io { .. } => failure.hint("`cdp ticket --new-key FILE` makes a file of keys"),
-            _ => failure,
-        }
+        if error.is_missing() { failure.hint("`cdp ticket --new-key FILE` makes a file of keys") } else { failure }
     }
 }

@@ -5,6 +5,7 @@ mod damage;
 mod diff;
 mod disks;
 mod export;
+mod filters;
 mod findings;
 mod full_disk;
 mod hostile;

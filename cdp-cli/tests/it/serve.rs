@@ -43,6 +43,8 @@ fn people_read_on_stderr_how_it_goes() {
     running.wait_stderr("cdp: ready, metrics at http://127.0.0.1:");
     let (status, said) = running.stop();
     assert_eq!((status, said.is_null()), (0, true), "stdout is for scripts: {said}");
+    // Else whoever waits for the end does not know for what, and how long.
+    running.wait_stderr("cdp: ends; waits 30.0 s at most until what is under way is safe, and a second signal ends it");
     running.wait_stderr("cdp: stopped");
 }
 
@@ -64,6 +66,46 @@ fn a_file_that_cannot_be_meant_is_wrong_usage_and_its_line_is_said() {
     assert!(!place.path("state").exists(), "nothing was begun");
     cdp(&["serve", "/there/is/no/such.toml"]).failed(1, "config-file");
     cdp(&["serve"]).failed(2, "usage");
+}
+
+/// Whoever finds a port taken is told which, and of which table.
+#[test]
+fn a_part_whose_port_is_taken_says_so_and_of_nothing_else() {
+    let place = Place::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap();
+    let key = place.path("ticket.key");
+    cdp(&["ticket".as_ref(), "--new-key".as_ref(), key.as_os_str()]).done();
+    let hop = "to = [\"cdp://127.0.0.1:1\"]\n";
+    let disk = place.source("disk.img", 1, 1 << 20);
+    for (role, more) in [
+        ("source-proxy", hop.to_owned()),
+        ("target-proxy", hop.to_owned()),
+        ("gateway", format!("ticket-key = {key:?}\nto = {{ a = \"127.0.0.1:1\" }}\n")),
+        ("replica-host", "directory = \"replicas\"\n".to_owned()),
+        (
+            "filter",
+            format!(
+                "{hop}[[filter.group]]\nname = \"g\"\nlisten = \"nbd://{at}\"\ndisk = [{{ name = \"d\", source = {disk:?} }}]\n"
+            ),
+        ),
+    ] {
+        let listen = if role == "filter" { String::new() } else { format!("listen = \"{at}\"\n") };
+        let peer = "ab".repeat(32);
+        let text = format!(
+            "state = \"{role}\"\n[[peer]]\nname = \"p\"\nfingerprint = \"sha256:{peer}\"\n[{role}]\n{listen}{more}"
+        );
+        let file = place.path(&format!("{role}.toml"));
+        std::fs::write(&file, text).unwrap();
+        let error = cdp(&["serve".as_ref(), file.as_os_str()]).failed(1, "role");
+        let (message, hint) = (error["message"].as_str().unwrap(), error["hint"].as_str().unwrap());
+        assert!(message.contains(&at.to_string()) && message.contains("in use"), "{error}");
+        assert!(
+            !message.contains("cache") && (hint.contains(&format!("[{role}] listen")) || role == "filter"),
+            "{error}"
+        );
+        assert!(hint.contains("listen"), "{error}");
+    }
 }
 
 #[test]

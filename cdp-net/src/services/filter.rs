@@ -9,6 +9,7 @@ mod group;
 mod sets;
 #[cfg(test)]
 mod tests;
+mod unclaimed;
 
 use self::group::Group;
 use self::sets::Sets;
@@ -155,7 +156,10 @@ impl Role for Filter {
         let (first, any) = shared.add(filter, filter.groups.clone());
         if let Some(why) = first.filter(|_| !any) {
             return Err(RoleError::new(format!("no group can be served; the first one: {why}"))
-                .hint("each [[filter.group.disk]] names a raw image or a block device as its `source`"));
+                .hint("each group needs a `listen` that is free, and as `source` of its disks raw images or block devices that nobody else uses"));
+        }
+        if let Some(sentence) = unclaimed::sentence(&context.state.join("filter"), filter) {
+            context.notes.say(&sentence);
         }
         let for_thread = Arc::clone(&shared);
         let thread = Builder::new().name("cdp-filter".to_owned()).spawn(move || for_thread.run());

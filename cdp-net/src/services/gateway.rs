@@ -128,7 +128,8 @@ fn limits(config: &GatewayConfig) -> Limits {
 }
 
 fn wrong(error: TicketFileError) -> RoleError {
-    RoleError::new(format!("gateway.ticket-key: {error}")).hint("`cdp ticket --new-key FILE` makes a file of keys")
+    let wrong = RoleError::new(format!("gateway.ticket-key: {error}"));
+    if error.is_missing() { wrong.hint("`cdp ticket --new-key FILE` makes a file of keys") } else { wrong }
 }
 
 /// Its table. Only asked where the file has one.
@@ -191,8 +192,10 @@ impl Role for Gateway {
         let (sender, let_in) = mpsc::channel(LET_IN_MAX);
         let (address, how) = (config.listen.to_string(), Entrance(Arc::clone(&shared)));
         let listening = context.runtime.block_on(Listener::listen(&address, how, accept, sender));
-        let listener = listening
-            .map_err(|error| RoleError::new(format!("gateway.listen: cannot listen at {address}: {error}")))?;
+        let listener = listening.map_err(|error| {
+            RoleError::new(format!("cannot listen at {address}: {error}"))
+                .hint("stop what listens there, or give another place in [gateway] listen")
+        })?;
         context.notes.say(&format!("gateway: listens at {}", listener.address));
         let (ending, ends) = watch::channel(false);
         let task = context.runtime.spawn(relays(let_in, ends));

@@ -270,7 +270,10 @@ impl Proxy {
             accept,
         } = options;
         let disk = match cache.filter(|_| disk_bytes > 0) {
-            Some(root) => Some(CacheDisk::open(&root, runtime)?),
+            Some(root) => {
+                let opened = CacheDisk::open(&root, runtime);
+                Some(opened.map_err(|error| with(&error, format!("cannot use the cache in {}", root.display())))?)
+            }
             None => None,
         };
         let disk_bytes = if disk.is_some() { disk_bytes } else { 0 };
@@ -296,10 +299,11 @@ impl Proxy {
         });
         shared.set_ways(&to, &ticket);
         let _context = runtime.enter();
-        shared.recover()?;
+        shared.recover().map_err(|error| with(&error, "cannot read what is in the cache".into()))?;
         let (sender, accepted) = channel(ACCEPTED_MAX);
         let door = LinkDoor::new(identity, Arc::new(Doorkeeper(Arc::clone(&shared))));
-        let listener = runtime.block_on(Listener::listen(&listen, door, accept, sender))?;
+        let listening = runtime.block_on(Listener::listen(&listen, door, accept, sender));
+        let listener = listening.map_err(|error| with(&error, format!("cannot listen at {listen}")))?;
         let address = listener.address;
         let weak = Arc::downgrade(&shared);
         let looking = runtime.spawn(async move {
@@ -591,6 +595,11 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// An error of the same kind that says what it was about.
+fn with(error: &io::Error, what: String) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
 /// The directories in a directory.

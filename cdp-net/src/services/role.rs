@@ -86,8 +86,8 @@ pub(super) fn ticket_of(table: &str, path: Option<&Path>) -> Result<Bytes, RoleE
 /// How a drain ended.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Drained {
-    /// Bytes that were taken here and are not known to be durable. They are not lost where they are in a cache on disk, or still
-    /// with whoever sent them.
+    /// Bytes that are not known to be durable; all bits set: nobody knows how many. They are not lost: a proxy has them in its cache on
+    /// disk, or whoever sent them still has them; a filter reads them from its disks again at its next start.
     pub left_bytes: u64,
 }
 

@@ -87,6 +87,14 @@ pub enum TicketFileError {
     },
 }
 
+impl TicketFileError {
+    /// There is no such file.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// The keys of a file.
 #[derive(Debug)]
 pub struct KeyFile {

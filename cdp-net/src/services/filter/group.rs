@@ -11,7 +11,7 @@ use crate::services::role::{Context, GroupReport, Held, Notes};
 use crate::services::traffic::Traffic;
 use crate::services::url::CdpUrl;
 use bytes::Bytes;
-use cdp_core::capture;
+use cdp_core::capture::{self, Detached, Stuck};
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -290,14 +290,14 @@ impl Group {
         if summary.drained {
             return 0;
         }
-        let left = summary.hot_bytes.max(1);
-        self.say(&format!(
-            "not all is durable (LSN {} of {}): the next start reads {} again",
-            summary.durable,
-            summary.lsn,
-            cdp_core::when::format_bytes(summary.hot_bytes)
-        ));
-        left
+        let next = match summary.hot_bytes {
+            0 if !summary.manifest_stored => "takes this stop for a crash".to_owned(),
+            0 => "copies or compares its disks again".to_owned(),
+            hot => format!("reads {} again", cdp_core::when::format_bytes(hot)),
+        };
+        let (durable, lsn) = (summary.durable, summary.lsn);
+        self.say(&format!("not all is known to be durable (LSN {durable} of {lsn}): the next start {next}"));
+        summary.hot_bytes.max(1)
     }
 
     /// How it stands, and the most that it may hold.
@@ -346,6 +346,11 @@ fn sentence(notice: &RemoteNotice) -> Option<String> {
         }
         RemoteNotice::Protection(Notice::Filter(capture::Event::GapBegan { reason, .. })) => {
             Some(format!("writes are not recorded, only which blocks they touch: {}", reason.as_str()))
+        }
+        RemoteNotice::Protection(Notice::Filter(capture::Event::Detached(why @ Detached::Stuck(Stuck::Ended)))) => {
+            Some(format!(
+                "replication is out of the guests' path ({why}): its disks are served on, a restart takes the protection up again"
+            ))
         }
         RemoteNotice::Protection(Notice::Filter(capture::Event::Detached(why))) => {
             Some(format!("replication is out of the guests' path ({why}): everything is compared once it is back"))

@@ -32,8 +32,16 @@ struct Running<C> {
     held_max: Held,
 }
 
-fn failed(what: &str) -> impl FnOnce(std::io::Error) -> RoleError + '_ {
-    move |error| RoleError::new(format!("{what}: {error}"))
+fn failed(name: &str) -> impl FnOnce(std::io::Error) -> RoleError + '_ {
+    move |error| {
+        let failed = RoleError::new(error.to_string());
+        match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                failed.hint(format!("stop what listens there, or give another place in [{name}] listen"))
+            }
+            _ => failed,
+        }
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
@@ -55,12 +63,11 @@ impl<C> Running<C> {
     ) -> Result<Self, RoleError> {
         let directory = cache.directory.clone().unwrap_or_else(|| context.state.join(options.name).join("cache"));
         let options = ProxyOptions { cache: Some(directory), ..options };
-        let what = format!("listening at {}, with the cache in its directory", options.listen);
         let held_max = Held { memory: options.memory_bytes, disk: options.disk_bytes };
         let Context { runtime, identity, peers, notes, .. } = context;
         let name = options.name;
         let proxy = Proxy::start(runtime, identity.clone(), peers.clone(), notes.clone(), rules(config)?, options)
-            .map_err(failed(&what))?;
+            .map_err(failed(name))?;
         notes.say(&format!("{name}: listens at {}", proxy.address()));
         Ok(Self { proxy, config: Mutex::new(table), held_max })
     }

@@ -46,11 +46,16 @@ pub enum Event {
         /// What it says.
         text: String,
     },
+    /// The end has begun: roles are drained, one after another.
+    Draining {
+        /// Seconds that this takes at most, but for what is written down at the end.
+        within_s: u64,
+    },
     /// A role is drained.
     Drained {
         /// Which one.
         role: &'static str,
-        /// Bytes that were taken here and are not known to be durable.
+        /// Bytes that are not known to be durable, as [`Drained`](super::Drained) has them.
         left_bytes: u64,
     },
     /// Everything is over.

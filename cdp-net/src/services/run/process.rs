@@ -185,6 +185,7 @@ impl Process {
 
     /// Drains the roles, the beginning of the chain first, and ends.
     pub(super) fn drain(self, inbox: &Inbox, supervisor: &Supervisor, events: &mut dyn FnMut(Event)) {
+        events(Event::Draining { within_s: self.config.drain.0.as_secs() });
         let deadline = Instant::now() + self.config.drain.0;
         let names: Vec<_> = self.facts.roles.iter().map(|role| role.name).collect();
         for (running, name) in self.roles.iter().zip(names).rev() {

@@ -165,7 +165,8 @@ fn the_end_of_the_chain_starts_first_and_is_drained_last() {
     let (events, ended) = serving.end();
     ended.unwrap();
     let drained = |role| Event::Drained { role, left_bytes: 7 };
-    assert_eq!(events, [drained("gateway"), drained("replica-host"), Event::Stopped]);
+    let draining = Event::Draining { within_s: 5 };
+    assert_eq!(events, [draining, drained("gateway"), drained("replica-host"), Event::Stopped]);
     let log = log(directory.path());
     assert_eq!(log, ["replica-host start", "gateway start", "gateway drain", "replica-host drain"]);
 }
