@@ -77,7 +77,7 @@ pub struct Road {
     pub address: String,
     /// The other end answers there.
     pub is_up: bool,
-    /// What went wrong last, since it was up.
+    /// What went wrong last, since it was up; where it answers and takes no records, why that is.
     pub why: Option<String>,
 }
 

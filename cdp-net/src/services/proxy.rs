@@ -19,6 +19,7 @@ mod shares;
 mod task;
 
 pub use role::{SourceProxy, TargetProxy};
+pub(super) use shares::{DISK_MIN, MEMORY_MIN};
 
 use self::disk::CacheDisk;
 use self::pool::Pool;
@@ -39,7 +40,7 @@ use cdp_core::link::relay::RelayStatus;
 use cdp_core::link::spool::Spool;
 use cdp_core::policy::traffic::Rules;
 use cdp_core::types::{GroupId, SessionId, Timeline, is_name};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -58,6 +59,8 @@ const ACCEPTED_MAX: usize = 64;
 const WAYS_EVERY: Duration = Duration::from_secs(30);
 /// Sessions of calls at once, at most.
 const CALLS_MAX: usize = 1024;
+/// Groups of which it is told that they are refused, at most.
+const TOLD_MAX: usize = 256;
 /// The tenant whose name nobody has said.
 const LOCAL: &str = "local";
 
@@ -198,6 +201,8 @@ struct Shared {
     /// Sessions of calls that may come beside those that are there.
     calls: Arc<tokio::sync::Semaphore>,
     /// Bytes that were kept here and belonged to nobody any more.
+    /// Groups of which it was told that they are refused.
+    told: Mutex<BTreeSet<String>>,
     dropped_bytes: AtomicU64,
     /// Whether the proxy ends: who begins late is told too.
     ending: watch::Sender<bool>,
@@ -293,6 +298,7 @@ impl Proxy {
             relays: Mutex::default(),
             keys: Mutex::default(),
             calls: Arc::new(tokio::sync::Semaphore::new(CALLS_MAX)),
+            told: Mutex::default(),
             dropped_bytes: AtomicU64::new(0),
             ending: watch::channel(false).0,
             is_draining: AtomicBool::new(false),
@@ -532,13 +538,27 @@ impl Shared {
         if accepted.hello.connection != 0 {
             return refuse(*accepted, Code::Unexpected, "a data connection of a session that is not here".into());
         }
+        let name = key.to_string();
         match self.begin(&mut relays, key, group, timeline, None) {
             Ok(queue) => {
+                lock(&self.told).remove(&name);
                 // It is there to take it.
                 let _ = queue.send(ToRelay::Accepted(accepted));
                 Ok(())
             }
-            Err(text) => refuse(*accepted, Code::Busy, text),
+            Err(text) => {
+                self.say_refused(name, &text);
+                refuse(*accepted, Code::Busy, text)
+            }
+        }
+    }
+
+    /// Who is refused comes again and again: its operator is told once, until it is taken.
+    fn say_refused(&self, name: String, why: &str) {
+        let mut told = lock(&self.told);
+        if told.len() < TOLD_MAX && !told.contains(&name) {
+            self.notes.say(&format!("{}: the records of {name} are not taken: {why}", self.name));
+            told.insert(name);
         }
     }
 
@@ -551,7 +571,7 @@ impl Shared {
         timeline: Timeline,
         found: Option<cdp_core::link::spool::Recovered>,
     ) -> Result<UnboundedSender<ToRelay>, String> {
-        let share = self.shares.take().map_err(|error| error.to_string())?;
+        let share = self.shares.take()?;
         let place = match &self.disk {
             Some(disk) => Some(disk.place().ok_or("no more timelines can have a place in the cache")?),
             None => None,

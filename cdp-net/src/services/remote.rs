@@ -491,7 +491,8 @@ impl Inner {
 
     /// Begins as soon as that is possible, and then tells how the way stands.
     fn run(&self) {
-        let (mut retry, mut told) = (RETRY.0, self.road());
+        // What went wrong since it began is told too.
+        let (mut retry, mut told) = (RETRY.0, Road { why: None, ..self.road() });
         while self.protection().is_none() && !self.is_ending() {
             match self.try_again() {
                 Ok(begun) => self.take_over(begun),
@@ -551,6 +552,10 @@ impl Inner {
                 format!("{} does not take records any more: {} does now", told.address, road.address)
             }
             (false, true) => format!("{} answers again", road.address),
+            (true, true) if road.why != told.why => match &road.why {
+                Some(why) => format!("{}: {why}", road.address),
+                None => format!("{} takes records", road.address),
+            },
             _ => return,
         };
         // Who was lost is named until another one answers.

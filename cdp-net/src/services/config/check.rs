@@ -1,7 +1,8 @@
 //! What a configuration must hold beside being TOML.
 
-use super::{Config, ConfigError, FilterConfig, FilterGroup, SetConfig};
+use super::{Cache, Config, ConfigError, FilterConfig, FilterGroup, SetConfig};
 use crate::link::pin::Fingerprint;
+use crate::services::proxy::{DISK_MIN, MEMORY_MIN};
 use crate::services::url::CdpUrl;
 use cdp_core::capture::QUEUE_BYTES_MIN;
 use cdp_core::link::message::DATA_CONNECTIONS_MAX;
@@ -48,7 +49,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     if let Some(proxy) = &config.source_proxy {
         hops("source-proxy.to", &proxy.to)?;
         connections("source-proxy.connections", proxy.connections)?;
-        memory("source-proxy.cache.memory", proxy.cache.memory.0)?;
+        cache("source-proxy.cache", &proxy.cache)?;
         if !(-7..=19).contains(&proxy.level) {
             return wrong("source-proxy.level", format!("{} is no level of zstd: -7 to 19", proxy.level));
         }
@@ -77,7 +78,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     if let Some(proxy) = &config.target_proxy {
         hops("target-proxy.to", &proxy.to)?;
         route("target-proxy.route", proxy.route.as_ref(), proxy.ticket_key.as_ref())?;
-        memory("target-proxy.cache.memory", proxy.cache.memory.0)?;
+        cache("target-proxy.cache", &proxy.cache)?;
     }
     if let Some(host) = &config.replica_host {
         if host.groups_max == 0 {
@@ -264,6 +265,21 @@ fn memory(place: &str, bytes: u64) -> Result<(), ConfigError> {
         return wrong(place, format!("at least {} are needed", format_bytes(QUEUE_BYTES_MIN)));
     }
     Ok(())
+}
+
+/// With less than one timeline needs none would ever be taken.
+fn cache(place: &str, cache: &Cache) -> Result<(), ConfigError> {
+    memory(&format!("{place}.memory"), cache.memory.0)?;
+    match (cache.memory.0, cache.disk.0) {
+        (memory, 0) if memory < MEMORY_MIN => {
+            wrong(format!("{place}.memory"), format!("without `disk` at least {} are needed", format_bytes(MEMORY_MIN)))
+        }
+        (_, 1..DISK_MIN) => {
+            let text = format!("at least {} are needed for each group, or 0 for none", format_bytes(DISK_MIN));
+            wrong(format!("{place}.disk"), text)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A name that is also one of a directory.

@@ -88,6 +88,16 @@ fn what_cannot_be_meant_is_said_with_its_place() {
             "is the group \"y\"",
         ),
         (with("[source-proxy]\nlisten = \"127.0.0.1:1\"\nto = []\n"), "source-proxy.to"),
+        (
+            with("[source-proxy]\nlisten = \"127.0.0.1:1\"\nto = [\"cdp://h:1\"]\ncache = { disk = \"79MiB\" }\n"),
+            "source-proxy.cache.disk: at least 80.0 MiB are needed",
+        ),
+        (
+            with(
+                "[target-proxy]\nlisten = \"127.0.0.1:1\"\nto = [\"cdp://h:1\"]\ncache = { memory = \"63MiB\", disk = \"0\" }\n",
+            ),
+            "target-proxy.cache.memory: without `disk` at least 64.0 MiB are needed",
+        ),
         (with("[source-proxy]\nlisten = \"127.0.0.1:1\"\nto = [\"cdp://h:1\"]\nlevel = 99\n"), "source-proxy.level"),
         (
             with(&format!("{host}[[rule]]\nname = \"r\"\nfrom = \"10.0.0.0/40\"\nto = \"0.0.0.0/0\"\n")),

@@ -270,6 +270,7 @@ impl Task {
                 }
                 happened = next(self.frames.as_mut()) => {
                     self.look_at_traffic(&happened);
+                    self.note_refusal(&happened);
                     if let Some(frames) = &mut self.frames {
                         frames.happened(happened);
                     }
@@ -300,6 +301,21 @@ impl Task {
             _ => return,
         };
         lock(&self.shared.state).road.why = Some(why);
+    }
+
+    /// Keeps for people why no frame is taken where calls are answered.
+    fn note_refusal(&self, happened: &Happened) {
+        let why = match happened {
+            Happened::NotConnected { error, .. } => error.to_string(),
+            Happened::Message { message: Message::Error(farewell) | Message::Close(farewell), .. } => {
+                format!("records are not taken there: {farewell}")
+            }
+            _ => return,
+        };
+        let mut state = lock(&self.shared.state);
+        if !state.is_up {
+            state.road.why = Some(why);
+        }
     }
 
     async fn stop(&mut self) {
@@ -575,6 +591,9 @@ impl Task {
         let mut state = lock(&self.shared.state);
         state.session += 1;
         (state.is_up, state.seeds_given, state.seeds_taken) = (true, 0, 0);
+        if state.road.is_up {
+            state.road.why = None;
+        }
         self.seeds.clear();
         drop(state);
         self.shared.changed.notify_all();

@@ -1,9 +1,10 @@
 //! What the groups of a proxy may hold of its memory and of its disk: lent by need, so that a noisy one takes what the others leave, and
 //! no more.
 
-use cdp_core::capture::{Budget, BudgetError};
+use cdp_core::capture::Budget;
 use cdp_core::link::relay::{RelayBounds, RelayStatus};
 use cdp_core::types::GroupId;
+use cdp_core::when::format_bytes;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Length of a file of a spool, in bytes.
@@ -11,8 +12,8 @@ pub(super) const FILE_BYTES: u64 = 16 << 20;
 /// Read ahead of a spool at most, in bytes.
 const AHEAD_MAX: u64 = 16 << 20;
 /// The least share of memory where there is no disk, and the least of disk: the longest write and two frames have room in what is held.
-const MEMORY_MIN: u64 = 64 << 20;
-const DISK_MIN: u64 = 80 << 20;
+pub(in crate::services) const MEMORY_MIN: u64 = 64 << 20;
+pub(in crate::services) const DISK_MIN: u64 = 80 << 20;
 /// Credit of a source at most, in bytes: more than any window of what is coalesced takes.
 const WINDOW_MAX: u64 = 256 << 20;
 
@@ -49,26 +50,33 @@ impl Shares {
     /// A share for a relay.
     ///
     /// # Errors
-    /// When there are too many for what there is.
-    pub(super) fn take(&self) -> Result<Share, BudgetError> {
+    /// Why there are too many for what there is.
+    pub(super) fn take(&self) -> Result<Share, String> {
         let mut held = self.lock();
         held.accounts += 1;
-        let account = GroupId::new(held.accounts.to_be_bytes()).ok_or(BudgetError::TooManyGroups)?;
-        held.memory.set(account, 1)?;
+        let account = GroupId::new(held.accounts.to_be_bytes()).ok_or("no more timelines can have a share")?;
+        held.memory.set(account, 1).map_err(|error| format!("the memory of the cache: {error}"))?;
         if let Some(disk) = &mut held.disk
             && let Err(error) = disk.set(account, 1)
         {
             held.memory.remove(account);
-            return Err(error);
+            return Err(format!("the disk of the cache: {error}"));
         }
         // What is less than this holds a long write up for ever.
-        let least = |budget: &Budget, least: u64| {
+        let least = |budget: &Budget, place: &str, least: u64| {
             let share = budget.portion(account).map_or(0, |portion| portion.share);
-            if share < least { Err(BudgetError::ShareTooSmall { total: budget.total(), share }) } else { Ok(()) }
+            let (total, share_text, least_text) =
+                (format_bytes(budget.total()), format_bytes(share), format_bytes(least));
+            match share < least {
+                true => Err(format!(
+                    "the cache has {total} {place} for all timelines: one more would have {share_text} and needs {least_text}"
+                )),
+                false => Ok(()),
+            }
         };
         let fits = match &held.disk {
-            Some(disk) => least(disk, DISK_MIN),
-            None => least(&held.memory, MEMORY_MIN),
+            Some(disk) => least(disk, "on disk", DISK_MIN),
+            None => least(&held.memory, "in memory", MEMORY_MIN),
         };
         drop(held);
         // One that does not fit gives back what it was given as it goes.
