@@ -183,7 +183,7 @@ fn whatever_a_call_is_made_of_it_is_answered_and_another_tenant_is_protected_mea
         let call = spoilt(&calls, &mut dice);
         let answer = link.call(call.clone());
         let answered = !matches!(answer.status, CallStatus::Unreachable | CallStatus::TimedOut);
-        assert!(answered || link.failure().is_none(), "{:?} after {call:?}", link.failure());
+        assert!(answered, "{:?} in round {round}, {:?}: {call:?}", answer.status, link.road());
         *told.entry(format!("{:?}", answer.status)).or_insert(0) += 1;
         if round % 10 == 0 {
             let at = dice.below(DISK as u64 / 4096 - 4) as usize * 4096;
