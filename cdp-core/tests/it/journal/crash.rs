@@ -76,7 +76,13 @@ fn hold(batch: &mut Vec<(EffectId, Effect)>, more: (EffectId, Effect)) {
 }
 
 /// Lives on one timeline until the power goes or the life is over.
-fn live(rig: &mut Rig, source: &mut Source, dice: &mut Dice, mistake: Mistake, believed: &mut Believed) {
+fn live(
+    disk: &SimDisk,
+    rig: &mut Rig,
+    source: &mut Source,
+    (dice, mistake): (&mut Dice, Mistake),
+    believed: &mut Believed,
+) -> Result<(), String> {
     let note = |rig: &Rig, believed: &mut Believed| {
         believed.durable = believed.durable.max(rig.writer.durable().lsn());
         believed.generation = believed.generation.max(rig.writer.manifest_durable());
@@ -88,8 +94,14 @@ fn live(rig: &mut Rig, source: &mut Source, dice: &mut Dice, mistake: Mistake, b
                 shuffle(rig, dice, mistake);
                 note(rig, believed);
             });
-            if offered.is_err() {
-                return note(rig, believed);
+            match offered {
+                Ok(Some(_)) => {}
+                Ok(None) | Err(Refusal::Failed(_)) if disk.is_cut() => {
+                    note(rig, believed);
+                    return Ok(());
+                }
+                Ok(None) => return Err("a frame is never taken".to_owned()),
+                Err(why) => return Err(format!("what follows is refused: {why}")),
             }
         }
         match dice.below(6) {
@@ -109,6 +121,7 @@ fn live(rig: &mut Rig, source: &mut Source, dice: &mut Dice, mistake: Mistake, b
         shuffle_rounds(rig, dice, mistake, u64::MAX);
         note(rig, believed);
     }
+    Ok(())
 }
 
 /// One story: a life, a cut, what is found, another life, another cut, what is found. Gives the number of effects of the
@@ -162,7 +175,8 @@ fn story(seed: u64, cut: u64, mistake: Mistake, at_rest: &AtRest) -> Result<(u64
                     TimelineInfo { id, number, parent, fork: durable, last: None, state, role, opened: WallTime(1) };
                 rig.writer.open_timeline(info);
                 shuffle(&mut rig, &mut dice, mistake);
-                live(&mut rig, &mut source, &mut dice, mistake, &mut believed);
+                live(&disk, &mut rig, &mut source, (&mut dice, mistake), &mut believed)
+                    .map_err(|wrong| format!("life {life}: {wrong}"))?;
             }
             // The power went while the store was made or opened: it opens at the next attempt.
             Err(_) if disk.is_cut() => {}
