@@ -10,11 +10,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 /// What the group is called.
 const GROUP: &str = "machine";
 /// The first part's port; the others have those behind it.
 const PORT: u16 = 10820;
+
+/// Whatever is wrong behind the filter, each guest is answered within this: before the filter takes a side that is silent for dead, which
+/// is after five seconds, so that no guest waits for that.
+pub(crate) const GUESTS_WAIT_MAX: Duration = Duration::from_secs(4);
 
 /// A process of the chain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

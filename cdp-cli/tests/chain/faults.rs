@@ -1,8 +1,8 @@
 //! Each part in turn is killed, stopped and continued; cables are cut and fall silent; a proxy is lost for good.
 
 use crate::Dice;
-use crate::chain::{Chain, PARTS, Part, Sites, check_gaps};
-use crate::support::{Place, cdp, hash, installed, restore, times, wait_for};
+use crate::chain::{Chain, GUESTS_WAIT_MAX, PARTS, Part, Sites, check_gaps};
+use crate::support::{Place, cdp, hash, installed, restore, times};
 use crate::wan::{Wan, Weather};
 use crate::writers::{LOADED, Load, Writers};
 use rustix::process::Signal;
@@ -88,12 +88,6 @@ impl Drill {
         self.load = Some(self.writers.begin_paced(&self.chain.uri("").parse().unwrap(), REST));
     }
 
-    fn halt(&mut self) {
-        if let Some(load) = self.load.take() {
-            self.writers.end(load);
-        }
-    }
-
     fn cable(&self, cable: Cable) -> &Wan {
         match cable {
             Cable::Near => self.chain.near.as_ref().unwrap(),
@@ -101,10 +95,13 @@ impl Drill {
         }
     }
 
-    /// The guest goes on writing: the order grows while the fault is there.
-    fn grows(&self, fault: Fault) {
-        let before = self.chain.status()["lsn"].as_u64();
-        wait_for(&format!("writes of the guest under {fault:?}"), || self.chain.status()["lsn"].as_u64() > before);
+    /// The fault lasts for so long: guests are answered at its beginning, and at its end still.
+    fn last(&self, fault: Fault, length: Duration) {
+        let load = self.load.as_ref().unwrap();
+        let first = load.goes_on(&format!("when {fault:?} begins"), GUESTS_WAIT_MAX);
+        std::thread::sleep(length);
+        let then = load.goes_on(&format!("{length:?} into {fault:?}"), GUESTS_WAIT_MAX);
+        println!("{fault:?}: every guest was answered after {first:.1?}, and later after {then:.1?}");
     }
 
     /// Does it, waits until everything has caught up, and says how long that took.
@@ -119,36 +116,35 @@ impl Drill {
                 // fio would take the end of its only connection for an error.
                 self.fio_ends();
                 self.chain.kill(Part::Filter);
-                self.halt();
+                self.writers.end_with_server(self.load.take().unwrap());
                 self.writers.check(&std::fs::read(&self.source).unwrap());
                 std::thread::sleep(length);
                 self.kills_of_filter += 1;
             }
+            Fault::Freeze(Part::Filter) => {
+                // Nobody else is there to answer guests.
+                self.chain.signal(Part::Filter, Signal::STOP);
+                std::thread::sleep(length);
+            }
             Fault::Kill(part) => {
                 self.chain.kill(part);
-                self.grows(fault);
-                std::thread::sleep(length);
+                self.last(fault, length);
             }
             Fault::Freeze(part) => {
                 self.chain.signal(part, Signal::STOP);
-                if part != Part::Filter {
-                    self.grows(fault);
-                }
-                std::thread::sleep(length);
+                self.last(fault, length);
             }
             Fault::Cut(cable) => {
                 self.cable(cable).cut();
-                self.grows(fault);
-                std::thread::sleep(length);
+                self.last(fault, length);
             }
             Fault::Silence(cable) => {
                 self.cable(cable).silence();
-                self.grows(fault);
-                std::thread::sleep(length);
+                self.last(fault, length);
             }
             Fault::Replace => {
                 self.chain.kill(self.chain.source_in_use());
-                self.grows(fault);
+                self.last(fault, length);
             }
         }
         let mended = Instant::now();
@@ -209,7 +205,7 @@ fn whichever_process_is_killed_stopped_or_cut_off_nothing_is_lost_and_each_gap_i
     }
     drill.suffer(rounds as usize * FAULTS.len(), Fault::Replace, Duration::ZERO);
     drill.fio_ends();
-    drill.halt();
+    drill.writers.end(drill.load.take().unwrap());
     let Drill { mut chain, writers, source, marks, kills_of_filter, .. } = drill;
     let content = std::fs::read(&source).unwrap();
     assert_eq!(content.len(), LOADED);

@@ -1,6 +1,6 @@
 //! The two sites as two machines: network namespaces with one cable between them that has a rate.
 
-use crate::chain::{Chain, PARTS, Part, Sites};
+use crate::chain::{Chain, GUESTS_WAIT_MAX, PARTS, Part, Sites};
 use crate::support::{Place, hash, installed};
 use crate::writers::Writers;
 use std::net::Ipv4Addr;
@@ -78,7 +78,9 @@ fn two_sites_with_a_network_of_their_own_each_end_equal() {
     let load = writers.begin_paced(&chain.uri("").parse().unwrap(), Duration::from_millis(50));
     std::thread::sleep(Duration::from_secs(1));
     chain.kill(Part::Gateway);
+    load.goes_on("when the gateway is gone", GUESTS_WAIT_MAX);
     std::thread::sleep(Duration::from_millis(300));
+    load.goes_on("while it is", GUESTS_WAIT_MAX);
     chain.begin(Part::Gateway);
     chain.wait_durable();
     writers.end(load);

@@ -196,7 +196,7 @@ impl Drill {
         let load = self.writers.begin(&protection.ready());
         std::thread::sleep(Duration::from_millis(50 + self.dice.below(100)));
         protection.kill();
-        self.writers.end(load);
+        self.writers.end_with_server(load);
     }
 
     fn strike_from_the_start(&mut self, target: &Target, nth: u64, patience: Duration) -> bool {
@@ -205,7 +205,7 @@ impl Drill {
         let load = self.writers.begin(&uri);
         let struck = protection.is_killed_within(patience);
         protection.kill();
-        self.writers.end(load);
+        self.writers.end_with_server(load);
         struck
     }
 
@@ -236,7 +236,7 @@ impl Drill {
         let struck = protection.is_killed_within(patience);
         protection.kill();
         drop(tracer);
-        self.writers.end(load);
+        self.writers.end_with_server(load);
         struck
     }
 }

@@ -139,7 +139,7 @@ impl Drill {
                 let load = self.writers.begin(&uri);
                 std::thread::sleep(Duration::from_millis(self.dice.below(60)));
                 protection.kill();
-                self.writers.end(load);
+                self.writers.end_with_server(load);
             }
             Moment::Load => self.load(number, &mut protection),
         }
@@ -173,7 +173,7 @@ impl Drill {
             }
         }
         protection.kill();
-        self.writers.end(load);
+        self.writers.end_with_server(load);
     }
 
     /// Starts after kills and holds everything against what is known. Gives what the start found, which must be one of

@@ -234,7 +234,7 @@ fn every_lsn_that_was_called_durable_holds_the_writes_up_to_it() {
         });
         let round = writing.end();
         let alone = load.is_none();
-        load.into_iter().for_each(|load| drill.writers.end(load));
+        load.into_iter().for_each(|load| drill.writers.end_with_server(load));
         drill.check_source();
         round.check_source(&ledger_of(&source));
         let timeline = told.timeline.expect("it was asked before it was killed").to_string();

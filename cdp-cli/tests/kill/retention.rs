@@ -28,7 +28,7 @@ fn a_kill_while_history_is_merged_changes_no_moment_that_is_kept() {
         drop(pause);
         std::thread::sleep(Duration::from_millis(drill.dice.below(2500)));
         protection.kill();
-        drill.writers.end(load);
+        drill.writers.end_with_server(load);
         drill.check_source();
         let verified = drill.ask(&["verify"]);
         assert_eq!(verified.status, 0, "round {round}: {}", verified.json);

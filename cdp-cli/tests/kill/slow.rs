@@ -73,7 +73,7 @@ fn a_kill_while_every_sync_is_slow_leaves_no_log_that_could_be_believed() {
     std::thread::sleep(Duration::from_millis(100));
     protection.kill();
     drop(tracer);
-    drill.writers.end(load);
+    drill.writers.end_with_server(load);
     assert!(!log.exists());
     drill.check_source();
     drill.check(&[Found::Killed]);

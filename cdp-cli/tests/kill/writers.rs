@@ -7,10 +7,10 @@ use crate::Dice;
 use cdp_net::nbd::client::Command;
 use cdp_net::nbd::protocol::command_flag;
 use cdp_net::nbd::{Client, ClientError, ClientOptions, Uri};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// All writers' slots together, in bytes.
 pub(crate) const LOADED: usize = WRITERS * REGION;
@@ -63,7 +63,9 @@ pub(crate) struct Writers {
 
 /// A load that goes on.
 pub(crate) struct Load {
-    threads: Vec<JoinHandle<Writer>>,
+    threads: Vec<JoinHandle<(Writer, Result<(), ClientError>)>>,
+    /// Writes that were answered, by writer.
+    answered: Vec<Arc<AtomicU64>>,
     gate: Arc<RwLock<()>>,
     stop: Arc<AtomicBool>,
 }
@@ -72,6 +74,21 @@ impl Load {
     /// Waits until nothing is in flight; nothing is sent while this lives.
     pub(crate) fn pause(&self) -> RwLockWriteGuard<'_, ()> {
         self.gate.write().unwrap()
+    }
+
+    /// Waits until every single writer was answered what it sent after this began; gives how long that took, which is no longer than
+    /// `within`.
+    pub(crate) fn goes_on(&self, what: &str, within: Duration) -> Duration {
+        let counts = || self.answered.iter().map(|answered| answered.load(Ordering::SeqCst));
+        // What was on its way already may be answered, or counted, only now.
+        let goals: Vec<u64> = counts().map(|count| count + 2 * DEPTH as u64).collect();
+        let begun = Instant::now();
+        while counts().zip(&goals).any(|(count, goal)| count < *goal) {
+            let so_far: Vec<u64> = counts().collect();
+            assert!(begun.elapsed() < within, "guests are held up {what}: {so_far:?} of {goals:?} after {within:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        begun.elapsed()
     }
 }
 
@@ -114,20 +131,36 @@ impl Writers {
     /// The same, with so long a rest after every few writes.
     pub(crate) fn begin_paced(&mut self, uri: &Uri, rest: Duration) -> Load {
         let (gate, stop) = (Arc::new(RwLock::new(())), Arc::new(AtomicBool::new(false)));
-        let threads = std::mem::take(&mut self.writers).into_iter().map(|mut writer| {
+        let answered: Vec<Arc<AtomicU64>> = self.writers.iter().map(|_| Arc::default()).collect();
+        let threads = std::mem::take(&mut self.writers).into_iter().zip(&answered).map(|(mut writer, answered)| {
             let (uri, gate, stop) = (uri.clone(), Arc::clone(&gate), Arc::clone(&stop));
+            let answered = Arc::clone(answered);
             std::thread::spawn(move || {
-                // The server is killed while it is spoken to: that is what this is for.
-                let _ = writer.run(&uri, &gate, &stop, rest);
-                writer
+                let ended = writer.run(&uri, &gate, &stop, (rest, &answered));
+                (writer, ended)
             })
         });
-        Load { threads: threads.collect(), gate, stop }
+        Load { threads: threads.collect(), answered, gate, stop }
     }
 
+    /// Every write was answered, and the server heard that there are no more.
     pub(crate) fn end(&mut self, load: Load) {
+        for ended in self.join(load) {
+            ended.expect("the server takes every write to the end");
+        }
+    }
+
+    /// The server was killed while it was spoken to: whoever noticed has ended with it.
+    pub(crate) fn end_with_server(&mut self, load: Load) {
+        drop(self.join(load));
+    }
+
+    fn join(&mut self, load: Load) -> Vec<Result<(), ClientError>> {
         load.stop.store(true, Ordering::SeqCst);
-        self.writers = load.threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let joined = load.threads.into_iter().map(|thread| thread.join().unwrap());
+        let (writers, ended) = joined.unzip();
+        self.writers = writers;
+        ended
     }
 
     /// Every sector is one that a write made which was answered, or may have been on its way.
@@ -156,11 +189,17 @@ impl Writers {
 }
 
 impl Writer {
-    fn run(&mut self, uri: &Uri, gate: &RwLock<()>, stop: &AtomicBool, rest: Duration) -> Result<(), ClientError> {
+    fn run(
+        &mut self,
+        uri: &Uri,
+        gate: &RwLock<()>,
+        stop: &AtomicBool,
+        (rest, answered): (Duration, &AtomicU64),
+    ) -> Result<(), ClientError> {
         let mut client = Client::connect(uri, &ClientOptions::default())?;
         while !stop.load(Ordering::SeqCst) {
             let open = gate.read().unwrap();
-            let result = self.batch(&mut client);
+            let result = self.batch(&mut client, answered);
             drop(open);
             result?;
             std::thread::sleep(rest);
@@ -169,7 +208,7 @@ impl Writer {
     }
 
     /// Some writes into different slots at once, all answered in the end; now and then a flush behind them.
-    fn batch(&mut self, client: &mut Client) -> Result<(), ClientError> {
+    fn batch(&mut self, client: &mut Client, answered: &AtomicU64) -> Result<(), ClientError> {
         // Different slots: of two versions at once either may be the one that stays.
         let first = self.dice.below(self.slots.len() as u64);
         for slot in (first..self.slots.len() as u64).step_by(3).take(DEPTH) {
@@ -187,6 +226,7 @@ impl Writer {
             done.result.expect("the source takes every write");
             let slot = &mut self.slots[(done.cookie >> 32) as usize];
             slot.answered = slot.answered.max(done.cookie & 0xffff_ffff);
+            answered.fetch_add(1, Ordering::SeqCst);
         }
         if self.dice.below(8) == 0 {
             client.flush()?;
