@@ -137,6 +137,13 @@ pub fn is_zero(bytes: &[u8]) -> bool {
         && rest.chunks(256).all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
 }
 
+/// Whether so many bytes at `offset` can be the next piece of a first copy of a disk of `size` bytes: none lies behind its end, and they
+/// are whole blocks, but for its last one.
+#[must_use]
+pub fn is_piece(size: u64, offset: u64, length: u64) -> bool {
+    size.checked_sub(offset).is_some_and(|left| length == left || length < left && length.is_multiple_of(BLOCK))
+}
+
 /// An open base. Any number of readers at once.
 #[derive(Debug)]
 pub struct Base {

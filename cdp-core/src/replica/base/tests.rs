@@ -73,6 +73,41 @@ proptest! {
     }
 }
 
+/// Who sends the pieces may be somebody else's process: what is no piece of the disk is not taken, and the copy goes on without it.
+#[test]
+fn what_is_longer_than_the_rest_of_the_disk_or_ends_within_a_block_is_refused() {
+    for ring in rings() {
+        let covers = ring.as_ref().map_or(Layout::Plain, |_| Layout::AtRest).covers();
+        for size in [3 * covers, 3 * covers - 512, covers + 3 * BLOCK + 512] {
+            let storage = Memory::default();
+            let (replica, disk) = ids();
+            let mut writer = BaseWriter::create(&storage, replica, disk, size).unwrap();
+            if let Some(ring) = &ring {
+                writer = writer.at_rest(ring).unwrap();
+            }
+            let content: Vec<u8> = (0..size).map(|at| (at / BLOCK % 250) as u8 + 1).collect();
+            for end in [BLOCK, covers, covers + BLOCK, size] {
+                let at = writer.position();
+                let left = size - at;
+                for length in [left + 1, left + BLOCK, left + covers, u64::MAX] {
+                    assert!(writer.zeros(length, Lsn(1)).is_err(), "{length} of {left} bytes");
+                }
+                for length in [left + 512, left + BLOCK, 512, BLOCK + 512] {
+                    assert!(writer.data(&vec![7; length as usize], Lsn(1)).is_err(), "{length} of {left} bytes");
+                }
+                assert!(writer.zeros(512, Lsn(1)).is_err());
+                assert_eq!(writer.position(), at);
+                writer.data(&content[at as usize..end as usize], Lsn(2)).unwrap();
+            }
+            assert!(writer.data(&[7; BLOCK as usize], Lsn(1)).is_err() && writer.zeros(BLOCK, Lsn(1)).is_err());
+            let root = writer.finish(&storage, Lsn(2)).unwrap();
+            let mut found = vec![0; size as usize];
+            open(&storage, root, &ring).unwrap().read(0, &mut found).unwrap();
+            assert!(found == content);
+        }
+    }
+}
+
 /// A hole that somebody punched into the image must not pass for zeros.
 #[test]
 fn a_hole_where_data_was_is_no_zeros() {

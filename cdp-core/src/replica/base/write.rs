@@ -3,8 +3,8 @@
 use super::super::files::BASE_DIRECTORY;
 use super::super::sidecar::{Entry, Layout, Page, PageDigest, Root, Seed, Slot, TableBegin};
 use super::gather::Gather;
-use super::{FIRST_GENERATION, file_names, is_zero, seal_block, write_table};
-use crate::media::{File, MediaError, Storage};
+use super::{FIRST_GENERATION, file_names, is_piece, is_zero, seal_block, write_table};
+use crate::media::{File, MediaError, MediaErrorKind, Operation, Storage};
 use crate::trust::{BlockPlace, BlockSealer, KeyError, Keyring};
 use crate::types::{BLOCK, DiskId, Lsn, ReplicaId};
 use std::sync::Arc;
@@ -92,8 +92,9 @@ impl BaseWriter {
     /// The next bytes of the disk, as they were when the write order had reached `lsn`. Whole blocks, but for the disk's last.
     ///
     /// # Errors
-    /// When the media fail.
+    /// When the media fail, or they are no such bytes.
     pub fn data(&mut self, data: &[u8], lsn: Lsn) -> Result<(), MediaError> {
+        self.check(data.len() as u64)?;
         if self.sealer.is_some() {
             return self.sealed_data(data, lsn);
         }
@@ -148,9 +149,10 @@ impl BaseWriter {
     /// The next `length` bytes of the disk are zeros. Whole blocks, but for the disk's end.
     ///
     /// # Errors
-    /// When the media fail.
+    /// When the media fail, or the disk has no such bytes.
     pub fn zeros(&mut self, length: u64, lsn: Lsn) -> Result<(), MediaError> {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        self.check(length)?;
         let end = self.at + length;
         while self.at < end {
             // A page that would hold nothing but zeros is not written at all.
@@ -166,6 +168,15 @@ impl BaseWriter {
             }
         }
         Ok(())
+    }
+
+    /// What lies behind the disk's end would be written for ever, and what ends within a block be covered by the checksum of another.
+    fn check(&self, length: u64) -> Result<(), MediaError> {
+        if is_piece(self.size, self.at, length) {
+            return Ok(());
+        }
+        let message = format!("{length} bytes are no next piece of a disk of {}", self.size);
+        Err(MediaError::new(MediaErrorKind::Io, Operation::Write, self.image.path(), self.at, &message))
     }
 
     /// Ends the pass: everything is durable when this returns, but for the root, which belongs into the manifest.
