@@ -57,9 +57,13 @@ fn encode(encoder: &mut Encoder, home: Home, parts: Vec<Part>) -> EncodedFrame {
     encoder.encode(raw, home.group, Compression::None)
 }
 
-/// Reads a seed; everything is verified. `None`: it is a frame, and not one of a first copy.
-pub(super) fn read(frame: &EncodedFrame) -> Result<Option<Seed>, FrameError> {
+/// Reads a seed of a timeline; everything is verified. `None`: it is a frame, and not one of a first copy there. Another timeline's filter
+/// has another disk in mind, or the same as it no longer is.
+pub(super) fn read(frame: &EncodedFrame, timeline: Timeline) -> Result<Option<Seed>, FrameError> {
     let raw = FrameHead::parse(&frame.head)?.unpack_pieces(&frame.body)?;
+    if raw.timeline != timeline {
+        return Ok(None);
+    }
     let Some(first) = raw.parts.first() else { return Ok(None) };
     let (Some(disk), lsn) = (first.disk, first.lsn) else { return Ok(None) };
     let is_one = raw.parts.iter().all(|part| part.disk == Some(disk) && part.kind == first.kind && part.lsn == lsn);
@@ -85,10 +89,11 @@ mod tests {
     fn what_is_sent_is_read() {
         let bytes: Bytes = (0..SEED_BYTES).map(|at| (at % 251) as u8).collect::<Vec<_>>().into();
         let encoder = &mut Encoder::new();
-        let seed = read(&of_data(encoder, home(), 1 << 40, bytes.clone(), Lsn(0)).unwrap()).unwrap().unwrap();
+        let read = |frame| read(&frame, home().timeline).unwrap();
+        let seed = read(of_data(encoder, home(), 1 << 40, bytes.clone(), Lsn(0)).unwrap()).unwrap();
         assert_eq!((seed.disk, seed.offset, seed.lsn), (home().disk, 1 << 40, Lsn(1)));
         assert!(matches!(seed.piece, Piece::Data(data) if data.concat() == bytes));
-        let seed = read(&of_zeros(encoder, home(), 4096, 3 << 40, Lsn(9))).unwrap().unwrap();
+        let seed = read(of_zeros(encoder, home(), 4096, 3 << 40, Lsn(9))).unwrap();
         assert!(matches!((seed.lsn, seed.piece), (Lsn(9), Piece::Zeros(length)) if length == 3 << 40));
         assert!(of_data(encoder, home(), 1, bytes, Lsn(0)).is_none(), "not in whole sectors");
     }

@@ -54,8 +54,9 @@ struct Task {
     queue: WeakUnboundedSender<ToFrames>,
 }
 
-/// Writes the seeds of a session, and tells how many were taken, until the session is over or nobody hears it.
+/// Writes the seeds of a session of this timeline, and tells how many were taken, until the session is over or nobody hears it.
 fn copy(
+    timeline: Timeline,
     seeds: impl IntoIterator<Item = EncodedFrame>,
     is_over: impl Fn() -> bool,
     mut write: impl FnMut(u64, Seed),
@@ -66,8 +67,9 @@ fn copy(
         if is_over() {
             return;
         }
-        // What does not verify, or is of a copy that was given up, is taken and passed over: the copy is judged at its end.
-        if let Ok(Some(seed)) = seeds::read(&frame) {
+        // What does not verify, or is of another timeline or a copy that was given up, is taken and passed over: the copy is judged at
+        // its end.
+        if let Ok(Some(seed)) = seeds::read(&frame, timeline) {
             write(number, seed);
         }
         if !told(number) {
@@ -270,7 +272,8 @@ impl Task {
     fn up(&mut self) {
         self.sessions += 1;
         self.traffic.linked(true);
-        let Some(held) = self.held.clone() else { return };
+        let held = self.held.clone().and_then(|held| Some((held.begun?.timeline, held)));
+        let Some((timeline, held)) = held else { return };
         let (copier, seeds) = std::sync::mpsc::channel::<EncodedFrame>();
         let (session, queue, current) = (self.sessions, self.queue.clone(), Arc::clone(&self.current));
         current.store(session, Ordering::Relaxed);
@@ -284,7 +287,7 @@ impl Task {
             };
             let told =
                 |taken| queue.upgrade().is_some_and(|task| task.send(ToFrames::Seeded { session, taken }).is_ok());
-            copy(seeds, is_over, write, told);
+            copy(timeline, seeds, is_over, write, told);
         };
         let spawned = std::thread::Builder::new().name("cdp-copy".into()).spawn(copying);
         match spawned {
@@ -326,15 +329,18 @@ mod tests {
     use cdp_core::types::{DiskId, GroupId};
     use std::cell::Cell;
 
+    fn timeline(number: u8) -> Timeline {
+        Timeline::new([number; 16]).unwrap()
+    }
+
+    fn seed_of(timeline: Timeline, at: u64) -> EncodedFrame {
+        let home = seeds::Home { group: GroupId::new([1; 16]).unwrap(), timeline, disk: DiskId::new(1).unwrap() };
+        let data = Bytes::from(vec![at as u8 + 1; 4096]);
+        seeds::of_data(&mut Encoder::new(), home, at << 12, data, Lsn(1)).unwrap()
+    }
+
     #[test]
     fn seeds_of_a_session_that_is_over_are_not_written_into_the_next_copy() {
-        let group = GroupId::new([1; 16]).unwrap();
-        let home = seeds::Home { group, timeline: Timeline::new([2; 16]).unwrap(), disk: DiskId::new(1).unwrap() };
-        let mut encoder = Encoder::new();
-        let mut seed = |at: u64| {
-            let data = Bytes::from(vec![at as u8 + 1; 4096]);
-            seeds::of_data(&mut encoder, home, at << 12, data, Lsn(1)).unwrap()
-        };
         let current = Cell::new(7);
         let (mut written, mut taken) = (Vec::new(), Vec::new());
         let told = |number| {
@@ -345,7 +351,25 @@ mod tests {
             }
             true
         };
-        copy((0..4).map(&mut seed), || current.get() != 7, |number, _| written.push(number), told);
+        copy(
+            timeline(2),
+            (0..4).map(|at| seed_of(timeline(2), at)),
+            || current.get() != 7,
+            |number, _| written.push(number),
+            told,
+        );
         assert_eq!((written, taken), (vec![1, 2], vec![1, 2]));
+    }
+
+    #[test]
+    fn seeds_of_another_timeline_are_counted_and_not_written() {
+        let (mut written, mut taken) = (Vec::new(), Vec::new());
+        let told = |number| {
+            taken.push(number);
+            true
+        };
+        let seeds = [2, 3, 2, 1].map(|of| seed_of(timeline(of), 0));
+        copy(timeline(2), seeds, || false, |number, _| written.push(number), told);
+        assert_eq!((written, taken), (vec![1, 3], vec![1, 2, 3, 4]));
     }
 }
