@@ -369,6 +369,11 @@ pub(super) fn noted(replica: &Replica) -> Manifest {
 fn note(replica: &Replica, manifest: &mut Manifest, begin: &Begin) {
     // What was recorded at the end of the last life may not have been written down.
     replica.note_disks(manifest);
+    name_disks(manifest, begin);
+}
+
+/// Which disks there are from here on, and how long they may get.
+pub(super) fn name_disks(manifest: &mut Manifest, begin: &Begin) {
     begin.dropped.iter().for_each(|disk| manifest.drop_disk(*disk));
     manifest.disks.extend(begin.joining.iter().map(info));
     manifest.resizing = begin.sizes.iter().map(|to| ResizeInfo { disk: to.disk, size: to.size }).collect();

@@ -1,7 +1,7 @@
 //! The keeper as the far side of its filter.
 
 use super::begin::{info, noted};
-use super::check::check_edit;
+use super::check::{check_edit, check_seed};
 use super::pump::Message;
 use super::store::LOOK;
 use super::{Keeper, Running, lock, seed};
@@ -31,16 +31,19 @@ fn name_sizes(manifest: &mut Manifest, sizes: &[SizeOf]) {
     }
 }
 
-fn apply(manifest: &mut Manifest, edit: &DisksEdit) {
+/// What was checked may have changed: what no reader would take is not written down.
+pub(super) fn apply(manifest: &mut Manifest, edit: &DisksEdit) {
     match edit {
         // A call may come twice.
-        DisksEdit::Joins(disk) if manifest.disks.iter().any(|info| info.id == disk.id) => {}
+        DisksEdit::Joins(disk) if manifest.disk(disk.id).is_some() => {}
+        DisksEdit::Joins(_) if manifest.disks.len() >= Manifest::DISKS_LISTED => {}
         DisksEdit::Joins(disk) => manifest.disks.push(info(disk)),
         DisksEdit::Forget(disk) => manifest.drop_disk(*disk),
         DisksEdit::Left { disk, lsn } => {
             manifest.resizing.retain(|resizing| resizing.disk != *disk);
             manifest.disks.iter_mut().filter(|info| info.id == *disk).for_each(|info| info.removed = Some(*lsn));
         }
+        DisksEdit::Announce(SizeOf { disk, .. }) if manifest.disk(*disk).is_none() => {}
         DisksEdit::Announce(SizeOf { disk, size }) => {
             manifest.resizing.retain(|resizing| resizing.disk != *disk);
             manifest.resizing.push(ResizeInfo { disk: *disk, size: *size });
@@ -204,6 +207,7 @@ impl Far for Keeper {
 
     fn seed(&self, seed: &SeedBegin, handle: SeedHandle) -> Result<Box<dyn Seeding>, Problem> {
         let running = self.running()?;
+        check_seed(seed, &noted(&running.host.replica()))?;
         // What became of an earlier attempt is written over.
         lock(&running.roots).remove(&seed.disk);
         let (keys, reserve, info) = {

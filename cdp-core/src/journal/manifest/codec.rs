@@ -65,6 +65,8 @@ pub(super) const DISKS_LISTED_MAX: usize = DISKS_MAX * 64;
 impl Manifest {
     /// So many timelines are opened at most, a quarter of what a reader takes.
     pub const TIMELINES_OPENED: usize = TIMELINES_MAX / 4;
+    /// So many disks are listed at most, those that are gone too.
+    pub const DISKS_LISTED: usize = DISKS_LISTED_MAX;
 
     /// The list that is longer than a reader takes, if one is: who adds to one sees to it that there is none.
     #[must_use]
