@@ -1,9 +1,9 @@
-//! Storage that fails on demand: what a test wraps around another one to see what its errors do.
+//! Storage that fails, or hangs, on demand: what a test wraps around another one to see what its errors do.
 
 use super::{File, MediaError, MediaErrorKind, Operation, Result, Storage, join};
 use crate::types::Extent;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Which operations fail, and how.
 #[derive(Clone, Debug)]
@@ -38,12 +38,37 @@ impl Fault {
 
 /// The list of faults; clones share it, so that a test keeps one to change it.
 #[derive(Clone, Debug, Default)]
-pub struct Faults(Arc<Mutex<State>>);
+pub struct Faults(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    released: Condvar,
+}
 
 #[derive(Debug, Default)]
 struct State {
     faults: Vec<Fault>,
     fired: u64,
+    /// What hangs, by the numbers of their holds.
+    held: Vec<(u64, Operation, String)>,
+    holds: u64,
+    hanging: usize,
+}
+
+/// As long as it is there, some operations hang.
+#[derive(Debug)]
+#[must_use = "what is held is released when this is dropped"]
+pub struct Hold {
+    faults: Faults,
+    number: u64,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.faults.lock().held.retain(|(number, ..)| *number != self.number);
+        self.faults.0.released.notify_all();
+    }
 }
 
 impl Faults {
@@ -63,12 +88,33 @@ impl Faults {
         self.lock().fired
     }
 
+    /// From now on every `operation` on paths that hold `path` hangs, until what this gives is dropped.
+    pub fn hold(&self, operation: Operation, path: &str) -> Hold {
+        let mut state = self.lock();
+        state.holds += 1;
+        let number = state.holds;
+        state.held.push((number, operation, path.to_owned()));
+        Hold { faults: self.clone(), number }
+    }
+
+    /// How many operations hang now.
+    #[must_use]
+    pub fn hanging(&self) -> usize {
+        self.lock().hanging
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check(&self, operation: Operation, path: &str, touched: Extent) -> Result<()> {
-        let State { faults, fired } = &mut *self.lock();
+        let mut state = self.lock();
+        state.hanging += 1;
+        while state.held.iter().any(|(_, held, of)| *held == operation && path.contains(of.as_str())) {
+            state = self.0.released.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.hanging -= 1;
+        let State { faults, fired, .. } = &mut *state;
         for fault in faults {
             let there = fault.range.is_none_or(|range| range.overlaps(&touched));
             if fault.operation != operation || !path.contains(&fault.path) || !there || fault.count == 0 {

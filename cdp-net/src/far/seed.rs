@@ -29,7 +29,8 @@ pub struct SeedBegin {
 /// Where it begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SeedBegun {
-    /// What lies before this offset is there already.
+    /// What lies before this offset is there already, as far as that is known: where it takes long to read it back, and something of it
+    /// turns out to be damaged, the copy ends with [`SeedEnd::Again`], and begins anew with the next attempt.
     pub position: u64,
 }
 

@@ -20,6 +20,8 @@ pub struct Calls {
     begun: Mutex<Option<Begin>>,
     /// First copies that are under way; at most one for each disk of the group.
     copies: Mutex<BTreeMap<DiskId, Copy>>,
+    /// Held while one begins. It is asked for again where a line was cut meanwhile, and two that write the same files ruin both.
+    beginning: Mutex<()>,
 }
 
 /// A first copy that is under way.
@@ -42,7 +44,7 @@ impl Calls {
     /// Of a filter that `near` leads to.
     #[must_use]
     pub fn new(keeper: Arc<Keeper>, near: Arc<dyn Near>) -> Self {
-        Self { keeper, near, begun: Mutex::default(), copies: Mutex::default() }
+        Self { keeper, near, begun: Mutex::default(), copies: Mutex::default(), beginning: Mutex::default() }
     }
 
     /// Answers a call. May wait for the replica's media, or for the filter's answer to a call in turn: not for the link's own threads.
@@ -118,6 +120,7 @@ impl Calls {
 
     /// One that was under way is given up; what is durable of it stays.
     fn begin_copy(&self, seed: &SeedBegin) -> Result<SeedBegun, Problem> {
+        let _beginning = lock(&self.beginning);
         self.stop_copy(seed.disk);
         let handle = SeedHandle::default();
         let seeding = self.keeper.seed(seed, handle.clone())?;
@@ -135,7 +138,8 @@ impl Calls {
     }
 
     /// Gives the seed with this number to who writes the copy, in its order; waits for room. Whether more is of use. One of an attempt
-    /// that was given up is passed over, and so is one that does not belong where the copy is: what is durable is gone on with.
+    /// that was given up is passed over, and so is one that does not belong where the copy is, or is no piece of the disk there: what is
+    /// durable is gone on with.
     pub fn copy(&self, disk: DiskId, number: u64, offset: u64, write: impl FnOnce(&mut dyn Seeding) -> bool) -> bool {
         let found = lock(&self.copies).get(&disk).map(|copy| (copy.first, Arc::clone(&copy.seeding)));
         let Some((first, seeding)) = found else { return false };
@@ -162,3 +166,6 @@ impl Drop for Calls {
         self.end();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -149,6 +149,11 @@ struct PatientFile {
 
 impl File for PatientFile {
     fn read_vectored_at(&self, offset: u64, out: &mut [IoSliceMut<'_>]) -> Result<usize> {
+        // What a first copy reads back may be long, and nobody wants it when the end is wished.
+        if self.waiting.stop.load(Ordering::Relaxed) {
+            let message = "the first copy is to end";
+            return Err(MediaError::new(MediaErrorKind::Io, Operation::Read, self.path(), offset, message));
+        }
         self.inner.read_vectored_at(offset, out)
     }
     fn write_vectored_at(&self, offset: u64, data: &[IoSlice<'_>]) -> Result<()> {

@@ -3,6 +3,7 @@
 //! One thread takes the pieces, another keeps syncing what was written and has the manifest say how far that is, so that the last sync
 //! finds little, and a copy goes on there that a cut, or a crash of this side, ended. Holes and zeros cost nothing.
 
+use super::check::nothing_to_copy;
 use super::lock;
 use super::room::{Lack, Patient, RETRY, Waiting};
 use crate::far::{SeedEnd, SeedHandle, Seeding, UNREACHABLE};
@@ -12,7 +13,7 @@ use crate::threads::pause;
 use bytes::Bytes;
 use cdp_core::journal::SeedingInfo;
 use cdp_core::media::{MediaError, MediaErrorKind, Operation, Storage};
-use cdp_core::replica::base::{BaseWriter, Checkpoint, ResumeError};
+use cdp_core::replica::base::{BaseWriter, Checkpoint, ResumeError, is_piece};
 use cdp_core::replica::sidecar::Root;
 use cdp_core::trust::{KeyError, Keyring};
 use cdp_core::types::{DiskId, Lsn, ReplicaId};
@@ -31,6 +32,11 @@ pub(super) const SYNC_EVERY: u64 = 64 << 20;
 const STOP_LOOK: Duration = Duration::from_millis(100);
 /// Bytes written between two looks at the room that is left.
 const ROOM_EVERY: u64 = 16 << 20;
+/// Zeros between two looks whether the end is wished, in bytes: their pages are counted one by one.
+const ZEROS_AT_ONCE: u64 = 64 << 30;
+/// How long who begins waits to hear whether what was copied can be gone on with: most copies are read back sooner. He may be at the
+/// other end of a link, and nobody waits there for long: where it lasts, his pieces come meanwhile.
+const READ_BACK_WITHIN: Duration = Duration::from_secs(1);
 
 /// A disk to be seeded.
 pub(crate) struct Job {
@@ -78,8 +84,15 @@ impl Notes {
 }
 
 enum Piece {
-    Data(Vec<Bytes>, Lsn),
-    Zeros(u64, Lsn),
+    Data(Vec<Bytes>),
+    Zeros(u64),
+}
+
+/// A piece, and where it belongs.
+struct Given {
+    offset: u64,
+    piece: Piece,
+    lsn: Lsn,
 }
 
 type Written = Result<Option<Root>, MediaError>;
@@ -87,61 +100,109 @@ type Written = Result<Option<Root>, MediaError>;
 /// A first copy as who reads the disk has it.
 struct Writing {
     disk: DiskId,
+    size: u64,
     roots: Arc<Mutex<BTreeMap<DiskId, Root>>>,
     handle: SeedHandle,
     /// Where the next piece belongs.
     position: u64,
     /// None when nothing more comes.
-    pieces: Option<SyncSender<Piece>>,
+    pieces: Option<SyncSender<Given>>,
     writer: Option<JoinHandle<Written>>,
 }
 
 /// Begins to write, or goes on.
 ///
 /// # Errors
-/// When the media or the manifest do not take it, or the system has no thread to give.
+/// When the media or the manifest do not take it, there is nothing to copy, or the system has no thread to give.
 pub(crate) fn begin(job: Job) -> Result<Box<dyn Seeding>, Problem> {
     let (pieces, incoming) = sync_channel(PIECES);
-    let (disk, roots, handle) = (job.disk, Arc::clone(&job.roots), job.handle.clone());
+    let (disk, size, roots, handle) = (job.disk, job.size, Arc::clone(&job.roots), job.handle.clone());
     let waiting = Waiting { lack: Arc::clone(&job.lack), stop: Arc::clone(&job.handle.stop) };
     let storage = Patient { inner: Arc::clone(&job.storage), waiting };
-    let (begun, notes) = go_on(&job, &storage)?;
-    let position = begun.as_ref().map_or(0, BaseWriter::position);
+    let known = job.known();
+    let attempt = count(&job, known)?;
+    let (told, heard) = sync_channel(1);
     let writer = Builder::new().name("cdp-base".into()).spawn(move || {
-        let begun = begun.map_or_else(|| create(&job, &storage), Ok);
-        let written = begun.and_then(|writer| write(&job, &storage, writer, notes, &incoming));
+        let written = run(&job, &storage, attempt, &told, &incoming);
         drop(job.alive);
         written
     });
     let writer = writer
         .map_err(|error| Problem::new(ProblemClass::Failed, "protect", format!("cannot start a thread: {error}")))?;
     let (pieces, writer) = (Some(pieces), Some(writer));
-    Ok(Box::new(Writing { disk, roots, handle, position, pieces, writer }))
+    let mut writing = Writing { disk, size, roots, handle, position: 0, pieces, writer };
+    writing.position = match heard.recv_timeout(READ_BACK_WITHIN) {
+        Ok(position) => position,
+        // Where it turns out not to be so, the copy ends, and the next attempt is told.
+        Err(RecvTimeoutError::Timeout) => known.point.done,
+        Err(RecvTimeoutError::Disconnected) => return Err(writing.not_begun()),
+    };
+    Ok(Box::new(writing))
 }
 
-/// Takes up what is there of the copy, if that is of use, and counts the attempt: before anything of it is taken that is durable.
-fn go_on(job: &Job, storage: &Patient) -> Result<(Option<BaseWriter>, Notes), Problem> {
-    let keys = job.keys.as_deref();
-    let begun = match job.info.point.done {
-        0 => None,
-        _ => match BaseWriter::resume(storage, job.replica, &job.info, job.size, keys) {
-            Ok(writer) => Some(writer),
-            Err(error) if error.begins_anew() => None,
-            Err(ResumeError::Media(error)) => return Err(super::find::refused_by_media(&error)),
-            Err(error) => return Err(Problem::new(ProblemClass::Failed, "protect", error.to_string())),
-        },
-    };
-    let fresh = SeedingInfo { at_rest: keys.is_some(), ..SeedingInfo::new(job.disk, job.size, job.info.since) };
-    let info = if begun.is_some() { SeedingInfo { size: job.size, ..job.info } } else { fresh };
+impl Job {
+    fn fresh(&self) -> SeedingInfo {
+        let at_rest = self.keys.is_some();
+        SeedingInfo { at_rest, ..SeedingInfo::new(self.disk, self.size, self.info.since) }
+    }
+
+    /// How it stands, if what is there of it can be gone on with.
+    fn known(&self) -> SeedingInfo {
+        let is_some = (1..=self.size).contains(&self.info.point.done);
+        if is_some { SeedingInfo { size: self.size, ..self.info } } else { self.fresh() }
+    }
+}
+
+/// Counts an attempt, durably: before anything of it is taken that is durable. Else that could be taken for the attempt before.
+fn count(job: &Job, info: SeedingInfo) -> Result<u64, Problem> {
     let attempt = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&attempt);
-    // Of a disk that left meanwhile nothing is noted.
     let count: Edit =
         Box::new(move |manifest| counted.store(manifest.begin_seeding(info).unwrap_or(0), Ordering::Relaxed));
-    // Else it could be taken for the attempt before. It is tried again, as without anybody there.
+    // It is tried again, as without anybody there.
     (job.edit)(count).map_err(|problem| Problem::new(ProblemClass::Failed, UNREACHABLE, problem.message))?;
-    let notes = Notes { disk: job.disk, attempt: attempt.load(Ordering::Relaxed), edit: Arc::clone(&job.edit) };
-    Ok((begun, notes))
+    match attempt.load(Ordering::Relaxed) {
+        0 => Err(nothing_to_copy(job.disk)),
+        attempt => Ok(attempt),
+    }
+}
+
+/// The thread that writes: takes up what is there, and says where that ends; then it writes what comes.
+fn run(job: &Job, storage: &Patient, attempt: u64, told: &SyncSender<u64>, incoming: &Receiver<Given>) -> Written {
+    let known = match take_up(job, storage) {
+        // Nobody waits for what was to be read back.
+        Err(_) if job.handle.stop.load(Ordering::Relaxed) => return Ok(None),
+        known => known?,
+    };
+    // Who no longer listens has taken it to be where what is durable ends.
+    let tell = |position| _ = told.try_send(position);
+    let notes = |attempt| Notes { disk: job.disk, attempt, edit: Arc::clone(&job.edit) };
+    if let Some(writer) = known {
+        tell(writer.position());
+        return write(job, storage, writer, notes(attempt), incoming);
+    }
+    let attempt = match job.known().point.done {
+        0 => attempt,
+        _ => match count(job, job.fresh()) {
+            Ok(attempt) => attempt,
+            Err(_) => return Ok(None),
+        },
+    };
+    tell(0);
+    write(job, storage, create(job, storage)?, notes(attempt), incoming)
+}
+
+/// What is there of the copy, if that is of use.
+fn take_up(job: &Job, storage: &Patient) -> Result<Option<BaseWriter>, MediaError> {
+    if job.known().point.done == 0 {
+        return Ok(None);
+    }
+    match BaseWriter::resume(storage, job.replica, &job.info, job.size, job.keys.as_deref()) {
+        Ok(writer) => Ok(Some(writer)),
+        Err(error) if error.begins_anew() => Ok(None),
+        Err(ResumeError::Media(error)) => Err(error),
+        Err(error) => Err(MediaError::new(MediaErrorKind::Io, Operation::Open, &storage.path(), 0, &error.to_string())),
+    }
 }
 
 fn create(job: &Job, storage: &Patient) -> Result<BaseWriter, MediaError> {
@@ -154,10 +215,32 @@ fn create(job: &Job, storage: &Patient) -> Result<BaseWriter, MediaError> {
 }
 
 impl Writing {
-    /// The writer has ended where it takes nothing any more.
-    fn send(&mut self, piece: Piece, length: u64) -> bool {
-        self.position += length;
-        self.pieces.as_ref().is_some_and(|pieces| pieces.send(piece).is_ok())
+    /// Whether more is of use: the writer has ended where it takes nothing any more. What is no piece of the disk is passed over: the
+    /// copy is judged at its end.
+    fn send(&mut self, piece: Piece, lsn: Lsn) -> bool {
+        let mut end = self.position;
+        let mut follows = |length: u64| {
+            let fits = is_piece(self.size, end, length);
+            end = end.saturating_add(length);
+            fits
+        };
+        let fits = match &piece {
+            Piece::Data(data) => data.iter().all(|data| follows(data.len() as u64)),
+            Piece::Zeros(length) => follows(*length),
+        };
+        if !fits {
+            return true;
+        }
+        let given = Given { offset: std::mem::replace(&mut self.position, end), piece, lsn };
+        self.pieces.as_ref().is_some_and(|pieces| pieces.send(given).is_ok())
+    }
+
+    /// The writer ended before it said where.
+    fn not_begun(mut self) -> Problem {
+        match self.join() {
+            Some(Err(error)) => super::find::refused_by_media(&error),
+            _ => Problem::new(ProblemClass::Failed, UNREACHABLE, "the first copy ended before it had begun"),
+        }
     }
 
     fn join(&mut self) -> Option<Written> {
@@ -174,12 +257,11 @@ impl Seeding for Writing {
     }
 
     fn data(&mut self, data: Vec<Bytes>, lsn: Lsn) -> bool {
-        let length = data.iter().map(|data| data.len() as u64).sum();
-        self.send(Piece::Data(data, lsn), length)
+        self.send(Piece::Data(data), lsn)
     }
 
     fn zeros(&mut self, length: u64, lsn: Lsn) -> bool {
-        self.send(Piece::Zeros(length, lsn), length)
+        self.send(Piece::Zeros(length), lsn)
     }
 
     fn end(mut self: Box<Self>) -> Result<SeedEnd, Problem> {
@@ -207,7 +289,7 @@ impl Drop for Writing {
 }
 
 /// Writes what comes. `None`: less came than the disk has; what came stays.
-fn write(job: &Job, storage: &Patient, mut writer: BaseWriter, notes: Notes, incoming: &Receiver<Piece>) -> Written {
+fn write(job: &Job, storage: &Patient, mut writer: BaseWriter, notes: Notes, incoming: &Receiver<Given>) -> Written {
     let (sync, syncs) = sync_channel::<Checkpoint>(1);
     let began = writer.position();
     std::thread::scope(|scope| {
@@ -217,23 +299,32 @@ fn write(job: &Job, storage: &Patient, mut writer: BaseWriter, notes: Notes, inc
         });
         let (mut synced, mut checked) = (0, None);
         loop {
-            let piece = match incoming.recv_timeout(STOP_LOOK) {
+            let Given { offset, piece, lsn } = match incoming.recv_timeout(STOP_LOOK) {
                 // Whoever gives the pieces may not know yet.
                 _ if job.handle.stop.load(Ordering::Relaxed) => break,
-                Ok(piece) => piece,
+                Ok(given) => given,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             let before = writer.position();
+            // What was copied could not be gone on with, and was taken to be there: only the next attempt gives what is missing.
+            if offset != before {
+                break;
+            }
             match piece {
-                Piece::Data(data, lsn) => {
+                Piece::Data(data) => {
                     if checked.is_none_or(|checked| writer.stored_bytes() - checked >= ROOM_EVERY) {
                         wait_for_room(storage, job)?;
                         checked = Some(writer.stored_bytes());
                     }
                     data.iter().try_for_each(|data| writer.data(data, lsn))?;
                 }
-                Piece::Zeros(length, lsn) => writer.zeros(length, lsn)?,
+                Piece::Zeros(length) => {
+                    while writer.position() - before < length && !job.handle.stop.load(Ordering::Relaxed) {
+                        let left = length - (writer.position() - before);
+                        writer.zeros(left.min(ZEROS_AT_ONCE), lsn)?;
+                    }
+                }
             }
             job.handle.done.fetch_add(writer.position() - before, Ordering::Relaxed);
             if writer.stored_bytes() - synced >= job.sync_every {

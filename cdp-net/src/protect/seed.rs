@@ -69,6 +69,8 @@ pub(super) fn run(seed: &Seed<'_>) -> Result<bool, Problem> {
                 pause(seed.stop, RETRY);
                 continue;
             }
+            // A disk that has left meanwhile is not copied.
+            Err(_) if seed.stop.load(Ordering::Relaxed) => return Ok(false),
             Err(problem) => return Err(problem),
         };
         read(seed, size, copy.as_mut());

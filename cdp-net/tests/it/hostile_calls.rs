@@ -1,10 +1,11 @@
-//! Calls that nobody means: who is let in can ask what he likes, and costs nobody but himself anything.
+//! Calls and seeds that nobody means: who is let in can say what he likes, and costs nobody but himself anything.
 
 use crate::dice::Dice;
 use crate::kit::{DISK, Sites, far_options, label, noise, settled, stop, write};
 use bytes::Bytes;
 use cdp_core::link::message::{Answer, Call, CallStatus};
-use cdp_core::types::{DiskId, Extent};
+use cdp_core::types::{BLOCK, DISK_MAX, DiskId, Extent, Lsn};
+use cdp_core::when::When;
 use cdp_net::far::{
     CallKind, Caller, Far, Frames, Lends, Near, OpenView, ReadName, Remote, SeedBegin, SeedBegun, SeedHandle, SeedWay,
     Standing, ViewName, ViewRange, Wire, WriteHow, WriteView, header,
@@ -12,6 +13,7 @@ use cdp_net::far::{
 use cdp_net::services::far_link::FarLink;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +21,52 @@ use std::time::Duration;
 struct Overheard {
     link: Arc<FarLink>,
     calls: Mutex<BTreeMap<u16, Call>>,
+    /// First copies so far, if they are to be strange.
+    strange: Option<AtomicU64>,
+}
+
+impl Overheard {
+    fn new(link: Arc<FarLink>) -> Self {
+        Self { link, calls: Mutex::default(), strange: None }
+    }
+}
+
+/// Gives seeds that nobody means, of another kind in each attempt at the copy.
+struct StrangeWay {
+    way: Box<dyn SeedWay>,
+    attempt: u64,
+    at: u64,
+    size: u64,
+}
+
+impl SeedWay for StrangeWay {
+    fn data(&mut self, data: Vec<Bytes>, lsn: Lsn) -> bool {
+        let begin = self.at;
+        let whole = Bytes::from(data.concat());
+        self.at += whole.len() as u64;
+        match self.attempt {
+            // All that a disk may have, of which this one has a little.
+            0 => self.way.zeros(DISK_MAX - begin, lsn),
+            1 => self.way.zeros(self.size - begin + BLOCK, lsn),
+            // Ends within a block.
+            2 => self.way.data(vec![whole.slice(..512)], lsn),
+            // Reaches beyond the disk's end.
+            3 if self.at == self.size => {
+                let (right, last) = (whole.len() - BLOCK as usize, Bytes::from(vec![9; 2 * BLOCK as usize]));
+                self.way.data(vec![whole.slice(..right)], lsn) && self.way.data(vec![last], lsn)
+            }
+            _ => self.way.data(vec![whole], lsn),
+        }
+    }
+
+    fn zeros(&mut self, length: u64, lsn: Lsn) -> bool {
+        self.at += length;
+        self.way.zeros(length, lsn)
+    }
+
+    fn flush(&mut self) -> bool {
+        self.way.flush()
+    }
 }
 
 impl Caller for Overheard {
@@ -46,7 +94,10 @@ impl Wire for Overheard {
         self.link.next_seed()
     }
     fn seed(&self, seed: &SeedBegin, begun: &SeedBegun, handle: SeedHandle) -> Box<dyn SeedWay> {
-        self.link.seed(seed, begun, handle)
+        let way = self.link.seed(seed, begun, handle);
+        let Some(strange) = &self.strange else { return way };
+        let attempt = strange.fetch_add(1, Ordering::Relaxed);
+        Box::new(StrangeWay { way, attempt, at: begun.position, size: seed.size })
     }
     fn standing(&self) -> Standing {
         self.link.standing()
@@ -62,7 +113,7 @@ impl Wire for Overheard {
 /// Every call that a filter makes in its life, and those of one who reads.
 fn all_calls(sites: &Sites) -> Vec<Call> {
     let link = FarLink::start(sites.identity("stranger"), far_options(&[sites.host.address], &sites.identity("host")));
-    let heard = Arc::new(Overheard { link: link.unwrap(), calls: Mutex::default() });
+    let heard = Arc::new(Overheard::new(link.unwrap()));
     let mut model = sites.place.make_source("theirs", 3);
     let far: Arc<dyn Far> = Arc::new(Remote::new(Arc::clone(&heard) as _));
     let options = sites.place.options_for_far(&["theirs"]);
@@ -199,4 +250,28 @@ fn whatever_a_call_is_made_of_it_is_answered_and_another_tenant_is_protected_mea
     stop(protection);
     let (replica, _place) = sites.load();
     assert_eq!(crate::kit::restored(&replica, &"latest".parse().unwrap(), "disk"), model);
+}
+
+#[test]
+fn seeds_that_nobody_means_hold_nobody_up_and_their_copy_is_right_when_it_is_whole() {
+    let sites = Sites::new();
+    let mut model = sites.place.make_source("disk", 1);
+    let link = FarLink::start(sites.identity("filter"), far_options(&[sites.host.address], &sites.identity("host")));
+    let wire = Arc::new(Overheard { strange: Some(AtomicU64::new(0)), ..Overheard::new(link.unwrap()) });
+    let far: Arc<dyn Far> = Arc::new(Remote::new(Arc::clone(&wire) as _));
+    let protection = sites.place.protect(&sites.place.options_for_far(&["disk"]), &far, |_| {}).unwrap();
+    settled(&protection);
+    assert_eq!(wire.strange.as_ref().unwrap().load(Ordering::Relaxed), 5, "the last one is right");
+    // What has its base is not copied again, however long somebody says that it is.
+    let disk = DiskId::new(1).unwrap();
+    for size in [DISK as u64, DISK as u64 + BLOCK, DISK_MAX + 1, u64::MAX] {
+        let begun = far.seed(&SeedBegin { disk, size, first: 1 }, SeedHandle::default());
+        let code = begun.err().map(|problem| problem.code);
+        assert!(matches!(code.as_deref(), Some("not-uncopied" | "bounds")), "{size}: {code:?}");
+    }
+    write(&protection, &mut model, 4096, noise(4, 64 << 10));
+    settled(&protection);
+    stop(protection);
+    let (replica, _place) = sites.load();
+    assert!(crate::kit::restored(&replica, &When::Latest, "disk") == model);
 }

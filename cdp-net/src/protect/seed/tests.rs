@@ -4,11 +4,11 @@ use super::*;
 use crate::far::SeedHandle;
 use crate::file_device::FileDevice;
 use crate::keeper::{Job, Lack, begin_seed};
-use cdp_core::journal::SeedingInfo;
+use cdp_core::journal::{DiskInfo, Manifest, SeedingInfo};
 use cdp_core::media::{Fault, Faults, Faulty, MediaErrorKind, Memory, Operation, Storage};
 use cdp_core::replica::base::Base;
 use cdp_core::replica::sidecar::Root;
-use cdp_core::types::{DiskId, ReplicaId, Timeline};
+use cdp_core::types::{DiskId, GroupId, ReplicaId, Timeline};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Mutex;
@@ -24,6 +24,7 @@ struct Scene {
     progress: Progress,
     lack: Arc<Lack>,
     roots: Arc<Mutex<BTreeMap<DiskId, Root>>>,
+    manifest: Arc<Mutex<Manifest>>,
     stop: Arc<AtomicBool>,
     _directory: tempfile::TempDir,
 }
@@ -39,8 +40,13 @@ impl Scene {
         let (memory, faults) = (Memory::new(), Faults::default());
         let storage: Arc<dyn Storage> = Arc::new(Faulty::new(Arc::new(memory.clone()), faults.clone()));
         let (progress, stop) = (Progress::default(), Arc::default());
-        let (lack, roots) = (Arc::default(), Arc::default());
-        Self { content, device, memory, faults, storage, progress, lack, roots, stop, _directory: directory }
+        let (lack, roots, (replica, id)) = (Arc::default(), Arc::default(), Self::ids());
+        let mut manifest = Manifest::new(replica, GroupId::new([8; 16]).unwrap(), "group");
+        let (name, source, size) = ("disk".into(), "disk.img".into(), SIZE as u64);
+        let (removed, stopped, base) = (None, None, None);
+        manifest.disks.push(DiskInfo { id, name, size, source, added: Lsn(0), removed, stopped, base });
+        let manifest = Arc::new(Mutex::new(manifest));
+        Self { content, device, memory, faults, storage, progress, lack, roots, manifest, stop, _directory: directory }
     }
 
     fn ids() -> (ReplicaId, DiskId) {
@@ -64,7 +70,13 @@ impl Scene {
                 alive: Arc::default(),
                 handle: SeedHandle { stop: Arc::clone(stop), done: Arc::clone(&progress.done) },
                 info: SeedingInfo::new(disk, size, Timeline::new([4; 16]).unwrap()),
-                edit: Arc::new(|_| Ok(())),
+                edit: {
+                    let manifest = Arc::clone(&self.manifest);
+                    Arc::new(move |edit| {
+                        edit(&mut manifest.lock().unwrap());
+                        Ok(())
+                    })
+                },
                 sync_every: 1 << 20,
             })
         };
