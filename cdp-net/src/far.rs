@@ -134,7 +134,7 @@ pub trait Far: Send + Sync {
     /// Begins the first copy of a disk, or goes on with it.
     ///
     /// # Errors
-    /// When the replica's media do not take it.
+    /// When the replica's media do not take it, or the disk is copied, gone, or of another size.
     fn seed(&self, seed: &SeedBegin, handle: SeedHandle) -> Result<Box<dyn Seeding>, Problem>;
 
     /// First copies are whole: from here on they are what their disks were.

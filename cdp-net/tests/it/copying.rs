@@ -1,6 +1,6 @@
 //! First copies over a link go on where they were: neither a cut line nor a host that is killed has them begin again.
 
-use crate::kit::{Sites, host_options, identity, noise, peers, restored, seeded, stop, wait_for, write};
+use crate::kit::{Sites, host_options, identity, noise, peers, restored, seeded, stop, wait_for, when_free, write};
 use crate::wan::network::{Wan, Weather};
 use cdp_core::when::When;
 use cdp_net::protect::Protection;
@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -74,7 +75,9 @@ fn the_host_that_is_killed() {
     };
     let (directory, runtime) = (Path::new(&directory), Runtime::new().unwrap());
     let options = host_options(directory, address.parse().unwrap(), peers(directory, &[("filter", "acme")]));
-    let host = runtime.block_on(ReplicaHost::start(identity(directory, "host"), options)).unwrap();
+    // Who dials it meanwhile may have been given that very port.
+    let own = identity(directory, "host");
+    let host = when_free(|| runtime.block_on(ReplicaHost::start(Arc::clone(&own), options.clone())));
     println!("ready {}", host.address());
     loop {
         std::thread::park();
