@@ -11,7 +11,7 @@ const PAUSE_NS_MIN: u64 = 1_000_000_000;
 pub(super) struct Rest {
     pause_ns: u64,
     until: MonoTime,
-    /// A gap ended, and the resync behind it did not.
+    /// A gap ended, and what was tracked in it is not read again yet.
     tried: bool,
 }
 

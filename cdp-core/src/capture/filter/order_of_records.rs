@@ -192,11 +192,15 @@ impl Filter {
         let Some(Bracket { bytes_read, bytes_changed, .. }) = self.bracket else { return };
         let tracked = self.order.tracked_count() > 0;
         let mended = self.is_mended() || mistakes::is(Mistake::ResyncEndsEarly);
-        if self.gap.is_some() || self.seeding || tracked || !mended {
+        if self.gap.is_some() || tracked || !mended {
+            return;
+        }
+        // The attempt was not in vain, however long the first copy still takes.
+        self.rest.mended();
+        if self.seeding {
             return;
         }
         self.bracket = None;
-        self.rest.mended();
         let lsn = self.control(now, RecordKind::ResyncEnd, None, Note::ResyncEnd { bytes_read, bytes_changed });
         self.events.push_back(Event::ResyncEnded { lsn, bytes_read, bytes_changed });
         if let Some(window) = &mut self.window {

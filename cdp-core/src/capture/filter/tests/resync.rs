@@ -190,6 +190,29 @@ fn without_room_the_queue_fills_first_and_the_gap_says_why() {
     assert_eq!(rig.filter.state(), State::Resyncing);
 }
 
+/// What was tracked is read again while the first copy goes on, and only its end waits for that.
+#[test]
+fn gaps_during_a_first_copy_of_which_everything_was_read_again_do_not_last_longer_each_time() {
+    let mut rig = Rig::new(options());
+    rig.pass(30 * MS);
+    for time in 1..=4 {
+        rig.durable();
+        overload(&mut rig);
+        assert_eq!(rig.filter.state(), State::Tracking);
+        rig.durable();
+        rig.pass(20 * MS);
+        assert_eq!(rig.filter.state(), State::Seeding, "gap {time} lasts for nothing");
+        rig.durable();
+        let mut read = 0;
+        while let Some(reread) = rig.rereads.pop() {
+            read += reread.extent.length;
+            rig.filter.reread_done(rig.now(), reread.token, Ok(Vec::new())).expect("under way");
+            rig.pass(5 * MS);
+        }
+        assert!(read > 0);
+    }
+}
+
 #[test]
 fn pause_tracks_until_resume() {
     let mut rig = Rig::protecting();
