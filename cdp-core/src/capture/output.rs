@@ -143,7 +143,7 @@ pub enum Stuck {
         /// From the first op that nobody polled after to the one that found it.
         waited_ns: u64,
     },
-    /// A guest's thread waited so long to get at the filter.
+    /// Somebody had the filter for so long, and ops ran past it.
     Lock {
         /// As the driver said.
         waited_ns: u64,
@@ -181,8 +181,6 @@ impl std::fmt::Display for Stuck {
 /// How the driver's side is, for [`super::Filter::watchdog`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Health {
-    /// The longest that a guest's thread waited to get at the filter since the last report, in nanoseconds.
-    pub lock_waited_ns: u64,
     /// How long the oldest output waits that was handed to a thread and not taken up, in nanoseconds. Not one that is being
     /// carried out, however long that takes.
     pub untaken_ns: u64,

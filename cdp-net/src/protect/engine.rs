@@ -68,6 +68,8 @@ struct Held {
     queues: Option<Queues>,
     member: Option<Membership>,
     bounds: Bounds,
+    /// The time of the newest turn: where that one hung, everything that ran past is younger.
+    last: Now,
 }
 
 /// Ops that were held and may run now, or whose completions were withheld and may be told.
@@ -135,9 +137,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Engine {
     pub(super) fn new(filter: Filter, queues: Queues, queue_bytes: u64) -> Self {
         // Somebody may hang before anybody has looked.
-        let last = Mutex::new(filter.status(clock::now()));
+        let now = clock::now();
+        let last = Mutex::new(filter.status(now));
+        let bounds = Bounds::new(queue_bytes);
         Self {
-            held: Turns::new(Held { filter, queues: Some(queues), member: None, bounds: Bounds::new(queue_bytes) }),
+            held: Turns::new(Held { filter, queues: Some(queues), member: None, bounds, last: now }),
             last,
             ready: Mutex::default(),
             ready_signal: Condvar::new(),
@@ -176,6 +180,7 @@ impl Engine {
     fn run<T>(&self, held: &mut Held, call: impl FnOnce(&mut Held, Now) -> T) -> T {
         // One time for all that this turn does: what runs past the filter, should it hang, comes after it.
         let now = clock::now();
+        held.last = now;
         let answer = call(held, now);
         let Held { filter, queues, member, .. } = held;
         if let Some(member) = member {
@@ -193,7 +198,9 @@ impl Engine {
             return;
         }
         let waited_ns = u64::from(turns::STUCK_LOOKS) * turns::LOOK.as_nanos() as u64;
-        self.run(turn, |held, now| held.filter.passed_by(now, waited_ns));
+        // Nobody had a turn since the one that hung.
+        let last = turn.last;
+        self.run(turn, |held, _| held.filter.passed_by(last, waited_ns));
         while let Some(past) = turn.settle() {
             self.run(turn, |held, now| {
                 for (ticket, result) in &past.late {
@@ -473,7 +480,7 @@ impl Engine {
                 forget(&|| self.held.pass());
                 self.ready_signal.notify_all();
             }
-            let health = Health { lock_waited_ns: self.held.take_waited_ns(), untaken_ns: untaken(), ended: false };
+            let health = Health { untaken_ns: untaken(), ended: false };
             // Some turns are long: nothing is said where this one was not had.
             if let Some(mut turn) = self.held.try_turn() {
                 self.settle(&mut turn);

@@ -20,7 +20,6 @@
 //! past only how many there are.
 
 use super::engine::Place;
-use crate::clock;
 use cdp_core::capture::{Failed, SubmitError, Ticket};
 use cdp_core::types::DiskId;
 use std::collections::BTreeSet;
@@ -77,8 +76,6 @@ struct Gate<T> {
     waiting: usize,
     way: Way,
     past: Past,
-    /// The longest that a guest's thread waited since that was asked, in nanoseconds.
-    waited_ns: u64,
 }
 
 impl<T> Gate<T> {
@@ -105,14 +102,8 @@ pub(super) struct Turns<T> {
 
 impl<T> Turns<T> {
     pub(super) fn new(inside: T) -> Self {
-        let gate = Gate {
-            inside: Some(Box::new(inside)),
-            turns: 0,
-            waiting: 0,
-            way: Way::Through,
-            past: Past::default(),
-            waited_ns: 0,
-        };
+        let inside = Some(Box::new(inside));
+        let gate = Gate { inside, turns: 0, waiting: 0, way: Way::Through, past: Past::default() };
         Self { gate: Mutex::new(gate), free: Condvar::new() }
     }
 
@@ -142,7 +133,6 @@ impl<T> Turns<T> {
         gate: MutexGuard<'a, Gate<T>>,
         past: impl FnOnce(&mut Past) -> P,
     ) -> Result<Turn<'a, T>, P> {
-        let since = clock::mono();
         let mut gate = self.spin(gate);
         let mut waits = 0;
         loop {
@@ -158,7 +148,6 @@ impl<T> Turns<T> {
                 return Err(past(&mut gate.past));
             }
             if let Some(inside) = gate.take() {
-                gate.waited_ns = gate.waited_ns.max(clock::mono().since(since));
                 return Ok(self.given(gate, inside));
             }
             let over;
@@ -266,11 +255,6 @@ impl<T> Turns<T> {
     /// From now on who would go past is refused.
     pub(super) fn end_past(&self) {
         self.lock().past.ended = true;
-    }
-
-    /// The longest that a guest's thread waited for its turn since this was last asked, in nanoseconds.
-    pub(super) fn take_waited_ns(&self) -> u64 {
-        std::mem::take(&mut self.lock().waited_ns)
     }
 }
 

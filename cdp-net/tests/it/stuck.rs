@@ -4,6 +4,7 @@
 use crate::kit::{DISK, Place, label, noise, restored, wait_for};
 use cdp_core::capture::{Detached, State as Filtering, Stuck};
 use cdp_core::media::{Disk, Storage};
+use cdp_core::replica::ResolveError;
 use cdp_core::set::{CutId, Order, OrderKind};
 use cdp_core::types::{DiskId, Extent, Lsn, SetId, StartId};
 use cdp_core::when::When;
@@ -375,6 +376,32 @@ fn guests_write_on_past_a_filter_in_which_somebody_hangs_and_afterwards_everythi
     }
 }
 
+#[test]
+fn nothing_of_the_time_in_which_guests_wrote_past_the_filter_can_be_restored() {
+    let (place, running, guests) = scene(6);
+    guests.go_on(20);
+    running.protection.mark(&label("before")).unwrap();
+    let hanging = running.hang(1);
+    guests.go_on(40);
+    let mut past = vec![cdp_net::clock::wall()];
+    guests.go_on(20);
+    running.gate.open();
+    hanging.join().unwrap();
+    guests.go_on(10);
+    past.push(cdp_net::clock::wall());
+    running.attached();
+    running.compared();
+    guests.go_on(10);
+    let model = guests.stop();
+    running.stop_equal(&place, "disk", &model);
+    let replica = place.load();
+    replica.resolve(&When::Label(label("before"))).unwrap();
+    for time in past {
+        let found = replica.resolve(&When::Time(time));
+        assert!(matches!(found, Err(ResolveError::NotRestorable(_))), "{time}: {found:?}");
+    }
+}
+
 /// None of these is called by a guest's thread, nor under what such a one waits for.
 #[test]
 fn what_hangs_at_the_replica_outside_of_the_filter_takes_nothing_out_of_the_guests_path() {
@@ -454,6 +481,63 @@ fn a_protection_that_ends_while_it_is_detached_has_everything_compared_at_its_ne
     let running = start(place.directory.path(), "disk");
     assert_eq!(running.protection.opened().compared, Compared::Everything);
     running.stop_equal(&place, "disk", &model);
+}
+
+/// The process of the next test: it protects, hangs when it is told to, for a moment of its own time, and says what came of it.
+#[test]
+fn the_process_that_is_stopped() {
+    let Some(directory) = std::env::var_os("CDP_STOPPED_PLACE") else { return };
+    let running = start(Path::new(&directory), "disk");
+    println!("ready {}", running.server.uris()[0]);
+    let lines = || {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).unwrap();
+    };
+    lines();
+    let hanging = running.hang(1);
+    println!("hangs");
+    lines();
+    running.gate.open();
+    hanging.join().unwrap();
+    // A few looks of who watches.
+    std::thread::sleep(Duration::from_secs(2));
+    println!("detached {:?}", running.protection.status().detached);
+}
+
+#[test]
+fn a_process_that_was_stopped_for_long_is_not_stuck() {
+    let place = Place::new();
+    place.make_source("disk", 10);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "stuck::the_process_that_is_stopped", "--nocapture"])
+        .env("CDP_STOPPED_PLACE", place.directory.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut hear = |word: &str| {
+        lines.find_map(|line| Some(line.unwrap().split_once(word)?.1.to_owned())).expect("the process goes on")
+    };
+    let uri = hear("ready ").parse().unwrap();
+    let mut client = Client::connect(&uri, &ClientOptions::default()).unwrap();
+    let mut input = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut input, b"hang\n").unwrap();
+    hear("hangs");
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(move || client.write(0, &noise(1, 4096), false).unwrap());
+        std::thread::sleep(Duration::from_secs(1));
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        // Longer than a filter would wait before it calls something stuck.
+        std::thread::sleep(Duration::from_secs(31));
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        std::io::Write::write_all(&mut input, b"go on\n").unwrap();
+        waits.join().unwrap();
+    });
+    assert_eq!(hear("detached "), "None");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 /// The process of the next test: it protects, hangs when it is told to, and is killed.

@@ -30,11 +30,11 @@ impl Filter {
     /// The driver's word on its side: where something there waits for longer than `stuck_ns_max`, replication is stuck and is
     /// detached. Returns why, if it is.
     pub fn watchdog(&mut self, now: Now, health: &Health) -> Option<Stuck> {
-        let max = self.limits.stuck_ns_max;
         let stuck = match *health {
             Health { ended: true, .. } => Stuck::Ended,
-            Health { lock_waited_ns: waited_ns, .. } if waited_ns >= max => Stuck::Lock { waited_ns },
-            Health { untaken_ns: waited_ns, .. } if waited_ns >= max => Stuck::Untaken { waited_ns },
+            Health { untaken_ns: waited_ns, .. } if waited_ns >= self.limits.stuck_ns_max => {
+                Stuck::Untaken { waited_ns }
+            }
             _ => return None,
         };
         self.leave(now, Detached::Stuck(stuck));
@@ -45,13 +45,24 @@ impl Filter {
     /// anything else once it can, so that nothing is said of a time in which they ran: the filter is detached since before the first
     /// of them, and ops pass. Those that it does know of are completed as ever, also those that were held and went all the same.
     ///
+    /// `last` is the time of the last call before: the gap begins there, since whatever ran past is younger, and nothing of the time
+    /// since can be restored.
+    ///
     /// # The contract
     /// * Before the first of them went nobody would have believed the log any more: its file was removed, or that could not be waited for.
     /// * Whoever was in the filter meanwhile did what he did with the time that he came with.
     /// * [`Filter::attach`] is not called before all ops that ran past are done.
-    pub fn passed_by(&mut self, now: Now, waited_ns: u64) {
-        self.leave(now, Detached::Stuck(Stuck::Lock { waited_ns }));
-        self.pass_at_once(now);
+    pub fn passed_by(&mut self, last: Now, waited_ns: u64) {
+        if matches!(self.life, Life::Closed { .. }) {
+            // Its last word was removed with the log, and what is said from here on must not be that the stop was a clean one.
+            self.life = Life::Closed { clean: false, told: false };
+            self.doubt_everything();
+        }
+        self.leave(last, Detached::Stuck(Stuck::Lock { waited_ns }));
+        // Also where ops pass already: what was removed then is a log that was begun since, and nobody finds what is written to it.
+        self.activity.give_up(last.mono);
+        self.look_detached();
+        self.kicked = true;
     }
 
     /// Replication is in the guest's path again: writes are tracked until the queue is half empty, then recorded, and everything
@@ -78,7 +89,17 @@ impl Filter {
     }
 
     fn leave(&mut self, now: Now, why: Detached) {
-        if self.detached.is_some() || matches!(self.life, Life::Closed { .. }) {
+        if matches!(self.life, Life::Closed { .. }) {
+            return;
+        }
+        if let Some(before) = self.detached {
+            // Everything else comes back, or is taken back. What has ended does not, whatever it was detached for.
+            let ended = Detached::Stuck(Stuck::Ended);
+            if why == ended && before != ended {
+                self.detached = Some(why);
+                self.events.push_back(Event::Detached(why));
+                self.kicked = true;
+            }
             return;
         }
         self.detached = Some(why);

@@ -33,8 +33,9 @@ struct Rig {
     /// A write of the log that is not answered.
     log_pending: Option<LogToken>,
     log_works: bool,
-    /// How often the log's file was to be removed.
+    /// How often the log's file was to be removed, and how often one was begun that works.
     removals: u32,
+    logs_begun: u32,
 }
 
 fn disk() -> DiskId {
@@ -78,6 +79,7 @@ impl Rig {
             log_pending: None,
             log_works: true,
             removals: 0,
+            logs_begun: 0,
         }
     }
 
@@ -106,6 +108,7 @@ impl Rig {
             match output {
                 Output::Ready(ticket) => self.ready.push(ticket),
                 Output::Log(write) if self.log_works => {
+                    self.logs_begun += u32::from(write.begins);
                     self.filter.log_written(self.now(), write.token, Ok(())).expect("under way");
                 }
                 Output::Log(write) => self.log_pending = Some(write.token),

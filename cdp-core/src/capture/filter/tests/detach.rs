@@ -3,6 +3,9 @@
 use super::resync::overload;
 use super::*;
 use crate::capture::{Detached, Health, Stuck};
+use crate::journal;
+use crate::replica::catalogue::{AtTime, Branch, Catalogue, Role};
+use crate::types::Stamp;
 
 fn submit(rig: &mut Rig, op: Op) -> Submitted {
     rig.filter.submit(rig.now(), disk(), op).expect("a good op")
@@ -136,15 +139,33 @@ fn a_driver_that_had_nothing_to_do_or_slept_is_not_stuck() {
 #[test]
 fn the_driver_says_what_waits_and_the_filter_judges_it() {
     let mut rig = Rig::protecting();
-    let health = |lock_waited_ns, untaken_ns| Health { lock_waited_ns, untaken_ns, ended: false };
-    assert_eq!(rig.filter.watchdog(rig.now(), &health(30 * S - 1, 30 * S - 1)), None);
+    let health = |untaken_ns| Health { untaken_ns, ended: false };
+    assert_eq!(rig.filter.watchdog(rig.now(), &health(30 * S - 1)), None);
     assert_eq!(rig.filter.state(), State::Protecting);
     let stuck = Stuck::Untaken { waited_ns: 31 * S };
-    assert_eq!(rig.filter.watchdog(rig.now(), &health(0, 31 * S)), Some(stuck));
+    assert_eq!(rig.filter.watchdog(rig.now(), &health(31 * S)), Some(stuck));
     rig.drain();
     assert!(rig.has(&Event::Detached(Detached::Stuck(stuck))));
-    let mut rig = Rig::protecting();
-    assert_eq!(rig.filter.watchdog(rig.now(), &health(30 * S, 0)), Some(Stuck::Lock { waited_ns: 30 * S }));
+}
+
+#[test]
+fn a_thread_that_ends_while_replication_is_detached_is_why_it_stays_so() {
+    let others: [fn(&mut Rig); 3] = [
+        |rig| rig.filter.detach(rig.now()),
+        |rig| rig.filter.passed_by(rig.now(), 5 * S),
+        |rig| _ = rig.filter.watchdog(rig.now(), &Health { untaken_ns: 31 * S, ended: false }),
+    ];
+    let ended = Detached::Stuck(Stuck::Ended);
+    for detach in others {
+        let mut rig = Rig::protecting();
+        detach(&mut rig);
+        rig.filter.watchdog(rig.now(), &Health { ended: true, ..Health::default() });
+        rig.drain();
+        assert_eq!(rig.filter.status(rig.now()).detached, Some(ended));
+        assert!(rig.has(&Event::Detached(ended)));
+        detach(&mut rig);
+        assert_eq!(rig.filter.status(rig.now()).detached, Some(ended), "nothing else takes its place");
+    }
 }
 
 #[test]
@@ -222,6 +243,91 @@ fn a_filter_that_was_detached_by_order_and_is_passed_by_stays_so() {
     rig.filter.passed_by(rig.now(), 5 * S);
     assert!(matches!(submit(&mut rig, write(600 << 20, 4096)), Submitted::Go(_)), "its file is gone already");
     assert_eq!(rig.filter.status(rig.now()).detached, Some(Detached::Ordered));
+}
+
+/// As a replica's catalogue has it when all frames so far are durable.
+fn history(rig: &Rig) -> Catalogue {
+    let timeline = options().timeline;
+    let mut branch = Branch::new(timeline, 1, None, Lsn::ZERO, Role::Trunk);
+    for frame in &rig.frames {
+        for part in &frame.parts {
+            let stamp = Stamp { epoch: frame.epoch, time: part.time };
+            let note = part.note.as_deref().cloned();
+            branch.handle(journal::Event { timeline, lsn: part.lsn, stamp, kind: part.kind, disk: part.disk, note });
+            branch.advance(part.lsn, stamp);
+        }
+    }
+    let mut catalogue = Catalogue::default();
+    catalogue.insert(branch);
+    catalogue
+}
+
+#[test]
+fn nothing_of_the_time_in_which_ops_ran_past_the_filter_can_be_restored() {
+    let mut rig = Rig::protecting();
+    let recorded = rig.go(write(0, 4096));
+    rig.complete(recorded, Ok(()));
+    rig.pass(60 * MS);
+    let last = rig.now();
+    // Somebody hangs in the filter for an hour, and guests write on.
+    rig.now += 3600 * S;
+    rig.wall += 3600 * S;
+    rig.filter.passed_by(last, 5 * S);
+    rig.drain();
+    rig.filter.log_removed(rig.now()).expect("under way");
+    rig.pass(30 * S);
+    rig.durable();
+    assert!(rig.filter.attach(rig.now()));
+    rig.pass(MS);
+    reread_all(&mut rig);
+    rig.pass(60 * MS);
+    rig.durable();
+    assert_eq!(rig.filter.state(), State::Protecting);
+    let mut parts = rig.frames.iter().flat_map(|frame| &frame.parts);
+    let end = parts.rfind(|part| part.kind == RecordKind::ResyncEnd).expect("a resync").time;
+    let history = history(&rig);
+    let is_inside = |time| matches!(history.at_time(WallTime(time)), AtTime::Inside { .. });
+    assert!(is_inside(last.wall.0) && is_inside(end.0));
+    for between in [last.wall.0 + 1, last.wall.0 + 1800 * S, last.wall.0 + 3600 * S, end.0 - 1] {
+        assert!(!is_inside(between), "{} s after the last record", (between - last.wall.0) / S);
+    }
+}
+
+#[test]
+fn a_log_that_was_begun_while_ops_passed_is_given_up_when_they_go_past_again() {
+    let mut rig = Rig::protecting();
+    for time in 1..=2 {
+        // Whichever log there is, the driver removes its file first.
+        rig.filter.passed_by(rig.now(), 5 * S);
+        rig.drain();
+        assert_eq!(rig.removals, time);
+        rig.filter.log_removed(rig.now()).expect("under way");
+        rig.pass(2 * S);
+        assert_eq!(rig.logs_begun, time, "what is written from here on goes into a file that is found");
+    }
+    assert!(rig.filter.attach(rig.now()));
+    rig.drain();
+    assert!(matches!(submit(&mut rig, write(512 << 20, 4096)), Submitted::Hold(_)), "a guest waits for that one");
+}
+
+#[test]
+fn a_stop_whose_last_word_went_with_the_log_is_no_clean_one() {
+    let mut rig = Rig::protecting();
+    rig.filter.request_drain();
+    rig.pass(S);
+    rig.durable();
+    rig.log_works = false;
+    assert_eq!(rig.filter.close(Vec::new()), Closing::Clean);
+    rig.drain();
+    let last_word = rig.log_pending.take().expect("under way");
+    rig.filter.passed_by(rig.now(), 5 * S);
+    rig.filter.log_written(rig.now(), last_word, Ok(())).expect("under way");
+    rig.log_works = true;
+    rig.drain();
+    rig.filter.log_removed(rig.now()).expect("under way");
+    rig.pass(10 * S);
+    assert!(rig.logs_begun == 1 && !rig.filter.is_closed() && !rig.has(&Event::Closed));
+    assert!(matches!(rig.filter.close(Vec::new()), Closing::Open { .. }));
 }
 
 /// A recorded write and one that passed run side by side: which of them the disk ends up with, no record says.
