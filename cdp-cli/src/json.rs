@@ -153,6 +153,9 @@ pub struct Stopped {
     /// What would have to be free on the replica's disk for the rest, if room was lacking.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lacks: Option<Lack>,
+    /// What hung and was left; it ends with the process.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hanging: Vec<String>,
 }
 
 /// The answer of `mark`.

@@ -144,7 +144,7 @@ pub trait Far: Send + Sync {
     fn seeded(&self, seeded: &Seeded) -> Result<(), Problem>;
 
     /// The protection is about to end: whoever asks something from here on waits for this time altogether, at most. One that answers
-    /// gets what it needs to write down how it ended.
+    /// gets what it needs to write down how it ended. Comes again when it is known how much of that is left.
     fn patience(&self, patience: Duration);
 
     /// What it does by itself in the background ends, because the protection is about to; frames are still taken.

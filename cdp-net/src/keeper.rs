@@ -213,7 +213,7 @@ impl Keeper {
             running: OnceLock::new(),
             control: Mutex::default(),
             threads: Mutex::default(),
-            owner: Mutex::new(Some(Arc::new(home.owner))),
+            owner: Mutex::new(Some(home.owner)),
         })
     }
 

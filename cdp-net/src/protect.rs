@@ -24,9 +24,14 @@
 //! # What a guest waits for
 //! The disk, an op in flight that it overlaps, one sync of the activity log. All else is bounded by counted looks, whatever hangs:
 //! where somebody hangs in the filter guests' ops go past it after ten seconds (`turns`). What the replica's side does is no guest's
-//! business, and called by none. Not bounded is what waits for the source itself; the op whose own thread hangs in the filter's code,
-//! or in that of a set's [`SetOptions::reports`]; and what is no guest's: whoever ends a protection in which a thread hangs waits for that
-//! thread. Such a process is to be killed, and the next start compares everything.
+//! business, and called by none. Not bounded is what waits for the source itself, and the op whose own thread hangs in the filter's code,
+//! or in that of a set's [`SetOptions::reports`].
+//!
+//! # What the end waits for
+//! Whoever ends a protection in which a thread hangs waits half a minute longer than he wished to, at the very most
+//! ([`Protection::stop`]). The thread is named ([`Summary::hanging`]) and left, and with it the right to the directory of the state: it may
+//! still write there when it comes back, so nobody begins there before. A process that ends takes it along. The next start finds the
+//! activity log as it was left, or none, and compares.
 
 mod budget;
 mod copies;
@@ -74,7 +79,6 @@ use self::stop::Ending;
 use crate::failure::Failure;
 use crate::far::{Facts, Far, MarkOrder, Near};
 use crate::nbd::Export;
-use crate::owner::Owner;
 use crate::report::{self, Problem};
 use cdp_core::capture;
 use cdp_core::frame::PointKinds;
@@ -141,9 +145,8 @@ pub struct Protection {
     group: GroupId,
     shared: Arc<Shared>,
     started: Instant,
-    /// Dropped in this order: nothing runs any more, the directory of the state is free.
-    _ending: Ending,
-    _owner: Option<Owner>,
+    /// When it is dropped nothing runs any more, and the directory of the state is free: but for threads that hang.
+    ending: Mutex<Ending>,
 }
 
 impl std::fmt::Debug for Protection {
@@ -257,8 +260,9 @@ impl Protection {
         Ok(())
     }
 
-    /// Whatever goes on in the background ends; frames still go.
+    /// Whatever goes on in the background ends; frames still go. Nobody at the replica's side waits for one that hangs in the filter.
     pub fn quiesce(&self) {
+        self.shared.engine.end_is_near();
         self.shared.stop_all();
     }
 }

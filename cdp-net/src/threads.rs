@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Threads of one part of a protection.
 #[derive(Debug)]
@@ -45,6 +45,22 @@ impl Threads {
             // Panics are contained inside: there is nothing to hear.
             let _ = handle.join();
         }
+    }
+
+    /// The same for so long at most; gives the names of those that have not ended, each once.
+    pub(crate) fn join_within(&mut self, time: Duration) -> Vec<String> {
+        const LOOK: Duration = Duration::from_millis(1);
+        let deadline = Instant::now() + time;
+        while self.handles.iter().any(|handle| !handle.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(LOOK);
+        }
+        for handle in self.handles.extract_if(.., |handle| handle.is_finished()) {
+            let _ = handle.join();
+        }
+        let mut left: Vec<_> =
+            self.handles.iter().filter_map(|handle| handle.thread().name()).map(String::from).collect();
+        left.dedup();
+        left
     }
 }
 

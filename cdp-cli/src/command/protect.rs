@@ -234,6 +234,9 @@ fn summary(stopped: &Stopped) -> String {
         format_bytes(*stored_bytes),
         human::count(usize::try_from(*points).unwrap_or(usize::MAX), "point"),
     );
+    if !stopped.hanging.is_empty() {
+        text.push_str(&format!("what hangs was not waited for: {}\n", stopped.hanging.join(", ")));
+    }
     if stopped.drained {
         return text;
     }
@@ -303,6 +306,8 @@ mod tests {
         assert!(text.ends_with("not copied or compared to the end: the next start does that again\n"), "{text}");
         let unsaid = Stopped { manifest_stored: false, lsn: Lsn(9), ..full };
         assert!(summary(&unsaid).ends_with("the next start takes this stop for a crash\n"));
+        let hangs = Stopped { hanging: vec!["cdp-log".into(), "cdp-flush".into()], ..unsaid };
+        assert!(summary(&hangs).contains("LSN 9\nwhat hangs was not waited for: cdp-log, cdp-flush\n"));
     }
 
     #[test]

@@ -171,6 +171,7 @@ fn stopped(summary: &Summary) -> Stopped {
         seconds: summary.seconds,
         manifest_stored: summary.manifest_stored,
         lacks: summary.lacks,
+        hanging: summary.hanging.clone(),
     }
 }
 

@@ -43,7 +43,7 @@ fn protect(place: &Place, serving: &Serving) -> Result<Protection, ProtectError>
     };
     let directory = place.path("filter-state");
     let storage: Arc<dyn Storage> = Arc::new(Disk::create(&directory).unwrap());
-    let state = State { storage, owner: Some(Owner::acquire(&directory).unwrap()) };
+    let state = State { storage, owner: Some(Arc::new(Owner::acquire(&directory).unwrap())) };
     Protection::start(&options, GivenSources::open(&sources).unwrap(), state, &far, |_| {})
 }
 

@@ -184,7 +184,7 @@ fn protect(root: &Path, source: &str, socket: &str, points: &str, far: &Arc<dyn 
     };
     let directory = root.join("state");
     let storage: Arc<dyn Storage> = Arc::new(Disk::create(&directory)?);
-    let state = State { storage, owner: Some(Owner::acquire(&directory)?) };
+    let state = State { storage, owner: Some(Arc::new(Owner::acquire(&directory)?)) };
     let protection = Protection::start(&options, GivenSources::open(&sources)?, state, far, |_| {})?;
     while protection.status().state != Filtering::Protecting {
         if let Some(failure) = protection.failure() {

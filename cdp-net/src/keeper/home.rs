@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// A replica's directory and the right to change it.
 #[derive(Debug)]
 pub struct Home {
-    pub(super) owner: Owner,
+    pub(super) owner: Arc<Owner>,
     pub(super) storage: Arc<dyn Storage>,
 }
 
@@ -45,7 +45,13 @@ impl Home {
             return Err(HomeError::Occupied { path: dir.display().to_string(), found });
         }
         let storage: Arc<dyn Storage> = Arc::new(Disk::create(dir)?);
-        Ok(Self { owner: Owner::acquire(dir)?, storage })
+        Ok(Self { owner: Arc::new(Owner::acquire(dir)?), storage })
+    }
+
+    /// The right to it.
+    #[must_use]
+    pub fn owner(&self) -> &Arc<Owner> {
+        &self.owner
     }
 
     /// What is in it.

@@ -13,7 +13,7 @@ use crate::report::{Disk, DiskChanged, DiskVerb, Problem, ProblemClass};
 use crate::source::{Source, SourceKind, identity};
 use cdp_core::capture::{DiskSpec, Filter, OptionsError};
 use cdp_core::replica::base::is_zero;
-use cdp_core::types::{DISKS_MAX, DiskId, Extent, Lsn};
+use cdp_core::types::{DISKS_MAX, DiskId, Extent, Lsn, Now};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, TryLockError};
@@ -70,10 +70,15 @@ impl Shared {
         Problem::new(ProblemClass::Failed, "not-durable", message)
     }
 
+    /// Calls the filter; not where somebody hangs in it when the end has come.
+    fn turn<T>(&self, call: impl FnOnce(&mut Filter, Now) -> T) -> Result<T, Problem> {
+        self.engine.with_before_end(call).ok_or_else(|| self.ended())
+    }
+
     /// Waits until `done` gives something.
     fn wait_until<T>(&self, mut done: impl FnMut(&mut Filter) -> Option<T>) -> Result<T, Problem> {
         loop {
-            if let Some(found) = self.engine.with(|filter, _| done(filter)) {
+            if let Some(found) = self.turn(|filter, _| done(filter))? {
                 return Ok(found);
             }
             if self.is_over() {
@@ -120,14 +125,14 @@ impl Shared {
             name: name.to_owned(),
             size: spec.size,
             source: path.display().to_string(),
-            added: self.engine.with(|filter, now| filter.status(now)).lsn.next(),
+            added: self.turn(|filter, now| filter.status(now))?.lsn.next(),
         }))?;
         let size = spec.size;
         self.sources.insert(id, open, &self.engine);
-        let added = self.engine.with(|filter, now| {
+        let added = self.turn(|filter, now| {
             let lsn = filter.add_disk(now, spec, facts)?;
             Ok((lsn, filter.status(now).lsn))
-        });
+        })?;
         let (lsn, last) = added.map_err(|error: OptionsError| {
             self.sources.remove(id);
             // Nothing of it was recorded. Where this cannot be stored the next start asks for the disk.
@@ -170,7 +175,7 @@ impl Shared {
         let _changing = self.begin_change()?;
         let (id, held) = self.find(name)?;
         let size = held.device.size();
-        self.engine.with(|filter, _| filter.remove_disk(id)).map_err(|error| not_taken(&error, name))?;
+        self.turn(|filter, _| filter.remove_disk(id))?.map_err(|error| not_taken(&error, name))?;
         held.stop.store(true, Ordering::Relaxed);
         self.sources.remove(id);
         drop(held);
@@ -186,7 +191,7 @@ impl Shared {
         let _changing = self.begin_change()?;
         let (id, held) = self.find(name)?;
         let there = held.source.current_size().map_err(|error| unreadable(&error, &held))?;
-        let from = self.engine.with(|filter, _| filter.disk_size(id)).unwrap_or_default();
+        let from = self.turn(|filter, _| filter.disk_size(id))?.unwrap_or_default();
         let to = size.unwrap_or(there);
         self.check_size(name, &held, (from, to, there), force)?;
         self.far.edit_disks(DisksEdit::Announce(SizeOf { disk: id, size: to }))?;
@@ -196,9 +201,7 @@ impl Shared {
         } else {
             Vec::new()
         };
-        self.engine
-            .with(|filter, now| filter.resize_disk(now, id, to, doubtful))
-            .map_err(|error| not_taken(&error, name))?;
+        self.turn(|filter, now| filter.resize_disk(now, id, to, doubtful))?.map_err(|error| not_taken(&error, name))?;
         self.wait_until(|filter| (filter.disk_size(id) == Some(to)).then_some(()))?;
         if there > to {
             // Else the next start would find it grown.
@@ -208,7 +211,7 @@ impl Shared {
             })?;
         }
         held.file.refresh_size().map_err(|error| unreadable(&error, &held))?;
-        let lsn = self.engine.with(|filter, now| filter.status(now)).lsn;
+        let lsn = self.turn(|filter, now| filter.status(now))?.lsn;
         self.wait_for_durable(lsn)?;
         self.far.edit_disks(DisksEdit::Sizes(vec![SizeOf { disk: id, size: to }]))?;
         let disk = Disk { name: name.to_owned(), size: to, ..Disk::default() };

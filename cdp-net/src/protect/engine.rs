@@ -21,8 +21,9 @@ use cdp_core::frame::RawFrame;
 use cdp_core::set::{Completion, MemberCounts, Order};
 use cdp_core::types::{DiskId, Lsn, MonoTime, Now};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often the filter's timers are looked at, in nanoseconds: half of a frame's age.
 const TIMER_STEP_NS: u64 = 10_000_000;
@@ -70,6 +71,17 @@ struct Held {
     bounds: Bounds,
     /// The time of the newest turn: where that one hung, everything that ran past is younger.
     last: Now,
+}
+
+impl Held {
+    /// Threads that wait for work end, and ops are refused.
+    fn end(&mut self) {
+        // Without queues the log's last word is not written: a filter that is dropped has not stopped cleanly.
+        self.queues = None;
+        let _ = self.filter.close(Vec::new());
+        // Nobody is withheld by a set that this group has left.
+        self.member = None;
+    }
 }
 
 /// Ops that were held and may run now, or whose completions were withheld and may be told.
@@ -125,6 +137,11 @@ pub(super) struct Engine {
     last: Mutex<Status>,
     ready: Mutex<Ready>,
     ready_signal: Condvar,
+    /// The end has come: who hangs in the filter ends it when he comes back.
+    ending: AtomicBool,
+    /// The consistency set that the group is to be in, if that is another one than it is in.
+    joining: Mutex<Option<Option<Joined>>>,
+    joins: AtomicBool,
     timer_stopped: Mutex<bool>,
     timer_signal: Condvar,
 }
@@ -145,6 +162,9 @@ impl Engine {
             last,
             ready: Mutex::default(),
             ready_signal: Condvar::new(),
+            ending: AtomicBool::new(false),
+            joining: Mutex::default(),
+            joins: AtomicBool::new(false),
             timer_stopped: Mutex::new(false),
             timer_signal: Condvar::new(),
         }
@@ -161,6 +181,17 @@ impl Engine {
         self.run(&mut turn, call)
     }
 
+    /// The same for who must not be kept by one that hangs when the end has come: none then.
+    pub(super) fn with_before_end<T>(&self, call: impl FnOnce(&mut Filter, Now) -> T) -> Option<T> {
+        self.with_held_before_end(|held, now| call(&mut held.filter, now))
+    }
+
+    fn with_held_before_end<T>(&self, call: impl FnOnce(&mut Held, Now) -> T) -> Option<T> {
+        let mut turn = self.held.turn_before_end()?;
+        self.settle(&mut turn);
+        Some(self.run(&mut turn, call))
+    }
+
     /// The same for a guest's thread: where it cannot get at the filter it goes past, and that is noted.
     fn with_guest<T, P>(
         &self,
@@ -172,7 +203,18 @@ impl Engine {
 
     /// The same for who only looks: none while somebody hangs in the filter.
     pub(super) fn look<T>(&self, call: impl FnOnce(&mut Filter, Now) -> T) -> Option<T> {
+        self.look_at_held(|held, now| call(&mut held.filter, now))
+    }
+
+    fn look_at_held<T>(&self, call: impl FnOnce(&mut Held, Now) -> T) -> Option<T> {
         let mut turn = self.held.look_in()?;
+        self.settle(&mut turn);
+        Some(self.run(&mut turn, call))
+    }
+
+    /// The same for who waits no longer than that.
+    pub(super) fn look_until<T>(&self, until: Instant, call: impl FnOnce(&mut Filter, Now) -> T) -> Option<T> {
+        let mut turn = self.held.look_in_until(until)?;
         self.settle(&mut turn);
         Some(self.run(&mut turn, |held, now| call(&mut held.filter, now)))
     }
@@ -181,6 +223,9 @@ impl Engine {
         // One time for all that this turn does: what runs past the filter, should it hang, comes after it.
         let now = clock::now();
         held.last = now;
+        if self.joins.load(Ordering::Relaxed) {
+            self.join(held, now);
+        }
         let answer = call(held, now);
         let Held { filter, queues, member, .. } = held;
         if let Some(member) = member {
@@ -188,6 +233,9 @@ impl Engine {
         }
         while let Some(output) = filter.poll(now) {
             self.dispatch(output, queues.as_ref());
+        }
+        if self.ending.load(Ordering::Relaxed) {
+            held.end();
         }
         answer
     }
@@ -231,18 +279,27 @@ impl Engine {
     }
 
     /// Makes this group a member of a consistency set, or another one than it was; none: of none from here on.
+    /// Where somebody hangs in the filter it is when he comes back.
     pub(super) fn join_set(&self, joined: Option<Joined>) {
-        self.with_held(|held, now| {
-            if let Some(mut before) = held.member.take() {
-                self.tell(&before.stop(now));
-            }
-            held.member = joined.map(Membership::new);
-        });
+        *lock(&self.joining) = Some(joined);
+        self.joins.store(true, Ordering::Relaxed);
+        let _ = self.look(|_, _| {});
+    }
+
+    #[cold]
+    fn join(&self, held: &mut Held, now: Now) {
+        self.joins.store(false, Ordering::Relaxed);
+        let Some(joined) = lock(&self.joining).take() else { return };
+        if let Some(mut before) = held.member.take() {
+            self.tell(&before.stop(now));
+        }
+        held.member = joined.map(Membership::new);
     }
 
     /// So many bytes can be kept now of what is not durable, in memory and on disk.
     pub(super) fn set_capacity(&self, bytes: u64) {
-        self.with_held(|held, _| held.bounds.set_capacity(&mut held.filter, bytes));
+        // What ends keeps nothing.
+        let _ = self.with_held_before_end(|held, _| held.bounds.set_capacity(&mut held.filter, bytes));
     }
 
     /// From now on the group shares its memory with others.
@@ -250,16 +307,16 @@ impl Engine {
         self.with_held(|held, _| held.bounds.set_share(&mut held.filter, share));
     }
 
-    /// Takes what the taker of cuts says. Without a set it is passed over.
+    /// Takes what the taker of cuts says. Without a set it is passed over, and where somebody hangs in the filter: it is said again.
     pub(super) fn set_order(&self, order: Order) {
-        self.with_held(|held, now| {
+        let _ = self.look_at_held(|held, now| {
             held.member.iter_mut().for_each(|member| member.machine.handle(now.mono, order));
         });
     }
 
-    /// What the group did for its set, if it is in one.
+    /// What the group did for its set, if it is in one, and that can be asked.
     pub(super) fn set_counts(&self) -> Option<MemberCounts> {
-        self.with_held(|held, _| held.member.as_ref().map(|member| member.machine.counts()))
+        self.look_at_held(|held, _| held.member.as_ref().map(|member| member.machine.counts())).flatten()
     }
 
     fn dispatch(&self, output: Output, queues: Option<&Queues>) {
@@ -282,21 +339,22 @@ impl Engine {
         };
     }
 
-    /// Ends everything: threads that wait for work end, ops are refused from here on, those that wait are let go of. What is
-    /// not durable stays so; the activity log names it.
-    pub(super) fn end(&self) {
+    /// The end is near: ops go past no more, and nobody but threads of ours waits for one that hangs.
+    pub(super) fn end_is_near(&self) {
         self.held.end_past();
-        {
-            let mut held = self.held.turn();
-            // Without queues the log's last word is not written: a filter that is dropped has not stopped cleanly.
-            held.queues = None;
-            let _ = held.filter.close(Vec::new());
-            // Nobody is withheld by a set that this group has left.
-            held.member = None;
-        }
+    }
+
+    /// Ends everything: threads that wait for work end, ops are refused from here on, those that wait are let go of. What is
+    /// not durable stays so; the activity log names it. Whether that is done: not while somebody hangs in the filter, who does it
+    /// when he comes back.
+    pub(super) fn end(&self) -> bool {
+        self.end_is_near();
+        self.ending.store(true, Ordering::Relaxed);
+        let ended = self.held.turn_before_end().map(|mut held| held.end()).is_some();
         lock(&self.ready).ended = true;
         self.ready_signal.notify_all();
         self.stop_timer();
+        ended
     }
 
     /// Gives an op its place in the order.
@@ -388,9 +446,11 @@ impl Engine {
 
     /// The filter as it is now; while somebody hangs in it, as it was, and that it is passed by.
     pub(super) fn status(&self) -> Status {
-        if let Some(status) = self.look(|filter, now| filter.status(now)) {
-            return status;
-        }
+        self.look(|filter, now| filter.status(now)).unwrap_or_else(|| self.last_status())
+    }
+
+    /// As it was when somebody hung in it.
+    pub(super) fn last_status(&self) -> Status {
         let mut status = lock(&self.last).clone();
         status.state = State::Detached;
         let waited_ns = u64::from(turns::STUCK_LOOKS) * turns::LOOK.as_nanos() as u64;
@@ -441,11 +501,12 @@ impl Engine {
         let mut stopped = lock(&self.timer_stopped);
         while !*stopped {
             drop(stopped);
-            let due = self.with_held(|held, _| {
+            let due = self.with_held_before_end(|held, _| {
                 held.bounds.renew(&mut held.filter);
                 let member = held.member.as_ref().and_then(Membership::next_deadline);
                 held.filter.next_deadline().into_iter().chain(member).min().unwrap_or(MonoTime(u64::MAX))
             });
+            let Some(due) = due else { return };
             stopped = lock(&self.timer_stopped);
             // Guests' threads may bring a deadline forward at any time. Looking again after a step costs less than their
             // waking this thread, and nothing that the filter times is finer.

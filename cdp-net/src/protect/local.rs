@@ -144,7 +144,7 @@ impl Protector {
         let of_new = if options.replica.exists() { None } else { Some(GivenSources::open(&options.sources)?) };
         let home = Home::acquire(&options.replica)?;
         let given = of_new.map_or_else(|| GivenSources::open(&options.sources), Ok)?;
-        let state = State { storage: Arc::clone(home.storage()), owner: None };
+        let state = State { storage: Arc::clone(home.storage()), owner: Some(Arc::clone(home.owner())) };
         let keeper = Kept(Keeper::new(home, options.of_keeper()));
         let far: Arc<dyn Far> = Arc::clone(&keeper.0) as _;
         let protection = Protection::start_over(&of_filter, given, state, &far, &wrap, Box::new(notices))?;
@@ -232,7 +232,8 @@ impl Protector {
     }
 
     /// Ends the protection; guests' connections should have ended before. Waits at most `patience` until everything is
-    /// durable and the replica's files say that the stop was clean, or ten seconds for the latter; `hurry` ends the wait early.
+    /// durable and the replica's files say that the stop was clean, or ten seconds for the latter; `hurry` ends the wait early. As to what
+    /// hangs: [`Protection::stop`].
     pub fn stop(self, patience: Duration, hurry: &dyn Fn() -> bool) -> Summary {
         self.protection.stop(patience, hurry)
     }

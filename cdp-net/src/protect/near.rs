@@ -1,4 +1,4 @@
-//! The filter's side as who keeps its replica knows it.
+//! The filter's side as who keeps its replica knows it. From the end on nobody there is kept by one that hangs in the filter.
 
 use super::Shared;
 use crate::far::{DiskOrder, Facts, FilterPolicy, MarkOrder, Near};
@@ -10,11 +10,12 @@ use std::sync::PoisonError;
 
 impl Near for Shared {
     fn durable(&self, lsn: Lsn) {
-        self.engine.with(|filter, _| filter.durable(lsn));
+        // What ends need not hear it: nor what follows.
+        let _ = self.engine.with_before_end(|filter, _| filter.durable(lsn));
     }
 
     fn stored(&self, lsn: Lsn) {
-        self.engine.with(|filter, _| filter.stored(lsn));
+        let _ = self.engine.with_before_end(|filter, _| filter.stored(lsn));
     }
 
     fn capacity(&self, bytes: u64) {
@@ -22,18 +23,20 @@ impl Near for Shared {
     }
 
     fn room(&self, room: Room) {
-        self.engine.with(|filter, _| filter.set_room(room));
+        let _ = self.engine.with_before_end(|filter, _| filter.set_room(room));
     }
 
     fn mark(&self, order: &MarkOrder) -> Result<Lsn, Problem> {
-        if self.engine.with(|filter, _| filter.room()) == Room::NoSpace {
+        let ended =
+            || Problem::new(ProblemClass::Failed, "not-marked", "the protection ended before the mark was made");
+        if self.engine.with_before_end(|filter, _| filter.room()).ok_or_else(ended)? == Room::NoSpace {
             let place = if self.far.standing().quota { "quota leaves" } else { "disk has" };
             let message = format!("the replica's {place} no room: this moment would not be kept");
             return Err(Problem::new(ProblemClass::Refused, "not-restorable-now", message)
                 .hint("make room; the protection then goes on by itself"));
         }
         let mark = Mark { kinds: order.kinds, on_barrier: false, label: order.label.clone() };
-        let make = || self.engine.with(|filter, now| filter.mark(now, mark));
+        let make = || self.engine.with_before_end(|filter, now| filter.mark(now, mark)).ok_or_else(ended);
         let refused = |error| match error {
             MarkError::NotRestorable { .. } => {
                 Problem::new(ProblemClass::Refused, "not-restorable-now", error.to_string())
@@ -41,7 +44,7 @@ impl Near for Shared {
             }
             error => Problem::new(ProblemClass::Refused, "not-marked", error.to_string()),
         };
-        self.marking.make(&order.label, || make().map_err(refused))
+        self.marking.make(&order.label, || make()?.map_err(refused))
     }
 
     fn change_disk(&self, order: &DiskOrder) -> Result<DiskChanged, Problem> {
@@ -78,7 +81,7 @@ impl Near for Shared {
     }
 
     fn policy(&self, policy: FilterPolicy) {
-        self.engine.with(|filter, now| {
+        let _ = self.engine.with_before_end(|filter, now| {
             filter.set_rpo(now, policy.rpo_ms * 1_000_000);
             filter.set_points(now, policy.mode());
         });

@@ -52,8 +52,8 @@ pub struct ProtectionOptions {
 pub struct State {
     /// The directory: that of the replica, if it is kept here, or one of its own.
     pub storage: Arc<dyn Storage>,
-    /// The right to it, held as long as the protection is; none where the replica's keeper has it.
-    pub owner: Option<Owner>,
+    /// The right to it, held as long as the protection is, and any thread of it; none where nobody else can come to it.
+    pub owner: Option<Arc<Owner>>,
 }
 
 /// Sources that were opened, and that nobody else writes to.

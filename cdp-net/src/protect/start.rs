@@ -123,7 +123,7 @@ fn launch(
         shared.sources.insert(disk, open, &engine);
     }
     // From here on the replica's side may know this one, and lets go of it when this ends, however far it comes.
-    let mut ending = Ending::new(Arc::clone(&shared));
+    let mut ending = Ending::new(Arc::clone(&shared), state.owner);
     far.begin(&begin, Arc::clone(&shared) as Arc<dyn Near>)?;
     let Work { outgoing, log: log_work, log_removals, flushes, rereads, events, watched } = work;
     let frames = far.frames();
@@ -168,7 +168,7 @@ fn launch(
         shared.progress.total.fetch_add(disk.size, Ordering::Relaxed);
         shared.order_copy(CopyOrder::Disk(disk.id, begun));
     }
-    Ok(Protection { opened, group, shared, started: Instant::now(), _ending: ending, _owner: state.owner })
+    Ok(Protection { opened, group, shared, started: Instant::now(), ending: Mutex::new(ending) })
 }
 
 fn queues() -> (Queues, Work) {

@@ -12,7 +12,7 @@
 //! | who waits | how long |
 //! |---|---|
 //! | a guest's thread for its turn | until it has one or goes past: [`STUCK_LOOKS`] and what the removal of the log takes, [`WAITS_MAX`] looks at the very most |
-//! | any other thread for its turn | as long as it takes, but for those that only look |
+//! | any other thread for its turn | as long as it takes, but for those that only look; from the end on [`END_WAITS`] looks |
 //!
 //! Looks are counted and not seconds: a process that was stopped, or a machine that slept, comes back one look later.
 //!
@@ -25,7 +25,7 @@ use cdp_core::types::DiskId;
 use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks at whether anything goes on.
 pub(super) const LOOK: Duration = Duration::from_millis(250);
@@ -33,6 +33,8 @@ pub(super) const LOOK: Duration = Duration::from_millis(250);
 pub(super) const STUCK_LOOKS: u32 = 40;
 /// So many looks a guest's thread waits for its turn at most, whoever should have let it go: less than guests give a disk.
 const WAITS_MAX: u32 = STUCK_LOOKS + 24;
+/// From the end on nobody waits longer for who hangs: so many looks.
+const END_WAITS: u32 = 8;
 /// How often a thread looks whether it is its turn before it sleeps: turns are shorter than that takes.
 const SPINS: usize = 100;
 
@@ -182,6 +184,30 @@ impl<T> Turns<T> {
 
     /// Any other thread's turn. Where [`Turn::is_past`], what happened beside is to be told first.
     pub(super) fn turn(&self) -> Turn<'_, T> {
+        loop {
+            if let Some(turn) = self.turn_unless(|_, _| false) {
+                return turn;
+            }
+        }
+    }
+
+    /// The same for who is not to be kept by one that hangs when the end has come: none then.
+    pub(super) fn turn_before_end(&self) -> Option<Turn<'_, T>> {
+        self.turn_unless(|gate, waits| gate.past.ended && waits >= END_WAITS)
+    }
+
+    /// The same for who only looks: none while somebody hangs, whoever should have seen that.
+    pub(super) fn look_in(&self) -> Option<Turn<'_, T>> {
+        self.turn_unless(|gate, waits| gate.way != Way::Through || waits >= WAITS_MAX)
+    }
+
+    /// The same for who waits no longer than that.
+    pub(super) fn look_in_until(&self, until: Instant) -> Option<Turn<'_, T>> {
+        self.turn_unless(|gate, waits| gate.way != Way::Through || (waits > 0 && Instant::now() >= until))
+    }
+
+    /// A turn, unless it is given up for what is seen while somebody else has his, after so many looks at which nobody had left.
+    fn turn_unless(&self, gives_up: impl Fn(&Gate<T>, u32) -> bool) -> Option<Turn<'_, T>> {
         let mut gate = self.spin(self.lock());
         let mut waits = 0;
         loop {
@@ -190,25 +216,14 @@ impl<T> Turns<T> {
                 self.free.notify_all();
             }
             if let Some(inside) = gate.take() {
-                return self.given(gate, inside);
+                return Some(self.given(gate, inside));
+            }
+            if gives_up(&gate, waits) {
+                return None;
             }
             let over;
             (gate, over) = self.wait(gate);
             waits += u32::from(over);
-        }
-    }
-
-    /// The same for who only looks: none while somebody hangs.
-    pub(super) fn look_in(&self) -> Option<Turn<'_, T>> {
-        let mut gate = self.spin(self.lock());
-        loop {
-            if let Some(inside) = gate.take() {
-                return Some(self.given(gate, inside));
-            }
-            if gate.way != Way::Through {
-                return None;
-            }
-            gate = self.wait(gate).0;
         }
     }
 
@@ -373,6 +388,23 @@ mod tests {
         turns.pass();
         turns.end_past();
         assert!(matches!(turns.guest(Past::begin), Err(Err(SubmitError::Closed))));
+    }
+
+    #[test]
+    fn from_the_end_on_nobody_is_kept_by_one_that_hangs() {
+        let turns = Turns::new(0);
+        let hangs = turns.turn();
+        assert!(turns.look_in_until(Instant::now()).is_none(), "who looks waits as long as he said");
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| turns.turn_before_end().is_none());
+            std::thread::sleep(LOOK * (END_WAITS + 2));
+            assert!(!waits.is_finished(), "before the end it is waited for");
+            turns.end_past();
+            assert!(waits.join().unwrap());
+        });
+        assert!(turns.turn_before_end().is_none());
+        drop(hangs);
+        assert!(turns.turn_before_end().is_some());
     }
 
     #[test]

@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -83,7 +83,7 @@ pub struct RemoteProtection {
     /// Dropped in this order: nobody is answered, nothing is tried, the directory is free.
     control: Option<ControlServer>,
     thread: Option<JoinHandle<()>>,
-    _owner: Owner,
+    owner: Arc<Owner>,
 }
 
 impl std::fmt::Debug for RemoteProtection {
@@ -96,6 +96,8 @@ impl std::fmt::Debug for RemoteProtection {
 struct Inner {
     options: RemoteOptions,
     storage: Arc<dyn Storage>,
+    /// The right to the directory of the state, as long as the whole has it.
+    owner: Weak<Owner>,
     /// Keeps the sources locked, whatever is begun and ended over them.
     given: GivenSources,
     disks: Vec<(String, Arc<EarlyDisk>)>,
@@ -153,7 +155,7 @@ impl RemoteProtection {
         refuse_replicas(sources)?;
         let given = GivenSources::open(sources)?;
         let storage: Arc<dyn Storage> = Arc::new(Disk::create(&options.state)?);
-        let owner = Owner::acquire(&options.state)?;
+        let owner = Arc::new(Owner::acquire(&options.state)?);
         let early = |(name, source): (&str, &crate::source::Source)| {
             let file = FileDevice::new(source.file().try_clone()?, false)?;
             Ok((name.to_owned(), Arc::new(EarlyDisk::new(Arc::new(file)))))
@@ -165,6 +167,7 @@ impl RemoteProtection {
             spool_bytes: AtomicU64::new(options.link.spool.as_ref().map_or(0, |spool| spool.bytes)),
             options,
             storage,
+            owner: Arc::downgrade(&owner),
             given,
             disks,
             notices: Arc::new(notices),
@@ -174,10 +177,10 @@ impl RemoteProtection {
             started: Instant::now(),
         });
         // From here on what was begun ends when this is dropped.
-        let mut remote = Self { inner, control: None, thread: None, _owner: owner };
+        let mut remote = Self { inner, control: None, thread: None, owner };
         remote.inner.begin_or_wait()?;
         let answers = Arc::new(Answers(Arc::downgrade(&remote.inner)));
-        let control = ControlServer::start(&remote._owner, answers).map_err(system("make the control socket"))?;
+        let control = ControlServer::start(&remote.owner, answers).map_err(system("make the control socket"))?;
         remote.control = Some(control);
         let inner = Arc::clone(&remote.inner);
         let thread = Builder::new().name("cdp-remote".to_owned()).spawn(move || inner.run());
@@ -375,6 +378,7 @@ impl Inner {
             hot_bytes: self.bytes(),
             points: 0,
             seconds: self.started.elapsed().as_secs(),
+            hanging: Vec::new(),
         }
     }
 
@@ -451,7 +455,7 @@ impl Inner {
     fn begin(&self, link: &Arc<FarLink>, everything: bool) -> Result<Begun, ProtectError> {
         let far: Arc<dyn Far> = Arc::new(Remote::new(Arc::clone(link) as _));
         let gate = Arc::<Gate>::default();
-        let state = State { storage: Arc::clone(&self.storage), owner: None };
+        let state = State { storage: Arc::clone(&self.storage), owner: self.owner.upgrade() };
         let given = &self.options.protection;
         let options = ProtectionOptions {
             full_check: given.full_check || everything,

@@ -14,7 +14,7 @@ use cdp_net::far::{
 };
 use cdp_net::keeper::{Home, Keeper, KeeperOptions};
 use cdp_net::nbd::{Address, Client, ClientOptions, Server, ServerOptions};
-use cdp_net::owner::Owner;
+use cdp_net::owner::{Owner, OwnerError};
 use cdp_net::protect::{
     AttachError, Compared, GivenSources, Protection, ProtectionOptions, SetOptions, SourceOptions, State,
 };
@@ -32,6 +32,8 @@ struct Gate {
     closed: Mutex<Vec<&'static str>>,
     opened: Condvar,
     hanging: Mutex<Vec<&'static str>>,
+    /// How long whoever asks something waits for it, where the road to the replica is closed.
+    asked_until: Mutex<Option<Instant>>,
 }
 
 impl Gate {
@@ -53,6 +55,13 @@ impl Gate {
     fn open(&self) {
         self.closed.lock().unwrap().clear();
         self.opened.notify_all();
+    }
+
+    fn ask(&self) {
+        if self.closed.lock().unwrap().contains(&"road") {
+            let until = self.asked_until.lock().unwrap().unwrap_or_else(|| Instant::now() + Duration::from_secs(30));
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+        }
     }
 
     fn hangs(&self, call: &str) -> bool {
@@ -81,6 +90,7 @@ impl Far for Hanging {
         })
     }
     fn patience(&self, patience: Duration) {
+        *self.gate.asked_until.lock().unwrap() = Some(Instant::now() + patience);
         self.keeper.patience(patience);
     }
     fn trust(&self, trust: Trust) -> Result<(), Problem> {
@@ -88,6 +98,7 @@ impl Far for Hanging {
         self.keeper.trust(trust)
     }
     fn sync(&self) {
+        self.gate.ask();
         self.gate.pass("sync");
         self.keeper.sync();
     }
@@ -124,6 +135,7 @@ impl Far for Hanging {
         self.keeper.seeded(seeded)
     }
     fn quiesce(&self) {
+        self.gate.ask();
         self.keeper.quiesce();
     }
     fn close(&self, close: &Close) -> Closed {
@@ -136,6 +148,7 @@ impl Far for Hanging {
         self.keeper.standing()
     }
     fn sums(&self) -> Sums {
+        self.gate.ask();
         self.keeper.sums()
     }
     fn failure(&self) -> Option<String> {
@@ -180,7 +193,7 @@ fn start(place: &Path, name: &str) -> Running {
     };
     let directory = place.join("filter");
     let storage: Arc<dyn Storage> = Arc::new(Disk::create(&directory).unwrap());
-    let state = State { storage, owner: Some(Owner::acquire(&directory).unwrap()) };
+    let state = State { storage, owner: Some(Arc::new(Owner::acquire(&directory).unwrap())) };
     let keeper = Keeper::new(Home::acquire(&place.join("replica")).unwrap(), KeeperOptions::default());
     let gate = Arc::new(Gate::default());
     let far: Arc<dyn Far> = Arc::new(Hanging { keeper: Arc::clone(&keeper), gate: Arc::clone(&gate) });
@@ -481,6 +494,75 @@ fn a_protection_that_ends_while_it_is_detached_has_everything_compared_at_its_ne
     let running = start(place.directory.path(), "disk");
     assert_eq!(running.protection.opened().compared, Compared::Everything);
     running.stop_equal(&place, "disk", &model);
+}
+
+#[test]
+fn a_stop_takes_its_patience_once_where_the_replica_is_out_of_reach_and_none_in_a_hurry() {
+    for (patience, hurry, most) in [(6, false, 11), (60, true, 20)] {
+        let (_place, running, guests) = scene(7);
+        guests.go_on(5);
+        // Nothing drains.
+        running.protection.detach();
+        guests.stop();
+        running.gate.close(&["road"]);
+        let begun = Instant::now();
+        let summary = running.protection.stop(Duration::from_secs(patience), &|| hurry);
+        let took = begun.elapsed();
+        assert!(!summary.drained && summary.hanging.is_empty(), "{summary:?}");
+        assert!(took < Duration::from_secs(most), "{took:?} of {patience} s, in a hurry: {hurry}");
+        running.gate.open();
+        running.let_go();
+    }
+}
+
+/// What hangs is left as it is: `stop` says what, and nobody begins in the directory before it is out.
+fn ends_and_leaves(place: &Place, running: Running, model: &[u8], hanging: &[&str], comes_back: impl FnOnce()) {
+    let Running { protection, keeper, gate, server } = running;
+    server.stop(Duration::from_secs(5));
+    let begun = Instant::now();
+    let summary = protection.stop(Duration::from_secs(1), &|| false);
+    let took = begun.elapsed();
+    assert!(!summary.drained && summary.hanging == hanging, "{summary:?}");
+    assert!(took < Duration::from_secs(31), "{took:?}");
+    drop(protection);
+    keeper.let_go();
+    assert!(begun.elapsed() < took + Duration::from_secs(10), "the end of both waits for nobody");
+    let state = place.directory.path().join("filter");
+    assert!(matches!(Owner::acquire(&state), Err(OwnerError::Owned { .. })), "it may still write there");
+    gate.open();
+    comes_back();
+    wait_for("the last thread to end", || Owner::acquire(&state).is_ok());
+    let running = start(place.directory.path(), "disk");
+    assert_ne!(running.protection.opened().compared, Compared::Nothing);
+    running.stop_equal(place, "disk", model);
+}
+
+#[test]
+fn a_protection_in_whose_filter_somebody_hangs_ends_all_the_same() {
+    let (place, running, guests) = scene(8);
+    guests.go_on(20);
+    let hanging = running.hang(1);
+    // Past him.
+    guests.go_on(5);
+    // Nor does who takes the cuts of its set wait for him, who leaves it, or who asks.
+    let cut = CutId { taker: StartId::new([8; 16]).unwrap(), number: 2 };
+    running.protection.set_order(Order { set: set(), cut, kind: OrderKind::Prepare });
+    running.protection.leave_set();
+    assert_eq!(running.protection.set_counts(), None);
+    let model = guests.stop();
+    assert!(!log_of(&place).exists());
+    ends_and_leaves(&place, running, &model, &["the filter"], || hanging.join().unwrap());
+}
+
+#[test]
+fn a_protection_one_of_whose_threads_hangs_ends_all_the_same() {
+    let (place, running, guests) = scene(9);
+    guests.go_on(20);
+    running.gate.close(&["frames"]);
+    wait_for("frames to hang", || running.gate.hangs("frames"));
+    let model = guests.stop();
+    assert!(log_of(&place).exists(), "what it marks is compared");
+    ends_and_leaves(&place, running, &model, &["cdp-frames"], || {});
 }
 
 /// The process of the next test: it protects, hangs when it is told to, for a moment of its own time, and says what came of it.

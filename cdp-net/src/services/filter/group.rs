@@ -287,6 +287,9 @@ impl Group {
         let until = Instant::now() + within;
         server.stop(CLOSE.min(within));
         let summary = remote.stop(until.saturating_duration_since(Instant::now()), &|| false);
+        if !summary.hanging.is_empty() {
+            self.say(&format!("what hangs was not waited for: {}", summary.hanging.join(", ")));
+        }
         if summary.drained {
             return 0;
         }

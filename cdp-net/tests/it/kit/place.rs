@@ -79,7 +79,7 @@ impl Place {
         notices: impl Fn(Notice) + Send + 'static,
     ) -> Result<Protection, ProtectError> {
         let storage: Arc<dyn Storage> = Arc::new(Disk::create(self.state()).unwrap());
-        let state = State { storage, owner: Some(Owner::acquire(&self.state()).unwrap()) };
+        let state = State { storage, owner: Some(Arc::new(Owner::acquire(&self.state()).unwrap())) };
         Protection::start(options, GivenSources::open(&options.sources).unwrap(), state, far, notices)
     }
 
