@@ -16,7 +16,7 @@ mod memory;
 mod portion;
 
 pub use disk::Disk;
-pub use faulty::{Fault, Faults, Faulty, Hold};
+pub use faulty::{Fault, Faults, Faulty, Hang};
 pub use memory::Memory;
 pub use portion::{Cut, Portion, Way};
 

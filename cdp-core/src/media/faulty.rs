@@ -59,12 +59,12 @@ struct State {
 /// As long as it is there, some operations hang.
 #[derive(Debug)]
 #[must_use = "what is held is released when this is dropped"]
-pub struct Hold {
+pub struct Hang {
     faults: Faults,
     number: u64,
 }
 
-impl Drop for Hold {
+impl Drop for Hang {
     fn drop(&mut self) {
         self.faults.lock().held.retain(|(number, ..)| *number != self.number);
         self.faults.0.released.notify_all();
@@ -89,12 +89,12 @@ impl Faults {
     }
 
     /// From now on every `operation` on paths that hold `path` hangs, until what this gives is dropped.
-    pub fn hold(&self, operation: Operation, path: &str) -> Hold {
+    pub fn hold(&self, operation: Operation, path: &str) -> Hang {
         let mut state = self.lock();
         state.holds += 1;
         let number = state.holds;
         state.held.push((number, operation, path.to_owned()));
-        Hold { faults: self.clone(), number }
+        Hang { faults: self.clone(), number }
     }
 
     /// How many operations hang now.

@@ -216,7 +216,7 @@ mod tests {
     /// What a filter may ask to be written down.
     #[derive(Clone, Debug)]
     enum Asked {
-        Begin(Begin),
+        Begin(Box<Begin>),
         Edit(DisksEdit),
         Seed(SeedBegin),
     }
@@ -273,7 +273,7 @@ mod tests {
         ];
         prop_oneof![
             1 => begins.prop_map(|(dropped, joining, sizes, policy)| {
-                Asked::Begin(Begin { dropped, sizes, policy, ..begin(None, joining) })
+                Asked::Begin(Box::new(Begin { dropped, sizes, policy, ..begin(None, joining) }))
             }),
             3 => edits.prop_map(Asked::Edit),
             2 => any_size().prop_map(|SizeOf { disk, size }| Asked::Seed(SeedBegin { disk, size, first: 1 })),
