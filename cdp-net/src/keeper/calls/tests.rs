@@ -61,7 +61,7 @@ impl Scene {
         let (path, faults) = (directory.path().join("replica"), Faults::default());
         let disk_storage = Arc::new(Disk::create(&path).unwrap());
         let storage: Arc<dyn Storage> = Arc::new(Faulty::new(disk_storage, faults.clone()));
-        let home = Home { owner: Owner::acquire(&path).unwrap(), storage: Arc::clone(&storage) };
+        let home = Home { owner: Arc::new(Owner::acquire(&path).unwrap()), storage: Arc::clone(&storage) };
         let options = KeeperOptions { segment_bytes: 1 << 20, seed_sync_bytes: 1 << 20, ..KeeperOptions::default() };
         let calls = Arc::new(Calls::new(Keeper::new(home, options), Arc::new(Deaf)));
         let (id, name, source, size, added) = (disk(), "disk".into(), "disk.img".into(), SIZE, Lsn::ZERO);
