@@ -50,6 +50,10 @@ pub enum Mistake {
     CopyOverWrites,
     /// What was lent to a proxy that is lost is not read again.
     LentForgotten,
+    /// What a disk has grown by is not read.
+    GrowthUnread,
+    /// A disk is cut while ops still run on what is cut off.
+    CutUnderOps,
     /// A relay says of what its disk has that it is durable.
     StoredIsDurable,
     /// A member of a consistency set keeps what it was cut at, whatever the taker was told.

@@ -8,6 +8,7 @@ use super::{Filter, Life};
 use crate::capture::options::{DiskSpec, FilterOptions, OptionsError, SLOTS_MAX, check_disk};
 use crate::capture::output::Event;
 use crate::frame::{Note, Part, RecordKind, ResyncReason};
+use crate::mistakes::{self, Mistake};
 use crate::types::{DISKS_MAX, DiskId, Extent, Lsn, Now};
 use std::collections::BTreeMap;
 
@@ -237,7 +238,7 @@ impl Filter {
             Change::Copy => Some(change),
             // The replica is compared with only where it has all that was recorded: a cut before may not have arrived.
             Change::Grow { to, after, doubtful: Some(doubtful) } if self.durable >= after || doubtful.is_empty() => {
-                for extent in doubtful {
+                for extent in doubtful.into_iter().filter(|_| !mistakes::is(Mistake::GrowthUnread)) {
                     self.mend.mark(at, extent);
                     self.activity.mark_hot(at, extent, now.mono);
                 }
@@ -247,7 +248,7 @@ impl Filter {
                 self.resized(now, at, to);
                 None
             }
-            Change::Cut { to } if !self.order.open_on(at).any(beyond(to)) => {
+            Change::Cut { to } if !self.order.open_on(at).any(beyond(to)) || mistakes::is(Mistake::CutUnderOps) => {
                 self.mend.cut(at, to);
                 self.activity.cut(at, to);
                 self.resized(now, at, to);

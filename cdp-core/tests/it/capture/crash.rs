@@ -33,8 +33,8 @@ pub fn crash(mut world: World, end: End) -> Left {
     let durable = model::whole(frames).max(world.applied_through);
     let restorable = if frames.is_empty() { durable } else { model::restorable(frames) };
     let log = log_of(&world);
-    check_cover(&world, &at(&world, restorable), log.as_ref());
-    check_cover(&world, &at(&world, durable), log.as_ref());
+    check_cover(&world, (&at(&world, restorable), restorable), log.as_ref());
+    check_cover(&world, (&at(&world, durable), durable), log.as_ref());
     let fork = if world.rng.one_in(2) { restorable } else { durable };
     left(world, fork)
 }
@@ -47,7 +47,7 @@ fn log_of(world: &World) -> Option<LogContents> {
 /// What is left of a world that fell, where the replica goes on from `fork`.
 pub fn left(world: World, fork: Lsn) -> Left {
     let (base, log) = (at(&world, fork), log_of(&world));
-    check_cover(&world, &base, log.as_ref());
+    check_cover(&world, (&base, fork), log.as_ref());
     Left { base, fork, log, world }
 }
 
@@ -70,6 +70,16 @@ pub fn fall(world: &mut World, end: End) {
     tear_log(world);
 }
 
+/// The disks of a start whose replica is elsewhere.
+pub struct Disks {
+    /// Those that are there, as large as their sources.
+    pub there: Vec<DiskId>,
+    /// Of these, those that join with this start, and the number that each had before.
+    pub joining: Vec<(DiskId, DiskId)>,
+    /// Those that are gone with this start.
+    pub leaving: Vec<DiskId>,
+}
+
 /// The replica at an LSN.
 fn at(world: &World, lsn: Lsn) -> Vec<Tags> {
     let mut disks = world.base.clone();
@@ -77,14 +87,18 @@ fn at(world: &World, lsn: Lsn) -> Vec<Tags> {
     disks
 }
 
-/// Every sector in which source and replica differ is marked in the log.
-fn check_cover(world: &World, replica: &[Tags], log: Option<&LogContents>) {
+/// Every sector in which source and replica, at an LSN, differ is marked in the log, or beyond what that knows of the disk.
+fn check_cover(world: &World, (replica, lsn): (&[Tags], Lsn), log: Option<&LogContents>) {
     let Some(log) = log.filter(|log| log.state != LogState::AllUnknown) else { return };
-    for (at, disk) in world.disks.iter().enumerate() {
+    let known = world.known_at(lsn);
+    for at in known.shown() {
+        let disk = &world.disks[at];
+        let Some(logged) = log.disks.iter().find(|logged| logged.id == spec(at, 0).id) else { continue };
+        let both = known.sizes[at].min(world.source_sizes[at]).min((logged.size / SECTOR) as usize);
         let differs = |sector: &usize| disk.content[*sector] != replica[at][*sector];
-        for sector in (0..disk.content.len()).filter(differs) {
+        for sector in (0..both).filter(differs) {
             let offset = sector as u64 * SECTOR;
-            let marked = log.disks[at].hot.iter().any(|run| run.offset <= offset && offset < run.end());
+            let marked = logged.hot.iter().any(|run| run.offset <= offset && offset < run.end());
             assert!(marked, "sector {sector} of disk {at} differs, unmarked in {log:?}: {}", world.history(at, sector));
         }
     }
@@ -119,18 +133,52 @@ impl Left {
     pub fn restart(mut self, hostility: Hostility) -> World {
         let timeline = Timeline::new(self.world.rng.identity()).expect("not 0");
         let parent = self.world.options.timeline;
-        self.restart_on(hostility, timeline, parent)
+        let disks = Disks {
+            there: self.world.options.disks.iter().map(|disk| disk.id).collect(),
+            joining: Vec::new(),
+            leaving: Vec::new(),
+        };
+        self.restart_on(hostility, (timeline, parent), &disks)
     }
 
-    /// The same, on a timeline that the replica has opened already.
-    pub fn restart_on(self, hostility: Hostility, timeline: Timeline, parent: Timeline) -> World {
-        let Self { world: old, base, fork, log } = self;
+    /// The same, on a timeline that the replica has opened already, and with the disks that there are.
+    pub fn restart_on(self, hostility: Hostility, (timeline, parent): (Timeline, Timeline), disks: &Disks) -> World {
+        let Self { world: mut old, mut base, fork, log } = self;
+        let mut known = old.known_at(fork);
+        for (new, before) in disks.joining.iter().map(|(new, before)| (index(*new), index(*before))) {
+            // What was recorded of it before is nobody's any more.
+            old.disks.swap(new, before);
+            (old.source_sizes[new], known.sizes[before]) = (old.source_sizes[before], 0);
+            base[new] = vec![0; old.source_sizes[new]];
+        }
+        let sizes: Vec<usize> = (0..old.disks.len())
+            .map(|disk| if disks.there.contains(&spec(disk, 0).id) { old.source_sizes[disk] } else { 0 })
+            .collect();
+        let specs = disks.there.iter().map(|disk| spec(index(*disk), sizes[index(*disk)] as u64 * SECTOR)).collect();
+        let is_joining = |disk: usize| disks.joining.iter().any(|(new, _)| index(*new) == disk);
+        let resized = disks.there.iter().filter(|disk| !is_joining(index(**disk)));
+        let resized = resized.map(|disk| (*disk, known.sizes[index(*disk)]));
+        let resized = resized.filter(|(disk, size)| *size != sizes[index(*disk)]);
+        let resized = resized.map(|(disk, size)| (disk, size as u64 * SECTOR)).collect();
         let epoch = old.frames.last().map_or(ClockEpoch(1), |frame| frame.epoch);
         let given = old.frames.last().map_or(old.forked_at, |frame| frame.last_lsn());
         let above = old.filter.first_lsn();
         let start = Start::Unclean { parent, fork, above, epoch, log };
-        let options = FilterOptions { timeline, start, log_generation_least: old.least, ..old.options };
+        let options = FilterOptions {
+            timeline,
+            start,
+            log_generation_least: old.least,
+            disks: specs,
+            joining: disks.joining.iter().map(|(disk, _)| *disk).collect(),
+            leaving: disks.leaving.clone(),
+            resized,
+            ..old.options
+        };
         let mut world = World::new(old.rng, hostility, old.disks, base, options);
+        world.left = (0..sizes.len()).filter(|disk| sizes[*disk] == 0).collect();
+        world.changing = (0..sizes.len()).filter(|disk| is_joining(*disk)).collect();
+        (world.sizes, world.source_sizes) = (sizes.clone(), sizes);
+        world.begin_with(known);
         (world.log_file, world.least, world.told) = (old.log_file, old.least, old.least);
         let first = world.filter.status(world.both()).lsn;
         assert!(first > given, "LSNs of the child lie above all that left the parent");

@@ -15,9 +15,11 @@ pub const MS: u64 = 1_000_000;
 pub const S: u64 = 1_000_000_000;
 
 mod change;
+pub use change::DiskChange;
 mod far;
 pub use far::{History, Order, Piece};
 mod fork;
+pub use fork::Known;
 mod guest;
 mod host;
 
@@ -41,6 +43,8 @@ pub struct Hostility {
     pub sectors_max: u64,
     /// Disks join, change their size and leave.
     pub disks_change: bool,
+    /// None that joins or grows becomes larger by it, in sectors.
+    pub disk_sectors: u64,
     /// The far side cannot continue the order: at one look in so many; 0: never.
     pub forks_one_in: u64,
     /// Replication leaves the guests' path and comes back.
@@ -152,11 +156,14 @@ pub struct World {
     /// How often frames were lent.
     pub lends: u64,
     stored: Lsn,
-    /// Sectors of each disk now.
+    /// Sectors of each disk now, and of its source.
     pub sizes: Vec<usize>,
+    pub source_sizes: Vec<usize>,
     /// Disks of which something is to become, or that are being copied.
     pub changing: BTreeSet<usize>,
     pub left: BTreeSet<usize>,
+    /// The last record of those that say what became of a disk.
+    disks_changed: Lsn,
     pub changes: Vec<Change>,
     change_of_op: BTreeMap<u64, usize>,
     pub lsn_after_call: Vec<Lsn>,
@@ -230,6 +237,7 @@ impl World {
             applied_through: chain_start,
             start_content,
             sizes: start_sizes.clone(),
+            source_sizes: start_sizes.clone(),
             first_disks: start_sizes.len(),
             start_sizes,
             hidden: BTreeSet::new(),
@@ -238,6 +246,7 @@ impl World {
             stored: Lsn::ZERO,
             changing: BTreeSet::new(),
             left: BTreeSet::new(),
+            disks_changed: Lsn::ZERO,
             changes: Vec::new(),
             change_of_op: BTreeMap::new(),
             lsn_after_call: Vec::new(),

@@ -1,18 +1,20 @@
 //! The filter's host: guests, filter and activity log as the capture tests have them, and the link's source end.
 
 mod copies;
+mod disks;
 
 use self::copies::Copies;
-use super::calls::{Ask, Begun, Reply};
+use self::disks::Changes;
+use super::calls::{Ask, Begun, Given, Reply};
 use super::part::{FRAME, In, MS, Out, Part, S, Side};
-use crate::capture::crash::{End, begin_again, fall, left};
-use crate::capture::world::{History, Hostility, Order, World, index};
+use crate::capture::crash::{Disks, End, begin_again, fall, left};
+use crate::capture::world::{History, Hostility, Order, World, index, spec};
 use cdp_core::capture::{Fork, QUEUE_BYTES_MIN, RereadToken, Room};
 use cdp_core::frame::{Compression, EncodedFrame, Encoder};
 use cdp_core::link::message::{Code, FarRoom, Features, Message};
 use cdp_core::link::source::{SourceEffect, SourceEnd, SourceOptions};
 use cdp_core::replica::compare::{Compare, CompareOptions, Outcome, Output};
-use cdp_core::types::{GroupId, Lsn, MonoTime, Position, Timeline};
+use cdp_core::types::{DiskId, GroupId, Lsn, MonoTime, Position, SECTOR, Timeline};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Bytes of frames that are kept, at most: the filter's queue, with what frames take beside what they carry.
@@ -38,6 +40,7 @@ pub struct Host {
     kept: BTreeMap<u64, EncodedFrame>,
     kept_bytes: u64,
     copies: Copies,
+    changes: Changes,
     compare: Compare<RereadToken>,
     /// Ranges that wait to be compared.
     doubtful: VecDeque<Order>,
@@ -73,6 +76,7 @@ impl Host {
             kept: BTreeMap::new(),
             kept_bytes: 0,
             copies: Copies::new(copies::all(&world)),
+            changes: Changes::default(),
             compare: comparison(),
             doubtful: VecDeque::new(),
             offered: 0,
@@ -122,11 +126,12 @@ impl Host {
         self.compare = comparison();
         self.doubtful.clear();
         self.left.clear();
+        self.changes.fell();
         (self.forking, self.asked) = (false, false);
     }
 
     /// The replica has opened `timeline`: a start, or the filter that runs goes on there.
-    pub fn begin(&mut self, timeline: Timeline, begun: Begun) {
+    pub fn begin(&mut self, timeline: Timeline, begun: Begun, given: &[Given]) {
         match (std::mem::replace(&mut self.life, Life::Between), begun.after) {
             (Life::Down(world), None) => {
                 self.histories.push(world.history_so_far());
@@ -143,9 +148,19 @@ impl Host {
                         left.base[index(disk)] = base;
                     }
                 }
-                let mut world = left.restart_on(self.hostility, timeline, parent);
+                let is_anew = |disk: DiskId| given.iter().find(|given| given.anew == disk && given.disk != disk);
+                let there: Vec<DiskId> = begun.disks.iter().map(|(disk, _)| *disk).collect();
+                let joining = there.iter().filter_map(|disk| Some((*disk, is_anew(*disk)?.disk))).collect();
+                let disks = Disks { there, joining, leaving: begun.leaving };
+                let mut world = left.restart_on(self.hostility, (timeline, parent), &disks);
+                for (disk, size) in begun.disks.iter().filter(|(disk, _)| is_anew(*disk).is_none()) {
+                    let known = world.known_at(Lsn::ZERO).sizes[index(*disk)] as u64 * SECTOR;
+                    assert_eq!(known, *size, "of disk {disk} the replica knows {size} bytes");
+                }
                 world.seeds_left = begun.uncopied.len();
                 self.copies = Copies::new(begun.uncopied);
+                let announced = world.filter.status(world.both()).lsn;
+                disks.joining.iter().for_each(|(disk, _)| self.copies.join(*disk, announced));
                 self.life = Life::Up(Box::new(world));
             }
             (Life::Up(mut world), after) => {
@@ -156,10 +171,12 @@ impl Host {
                 self.drain_end();
                 world.far_durable(fork);
                 let (before, lost) = (world.dirty_bytes(), world.lost_bytes(fork));
-                world.fork_at(timeline, fork, Fork::Lent);
+                let known = begun.disks.iter().map(|(disk, size)| spec(index(*disk), *size)).collect::<Vec<_>>();
+                world.fork_at(timeline, fork, Fork::Lent, &known);
+                self.changes.forked();
                 let after = world.dirty_bytes();
                 // Only where ranges are kept it is known which were lost.
-                let exact = !world.options.keeps_ranges || after <= before + lost;
+                let exact = !world.options.keeps_ranges || world.hostility.disks_change || after <= before + lost;
                 assert!(exact, "{after} bytes are read again, {before} were dirty and {lost} are lost");
                 self.forked.insert(timeline);
                 self.copies.session_changed(false);
@@ -182,6 +199,11 @@ impl Host {
         world.step(now.0);
         match (ask, reply) {
             (Ask::Trust { least }, Reply::Done) => world.trusted(least),
+            (Ask::Disks { timeline, edit }, Reply::Done) => {
+                if timeline == world.options.timeline {
+                    self.changes.told(world, edit);
+                }
+            }
             (Ask::Copy { disk, .. }, Reply::Copy { attempt, position }) => self.copies.begun(disk, attempt, position),
             (Ask::Copied { disk, attempt }, Reply::Copied(whole)) => self.copies.ended(world, (disk, attempt), whole),
             (Ask::Hashes(_), Reply::Hashes(id, answer)) => {
@@ -196,14 +218,28 @@ impl Host {
         self.lends
     }
 
-    /// First copies are through, and nothing waits for them.
-    pub fn are_copied(&self) -> bool {
-        self.copies.are_done()
+    /// First copies are through, and nothing becomes of any disk.
+    pub fn is_settled(&self) -> bool {
+        self.copies.are_all_done() && self.changes.are_done()
     }
 
-    /// Bytes of disks that are not copied.
+    /// What becomes of the disks.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Bytes of disks that are not copied, and of what is about to be.
     pub fn uncopied_bytes(&self) -> u64 {
-        self.copies.left(self.any_world())
+        self.copies.left(self.any_world()) + self.changes.bytes()
+    }
+
+    /// The sources that a filter is started with, or has. Of a disk that left it may not be known any more that it did.
+    pub fn given(&mut self) -> Vec<Given> {
+        match &mut self.life {
+            Life::Up(world) => disks::held(world),
+            Life::Down(world) => disks::given(world),
+            Life::Between => unreachable!("it was put back"),
+        }
     }
 
     /// What the filter wants of whoever has the replica; gives what is to be asked.
@@ -217,6 +253,11 @@ impl Host {
                     self.end.lend(through);
                 }
                 Order::Compare { .. } => self.doubtful.push_back(order),
+                // One at a time, and none while a new group is copied.
+                Order::Change(change) if self.changes.are_done() && self.copies.are_done() && !self.forking => {
+                    self.changes.begin(world, &mut self.copies, change);
+                }
+                Order::Change(_) => {}
             }
         }
         None
@@ -277,7 +318,11 @@ impl Host {
     /// Goes on with first copies; gives what is to be asked.
     fn copy(&mut self, now: MonoTime) -> Option<Ask> {
         let Life::Up(world) = &mut self.life else { return None };
-        if self.forking { None } else { self.copies.go_on(now, world, (self.group, &mut self.end)) }
+        if self.forking {
+            return None;
+        }
+        let ask = self.changes.go_on(world, &mut self.copies);
+        ask.or_else(|| self.copies.go_on(now, world, (self.group, &mut self.end)))
     }
 
     /// The end has something to say; none: it was dealt with here.

@@ -22,6 +22,9 @@ pub struct HopPlan {
     pub bytes_per_second: u64,
 }
 
+/// No disk that joins or grows gets more sectors: no more than the longest write of a guest has.
+const SECTORS_CHANGED: u64 = 400;
+
 /// A disk with so many sectors begins empty.
 const VAST: u64 = 20_000;
 
@@ -109,8 +112,10 @@ impl Plan {
         }
         let look = (rng.between(1, plan.active_ns * 2), rng.below(groups as u64) as usize);
         plan.looks.push(look);
-        if seed % 4 == 3 {
-            plan.with_long_writes(&mut rng, groups);
+        match seed % 4 {
+            3 => plan.with_long_writes(&mut rng, groups),
+            1 => plan.with_changes(&mut rng, groups),
+            _ => {}
         }
         plan
     }
@@ -127,6 +132,23 @@ impl Plan {
         for _ in 0..rng.between(4, 12) {
             let after = rng.between(1, self.active_ns);
             self.faults.push((after, Fault::Replica { group: rng.below(groups as u64) as usize }));
+        }
+    }
+
+    /// Disks join, change their size and leave.
+    fn with_changes(&mut self, rng: &mut Rng, groups: usize) {
+        if rng.one_in(2) {
+            // Orders break.
+            self.with_long_writes(rng, groups);
+        }
+        self.hostility.disks_change = true;
+        // First copies of the group come first.
+        self.active_ns = self.active_ns.max(rng.between(3, 8) * S);
+        self.hops.iter_mut().for_each(|hop| hop.bytes_per_second = hop.bytes_per_second.max(300_000));
+        for _ in 0..rng.below(4) {
+            let group = rng.below(groups as u64) as usize;
+            let end = if rng.one_in(2) { End::Kill } else { End::PowerCut };
+            self.faults.push((rng.between(1, self.active_ns), Fault::Host { group, end }));
         }
     }
 
@@ -199,6 +221,7 @@ fn hostility(rng: &mut Rng) -> Hostility {
     Hostility {
         far: true,
         sectors_max: WRITE / SECTOR,
+        disk_sectors: SECTORS_CHANGED,
         clients: 1 + maybe(2, 2) + maybe(4, 4),
         op_fails_one_in: maybe(25, 4),
         log_fails_one_in: maybe(12, 4),

@@ -1,9 +1,10 @@
 //! The replica host: the link's target end and a journal on a disk that tears and forgets.
 
 mod copies;
+mod disks;
 
 use self::copies::Copies;
-use super::calls::Reply;
+use super::calls::{Given, Reply};
 use super::part::{FRAME, In, MS, Out, Part, Side, window};
 use crate::capture::rng::Rng;
 use bytes::Bytes;
@@ -200,7 +201,7 @@ impl ReplicaHost {
     }
 
     /// Somebody wants to write this timeline from now on; none: not yet.
-    fn begin(&mut self, now: MonoTime, timeline: Timeline, starts: bool) -> Option<Reply> {
+    fn begin(&mut self, now: MonoTime, timeline: Timeline, (starts, given): (bool, &[Given])) -> Option<Reply> {
         if self.has_failed() {
             return None;
         }
@@ -229,7 +230,9 @@ impl ReplicaHost {
         }
         let number = self.writer.manifest().timelines.len() as u32 + 1;
         let (parent, fork) = (self.timeline, self.durable());
-        let generation = self.writer.open_timeline(info(timeline, number, Some(parent), fork));
+        let replica = self.look();
+        self.writer.open_timeline(info(timeline, number, Some(parent), fork));
+        let generation = self.note_disks(&replica, (starts, given), fork);
         self.opening = Some((timeline, generation));
         (self.timeline, self.have) = (timeline, Position::whole(Lsn::ZERO));
         self.pending.clear();

@@ -1,6 +1,7 @@
 //! The world as somebody else drives it, who has the replica: step by step, with what is durable told from there.
 
 use super::*;
+use cdp_core::frame::{Note, Part};
 use cdp_core::replica::compare::{Asked, Hash};
 
 /// Blocks that a first copy takes at once, at most.
@@ -13,6 +14,8 @@ pub enum Order {
     Trust(u64),
     /// What a proxy has stored up to here need not be kept.
     Lend(Lsn),
+    /// Something is to become of the disks.
+    Change(DiskChange),
     /// What of a range differs: [`World::compared`].
     Compare { token: RereadToken, disk: DiskId, extent: Extent, at: Lsn },
 }
@@ -27,6 +30,8 @@ pub enum Piece {
 pub struct History {
     pub timeline: Timeline,
     pub start: Vec<Tags>,
+    /// What the replica knew of the disks before the first record.
+    known: Known,
     pub changes: Vec<Change>,
     pub lsn_after_call: Vec<Lsn>,
     /// Every record of it.
@@ -156,6 +161,18 @@ impl World {
         model::apply(&mut self.applied, &self.frames, run, &self.left_out, index);
     }
 
+    /// Whether everything up to here is durable and settled at the replica.
+    pub fn has_reached(&self, lsn: Lsn) -> bool {
+        let settled = self.frames[..self.taken].last().map_or(Lsn::ZERO, |frame| frame.settled);
+        lsn <= settled.min(self.applied_through)
+    }
+
+    /// What guests see of the disks.
+    pub fn seen(&self) -> Vec<(DiskId, Tags)> {
+        let there = (0..self.disks.len()).filter(|disk| !self.left.contains(disk));
+        there.map(|disk| (spec(disk, 0).id, self.disks[disk].content[..self.sizes[disk]].to_vec())).collect()
+    }
+
     /// The first copies of the group are through; where one was there before, everything is compared.
     pub fn group_copied(&mut self, compare: bool) {
         let now = self.both();
@@ -173,6 +190,7 @@ impl World {
         History {
             timeline: self.options.timeline,
             start: self.start_content.clone(),
+            known: self.known_first(),
             changes: self.changes.clone(),
             lsn_after_call: self.lsn_after_call.clone(),
             frames: self.frames.clone(),
@@ -186,7 +204,8 @@ impl World {
             && status.state == State::Protecting
             && status.dirty_bytes == 0
             && self.filter.is_whole()
-            && status.restorable >= self.last_change()
+            && self.changing.is_empty()
+            && status.restorable >= self.last_change().max(self.disks_changed)
     }
 }
 
@@ -196,21 +215,37 @@ impl History {
         self.frames.last().map_or(Lsn::ZERO, |frame| frame.last_lsn())
     }
 
-    /// What the disks were at these LSNs, which ascend.
-    pub fn at(&self, lsns: &[Lsn]) -> Vec<Vec<Tags>> {
+    /// What the disks were at these LSNs, which ascend: those that could be restored.
+    pub fn at(&self, lsns: &[Lsn]) -> Vec<Vec<(DiskId, Tags)>> {
         let mut state = self.start.clone();
+        let mut known = self.known.clone();
         let mut changes = self.changes.iter().peekable();
-        let mut states = Vec::with_capacity(lsns.len());
-        for lsn in lsns {
-            let call = self.lsn_after_call.partition_point(|last| last < lsn) as u64;
+        let mut happen = |state: &mut Vec<Tags>, lsn: Lsn| {
+            let call = self.lsn_after_call.partition_point(|last| *last < lsn) as u64;
             // What went unrecorded in a call went after the records of that call.
-            let happened = |change: &&Change| change.lsn.map_or(change.call < call, |own| own <= *lsn);
+            let happened = |change: &&Change| change.lsn.map_or(change.call < call, |own| own <= lsn);
             while let Some(change) = changes.next_if(happened) {
                 for (at, sector) in sectors(change.extent).enumerate() {
                     state[change.disk][sector] = change.tags.get(at).copied().unwrap_or(0);
                 }
             }
-            states.push(state.clone());
+        };
+        let of_disks = |part: &&Part| part.disk.is_some() && !part.kind.changes_disk();
+        let mut said = self.frames.iter().flat_map(|frame| &frame.parts).filter(of_disks).peekable();
+        let mut states = Vec::with_capacity(lsns.len());
+        for lsn in lsns {
+            while let Some(part) = said.next_if(|part| part.lsn <= *lsn) {
+                if let (Some(disk), Some(Note::Resize { from, to })) = (part.disk.map(index), part.note.as_deref()) {
+                    // What is cut off is nobody's any more.
+                    happen(&mut state, part.lsn);
+                    let (from, to) = ((from / SECTOR) as usize, (to / SECTOR) as usize);
+                    state[disk][to.min(from)..from].fill(0);
+                }
+                known.hear(part);
+            }
+            happen(&mut state, *lsn);
+            let shown = known.shown().map(|disk| (spec(disk, 0).id, state[disk][..known.sizes[disk]].to_vec()));
+            states.push(shown.collect());
         }
         states
     }

@@ -28,10 +28,18 @@ enum Stage {
     },
 }
 
-/// First copies of a group's disks.
+/// A disk to be copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Order {
+    disk: DiskId,
+    /// It joined the group. It has a base only when the records up to this LSN are durable, which say that it is not complete.
+    announced: Option<Lsn>,
+}
+
+/// First copies of a group's disks, and of those that join.
 pub struct Copies {
-    waiting: VecDeque<DiskId>,
-    now: Option<(DiskId, Stage)>,
+    waiting: VecDeque<Order>,
+    now: Option<(Order, Stage)>,
     /// Seeds of the session that holds: so many were given, and taken.
     is_up: bool,
     given: u64,
@@ -45,21 +53,43 @@ pub struct Copies {
 impl Copies {
     pub fn new(disks: Vec<DiskId>) -> Self {
         let told = disks.is_empty();
-        Self { waiting: disks.into(), now: None, is_up: false, given: 0, taken: 0, retry: None, compares: false, told }
+        let waiting = disks.into_iter().map(|disk| Order { disk, announced: None }).collect();
+        Self { waiting, now: None, is_up: false, given: 0, taken: 0, retry: None, compares: false, told }
+    }
+
+    /// A disk joined: it is copied when those before it are. `announced` are the records that say so.
+    pub fn join(&mut self, disk: DiskId, announced: Lsn) {
+        self.waiting.push_back(Order { disk, announced: Some(announced) });
+    }
+
+    /// A disk leaves: nobody copies it any more.
+    pub fn forget(&mut self, disk: DiskId) {
+        self.waiting.retain(|order| order.disk != disk);
+        self.now = self.now.filter(|(order, _)| order.disk != disk);
+    }
+
+    /// Those whose copies are not through.
+    fn orders(&self) -> impl Iterator<Item = &Order> {
+        self.waiting.iter().chain(self.now.as_ref().map(|(order, _)| order))
     }
 
     /// Bytes of disks whose copies are not through.
     pub fn left(&self, world: &World) -> u64 {
-        let disks = self.waiting.iter().chain(self.now.as_ref().map(|(disk, _)| disk));
-        disks.map(|disk| world.sizes[index(*disk)] as u64 * SECTOR).sum()
+        self.orders().map(|order| world.sizes[index(order.disk)] as u64 * SECTOR).sum()
     }
 
+    /// The disks of the group are copied.
     pub fn are_done(&self) -> bool {
         self.told
     }
 
+    /// And those that joined.
+    pub fn are_all_done(&self) -> bool {
+        self.told && self.orders().next().is_none()
+    }
+
     pub fn is_uncopied(&self, disk: DiskId) -> bool {
-        self.waiting.contains(&disk) || self.now.is_some_and(|(now, _)| now == disk)
+        self.orders().any(|order| order.disk == disk)
     }
 
     /// A session holds, or does not any more: what was given in another one is for nobody.
@@ -75,23 +105,27 @@ impl Copies {
     }
 
     pub fn begun(&mut self, disk: DiskId, attempt: u64, position: u64) {
-        if let Some((_, stage)) = self.now.as_mut().filter(|now| **now == (disk, Stage::Asked)) {
+        let asked = |now: &&mut (Order, Stage)| now.0.disk == disk && now.1 == Stage::Asked;
+        if let Some((_, stage)) = self.now.as_mut().filter(asked) {
             *stage = Stage::Reads { attempt, at: position };
         }
     }
 
     pub fn ended(&mut self, world: &mut World, of: (DiskId, u64), whole: Option<Whole>) {
         let (disk, attempt) = of;
-        if self.now != Some((disk, Stage::Ends { attempt })) {
+        let Some((order, _)) = self.now.filter(|now| now.0.disk == disk && now.1 == Stage::Ends { attempt }) else {
             return;
-        }
+        };
         self.now = match whole {
             Some(whole) => {
                 self.compares |= whole.brought;
                 world.set_base(index(disk), whole.base);
+                if order.announced.is_some() {
+                    world.joined(index(disk));
+                }
                 None
             }
-            None => Some((disk, Stage::Asks)),
+            None => Some((order, Stage::Asks)),
         };
     }
 
@@ -103,9 +137,9 @@ impl Copies {
     /// Goes on; gives what is to be asked.
     pub fn go_on(&mut self, now: MonoTime, world: &mut World, of: (GroupId, &mut SourceEnd)) -> Option<Ask> {
         if self.now.is_none() {
-            self.now = self.waiting.pop_front().map(|disk| (disk, Stage::Asks));
+            self.now = self.waiting.pop_front().map(|order| (order, Stage::Asks));
         }
-        let Some((disk, stage)) = &mut self.now else {
+        let Some((Order { disk, announced }, stage)) = &mut self.now else {
             if !std::mem::replace(&mut self.told, true) {
                 world.group_copied(self.compares);
             }
@@ -118,6 +152,9 @@ impl Copies {
                 Some(Ask::Copy { disk, size })
             }
             Stage::Reads { attempt, at } if *at == size && self.given == self.taken => {
+                if announced.is_some_and(|announced| !world.has_reached(announced)) {
+                    return None;
+                }
                 let attempt = *attempt;
                 *stage = Stage::Ends { attempt };
                 Some(Ask::Copied { disk, attempt })

@@ -106,7 +106,13 @@ impl ReplicaHost {
             return None;
         }
         let reply = match *ask {
-            Ask::Begin { timeline, starts } => return self.begin(now, timeline, starts),
+            Ask::Begin { timeline, starts, ref given } => return self.begin(now, timeline, (starts, given.as_slice())),
+            // Who asked writes another timeline now, and says it again there.
+            Ask::Disks { timeline, .. } if timeline != self.timeline => return None,
+            Ask::Disks { edit, .. } => {
+                self.copies.edited = self.edit_disks(edit).unwrap_or(self.copies.edited);
+                Some(Reply::Done)
+            }
             Ask::Trust { least } => {
                 if self.writer.manifest().activity_generation < least {
                     self.copies.edited = self.writer.edit(|manifest| manifest.activity_generation = least);
@@ -146,11 +152,13 @@ impl ReplicaHost {
         else {
             unreachable!("it was opened")
         };
-        let copied = |disk: &&DiskInfo| disk.base.is_some();
-        let uncopied = manifest.disks.iter().filter(|disk| !copied(disk)).map(|disk| disk.id).collect();
+        let copied = |disk: &&DiskInfo| disk.base.is_some() && disk.added == Lsn::ZERO;
+        let uncopied = manifest.disks.iter().filter(|disk| disk.base.is_none() && disk.added == Lsn::ZERO);
+        let uncopied = uncopied.map(|disk| disk.id).collect();
         let bases = manifest.disks.iter().filter(copied).map(|disk| (disk.id, self.below(disk.id))).collect();
         let after = parent.map(|parent| (parent, fork));
-        Begun { after, least: manifest.activity_generation, uncopied, bases }
+        let (disks, leaving) = self.found(fork);
+        Begun { after, least: manifest.activity_generation, disks, leaving, uncopied, bases }
     }
 
     /// What a disk is below the first record of the open timeline.
@@ -173,13 +181,18 @@ impl ReplicaHost {
     }
 
     fn begin_copy(&mut self, asked: u64, disk: DiskId, size: u64) -> Option<Reply> {
-        if self.writer.manifest().disk(disk).is_some_and(|info| info.base.is_some()) {
+        // One that left, or is copied anew under another number, nobody copies any more.
+        let info = self.writer.manifest().disk(disk).filter(|info| info.removed.is_none())?;
+        if info.base.is_some() {
             return Some(Reply::Copy { attempt: 0, position: size });
         }
+        let joined = info.added > Lsn::ZERO;
         if self.copies.copy.as_ref().is_none_or(|copy| copy.asked < asked) {
             let brought = self.copies.adopted.contains(&disk);
             let fresh = SeedingInfo { adopted: brought, ..SeedingInfo::new(disk, size, self.timeline) };
-            let found = self.writer.manifest().seeding_of(disk).copied();
+            // Of one that joined what was copied in another timeline would have to be compared first: it is begun anew.
+            let counts = |info: &&SeedingInfo| !joined || info.since == self.timeline;
+            let found = self.writer.manifest().seeding_of(disk).filter(counts).copied();
             let mut attempt = None;
             self.copies.edited = self.writer.edit(|manifest| attempt = manifest.begin_seeding(found.unwrap_or(fresh)));
             let (media, replica) = (&self.disk, self.writer.manifest().replica);
@@ -266,7 +279,7 @@ impl ReplicaHost {
 
     /// Whether a copy is whole; if so it is named.
     fn end_copy(&mut self, disk: DiskId, attempt: u64) -> Option<Whole> {
-        let info = self.writer.manifest().disk(disk).expect("it is known");
+        let info = self.writer.manifest().disk(disk).filter(|info| info.removed.is_none())?;
         let (added, size, is_named) = (info.added, info.size, info.base.is_some());
         if !is_named {
             let is_this = |copy: &&mut Copy| copy.disk == disk && copy.attempt == attempt;
@@ -297,7 +310,9 @@ impl ReplicaHost {
         }
         let replica = self.look();
         let view = self.view(&replica, ask.disk, durable);
-        let disk = ViewDisk { id: info.id, name: info.name.clone(), size: info.size };
+        // What it has grown by is compared before its record says so.
+        let size = info.size.max(ask.asked.extent().end());
+        let disk = ViewDisk { id: info.id, name: info.name.clone(), size };
         let hashes = ask.asked.hashes_in(&DiskView::new(&view, disk), &mut Vec::new());
         Answer::Hashes(hashes.expect("it can be read"))
     }

@@ -1,7 +1,7 @@
 //! Questions on their way: they pass every part of the chain, are lost with any of them, and are asked again. So one may come late, and
 //! twice.
 
-use super::super::calls::{Ask, Begun, Reply};
+use super::super::calls::{Ask, Begun, Given, Reply};
 use super::super::host::Life;
 use super::super::part::MS;
 use super::{Event, World};
@@ -27,10 +27,11 @@ pub struct Asked {
 impl World {
     pub fn order_begin(&mut self, group: usize, starts: bool) {
         let timeline = Timeline::new(self.rng.identity()).expect("not 0");
+        let given = self.groups[group].host.given();
         self.note([group as u64, 3, self.next_ask, 0], || format!("group {group} wants timeline {timeline}"));
         // The one before, if it is still asked for, is not wanted any more.
         self.groups[group].begins = Some(self.next_ask);
-        self.ask(group, Ask::Begin { timeline, starts });
+        self.ask(group, Ask::Begin { timeline, starts, given });
     }
 
     pub fn ask(&mut self, group: usize, ask: Ask) {
@@ -41,19 +42,20 @@ impl World {
     }
 
     pub fn ask_again(&mut self, number: u64) {
-        let Some(&Asked { group, life, ask, sendings }) = self.asked.get(&number) else { return };
+        let Some(Asked { group, life, ask, sendings }) = self.asked.get(&number) else { return };
+        let (group, life, ask, sendings) = (*group, *life, ask.clone(), *sendings);
         // What a comparison asks it asks again by itself.
         let given_up = matches!(ask, Ask::Hashes(_)) && sendings > 0;
-        if given_up || life != self.groups[group].life || !self.is_wanted(group, number, ask) {
+        if given_up || life != self.groups[group].life || !self.is_wanted(group, number, &ask) {
             self.asked.remove(&number);
             return;
         }
         let sending = sendings + 1;
-        self.asked.insert(number, Asked { group, life, ask, sendings: sending });
+        self.asked.insert(number, Asked { group, life, ask: ask.clone(), sendings: sending });
         self.at(self.now + PATIENCE_NS, Event::AskAgain(number));
         if self.reaches(group) {
             let arrives = self.now + self.whole_way();
-            self.at(arrives, Event::Ask { group, number, ask, sending });
+            self.at(arrives, Event::Ask { group, number, ask: ask.clone(), sending });
             if self.rng.one_in(TWICE_ONE_IN) {
                 let late = arrives + self.rng.below(LATE_NS);
                 self.at(late, Event::Ask { group, number, ask, sending: 0 });
@@ -61,9 +63,13 @@ impl World {
         }
     }
 
-    /// Of orders for a timeline only the newest counts.
-    fn is_wanted(&self, group: usize, number: u64, ask: Ask) -> bool {
-        !matches!(ask, Ask::Begin { .. }) || self.groups[group].begins == Some(number)
+    /// Of orders for a timeline only the newest counts; what was to be written down is, of the timeline before, said anew.
+    fn is_wanted(&self, group: usize, number: u64, ask: &Ask) -> bool {
+        match ask {
+            Ask::Begin { .. } => self.groups[group].begins == Some(number),
+            Ask::Disks { timeline, .. } => self.groups[group].host.any_world().options.timeline == *timeline,
+            _ => true,
+        }
     }
 
     /// Whether everybody between a host and its replica passes on what is asked.
@@ -77,7 +83,7 @@ impl World {
     }
 
     pub fn ask_arrives(&mut self, group: usize, number: u64, ask: Ask, sending: u64) {
-        if !self.reaches(group) || !self.is_wanted(group, number, ask) {
+        if !self.reaches(group) || !self.is_wanted(group, number, &ask) {
             return;
         }
         let part = (group + 1) * self.width - 1;
@@ -103,8 +109,8 @@ impl World {
         let Some(asked) = self.asked.remove(&number).filter(|asked| asked.life == self.groups[group].life) else {
             return;
         };
-        if let (Ask::Begin { timeline, .. }, Reply::Begun(begun)) = (asked.ask, reply.clone()) {
-            return self.begun(group, timeline, begun);
+        if let (Ask::Begin { timeline, given, .. }, Reply::Begun(begun)) = (&asked.ask, reply.clone()) {
+            return self.begun(group, *timeline, (begun, given.as_slice()));
         }
         let part = group * self.width;
         self.note([part as u64, 9, number, 0], || format!("{part} is answered: {reply:?}"));
@@ -113,7 +119,7 @@ impl World {
         self.touched.insert(part);
     }
 
-    fn begun(&mut self, group: usize, timeline: Timeline, begun: Begun) {
+    fn begun(&mut self, group: usize, timeline: Timeline, (begun, given): (Begun, &[Given])) {
         self.groups[group].begins = None;
         self.note([6, group as u64, begun.after.map_or(0, |(_, fork)| fork.0), 0], || {
             format!("group {group} goes on on {timeline} after {:?}, uncopied {:?}", begun.after, begun.uncopied)
@@ -123,7 +129,7 @@ impl World {
         if matches!(host.life, Life::Down(_)) {
             self.mending -= 1;
         }
-        host.begin(timeline, begun);
+        host.begin(timeline, begun, given);
         let (calm, world) = (self.calm, host.world_mut().expect("it began"));
         world.calm |= calm;
         let part = group * self.width;
