@@ -106,10 +106,15 @@ impl Filter {
     fn announce(&mut self, now: Now, at: usize) -> Lsn {
         let DiskSpec { id, name, size } = self.disks[at].clone();
         let from = self.control(now, RecordKind::DiskAdded, Some(id), Note::DiskAdded { name, size });
-        let note = Note::ResyncBegin { from, reason: ResyncReason::Seeding };
-        self.control(now, RecordKind::ResyncBegin, Some(id), note);
+        self.say_incomplete(now, id, from);
         self.changes.of.insert(at, Change::Copy);
         from
+    }
+
+    /// The record that a disk is being copied, and not complete.
+    fn say_incomplete(&mut self, now: Now, disk: DiskId, from: Lsn) {
+        let note = Note::ResyncBegin { from, reason: ResyncReason::Seeding };
+        self.control(now, RecordKind::ResyncBegin, Some(disk), note);
     }
 
     /// The copy of a disk that joined is complete and durable at the replica: from the record that is made now on the disk can
@@ -308,6 +313,10 @@ impl Filter {
                 }
                 continue;
             };
+            // It may know the disk before any record of it, and would take the copy for complete before the record says so.
+            if self.changes.is_copied(at) {
+                self.say_incomplete(now, id, self.last_lsn.next());
+            }
             // What was cut off and came back was discarded at the source, and not there. What was read of what a disk has grown
             // by has no LSN in the log.
             let cut = self.changes.cut.get(&at).filter(|(lsn, _)| *lsn > fork).map_or(size, |(_, least)| *least);

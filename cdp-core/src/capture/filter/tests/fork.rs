@@ -264,3 +264,21 @@ fn forks_of_forks_while_nothing_becomes_durable() {
     let read = reread_all(&mut rig);
     assert_eq!(read, [Extent::new(5 << 20, 64 << 10)], "the repair was not durable");
 }
+
+/// The replica wrote the disk down before it had records, and those that say that it is not complete are lost.
+#[test]
+fn a_replica_that_lost_the_records_of_a_disk_that_joins_is_told_again_that_it_is_not_complete() {
+    let mut rig = Rig::protecting_with(far());
+    let at = rig.filter.status(rig.now()).durable;
+    let joins = DiskSpec { id: DiskId::new(2).expect("not 0"), name: "disk2".into(), size: 1 << 20 };
+    rig.filter.add_disk(rig.now(), joins.clone(), None).expect("a new disk");
+    let known = [options().disks[0].clone(), joins.clone()];
+    let first = rig.filter.fork(rig.now(), other(), at, Fork::Lent, &known).expect("a good fork");
+    rig.frames.clear();
+    rig.drain();
+    let parts = rig.frames.iter().flat_map(|frame| &frame.parts).filter(|part| part.disk == Some(joins.id));
+    let said: Vec<_> = parts.map(|part| part.note.as_deref().cloned()).collect();
+    let begins = |note: &Option<Note>| matches!(note, Some(Note::ResyncBegin { from, reason: ResyncReason::Seeding }) if *from > first);
+    assert!(said.len() == 1 && begins(&said[0]), "of the disk is said {said:?}");
+    rig.filter.disk_seeded(rig.now(), joins.id).expect("its copy goes on");
+}
