@@ -7,13 +7,13 @@
 
 use super::found::new_disk;
 use super::{Notice, Shared};
-use crate::far::{Begin, Find, Found, Near, NewDisk, Origin, SizeOf};
+use crate::far::{Begin, Find, Found, FoundDisk, Near, NewDisk, Origin, SizeOf};
 use crate::owner::PolicyChange;
 use crate::random::identity;
 use crate::report::{Problem, ProblemClass};
 use crate::threads::pause;
 use cdp_core::capture::{DiskSpec, Fork};
-use cdp_core::types::Timeline;
+use cdp_core::types::{DiskId, Timeline};
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -100,11 +100,11 @@ fn go_on(shared: &Arc<Shared>, own: &mut Own) -> Result<(), Refusal> {
     own.add(timeline);
     own.next = fresh();
     shared.policy(found.policy);
-    let known: Vec<DiskSpec> =
-        found.disks.into_iter().map(|disk| DiskSpec { id: disk.id, name: disk.name, size: disk.size }).collect();
     let (durable, forked) = shared.engine.with(|filter, now| {
         let durable = filter.status(now).durable;
         let lost = if at < durable { Fork::Acknowledged } else { Fork::Lent };
+        let had = |id| filter.disk_size(id).is_some() || filter.disk_left(id).is_some();
+        let known: Vec<DiskSpec> = found.disks.into_iter().filter_map(|disk| known(disk, had)).collect();
         (durable, filter.fork(now, timeline, at, lost, &known))
     });
     // Only a filter that is being closed refuses now.
@@ -115,6 +115,19 @@ fn go_on(shared: &Arc<Shared>, own: &mut Own) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// A disk as the replica knows it. One that is only about to join it knows before the filter does: were the filter told of it, it would
+/// record that the disk has left.
+fn known(disk: FoundDisk, had: impl Fn(DiskId) -> bool) -> Option<DiskSpec> {
+    (disk.complete || had(disk.id)).then_some(DiskSpec { id: disk.id, name: disk.name, size: disk.size })
+}
+
+/// How long a disk may get, or how short, by what is not recorded yet. What was announced stays so: else a start before the cut is durable
+/// would take the source for one that lost its end.
+fn size_to_be(disk: &FoundDisk, size: u64) -> Option<SizeOf> {
+    let size = disk.announced.or((disk.size < size).then_some(size))?;
+    Some(SizeOf { disk: disk.id, size })
+}
+
 /// Has the timeline opened, with the disks that the replica may not know any more.
 fn begin(shared: &Arc<Shared>, found: &Found, parent: Timeline, timeline: Timeline) -> Result<(), Problem> {
     let next = shared.engine.with(|filter, now| filter.status(now)).lsn.next();
@@ -123,8 +136,7 @@ fn begin(shared: &Arc<Shared>, found: &Found, parent: Timeline, timeline: Timeli
     for (id, held) in held {
         match found.disks.iter().find(|disk| disk.id == id) {
             None => joining.push(new_disk(id, &held.name, &held.source, next)),
-            Some(disk) if disk.size < held.device.size() => sizes.push(SizeOf { disk: id, size: held.device.size() }),
-            Some(_) => {}
+            Some(disk) => sizes.extend(size_to_be(disk, held.device.size())),
         }
     }
     let begin = Begin {
@@ -139,4 +151,31 @@ fn begin(shared: &Arc<Shared>, found: &Found, parent: Timeline, timeline: Timeli
         stored: false,
     };
     shared.far.begin(&begin, Arc::clone(shared) as Arc<dyn Near>)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(complete: bool, announced: Option<u64>) -> FoundDisk {
+        let id = DiskId::new(2).expect("not 0");
+        FoundDisk { id, name: "disk".into(), size: 4096, complete, announced }
+    }
+
+    /// It would be said to have left before it joined, and a disk leaves once.
+    #[test]
+    fn a_disk_that_only_the_replica_knows_of_yet_is_not_said_to_have_left() {
+        assert_eq!(known(disk(false, None), |_| false), None);
+        assert!(known(disk(false, None), |_| true).is_some(), "one that is being copied");
+        assert!(known(disk(true, None), |_| false).is_some(), "one that left while its order broke");
+    }
+
+    #[test]
+    fn a_cut_that_was_announced_stays_so_over_a_fork() {
+        let size = |found: &FoundDisk, size| size_to_be(found, size).map(|to| to.size);
+        assert_eq!(size(&disk(true, Some(512)), 4096), Some(512));
+        assert_eq!(size(&disk(true, Some(512)), 512), Some(512));
+        assert_eq!(size(&disk(true, None), 8192), Some(8192));
+        assert_eq!(size(&disk(true, None), 4096), None);
+    }
 }
