@@ -6,7 +6,7 @@ use super::figure::{Figure, Reach};
 use super::image::settle;
 use super::load;
 use super::parts::{Chain, Facts, Made, Part, Place, Run, USUAL, text};
-use super::serve::{CUT, MEND};
+use super::serve::CUT;
 use cdp_net::nbd::Uri;
 
 type Failure = Box<dyn std::error::Error>;
@@ -107,9 +107,7 @@ fn replicated(place: &Place, plan: &Plan, kind: Kind, rate: u64) -> Result<([f64
     let made = Made { filter: Run::Pinned(SERVER), others: Run::IdleOn(SERVER), ..USUAL };
     let mut line = None;
     let mut chain = Chain::start(place, made, |at| {
-        let bytes = if kind == Kind::CatchUp { rate as f64 * BLOCK * LINE } else { 0.0 } as u64;
-        let words = ["line", &at.to_string(), &bytes.to_string()];
-        let line = line.insert(Part::start(&place.root, &words, made.others)?);
+        let line = line.insert(Part::start(&place.root, &["line", &at.to_string()], made.others)?);
         Ok(line.line()?.parse()?)
     })?;
     let mut line = line.ok_or("there is a line")?;
@@ -119,12 +117,12 @@ fn replicated(place: &Place, plan: &Plan, kind: Kind, rate: u64) -> Result<([f64
     }
     if kind == Kind::CatchUp {
         load::open(&chain.uri, rate, plan.paced, &place.pool)?;
-        line.ask(MEND)?;
+        line.ask(&((rate as f64 * BLOCK * LINE) as u64).to_string())?;
     }
     let took = load::open(&chain.uri, rate, plan.paced, &place.pool)?;
     let facts = chain.facts()?;
     eprintln!("    {} writes waited for the activity log; {} are not durable", facts.held, facts.lsn - facts.durable);
-    line.ask(MEND)?;
+    line.ask("0")?;
     chain.wait_durable()?;
     chain.stop()?;
     line.stop()?;

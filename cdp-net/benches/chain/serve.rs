@@ -37,9 +37,8 @@ pub(crate) const PART: &str = "--part";
 /// How the filter guards its frames: by TLS, or as the rules have it where none is written, on loopback by a MAC alone.
 pub(crate) const TLS: &str = "tls";
 pub(crate) const PLAIN: &str = "plain";
-/// What a line is told.
+/// Tells a line that it is cut.
 pub(crate) const CUT: &str = "cut";
-pub(crate) const MEND: &str = "mend";
 /// The spool bound of every row, in bytes.
 const QUEUE_BYTES: u64 = 1 << 30;
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -73,7 +72,7 @@ pub(crate) fn serve_if_told(arguments: &[String]) -> Result<bool, Failure> {
         ("filter", [source, socket, points, to, guard]) => filter(root, source, socket, points, to, guard)?,
         ("plain", [source, socket]) => plain(source, socket)?,
         ("null", [source, socket]) => null(root, source, socket)?,
-        ("line", [to, rate]) => line(to.parse()?, rate.parse()?),
+        ("line", [to]) => line(to.parse()?)?,
         _ => return Err(format!("no part is called {kind} with {} words", rest.len()).into()),
     }
     Ok(true)
@@ -214,19 +213,20 @@ fn protect(root: &Path, source: &str, socket: &str, points: &str, far: &Arc<dyn 
     Ok(())
 }
 
-/// A line to one of the others, with so many bytes a second or no bound of its own, which is cut and mended.
-fn line(to: SocketAddr, rate: u64) {
+/// A line to one of the others. It is told [`CUT`], or how many bytes a second it takes from now on: 0 are as many as come.
+fn line(to: SocketAddr) -> Result<(), Failure> {
     let wan = Wan::start(to);
-    wan.set(Weather { rate, ..Weather::default() });
     println!("{}", wan.address());
     for word in std::io::stdin().lock().lines().map_while(Result::ok) {
-        match word.as_str() {
-            CUT => wan.cut(),
-            MEND => wan.mend(),
-            _ => break,
+        if word == CUT {
+            wan.cut();
+        } else {
+            wan.set(Weather { rate: word.parse()?, ..Weather::default() });
+            wan.mend();
         }
         println!("{word}");
     }
+    Ok(())
 }
 
 /// The same server on the same file, with nothing between.
