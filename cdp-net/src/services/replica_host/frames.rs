@@ -1,7 +1,7 @@
 //! The task that has the frames of one timeline: from the link to the keeper, and acks back.
 
 use super::questions::SILENCE_MS;
-use super::seat::{Held, Resumed, Seat, ToFrames};
+use super::seat::{Held, NotAsked, Resumed, Seat, ToFrames};
 use super::traffic::Traffic;
 use super::{Shared, lock};
 use crate::clock::{mono, until};
@@ -50,7 +50,7 @@ struct Task {
     key: Option<SessionId>,
     copier: Option<std::sync::mpsc::Sender<EncodedFrame>>,
     seed_bytes: VecDeque<u64>,
-    asked: BTreeMap<CallId, SyncSender<Answer>>,
+    asked: BTreeMap<CallId, SyncSender<Result<Answer, NotAsked>>>,
     queue: WeakUnboundedSender<ToFrames>,
 }
 
@@ -166,15 +166,11 @@ impl Task {
         }
     }
 
-    fn ask(&mut self, call: Call, reply: SyncSender<Answer>) {
-        let kind = call.kind;
+    fn ask(&mut self, call: Call, reply: SyncSender<Result<Answer, NotAsked>>) {
         match self.end.call(mono(), call, CALL_NS) {
             Ok(id) => drop(self.asked.insert(id, reply)),
-            Err(_) => {
-                let status = CallStatus::Unreachable;
-                // Who asked may have given up.
-                let _ = reply.send(Answer { kind, status, header: Bytes::new(), tail: Bytes::new() });
-            }
+            // Who asked may have given up.
+            Err(_) => drop(reply.send(Err(NotAsked))),
         }
     }
 
@@ -215,7 +211,7 @@ impl Task {
             }
             TargetEffect::Answered { id, answer } => {
                 // Who asked may have given up.
-                let _ = self.asked.remove(&id).map(|reply| reply.send(answer));
+                let _ = self.asked.remove(&id).map(|reply| reply.send(Ok(answer)));
             }
             TargetEffect::Called { id, call } => {
                 let (kind, status) = (call.kind, CallStatus::UnknownKind);

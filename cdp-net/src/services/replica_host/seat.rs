@@ -38,6 +38,10 @@ fn owned(error: &AccessError) -> Problem {
 
 /// How long a keeper waits for its filter's answer.
 const NEAR_WITHIN: Duration = Duration::from_secs(10);
+/// A filter that orders something has its session of frames here after so long, or not at all.
+const COMES_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether it is there.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// By what a group is found.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -51,7 +55,7 @@ pub(super) enum ToFrames {
     Accepted(Box<Accepted>),
     Durable(Lsn),
     Room(Room),
-    Call { call: Call, reply: SyncSender<Answer> },
+    Call { call: Call, reply: SyncSender<Result<Answer, NotAsked>> },
     Seeded { session: u64, taken: u64 },
 }
 
@@ -137,6 +141,9 @@ pub(super) struct Seat {
     stored: Mutex<(u64, u64)>,
 }
 
+/// A call was not sent: there is no session with the filter, or not yet.
+pub(super) struct NotAsked;
+
 /// The way to the filter: the task that has its frames, if there is one.
 #[derive(Default)]
 pub(super) struct Way(Mutex<Option<(Timeline, UnboundedSender<ToFrames>)>>);
@@ -150,11 +157,21 @@ impl Way {
 impl Caller for Way {
     fn call(&self, call: Call) -> Answer {
         let silent = |status| Answer { kind: call.kind, status, header: Bytes::new(), tail: Bytes::new() };
-        let (reply, answered) = sync_channel(1);
-        if !self.tell(ToFrames::Call { call: call.clone(), reply }) {
-            return silent(CallStatus::Unreachable);
+        // A filter orders these itself: its frames are on their way here, after a start for example.
+        let is_order = [CallKind::NearMark, CallKind::NearDisk].iter().any(|kind| *kind as u16 == call.kind);
+        let (begun, patience) = (Instant::now(), if is_order { COMES_WITHIN } else { Duration::ZERO });
+        loop {
+            let (reply, answered) = sync_channel(1);
+            let asked = self.tell(ToFrames::Call { call: call.clone(), reply });
+            match asked.then(|| answered.recv_timeout(NEAR_WITHIN)) {
+                Some(Ok(Ok(answer))) => return answer,
+                Some(Err(_)) => return silent(CallStatus::TimedOut),
+                None | Some(Ok(Err(NotAsked))) if begun.elapsed() >= patience => {
+                    return silent(CallStatus::Unreachable);
+                }
+                None | Some(Ok(Err(NotAsked))) => std::thread::sleep(LOOK),
+            }
         }
-        answered.recv_timeout(NEAR_WITHIN).unwrap_or_else(|_| silent(CallStatus::TimedOut))
     }
 }
 
@@ -466,5 +483,39 @@ impl Held {
             // Without its control socket it is kept all the same.
             let _ = self.keeper.serve();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    fn call(kind: CallKind) -> Call {
+        Call { kind: kind as u16, header: Bytes::new(), tail: Bytes::new() }
+    }
+
+    /// It ordered a mark at once, before its frames had their session.
+    #[test]
+    fn a_filter_that_has_just_begun_is_waited_for_and_one_that_is_away_is_not() {
+        let way = Way::default();
+        assert_eq!(way.call(call(CallKind::NearFacts)).status, CallStatus::Unreachable, "at once");
+        let (task, mut queue) = unbounded_channel();
+        std::thread::scope(|scope| {
+            let marked = scope.spawn(|| way.call(call(CallKind::NearMark)).status);
+            std::thread::sleep(3 * LOOK);
+            *lock(&way.0) = Some((Timeline::new([1; 16]).expect("not 0"), task));
+            let mut next = || loop {
+                if let Some(ToFrames::Call { call, reply }) = queue.blocking_recv() {
+                    return (call, reply);
+                }
+            };
+            // The task is there, and the session is not.
+            drop(next().1.send(Err(NotAsked)));
+            let (call, reply) = next();
+            let answer = Answer { kind: call.kind, status: CallStatus::Done, header: Bytes::new(), tail: Bytes::new() };
+            drop(reply.send(Ok(answer)));
+            assert_eq!(marked.join().expect("no panic"), CallStatus::Done);
+        });
     }
 }
